@@ -1,0 +1,23 @@
+"""The central difference along one direction (SPSA): exact on quadratics, for every epsilon."""
+
+from __future__ import annotations
+
+from l2l.estimators.base import Closure, Estimate, read_loss
+from l2l.perturb import Direction, Theta
+
+
+def two_point(closure: Closure, theta: Theta, direction: Direction, epsilon: float) -> Estimate:
+    """Look at ``theta + epsilon * u`` and ``theta - epsilon * u``: g = (L+ - L-) / (2 epsilon) estimates <grad L, u>.
+
+    Two forward passes. Theta is left at ``-epsilon * u``, so that a step along the same direction costs no extra
+    traversal; :meth:`Theta.home` or the end of the step brings it back.
+    Spall 1992 (SPSA); Malladi et al. 2023, arXiv:2305.17333, Definition 1.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    theta.look(direction, epsilon)
+    plus = read_loss(closure)
+    theta.look(direction, -epsilon)
+    minus = read_loss(closure)
+    return Estimate(direction, plus, minus, (plus - minus) / (2 * epsilon))

@@ -1,0 +1,84 @@
+"""What a fine-tuning run is told: the fields of ``l2l fine-tune`` and of its YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from l2l.methods.base import check_positive
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """Fine-tune a model on a task with forward passes only."""
+
+    model: str = "l2l/tiny"
+    """``l2l/tiny`` (embedded), a directory, or a hub id."""
+    task: str = "world_topic"
+    """Name of a task; `l2l tasks list` shows them."""
+    method: str = "mezo"
+    """``mezo``, ``dizo``, ``learned``, or the path of a module that defines a method."""
+    tuner: str | None = None
+    """Directory, bundled name or hub id of the tuner that ``learned`` needs."""
+    out: str = "runs/fine-tune"
+    """Directory for everything the run leaves. The same command again continues an interrupted run."""
+    data_dir: str | None = None
+    """Holds ``<task>/{train,validation}.jsonl``; without it rows come from the hub. Embedded tasks need neither."""
+    steps: int = 2000
+    """Steps to do; two forward passes each and draw, searches apart."""
+    max_passes: int | None = None
+    """Stop when this many forward passes are spent, however many steps that was: for comparisons at equal passes."""
+    lr: float = 1e-6
+    """Learning rate. Full fine-tuning of large models: 1e-7 to 1e-6; the embedded model: 1e-4 to 1e-3."""
+    epsilon: float = 1e-3
+    """How far along the direction the loss is looked at."""
+    batch_size: int = 16
+    """Examples per step."""
+    weight_decay: float = 0.0
+    """Decay of matrices: theta -= lr * weight_decay * theta."""
+    seed: int = 0
+    """Fixes data order and every direction."""
+    train_size: int = 1000
+    """Rows to train on."""
+    dev_size: int = 200
+    """Rows, split off the train rows, by which the best step is chosen."""
+    test_size: int = 500
+    """Rows of the validation split to report on."""
+    eval_every: int = 500
+    """Steps between evaluations on dev."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 10
+    """Steps between rows of metrics.csv and TensorBoard; steps.jsonl has every step."""
+    max_length: int | None = None
+    """Most tokens per row; None: the model's context, at most 2048."""
+    loop: Literal["bare", "lightning"] = "bare"
+    """Who runs the loop: plain Python, or a Lightning trainer. The losses are the same, bit for bit."""
+    method_args: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the method, e.g. ``{interval: 100}`` for dizo or ``{draws: 4}``."""
+    dtype: str = "float32"
+    """Dtype the weights are loaded in."""
+    device: str | None = None
+    """Torch device; None: the CPU."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    save_model: bool = True
+    """Write the best model to ``out/model``."""
+    overwrite: bool = False
+    """Remove what an earlier run left in ``out``."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        check_positive(
+            steps=self.steps,
+            lr=self.lr,
+            epsilon=self.epsilon,
+            batch_size=self.batch_size,
+            train_size=self.train_size,
+            dev_size=self.dev_size,
+            test_size=self.test_size,
+            eval_every=self.eval_every,
+            checkpoint_every=self.checkpoint_every,
+            log_every=self.log_every,
+        )

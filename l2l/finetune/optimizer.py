@@ -1,0 +1,191 @@
+"""The torch optimizer around :func:`zo_step`: ``step(closure)``, ``param_groups``, schedulers, exact ``state_dict``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, final
+
+from torch import nn
+from torch.optim import Optimizer
+
+from l2l.blocks import Block, Blocks
+from l2l.estimators.base import Closure
+from l2l.finetune.step import StepReport, zo_step
+from l2l.methods.base import Method, check_positive
+from l2l.methods.dizo import DiZO as DiZOMethod
+from l2l.methods.learned import Learned
+from l2l.methods.mezo import MeZO as MeZOMethod
+from l2l.noise import Key
+from l2l.perturb import Theta
+from l2l.tuners.tuner import Tuner
+
+STATE = "zeroth_order"
+"""Entry of ``state_dict`` that holds seed, step and the method's state."""
+
+
+@final
+class ZOOptimizer(Optimizer):
+    """A zeroth-order method as a torch optimizer: no gradients are computed or stored.
+
+    Args:
+        model: its parameters with ``requires_grad`` are trained, tied ones once.
+        method: where to look and what to do with what is seen.
+        lr: theta_b moves by -lr * projected gradient * u_b.
+        seed: fixes every direction, together with the step and the block's name.
+        weight_decay: theta_b shrinks by lr * weight_decay each step, save blocks of one dimension (biases, norms).
+        groups: overrides by name, each ``{"match": pattern, "lr": …, "weight_decay": …}``; the first match holds.
+
+    Raises:
+        ValueError: a value out of range, nothing to train, a group that matches no block.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method[Any],
+        lr: float = 1e-6,
+        seed: int = 0,
+        weight_decay: float = 0.0,
+        groups: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        check_positive(lr=lr)
+        _check_decay(weight_decay)
+        Key(seed)  # refuses what is no seed
+        found = Blocks.of(model)
+        split = _split(found, groups)
+        super().__init__(
+            [{"params": [(b.name, b.tensor) for b in inside], **options} for inside, options in split],
+            {"lr": lr, "weight_decay": weight_decay},
+        )
+        self.method = method
+        self.seed = seed
+        self.steps_done = 0
+        self.theta = Theta(Blocks(block for inside, _ in split for block in inside))
+        self.method_state: Any = method.init(self.theta.blocks)
+        self.report: StepReport | None = None
+
+    @property
+    def blocks(self) -> Blocks:
+        """The blocks being trained."""
+        return self.theta.blocks
+
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Closure, fresh: Callable[[int], Closure] | None = None
+    ) -> float:
+        """One step; the mean of the losses seen, in float.
+
+        Args:
+            closure: computes the loss of this step's batch, e.g. ``lambda: model(**batch).loss``. It is called twice
+                per draw; it must not depend on hidden randomness (call ``model.eval()``).
+            fresh: further batches for methods that search; see :func:`zo_step`.
+
+        Raises:
+            FloatingPointError: a loss is not finite; theta is back where the step began.
+        """
+        lr, decay = self._rates()
+        key = Key(self.seed, self.steps_done)
+        self.method_state, self.report = zo_step(
+            closure, self.theta, self.method, self.method_state, key, lr, decay, fresh
+        )
+        self.steps_done += 1
+        return self.report.loss
+
+    def _rates(self) -> tuple[list[float], list[float]]:
+        pairs = [(group, p) for group in self.param_groups for p in group["params"]]
+        if len(pairs) != len(self.blocks):
+            raise ValueError("a parameter group was added after the optimizer was made: make a new optimizer instead")
+        lr = [float(group["lr"]) for group, _ in pairs]
+        return lr, [float(group["weight_decay"]) if p.ndim > 1 else 0.0 for group, p in pairs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs beside the weights: it resumes exactly."""
+        kept = {"seed": self.seed, "step": self.steps_done, "method": _plain(self.method_state)}
+        return {**super().state_dict(), STATE: kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken.
+
+        Raises:
+            ValueError: it belongs to another kind of optimizer or method.
+        """
+        kept = state_dict.get(STATE)
+        if kept is None:
+            raise ValueError("this state_dict has no zeroth-order state: it belongs to another optimizer")
+        restored = _restored(self.method_state, kept["method"])
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != STATE})
+        self.seed, self.steps_done, self.method_state = kept["seed"], kept["step"], restored
+
+
+def _check_decay(value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"weight_decay={value} must be finite and not negative")
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides of a group, checked."""
+    if "match" not in group or not set(group) <= {"match", "lr", "weight_decay"}:
+        raise ValueError(f"group {dict(group)} must have 'match' and may have 'lr' and 'weight_decay', nothing else")
+    check_positive(lr=group.get("lr", 1.0))
+    _check_decay(group.get("weight_decay", 0.0))
+    return {name: value for name, value in group.items() if name != "match"}
+
+
+def _split(blocks: Blocks, groups: Sequence[Mapping[str, Any]]) -> list[tuple[list[Block], dict[str, Any]]]:
+    rest, split = list(blocks), []
+    for group in groups:
+        options = _options(group)
+        inside = [block for block in rest if re.search(group["match"], block.name)]
+        if not inside:
+            raise ValueError(f"group match={group['match']!r} takes no block; names look like {blocks.names[0]!r}")
+        rest = [block for block in rest if block not in inside]
+        split.append((inside, options))
+    return [*split, (rest, {})] if rest else split
+
+
+def _plain(state: Any) -> Any:
+    if not is_dataclass(state):
+        return state
+    return {field.name: getattr(state, field.name) for field in fields(state)}
+
+
+def _restored(fresh: Any, kept: Any) -> Any:
+    names = {field.name for field in fields(fresh)} if is_dataclass(fresh) else None
+    if names != (set(kept) if isinstance(kept, Mapping) else None):
+        raise ValueError(f"the saved method state does not fit {type(fresh).__name__}: was it another method?")
+    if names is None:
+        return kept
+    return type(fresh)(**kept)  # pyright: ignore[reportCallIssue]
+
+
+def MeZO(
+    model: nn.Module, lr: float = 1e-6, epsilon: float = 1e-3, seed: int = 0, weight_decay: float = 0.0, **method: Any
+) -> ZOOptimizer:
+    """MeZO as a torch optimizer; further arguments are those of :class:`l2l.methods.mezo.MeZO`."""
+    return ZOOptimizer(model, MeZOMethod(epsilon=epsilon, **method), lr, seed, weight_decay)
+
+
+def DiZO(
+    model: nn.Module, lr: float = 1e-6, epsilon: float = 1e-3, seed: int = 0, weight_decay: float = 0.0, **method: Any
+) -> ZOOptimizer:
+    """DiZO as a torch optimizer; further arguments are those of :class:`l2l.methods.dizo.DiZO`."""
+    return ZOOptimizer(model, DiZOMethod(epsilon=epsilon, **method), lr, seed, weight_decay)
+
+
+def ZOFineTuner(
+    model: nn.Module,
+    tuner: Tuner,
+    lr: float = 1e-6,
+    epsilon: float = 1e-3,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    **method: Any,
+) -> ZOOptimizer:
+    """The learned method as a torch optimizer; further arguments are those of :class:`l2l.methods.learned.Learned`.
+
+    Raises:
+        ValueError: the tuner was made for another model; missing and extra blocks are named.
+    """
+    tuner.check(model)
+    return ZOOptimizer(model, Learned(tuner, epsilon=epsilon, **method), lr, seed, weight_decay)

@@ -1,0 +1,179 @@
+"""A fine-tuning run in progress: what happens in and around a step, whoever runs the loop."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+from torch import Tensor
+
+from l2l.estimators.base import Closure
+from l2l.finetune.batches import Feeder
+from l2l.finetune.config import FineTuneConfig
+from l2l.finetune.optimizer import ZOOptimizer
+from l2l.finetune.runlog import RunLog
+from l2l.methods.learned import Learned
+from l2l.report.files import read_tensors, write_tensors
+from l2l.report.metrics import MetricsLog
+from l2l.report.rundir import RunDirectory
+from l2l.tasks.base import Row, Task
+from l2l.tasks.closure import batch_loss
+from l2l.tasks.encode import Batch
+from l2l.tasks.evaluate import Scores, evaluate
+from l2l.tasks.rows import Splits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+COLUMNS = ("train_loss", "projected_gradient", "lr", "passes", "seconds", "dev_loss", "dev_metric")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run works on."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    splits: Splits
+    feeder: Feeder
+    optimizer: ZOOptimizer
+
+
+@dataclass
+class Progress:
+    """What a run has reached; saved with each checkpoint."""
+
+    step: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+    best_step: int = -1
+    best_dev_loss: float = float("inf")
+
+
+@final
+class Session:
+    """Runs steps, evaluates, keeps the best weights, writes checkpoints, and resumes from one exactly."""
+
+    def __init__(self, parts: Parts, config: FineTuneConfig, folder: RunDirectory) -> None:
+        self.parts, self.config, self.folder = parts, config, folder
+        self.progress = Progress()
+        if folder.resumed:
+            self._load()
+        after = self.progress.step - 1 if folder.resumed else None
+        self.metrics = MetricsLog(folder.path, COLUMNS, after)
+        self.log = RunLog(folder.path, self._head(), after)
+        self._clock = time.perf_counter()
+
+    def _head(self) -> dict[str, Any]:
+        method = self.parts.optimizer.method
+        tuner = tuner_hash(method) if isinstance(method, Learned) else None
+        return {"seed": self.config.seed, "epsilon": method.epsilon, "method": self.config.method, "tuner": tuner}
+
+    @property
+    def done(self) -> bool:
+        """Whether the steps or the passes are used up."""
+        limit = self.config.max_passes
+        return self.progress.step >= self.config.steps or (limit is not None and self.progress.passes >= limit)
+
+    def closure(self, batch: Batch) -> Closure:
+        """The loss of the model on a batch."""
+        return lambda: batch_loss(self.parts.model, batch, self.parts.feeder.form)
+
+    def begin(self) -> None:
+        """Before the first step: how good is the model as it comes?"""
+        self._clock = time.perf_counter()
+        if self.progress.step == 0:
+            self._consider(self.dev(), -1)
+
+    def arguments(self) -> dict[str, Any]:
+        """What the optimizer's ``step`` is called with next."""
+        step, feeder = self.progress.step, self.parts.feeder
+        return {
+            "closure": self.closure(feeder.at(step)),
+            "fresh": lambda number: self.closure(feeder.further(step, number)),
+        }
+
+    def after_step(self) -> float:
+        """Log, evaluate and save as due; gives the step's loss."""
+        report, now = self.parts.optimizer.report, self.progress
+        assert report is not None, "after_step comes after a step"
+        step, lr = now.step, self.parts.optimizer.param_groups[0]["lr"]
+        now.step, now.passes = step + 1, now.passes + report.passes
+        self._tick()
+        values = {
+            "train_loss": report.loss,
+            "projected_gradient": report.projected_gradient,
+            "lr": lr,
+            "passes": now.passes,
+            "seconds": round(now.seconds, 3),
+        }
+        if now.step % self.config.eval_every == 0 or self.done:
+            scores = self.dev()
+            values |= {"dev_loss": scores.loss, "dev_metric": scores.value}
+            self._consider(scores, step)
+        if "dev_loss" in values or step % self.config.log_every == 0:
+            self.metrics.log(step, **values)
+        self.log.append(report, lr)
+        if now.step % self.config.checkpoint_every == 0 or self.done:
+            self.save()
+        return report.loss
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.progress.seconds += now - self._clock
+        self._clock = now
+
+    def dev(self) -> Scores:
+        """Scores on the dev rows; not counted as training time."""
+        self._tick()
+        scores = self.scores(self.parts.splits.dev)
+        self._clock = time.perf_counter()
+        return scores
+
+    def scores(self, rows: list[Row]) -> Scores:
+        """Scores of the model as it stands."""
+        parts = self.parts
+        return evaluate(parts.model, parts.tokenizer, parts.task, rows, max_length=self.config.max_length)
+
+    def _consider(self, scores: Scores, step: int) -> None:
+        if scores.loss < self.progress.best_dev_loss:
+            self.progress.best_dev_loss, self.progress.best_step = scores.loss, step
+            write_tensors(self.folder.path / "best.pt", self.weights())
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained tensors by name, sharing memory with the model."""
+        return {block.name: block.tensor.detach() for block in self.parts.optimizer.blocks}
+
+    def load_best(self) -> None:
+        """Put the weights of the best step into the model."""
+        self.parts.optimizer.theta.assign(read_tensors(self.folder.path / "best.pt"))
+
+    def save(self) -> None:
+        """Write the checkpoint, whole."""
+        self._tick()
+        self.log.flush()
+        state = {"weights": self.weights(), "optimizer": self.parts.optimizer.state_dict()}
+        write_tensors(self.folder.checkpoint, state | {"progress": dict(vars(self.progress))})
+        self._clock = time.perf_counter()
+
+    def _load(self) -> None:
+        state = read_tensors(self.folder.checkpoint)
+        self.parts.optimizer.theta.assign(state["weights"])
+        self.parts.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+
+    def close(self) -> None:
+        """Close the logs."""
+        self.metrics.close()
+        self.log.close()
+
+
+def tuner_hash(method: Learned) -> str:
+    """Hash of the tuner's weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in method.tuner.network.state_dict().items():
+        digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""What a meta-training run is told: the fields of ``l2l meta-train`` and of its YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from l2l.methods.base import check_positive
+
+
+@dataclass(frozen=True)
+class MetaTrainConfig:
+    """Learn a tuner for a model over a pool of tasks."""
+
+    model: str = "l2l/tiny"
+    """``l2l/tiny`` (embedded), a directory, or a hub id."""
+    tasks: list[str] | str = field(default_factory=list)
+    """The pool: a list, or names separated by commas. Empty: the embedded pool, for ``l2l/tiny`` only."""
+    validation_tasks: list[str] | str = field(default_factory=list)
+    """Tasks outside the pool on which the tuner is judged and the best one kept. Empty: dev rows of the pool itself."""
+    out: str = "runs/meta-train"
+    """Directory for the tuner and everything the run leaves. The same command again continues an interrupted run."""
+    data_dir: str | None = None
+    """Holds ``<task>/{train,validation}.jsonl``; without it rows come from the hub."""
+    steps: int = 1000
+    """Outer steps, each on one batch of one task, the tasks in turn."""
+    outer_lr: float = 0.1
+    """Learning rate of the tuner's SGD."""
+    lr: float = 1e-6
+    """Learning rate of the zeroth-order step that the tuner is trained to make better."""
+    epsilon: float = 1e-3
+    """How far along the direction the loss is looked at."""
+    batch_size: int = 16
+    """Examples per step."""
+    inner_lr: float = 1e-2
+    """Learning rate of the first-order trajectory that the model follows meanwhile."""
+    inner_momentum: float = 0.8
+    """Its momentum."""
+    inner_clip: float = 1.0
+    """Limit on its gradient norm."""
+    restart_every: int = 200
+    """Outer steps until the model is put back to its initial weights."""
+    validate_every: int = 250
+    """Outer steps between validations."""
+    validation_steps: int = 100
+    """Zeroth-order steps from the initial weights, per validation task, after which the loss is read."""
+    validation_lr: float | None = None
+    """Learning rate of these steps; None: ``lr``."""
+    architecture: str = "per_block_mlp"
+    """Tuner network: a module of ``l2l.tuners``."""
+    architecture_args: dict[str, Any] = field(default_factory=dict)
+    """Its arguments, e.g. ``{hidden: 64}``."""
+    embedding_rows_per_sample: float = 15.0
+    """Rows of an embedding that one sample is expected to touch, for the normaliser."""
+    normalise: bool = True
+    """Whether sigma is normalised to the energy of MeZO's perturbation."""
+    seed: int = 0
+    """Fixes initialisation, data order and every direction."""
+    train_size: int = 1000
+    """Rows per task to train on."""
+    dev_size: int = 200
+    """Rows per task to validate on."""
+    checkpoint_every: int = 250
+    """Outer steps between checkpoints."""
+    log_every: int = 10
+    """Outer steps between rows of metrics.csv and TensorBoard."""
+    max_length: int | None = None
+    """Most tokens per row; None: the model's context, at most 2048."""
+    dtype: str = "float32"
+    """Dtype the weights are loaded in."""
+    device: str | None = None
+    """Torch device; None: the CPU."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    overwrite: bool = False
+    """Remove what an earlier run left in ``out``."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        names = "steps outer_lr lr epsilon batch_size validate_every validation_steps train_size dev_size"
+        more = "checkpoint_every log_every embedding_rows_per_sample"
+        check_positive(**{name: getattr(self, name) for name in f"{names} {more}".split()})
+
+
+def task_list(value: list[str] | str) -> list[str]:
+    """Task names from a list or from names separated by commas."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else list(value)

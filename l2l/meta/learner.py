@@ -1,0 +1,147 @@
+"""Meta-training in progress: one outer step, validation, and everything that a checkpoint must hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor
+
+from l2l.blocks import Blocks
+from l2l.estimators.base import Closure
+from l2l.meta.config import MetaTrainConfig
+from l2l.meta.objective import OneStep, one_step
+from l2l.meta.pool import PoolTask, turn
+from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
+from l2l.meta.validate import short_run
+from l2l.methods.learned import Learned
+from l2l.methods.mezo import MeZO
+from l2l.noise import Key
+from l2l.perturb import Theta
+from l2l.report.files import read_tensors, write_tensors
+from l2l.report.rundir import RunDirectory
+from l2l.tasks.closure import batch_loss
+from l2l.tuners.features import History
+from l2l.tuners.tuner import Tuner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class MetaParts:
+    """What meta-training works on."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    tuner: Tuner
+    pool: list[PoolTask]
+    validation: list[PoolTask]
+
+
+@dataclass
+class Judgement:
+    """Validations so far: losses after short runs, and the weights of the best tuner."""
+
+    mezo: float | None = None
+    history: list[tuple[int, float]] = field(default_factory=list)
+    best_step: int = -1
+    best_loss: float = float("inf")
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+@final
+class MetaLearner:
+    """Outer steps over the pool. The model moves along a first-order trajectory; the tuner learns from each point of it."""
+
+    def __init__(self, parts: MetaParts, config: MetaTrainConfig, folder: RunDirectory) -> None:
+        self.parts, self.config, self.folder = parts, config, folder
+        self.theta = Theta(Blocks.of(parts.model))
+        self.method = Learned(parts.tuner, epsilon=config.epsilon)
+        self.trajectory = TrajectoryConfig(
+            config.inner_lr, config.inner_momentum, config.inner_clip, config.restart_every
+        )
+        self.velocity = at_rest(self.theta.blocks)
+        self.histories = [History.start(self.theta.blocks) for _ in parts.pool]
+        self.judgement = Judgement()
+
+    def begin(self, resumed: bool) -> None:
+        """Keep the initial weights on disk, where restarts and validations find them."""
+        if not resumed:
+            write_tensors(self.folder.path / "initial.pt", self.weights())
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's trainable tensors by name, sharing memory with it."""
+        return {block.name: block.tensor.detach() for block in self.theta.blocks}
+
+    def look(self, step: int) -> tuple[Tensor, OneStep, Closure]:
+        """The meta-objective at outer step ``step``: a scalar whose gradient in the tuner's weights is the meta-gradient."""
+        index, number = turn(step, len(self.parts.pool))
+        if step % self.config.restart_every == 0 and step > 0:
+            self.restart()
+        pool = self.parts.pool[index]
+        batch = pool.feeder.at(number)
+
+        def closure() -> Tensor:
+            return batch_loss(self.parts.model, batch, pool.feeder.form)
+
+        outcome = one_step(
+            closure, self.theta, self.method, self.histories[index], Key(self.config.seed, step), self.config.lr
+        )
+        self.histories[index] = outcome.history
+        sigma = self.parts.tuner.sigma(outcome.features, self.theta.blocks.names)
+        return torch.sum(sigma * outcome.sigma_gradient), outcome, closure
+
+    def travel(self, step: int, closure: Closure) -> float:
+        """One first-order step of the model on the same batch; gives its loss."""
+        return momentum_step(closure, self.theta, self.velocity, self.trajectory.lr_at(step), self.trajectory)
+
+    def restart(self) -> None:
+        """Back to the initial weights, at rest. The tuner, its histories included, goes on."""
+        self.theta.assign(read_tensors(self.folder.path / "initial.pt"))
+        for value in self.velocity.values():
+            value.zero_()
+
+    def validate(self, step: int) -> float:
+        """Judge the tuner; keep it if it is the best so far. The trajectory goes on where it was."""
+        write_tensors(self.folder.path / "theta.pt", self.weights())
+        if self.judgement.mezo is None:
+            self.judgement.mezo = self._mean_loss(MeZO(epsilon=self.config.epsilon))
+        loss = self._mean_loss(self.method)
+        self.theta.assign(read_tensors(self.folder.path / "theta.pt"))
+        self.judgement.history.append((step, loss))
+        if loss < self.judgement.best_loss:
+            weights = {name: value.detach().clone() for name, value in self.parts.tuner.network.state_dict().items()}
+            self.judgement.best_step, self.judgement.best_loss = step, loss
+            self.judgement.best_weights = weights
+        return loss
+
+    def _mean_loss(self, method: Any) -> float:
+        parts, config = self.parts, self.config
+        losses = []
+        for pool in parts.validation:
+            self.theta.assign(read_tensors(self.folder.path / "initial.pt"))
+            lr = config.validation_lr or config.lr
+            losses.append(
+                short_run(
+                    parts.model, parts.tokenizer, self.theta, pool, method, config.validation_steps, lr, config.seed
+                )
+            )
+        return sum(losses) / len(losses)
+
+    def state(self) -> dict[str, Any]:
+        """All that an exact continuation needs beside the tuner's weights and its optimizer."""
+        return {
+            "weights": self.weights(),
+            "velocity": self.velocity,
+            "histories": [vars(history) for history in self.histories],
+            "judgement": dict(vars(self.judgement)),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state` was taken."""
+        self.theta.assign(state["weights"])
+        self.velocity = state["velocity"]
+        self.histories = [History(**history) for history in state["histories"]]
+        self.judgement = Judgement(**state["judgement"])

@@ -1,0 +1,188 @@
+"""Meta-training from a configuration to a tuner: everything is checked before anything is written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from l2l.meta.config import MetaTrainConfig, task_list
+from l2l.meta.learner import MetaLearner, MetaParts
+from l2l.meta.pool import load_pool
+from l2l.models.load import EMBEDDED, context_length, load_model, load_tokenizer, model_identity
+from l2l.report.metrics import MetricsLog, read
+from l2l.report.plots import plot_panels, smooth
+from l2l.report.progress import progress_bar
+from l2l.report.rundir import METRICS, RunDirectory
+from l2l.tuners.card import movement
+from l2l.tuners.normalise import EnergyNormaliser
+from l2l.tuners.tuner import Provenance, Tuner, load_weights
+from l2l.world import POOL, VALIDATION
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def meta_train(
+    model: PreTrainedModel | str = "l2l/tiny",
+    tasks: list[str] | str | None = None,
+    out: str = "runs/meta-train",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **options: Any,
+) -> Tuner:
+    """Learn a tuner for a model over a pool of tasks; gives the best one by validation, saved in ``out``.
+
+    Args:
+        model: a transformers causal language model, or what :func:`l2l.load_model` takes. A model given as an object
+            has its initial weights again afterwards.
+        tasks: names of the pool's tasks.
+        tokenizer: of a model given as an object; None loads it from where the model came from.
+        options: fields of :class:`MetaTrainConfig`, e.g. ``steps=1000, lr=1e-6``.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, named, before anything is written.
+        FloatingPointError: a loss is not finite.
+    """
+    name = model if isinstance(model, str) else model_identity(model).id or type(model).__name__
+    config = MetaTrainConfig(model=name, tasks=tasks or [], out=out, **options)
+    return run(config, None if isinstance(model, str) else model, tokenizer)
+
+
+def run(
+    config: MetaTrainConfig,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Tuner:
+    """See :func:`meta_train`."""
+    config = with_defaults(config)
+    folder = RunDirectory(config.out, asdict(config), config.overwrite)
+    parts = prepare(config, model, tokenizer)
+    learner = MetaLearner(parts, config, folder.create())
+    began = time.perf_counter()
+    _train(learner, folder)
+    learner.restart()
+    return _finish(learner, folder, time.perf_counter() - began)
+
+
+def with_defaults(config: MetaTrainConfig) -> MetaTrainConfig:
+    """The configuration with its pool spelled out.
+
+    Raises:
+        ValueError: no pool, or a validation task inside it.
+    """
+    tasks, validation = task_list(config.tasks), task_list(config.validation_tasks)
+    if not tasks and config.model != EMBEDDED:
+        raise ValueError("tasks is empty: name the pool's tasks, e.g. --tasks rte,boolq,copa")
+    if not tasks:
+        tasks, validation = list(POOL), validation or list(VALIDATION)
+    both = sorted(set(tasks) & set(validation))
+    if both:
+        raise ValueError(f"task {both[0]!r} is in the pool and in validation_tasks: a tuner is judged on other tasks")
+    return replace(config, tasks=tasks, validation_tasks=validation)
+
+
+def prepare(
+    config: MetaTrainConfig, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
+) -> MetaParts:
+    """Load model and pool, make a fresh tuner. Nothing is written."""
+    if model is None:
+        model = load_model(config.model, config.dtype, config.device, config.revision)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(model.config._name_or_path or config.model, config.revision)
+    model.eval()
+    limit = context_length(model, config.max_length)
+    pool = load_pool(task_list(config.tasks), config, model, tokenizer, limit)
+    validation = load_pool(task_list(config.validation_tasks), config, model, tokenizer, limit) or pool
+    identity = model_identity(model)
+    tuner = Tuner.for_model(
+        model,
+        config.architecture,
+        config.seed,
+        EnergyNormaliser(config.embedding_rows_per_sample, config.batch_size, config.normalise),
+        Provenance(identity.id or type(model).__name__, identity.revision, recipe=_recipe(config)),
+        **config.architecture_args,
+    )
+    return MetaParts(model, tokenizer, tuner, pool, validation)
+
+
+def _recipe(config: MetaTrainConfig) -> dict[str, Any]:
+    """The part of the configuration that says how a tuner was made, not where."""
+    private = ("out", "data_dir", "overwrite", "progress", "device")
+    return {name: value for name, value in asdict(config).items() if name not in private} | {
+        "objective": "loss after one step on the same batch (arXiv:2510.00419)"
+    }
+
+
+def _train(learner: MetaLearner, folder: RunDirectory) -> None:
+    import lightning
+
+    from l2l.meta.module import COLUMNS, MetaModule, WholeFiles
+
+    config = learner.config
+    learner.begin(folder.resumed)
+    done = torch.load(folder.checkpoint, weights_only=True)["global_step"] if folder.resumed else 0
+    metrics = MetricsLog(folder.path, COLUMNS, done if folder.resumed else None)
+    trainer = lightning.Trainer(
+        max_steps=config.steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[WholeFiles()],
+        accelerator="cpu",
+        devices=1,
+    )
+    try:
+        with progress_bar("meta-train", config.steps, done, config.progress) as advance:
+            module = MetaModule(learner, lambda: metrics, advance)
+            trainer.fit(module, ckpt_path=str(folder.checkpoint) if folder.resumed else None, weights_only=True)
+    finally:
+        metrics.close()
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+def _finish(learner: MetaLearner, folder: RunDirectory, seconds: float) -> Tuner:
+    tuner, judgement = learner.parts.tuner, learner.judgement
+    load_weights(tuner, judgement.best_weights)
+    results = {
+        "validation_loss": judgement.best_loss,
+        "validation_loss_mezo": judgement.mezo,
+        "best_step": judgement.best_step,
+        "initial_validation_loss": judgement.history[0][1],
+    }
+    tuner.provenance = replace(tuner.provenance, results=results)
+    tuner.save_pretrained(folder.path)
+    moved = movement(tuner)
+    draw_curves(folder.path, task_list(learner.config.tasks))
+    for name in ("initial.pt", "theta.pt"):
+        (folder.path / name).unlink(missing_ok=True)
+    folder.finish(
+        {
+            **results,
+            "validations": judgement.history,
+            "movement": {"median": sorted(moved)[len(moved) // 2], "largest": max(moved)},
+            "seconds": round(seconds, 2),
+            "steps": learner.config.steps,
+            "blocks": len(moved),
+            "config": asdict(learner.config),
+        }
+    )
+    return tuner
+
+
+def draw_curves(folder: Path, tasks: list[str]) -> Path:
+    """``meta.png`` from ``metrics.csv``: losses along the trajectory per task, and validation."""
+    rows = read(folder / METRICS)
+    trained = [row for row in rows if row["train_loss"]]
+    per_task = {
+        name: smooth([(float(r["step"]), float(r["train_loss"])) for r in trained if float(r["task"]) == index], 5)
+        for index, name in enumerate(tasks)
+    }
+    validation = [(float(row["step"]), float(row["validation_loss"])) for row in rows if row["validation_loss"]]
+    panels = {"loss along the trajectory": per_task, "validation": {"after short runs": validation}}
+    return plot_panels(folder / "meta.png", panels, "outer step", "loss (nats)")

@@ -1,0 +1,66 @@
+"""Where the model goes while its tuner learns: first-order SGD with momentum, restarted now and then.
+
+ZO Fine-tuner, arXiv:2510.00419, so that the tuner meets early and late states of training again and again. Differs from
+it in holding one buffer only: gradients go straight into the velocity as the backward pass completes them, and it is the
+velocity whose norm is limited (by clip / (1 - momentum), what gradients clipped at ``clip`` would add up to).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l2l.blocks import Blocks
+from l2l.estimators.backward import consume_gradients
+from l2l.estimators.base import Closure
+from l2l.methods.base import check_positive
+from l2l.perturb import Theta
+
+
+@dataclass(frozen=True)
+class TrajectoryConfig:
+    """How the inner first-order trajectory moves."""
+
+    lr: float = 1e-2
+    """Inner learning rate at the start of each period; it falls linearly to zero until the restart."""
+    momentum: float = 0.8
+    """Share of the velocity that is kept."""
+    clip: float = 1.0
+    """Limit on the gradient norm, applied to the velocity as clip / (1 - momentum)."""
+    restart_every: int = 200
+    """Outer steps until the model is put back to its initial weights."""
+
+    def __post_init__(self) -> None:
+        check_positive(lr=self.lr, clip=self.clip, restart_every=self.restart_every)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of outer step ``step``: linear from lr to 0 within each period."""
+        return self.lr * (1 - (step % self.restart_every) / self.restart_every)
+
+
+def at_rest(blocks: Blocks) -> dict[int, Tensor]:
+    """Velocity zero, per block."""
+    return {i: torch.zeros_like(block.tensor.detach()) for i, block in enumerate(blocks)}
+
+
+def momentum_step(
+    closure: Closure, theta: Theta, velocity: dict[int, Tensor], lr: float, config: TrajectoryConfig
+) -> float:
+    """velocity <- momentum * velocity + gradient; theta <- theta - lr * limited velocity. Gives the loss.
+
+    Raises:
+        FloatingPointError: the loss is not finite; theta has not moved.
+    """
+
+    def take(index: int, gradient: Tensor) -> None:
+        velocity[index].mul_(config.momentum).add_(gradient)
+
+    loss = consume_gradients(closure, theta.blocks, take)
+    norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in velocity.values()])))
+    limit = config.clip / (1 - config.momentum)
+    theta.shift(velocity, -lr * min(1.0, limit / norm) if norm > 0 else 0.0)
+    return loss

@@ -1,0 +1,40 @@
+"""MeZO: SGD along random directions, in the memory of inference.
+
+Malladi et al. 2023, arXiv:2305.17333, Algorithm 1 (Algorithm 2 for several draws). Differs from it in keying the
+noise by block name and element, not by a global seed, so that frozen or reordered parameters cannot shift the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from l2l.blocks import Blocks
+from l2l.estimators.base import Estimate
+from l2l.methods.base import Method, StepContext, check_positive, descend
+from l2l.noise import Distribution, Key
+from l2l.perturb import Direction, Theta
+
+
+@final
+@dataclass(frozen=True)
+class MeZO(Method[None]):
+    """theta -= lr * g * z with z of unit variance in every coordinate. Extra memory: none."""
+
+    epsilon: float = 1e-3
+    draws: int = 1
+    distribution: Distribution = "gaussian"
+    """``gaussian`` noise, or ``rademacher``: plus or minus one."""
+
+    def __post_init__(self) -> None:
+        check_positive(epsilon=self.epsilon, draws=self.draws)
+
+    def init(self, blocks: Blocks) -> None:
+        return None
+
+    def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
+        return Direction(key, (1.0,) * len(blocks), self.distribution)
+
+    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+        descend(theta, estimates, context.lr)

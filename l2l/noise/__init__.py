@@ -1,0 +1,21 @@
+"""Noise as a pure function of its key: seed, step, draw, block name and global element index.
+
+Nothing depends on visiting order, device, thread count, sharding or on what was drawn before. The stream is
+defined by :mod:`l2l.noise.reference`; any other backend must give the same bits.
+"""
+
+from l2l.noise.backend import active_backend, add_noise_
+from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
+from l2l.noise.reference import integers, noise_dot, standard_noise
+
+__all__ = [
+    "Distribution",
+    "Key",
+    "active_backend",
+    "add_noise_",
+    "integers",
+    "noise_dot",
+    "round_scale",
+    "standard_deviation",
+    "standard_noise",
+]

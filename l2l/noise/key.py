@@ -1,0 +1,80 @@
+"""The key of the noise, and the scales it may be multiplied by."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Literal, TypeAlias
+
+import torch
+
+Distribution: TypeAlias = Literal["gaussian", "rademacher"]
+
+GAUSSIAN_SD = math.sqrt(4 * (256**2 - 1) / 12)
+"""Standard deviation of the sum of four independent uniform bytes (147.8005...)."""
+
+INTEGER_BITS = 12
+"""Bits kept free in a product: noise integers lie in [-510, 510]; the rest belongs to the scale."""
+
+_MANTISSA_BITS = {torch.float16: 24, torch.bfloat16: 24, torch.float32: 24, torch.float64: 53}
+"""Half precision is computed in float32."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """(seed, step, draw): with a block's name and an element's index it fixes every noise value."""
+
+    seed: int
+    step: int = 0
+    draw: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            struct.pack("<qqq", self.seed, self.step, self.draw)
+        except struct.error as error:
+            text = f"seed={self.seed}, step={self.step}, draw={self.draw}"
+            raise ValueError(f"{text} must be integers of at most 64 bits") from error
+
+    def with_draw(self, draw: int) -> Key:
+        """The same seed and step, another draw."""
+        return replace(self, draw=draw)
+
+    def words(self, name: str, high: int = 0) -> tuple[int, int]:
+        """Two 32-bit words for elements ``[high * 2**32, (high + 1) * 2**32)`` of block ``name``."""
+        return _words(self.seed, self.step, self.draw, name, high)
+
+
+@lru_cache(maxsize=65536)
+def _words(seed: int, step: int, draw: int, name: str, high: int) -> tuple[int, int]:
+    digest = blake2b(struct.pack("<qqqq", seed, step, draw, high) + name.encode(), digest_size=8).digest()
+    first, second = struct.unpack("<II", digest)
+    return first, second
+
+
+def standard_deviation(distribution: Distribution) -> float:
+    """Standard deviation of the noise integers: dividing by it gives unit variance.
+
+    Raises:
+        ValueError: no such distribution.
+    """
+    if distribution not in ("gaussian", "rademacher"):
+        raise ValueError(f"distribution={distribution!r} must be 'gaussian' or 'rademacher'")
+    return GAUSSIAN_SD if distribution == "gaussian" else 1.0
+
+
+def round_scale(scale: float, dtype: torch.dtype) -> float:
+    """``scale`` rounded so that scale x integer is exact in ``dtype`` (12 significant bits in float32, 41 in float64).
+
+    The sum ``weight + scale * integer`` is then rounded once, whether or not the hardware fuses multiply and add.
+
+    Raises:
+        ValueError: ``scale`` is not finite, or overflows ``dtype``.
+    """
+    if not abs(scale) * 2.0**INTEGER_BITS < torch.finfo(torch.promote_types(dtype, torch.float32)).max:
+        raise ValueError(f"noise scale is {scale}; it must be finite in {dtype}: check sigma, epsilon, lr and the loss")
+    bits = _MANTISSA_BITS[dtype] - INTEGER_BITS
+    mantissa, exponent = math.frexp(scale)
+    return math.ldexp(round(math.ldexp(mantissa, bits)), exponent - bits)

@@ -1,0 +1,91 @@
+"""A run's directory: who may write into it, and whether what is there is continued."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import yaml
+
+from l2l.report.files import write_json, write_yaml
+
+CONFIG, SUMMARY, METRICS, CHECKPOINT = "config.yaml", "summary.json", "metrics.csv", "checkpoint.pt"
+LIBRARIES = ("torch", "transformers", "lightning", "datasets", "safetensors")
+
+
+@final
+class RunDirectory:
+    """``config.yaml``, ``metrics.csv``, TensorBoard events, ``summary.json``, a picture; a checkpoint while it runs.
+
+    A directory belongs to one configuration. The same configuration again continues where its checkpoint was taken.
+
+    Args:
+        config: plain values; written to ``config.yaml``.
+        overwrite: remove what an earlier run left in ``path``.
+
+    Raises:
+        ValueError: the directory holds another run, a finished one, or files that no run wrote. Nothing is written.
+    """
+
+    def __init__(self, path: str | Path, config: dict[str, Any], overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self.config = config
+        self._overwrite = overwrite
+        self.resumed = False
+        way_out = "choose another --out, or pass --overwrite true to remove it"
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is not a directory: choose another --out")
+        if overwrite or not self.path.exists() or not any(self.path.iterdir()):
+            return
+        if not (self.path / CONFIG).is_file():
+            raise ValueError(f"{self.path} holds files of something else: choose another --out")
+        if yaml.safe_load((self.path / CONFIG).read_text()) != _plain(config):
+            raise ValueError(f"{self.path} holds another run (its {CONFIG} differs): {way_out}")
+        if (self.path / SUMMARY).exists():
+            raise ValueError(f"{self.path} holds this run, finished: {way_out}")
+        self.resumed = self.checkpoint.is_file()
+
+    def create(self) -> RunDirectory:
+        """Make the directory and write ``config.yaml``."""
+        if self._overwrite and (self.path / CONFIG).is_file():
+            shutil.rmtree(self.path)
+        elif self._overwrite and self.path.exists() and any(self.path.iterdir()):
+            raise ValueError(
+                f"{self.path} holds files that no run wrote, so they are not removed: choose another --out"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_yaml(self.path / CONFIG, _plain(self.config))
+        return self
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint, present while the run is not finished."""
+        return self.path / CHECKPOINT
+
+    def finish(self, summary: dict[str, Any]) -> Path:
+        """Write ``summary.json`` and drop the checkpoint."""
+        target = write_json(self.path / SUMMARY, {**summary, "environment": environment()})
+        self.checkpoint.unlink(missing_ok=True)
+        return target
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for a summary."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """The value as YAML gives it back."""
+    return yaml.safe_load(yaml.safe_dump(value, sort_keys=False))

@@ -1,0 +1,21 @@
+"""The loss that training minimises: what a closure calls."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from l2l.models.heads import token_logprobs
+from l2l.tasks.encode import Batch, Form
+from l2l.tasks.losses import classification_loss, lm_loss, option_scores
+
+
+def batch_loss(model: nn.Module, batch: Batch, form: Form) -> Tensor:
+    """Float32 scalar loss of a causal language model on a batch, differentiable where gradients are on.
+
+    ``form`` is the task's: cross entropy over mean option log-probabilities, or over the gold option's tokens.
+    The batch must lie on the model's device; train or eval mode is left as it is.
+    """
+    logprobs = token_logprobs(model, batch)
+    if form == "lm":
+        return lm_loss(logprobs, batch)
+    return classification_loss(option_scores(logprobs, batch), batch)

@@ -1,0 +1,158 @@
+"""Rows of a task: generated, from ``<data_dir>/<task>/<split>.jsonl``, or from the hub; and how they are sampled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from l2l.tasks.base import HubData, Row, Split, Task, WorldData
+from l2l.tasks.hub import hub_rows
+from l2l.tasks.render import render
+
+TEST_SEED = 0
+"""The test rows are the same whatever the seed of a run, so that runs compare."""
+
+_SPARE = 4
+"""Generated rows can repeat, so this many are drawn for each dev row that is to differ from all train rows."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows to train on, to select by, and to report on; no dev row equals a train row."""
+
+    train: list[Row]
+    dev: list[Row]
+    test: list[Row]
+    note: str = ""
+    """Says in one sentence what was cut when the data had fewer rows than were asked for."""
+
+
+def load_rows(
+    task: Task, split: Split, data_dir: str | Path | None, count: int | None = None, seed: int = 0
+) -> list[Row]:
+    """Rows of one split in the order of a permutation fixed by ``seed``, at most ``count`` of them.
+
+    A task of generated rows ignores ``data_dir``. Otherwise rows come from ``<data_dir>/<task>/<split>.jsonl``, all
+    of which are checked, or, without ``data_dir``, from the hub through ``datasets``.
+
+    Raises:
+        FileNotFoundError: the file, or the hub's data set, cannot be reached.
+        ValueError: a row is malformed or cannot be rendered (the message names file and line), or a generated task
+            is asked for rows without saying how many.
+    """
+    if isinstance(task.source, WorldData):
+        if count is None:
+            raise ValueError(f"task {task.name!r} generates its rows; say how many")
+        rows: list[Row] = list(task.source.generate(split, count, seed))
+        return _checked(task, rows, f"generated {split} row ")
+    if data_dir is None:
+        rows = hub_rows(task.source, split, lambda total: _order(total, count, seed))
+        return _checked(task, rows, f"{task.source.path} {split} row ")
+    rows = read_jsonl(task, _file(task, task.source, split, Path(data_dir)))
+    return [rows[index] for index in _order(len(rows), count, seed)]
+
+
+def load_splits(task: Task, data_dir: str | Path | None, train: int, dev: int, test: int, seed: int = 0) -> Splits:
+    """Sample train and dev rows from the train split and test rows from the validation split.
+
+    One permutation of the train split: the first ``train`` rows train, the next ``dev`` rows are dev, leaving out
+    any that equals a train row. If the split has fewer than ``train + dev`` rows, dev gets what it asked for but at
+    most a third (at least one row), and train at most the rest. Test is a fixed sample of the validation split,
+    the same for every seed.
+
+    Raises:
+        ValueError: a count is negative, or data that were asked for would be empty.
+        FileNotFoundError, ValueError: as `load_rows`.
+    """
+    for name, count in (("train", train), ("dev", dev), ("test", test)):
+        if count < 0:
+            raise ValueError(f"the number of {name} rows must not be negative, got {count}")
+    drawn = train + dev * (_SPARE if isinstance(task.source, WorldData) else 1)
+    rows = load_rows(task, "train", data_dir, drawn, seed) if drawn else []
+    train_count, dev_count = _share(task, len(rows), train, dev)
+    train_rows = rows[:train_count]
+    dev_rows = _unlike(rows[train_count:], train_rows)[:dev_count]
+    test_rows = load_rows(task, "validation", data_dir, test, TEST_SEED) if test else []
+    note = _note(task, (("train", train, train_rows), ("dev", dev, dev_rows), ("test", test, test_rows)))
+    return Splits(train_rows, dev_rows, test_rows, note)
+
+
+def _note(task: Task, sizes: tuple[tuple[str, int, list[Row]], ...]) -> str:
+    """One sentence on what fell short; an error where nothing is left."""
+    for name, asked, got in sizes:
+        if asked and not got:
+            raise ValueError(f"task {task.name!r}: no row is left for {name}, of which {asked} were asked for")
+    cut = [f"{len(got)} {name} rows instead of {asked}" for name, asked, got in sizes if len(got) < asked]
+    return f"task {task.name!r} has too few rows: {', '.join(cut)}" if cut else ""
+
+
+def _unlike(rows: list[Row], others: list[Row]) -> list[Row]:
+    """The rows that equal none of the others."""
+    seen = {_key(row) for row in others}
+    return [row for row in rows if _key(row) not in seen]
+
+
+def _key(row: Row) -> str:
+    return json.dumps(row, sort_keys=True, default=str)
+
+
+def _share(task: Task, available: int, train: int, dev: int) -> tuple[int, int]:
+    """How many rows train and dev get."""
+    if train + dev <= available:
+        return train, dev
+    needed = (train > 0) + (dev > 0)
+    if available < needed:
+        raise ValueError(f"task {task.name!r}: the train split has {available} rows, train and dev need {needed}")
+    dev_share = min(dev, max(1, available // 3)) if train else min(dev, available)
+    return min(train, available - dev_share), dev_share
+
+
+def _order(total: int, count: int | None, seed: int) -> list[int]:
+    return np.random.default_rng(seed).permutation(total)[:count].tolist()
+
+
+def _checked(task: Task, rows: list[Row], where: str) -> list[Row]:
+    for number, row in enumerate(rows):
+        render(task, row, f"{where}{number}")
+    return rows
+
+
+def _file(task: Task, source: HubData, split: Split, data_dir: Path) -> Path:
+    path = data_dir / task.name / f"{split}.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no file {str(path)!r}; put one JSON object per line there, with the fields {', '.join(task.fields)} "
+            f"(as in the hub's {source.path}), or leave out the data directory to download it"
+        )
+    return path
+
+
+def read_jsonl(task: Task, path: Path) -> list[Row]:
+    """Rows of a file with one JSON object per line; empty lines are skipped.
+
+    Raises:
+        ValueError: the first line that is not JSON, not an object, or not a row of the task, as ``FILE:LINE``.
+    """
+    rows: list[Row] = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                where = f"{path}:{number}"
+                row = _parse(line, where)
+                render(task, row, where)
+                rows.append(row)
+    return rows
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
+    return row

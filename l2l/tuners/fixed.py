@@ -1,0 +1,32 @@
+"""A fixed sigma per block, whatever the features: the control that a learned tuner must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from l2l.tuners.base import TunerNetwork
+
+
+@final
+class FixedSigma(TunerNetwork):
+    """sigma_b drawn once from a log-normal of mean 1 and the given coefficient of variation.
+
+    The published tuners' sigma varies by .75 over the blocks, as that of freshly initialised networks does.
+    """
+
+    def __init__(self, blocks: int, seed: int = 0, cv: float = 0.75) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        variance = torch.log(torch.tensor(1.0 + cv**2))
+        normal = torch.randn(blocks, generator=generator)
+        self.sigma = nn.Parameter(torch.exp(normal * variance.sqrt() - variance / 2))
+
+    def forward(self, features: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        return (self.sigma if rows is None else self.sigma[torch.tensor(rows)]).abs()
+
+
+NETWORK = FixedSigma

@@ -1,0 +1,171 @@
+"""Tuners on disk: ``tuner.safetensors`` + ``config.json`` + ``README.md``. Inert: nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from l2l.tuners.card import render
+from l2l.tuners.normalise import EnergyNormaliser
+from l2l.tuners.tuner import Fingerprint, Provenance, Tuner, build_network, load_weights
+
+FORMAT = "l2l-tuner"
+FORMAT_VERSION = 1
+FIELDS = (
+    *("format_version", "architecture", "architecture_args", "normaliser"),
+    *("base_model", "revision", "recipe", "results", "blocks"),
+)
+WEIGHTS, CONFIG, CARD = "tuner.safetensors", "config.json", "README.md"
+
+
+def bundled_folder() -> Path:
+    """Where the tuners that come with the project lie: in the checkout, or inside the installed package."""
+    package = Path(__file__).parent.parent
+    checkout = package.parent / "pretrained_tuners"
+    return checkout if checkout.is_dir() else package / "pretrained_tuners"
+
+
+def save(tuner: Tuner, directory: Path) -> Path:
+    """Write a tuner; every file is complete before it takes its name, the config last."""
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().contiguous() for name, value in tuner.network.state_dict().items()}
+    config = to_config(tuner)
+    _replace(directory / WEIGHTS, lambda path: safetensors.torch.save_file(weights, path, {"format": FORMAT}))
+    _replace(directory / CARD, lambda path: path.write_text(render(tuner, config)))
+    _replace(directory / CONFIG, lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+    return directory
+
+
+def _replace(target: Path, write: Callable[[Path], Any]) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
+        temporary = Path(folder) / target.name
+        write(temporary)
+        temporary.replace(target)
+
+
+def to_config(tuner: Tuner) -> dict[str, Any]:
+    """Everything about a tuner but its weights, as JSON values."""
+    prints = tuner.fingerprint
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "architecture": tuner.architecture,
+        "architecture_args": tuner.architecture_args,
+        "normaliser": asdict(tuner.normaliser),
+        **asdict(tuner.provenance),
+        "versions": {name: version(name) for name in ("torch", "transformers", "safetensors")}
+        | {"python": platform.python_version()},
+        "blocks": [
+            {"name": name, "shape": list(shape)} for name, shape in zip(prints.names, prints.shapes, strict=True)
+        ],
+    }
+
+
+def from_config(config: dict[str, Any]) -> Tuner:
+    """The tuner that :func:`to_config` described, with fresh weights.
+
+    Raises:
+        ValueError: unknown architecture, or its networks are not as many as the blocks.
+    """
+    architecture, args, blocks = config["architecture"], config["architecture_args"], config["blocks"]
+    if args["blocks"] != len(blocks):
+        raise ValueError(f"the tuner's config lists {len(blocks)} blocks for {args['blocks']} networks: get it again")
+    return Tuner(
+        build_network(architecture, args),
+        Fingerprint(tuple(block["name"] for block in blocks), tuple(tuple(block["shape"]) for block in blocks)),
+        EnergyNormaliser(**config["normaliser"]),
+        architecture,
+        args,
+        Provenance(config["base_model"], config["revision"], config["recipe"], config["results"]),
+    )
+
+
+def load(name: str | Path, revision: str | None = None) -> Tuner:
+    """Load a tuner from a directory, by the name of a bundled one (``l2l-tiny``, ``l2l/tiny``), or from the hub.
+
+    Raises:
+        FileNotFoundError: there is none of that name; what was looked for is said.
+        ValueError: a file is missing, corrupted, or of another format.
+    """
+    directory = _locate(str(name), revision)
+    config = _read_config(directory / CONFIG)
+    try:
+        tuner = from_config(config)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{directory / CONFIG} holds a value that does not fit ({error}): get it again") from error
+    try:
+        load_weights(tuner, safetensors.torch.load_file(directory / WEIGHTS))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{directory / WEIGHTS} is not a readable safetensors file ({error}): get it again") from error
+    return tuner
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:  # ValueError: neither JSON nor text
+        raise ValueError(f"{path} is not a readable tuner config ({error}): get it again") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f"{path} is not an l2l tuner: its 'format' is not {FORMAT!r}")
+    number = config.get("format_version", 0)
+    if not isinstance(number, int) or number > FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {number}; this l2l reads {FORMAT_VERSION}: upgrade l2l")
+    missing = [field for field in FIELDS if field not in config]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: the file is incomplete, get it again")
+    return config
+
+
+def _locate(name: str, revision: str | None) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    bundled = bundled_folder() / name.replace("/", "-")
+    if (bundled / CONFIG).is_file():
+        return bundled
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        have = sorted(path.parent.name for path in bundled_folder().glob(f"*/{CONFIG}"))
+        raise FileNotFoundError(
+            f"no tuner {name!r}: it is not a directory, not bundled ({', '.join(have) or 'none'}), and not a hub id"
+        )
+    return _download(name, revision)
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        files = [Path(hf_hub_download(repo_id, name, revision=revision)) for name in (WEIGHTS, CONFIG)]
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"tuner {repo_id!r} is not in the local cache and the hub cannot be reached: download it with "
+            f"`hf download {repo_id}` where there is a network, or give a directory"
+        ) from error
+    except (EntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError) as error:
+        raise FileNotFoundError(f"no tuner {repo_id!r} on the hub: {str(error).splitlines()[0]}") from error
+    return files[0].parent
+
+
+def push(tuner: Tuner, repo_id: str, private: bool, revision: str | None) -> str:
+    """Upload a tuner's three files in one commit; gives the commit's address. Needs a logged-in hub account."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        save(tuner, Path(folder))
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision).commit_url)

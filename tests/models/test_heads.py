@@ -1,0 +1,120 @@
+"""Log-probabilities at chosen positions equal those from full logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from l2l.models.heads import token_logprobs
+from l2l.models.tiny_random import tiny_random
+from l2l.tasks.encode import Batch, Encoded, EncodedOption, collate
+
+torch.set_num_threads(1)
+FAMILIES = ["llama", "qwen2", "gpt2", "opt", "gemma2", "gpt_neox"]
+
+
+def examples() -> list[Encoded]:
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, 128, (count,), generator=generator).tolist())
+
+    shapes = [(5, (1, 1)), (9, (1, 2)), (20, (3, 2, 1))]
+    prompts = [(ids(length), lengths) for length, lengths in shapes]
+    return [Encoded(tuple(EncodedOption(p + ids(k), k) for k in lengths), (0,)) for p, lengths in prompts]
+
+
+def from_full_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    return logits.float().log_softmax(-1)[batch.rows, batch.positions].gather(1, batch.targets[:, None])[:, 0]
+
+
+@pytest.fixture(params=[(family, tied) for family in FAMILIES for tied in (True, False)], ids=str)
+def model(request):
+    family, tied = request.param
+    return tiny_random(family, initializer_range=0.3, tie_word_embeddings=tied)
+
+
+@torch.no_grad()
+def test_gathered_logits_equal_full_logits(model):
+    batch = collate(examples(), "classification", 0)
+    torch.testing.assert_close(token_logprobs(model, batch), from_full_logits(model, batch), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_padding_and_company_change_nothing(model):
+    together = token_logprobs(model, collate(examples(), "classification", 0))
+    alone = [token_logprobs(model, collate([one], "classification", 7)) for one in examples()]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_gradients_equal_those_of_full_logits(model):
+    batch = collate(examples(), "classification", 0)
+    parameters = list(model.parameters())
+    ours = torch.autograd.grad(token_logprobs(model, batch).mean(), parameters, allow_unused=True)
+    full = torch.autograd.grad(from_full_logits(model, batch).mean(), parameters, allow_unused=True)
+    for left, right in zip(ours, full, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
+
+
+class Probe(nn.Module):
+    """Wraps a head and records how many rows and columns it was given."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head, self.shapes = head, []
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.shapes.append(tuple(hidden.shape[:2]))
+        return self.head(hidden)
+
+
+@torch.no_grad()
+def test_the_head_sees_only_the_positions_that_are_read():
+    model = tiny_random("llama")
+    probe = Probe(model.lm_head)
+    model.set_output_embeddings(probe)
+    batch = collate(examples(), "classification", 0)
+    token_logprobs(model, batch)
+    assert probe.shapes == [(1, len(batch.targets))]
+
+
+@torch.no_grad()
+def test_soft_caps_and_scales_still_apply():
+    batch = collate(examples(), "classification", 0)
+    capped = tiny_random("gemma2", initializer_range=0.3, final_logit_softcapping=0.5)
+    free = tiny_random("gemma2", initializer_range=0.3, final_logit_softcapping=None)
+    assert (token_logprobs(capped, batch) - token_logprobs(free, batch)).abs().max() > 0.1
+    scaled = tiny_random("cohere", initializer_range=0.3, logit_scale=0.01)
+    torch.testing.assert_close(token_logprobs(scaled, batch), from_full_logits(scaled, batch), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("answer", [None, "unused"])
+def test_a_model_without_a_usable_head_gives_full_logits(monkeypatch, answer):
+    model = tiny_random("llama")
+    batch = collate(examples(), "classification", 0)
+    expected = from_full_logits(model, batch)
+    head = None if answer is None else nn.Linear(32, 128)
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: head)
+    torch.testing.assert_close(token_logprobs(model, batch), expected, atol=1e-5, rtol=0)
+
+
+def test_the_hook_is_gone_after_an_error(monkeypatch):
+    model = tiny_random("llama")
+    batch = collate(examples(), "classification", 0)
+
+    def fail(*_, **__):
+        raise FloatingPointError("boom")
+
+    monkeypatch.setattr(model.model, "forward", fail)
+    with pytest.raises(FloatingPointError, match="boom"):
+        token_logprobs(model, batch)
+    assert not model.lm_head._forward_pre_hooks
+
+
+@torch.no_grad()
+def test_half_precision_models_give_float32():
+    model = tiny_random("llama").bfloat16()
+    assert token_logprobs(model, collate(examples(), "classification", 0)).dtype == torch.float32

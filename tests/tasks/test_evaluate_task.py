@@ -1,0 +1,181 @@
+"""Evaluation, generation and metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from l2l.models.tiny_random import tiny_random
+from l2l.tasks import get_task
+from l2l.tasks.base import Example, Task, WorldData
+from l2l.tasks.encode import collate, encode, padding_id
+from l2l.tasks.evaluate import evaluate
+from l2l.tasks.generate import generate
+from l2l.tasks.metrics import accuracy, answer_scores
+from l2l.tasks.rows import load_rows
+
+ROWS = [{"sentence": "the film was good . " * (1 + number % 5), "label": number % 2} for number in range(11)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(build_tokenizer):
+    return build_tokenizer(bos=True)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return tiny_random("gpt2", vocab_size=len(tokenizer), initializer_range=0.3)
+
+
+@pytest.mark.parametrize("name", ["sst2", "copa"])
+def test_the_loss_does_not_depend_on_the_batch_size(model, tokenizer, name):
+    copa = {"premise": "the film was dull.", "choice1": "Good.", "choice2": "The story was great.", "question": "cause"}
+    rows = ROWS if name == "sst2" else [copa | {"label": number % 2} for number in range(5)]
+    one, many = (evaluate(model, tokenizer, get_task(name), rows, batch_size=size) for size in (1, 4))
+    assert one.loss == pytest.approx(many.loss, abs=1e-5)
+    assert (one.metric, one.value, one.n) == ("accuracy", many.value, len(rows))
+
+
+def test_the_loss_is_the_training_loss_of_the_whole_set(model, tokenizer):
+    from l2l.tasks.closure import batch_loss
+
+    batch = collate(encode(get_task("sst2"), ROWS, tokenizer, 100), "classification", padding_id(tokenizer))
+    with torch.no_grad():
+        expected = batch_loss(model, batch, "classification").item()
+    assert evaluate(model, tokenizer, get_task("sst2"), ROWS, batch_size=3).loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_any_correct_option_is_a_hit(model, tokenizer):
+    def task(gold: tuple[int, ...]) -> Task:
+        example = Example("the film was", (" great", " good", " dull"), gold)
+        return Task("many", WorldData(lambda *_: []), (), lambda _: example)
+
+    assert evaluate(model, tokenizer, task((0, 1, 2)), [{}]).value == 1.0
+    assert sum(evaluate(model, tokenizer, task((gold,)), [{}]).value for gold in range(3)) == 1.0
+    assert sum(evaluate(model, tokenizer, task((gold, (gold + 1) % 3)), [{}]).value for gold in range(3)) == 2.0
+
+
+def test_the_models_mode_is_put_back_even_after_an_error(model, tokenizer):
+    model.train()
+    evaluate(model, tokenizer, get_task("sst2"), ROWS[:2])
+    assert model.training
+    with pytest.raises(ValueError, match="task 'sst2', row 1: field 'sentence' is missing"):
+        evaluate(model, tokenizer, get_task("sst2"), [ROWS[0], {"label": 1}])
+    assert model.training
+    model.eval()
+    evaluate(model, tokenizer, get_task("sst2"), ROWS[:2])
+    assert not model.training
+
+
+def test_dropout_is_off_while_evaluating(model, tokenizer):
+    model.train()
+    first, second = (evaluate(model, tokenizer, get_task("sst2"), ROWS).loss for _ in range(2))
+    model.eval()
+    assert first == second == evaluate(model, tokenizer, get_task("sst2"), ROWS).loss
+
+
+def test_no_rows_and_too_long_rows_are_errors(model, tokenizer):
+    with pytest.raises(ValueError, match="task 'sst2': no rows to evaluate on"):
+        evaluate(model, tokenizer, get_task("sst2"), [])
+    with pytest.raises(ValueError, match=r"max_length 9999 must lie in 2\.\.256, the positions of the model"):
+        evaluate(model, tokenizer, get_task("sst2"), ROWS, max_length=9999)
+
+
+def test_a_trained_model_scores_real_sentences(stories, shared):
+    model, tokenizer = stories
+    task = get_task("sst2")
+    scores = evaluate(model, tokenizer, task, load_rows(task, "validation", shared / "data", 40))
+    assert scores.n == 40
+    assert 0.3 < scores.loss < 1.5
+    assert 0.2 < scores.value < 0.8
+
+
+def test_a_generation_task_is_scored_by_f1(stories, shared):
+    model, tokenizer = stories
+    task = get_task("squad")
+    scores = evaluate(model, tokenizer, task, load_rows(task, "validation", shared / "data", 4))
+    assert (scores.metric, scores.n) == ("f1", 4)
+    assert 0 <= scores.value <= 1
+    assert 1 < scores.loss < 20
+
+
+def test_generation_is_greedy_and_does_not_depend_on_the_batch(stories):
+    model, tokenizer = stories
+    prompts = ["Once upon a time", "Lily and Tom went to the park. They", "The dog"]
+    together = generate(model, tokenizer, prompts, 200, max_new_tokens=12)
+    alone = [generate(model, tokenizer, [prompt], 200, max_new_tokens=12)[0] for prompt in prompts]
+    assert together == alone
+    ids = torch.tensor([tokenizer(prompts[0])["input_ids"]])
+    for _ in range(12):
+        ids = torch.cat([ids, model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
+    assert (
+        tokenizer.decode(ids[0], skip_special_tokens=True)
+        == f"{prompts[0]}{'' if together[0][0] == ',' else ' '}{together[0]}"
+    )
+
+
+class Chatter:
+    """Says the same tokens whatever it is asked; records what it was given."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids, self.device = ids, torch.device("cpu")
+        self.seen: list[tuple[Any, Any, Any]] = []
+
+    def generate(self, input_ids, attention_mask, generation_config):
+        self.seen.append((input_ids, attention_mask, generation_config))
+        return torch.cat([input_ids, torch.tensor([self.ids] * len(input_ids))], 1)
+
+
+def test_an_answer_ends_at_the_first_newline(tokenizer):
+    chatter: Any = Chatter(tokenizer(" great film\nNo", add_special_tokens=False)["input_ids"])
+    assert generate(chatter, tokenizer, ["a", "the film was dull"], 60, max_new_tokens=9) == ["great film"] * 2
+    input_ids, mask, config = chatter.seen[0]
+    assert input_ids[mask == 1].tolist().count(tokenizer.bos_token_id) == 2
+    assert mask[0].tolist() == sorted(mask[0].tolist())
+    assert (config.max_new_tokens, config.do_sample, config.num_beams) == (9, False, 1)
+    newline = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
+    assert {newline, tokenizer.eos_token_id} <= set(config.eos_token_id)
+    assert tokenizer(" great", add_special_tokens=False)["input_ids"][0] not in config.eos_token_id
+
+
+def test_a_long_prompt_keeps_bos_and_its_end(tokenizer):
+    chatter: Any = Chatter([5])
+    generate(chatter, tokenizer, ["the film was good . " * 20 + "Answer:"], 20, max_new_tokens=10)
+    ids = chatter.seen[0][0][0].tolist()
+    assert len(ids) == 10
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids).endswith("Answer:")
+    with pytest.raises(ValueError, match="max_length 10 leaves no room"):
+        generate(chatter, tokenizer, ["a"], 10, max_new_tokens=10)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "f1", "exact"),
+    [
+        ("The  Lima!", ["lima"], 1.0, 1.0),
+        ("city of Lima", ["Lima"], 0.5, 0.0),
+        ("Lima city", ["Cusco", "the city Lima in Peru"], 2 * 1.0 * 0.5 / 1.5, 0.0),
+        ("Cusco", ["Lima"], 0.0, 0.0),
+        ("", ["Lima"], 0.0, 0.0),
+        ("a b b", ["b b b"], 0.8, 0.0),
+    ],
+)
+def test_f1_and_exact_match_follow_squads_rule(prediction, answers, f1, exact):
+    assert answer_scores([prediction], [answers]) == (pytest.approx(f1), exact)
+
+
+def test_scores_are_means_over_examples():
+    f1, exact = answer_scores(["Lima", "x", "city of Lima"], [["Lima"], ["y"], ["Lima"]])
+    assert (f1, exact) == (pytest.approx(0.5), pytest.approx(1 / 3))
+    assert accuracy([0, 2, 1], [(0,), (0, 2), (2,)]) == pytest.approx(2 / 3)
+
+
+def test_scores_of_nothing_or_of_uneven_lists_are_errors():
+    with pytest.raises(ValueError, match="0 predictions"):
+        accuracy([], [])
+    with pytest.raises(ValueError, match="1 predictions against 2"):
+        answer_scores(["a"], [["a"], ["b"]])
+    with pytest.raises(ValueError, match="example 1 has no reference answer"):
+        answer_scores(["a", "b"], [["a"], []])

@@ -1,0 +1,117 @@
+"""Scores and losses against formulas written out here."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from l2l.models.tiny_random import tiny_random
+from l2l.tasks.closure import batch_loss
+from l2l.tasks.encode import Encoded, EncodedOption, Form, collate
+from l2l.tasks.losses import classification_loss, gold_token_sum, lm_loss, option_scores, predictions
+
+
+def example(prompt: tuple[int, ...], *options: tuple[int, ...], gold: int = 0) -> Encoded:
+    return Encoded(tuple(EncodedOption(prompt + option, len(option)) for option in options), (gold,))
+
+
+EXAMPLES = [
+    example((5, 6, 7), (8,), (9,), gold=1),
+    example((11, 12), (13, 14, 15), (16,), (17, 18)),
+    example((3, 4, 5, 6, 7, 8), (1, 2), (1, 3), gold=1),
+]
+
+
+def naive_scores(model: torch.nn.Module, encoded: Encoded) -> list[float]:
+    """One forward pass per option over all its tokens, full logits."""
+    scores = []
+    for option in encoded.options:
+        ids = torch.tensor([option.ids])
+        logprobs = model(input_ids=ids).logits[0].double().log_softmax(-1)
+        start = len(option.ids) - option.length
+        picked = [logprobs[place - 1, option.ids[place]].item() for place in range(start, len(option.ids))]
+        scores.append(sum(picked) / len(picked))
+    return scores
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    return tiny_random("llama", initializer_range=0.3)
+
+
+def read(model: torch.nn.Module, form: Form = "classification"):
+    from l2l.models.heads import token_logprobs
+
+    batch = collate(EXAMPLES, form, 0)
+    with torch.no_grad():
+        return batch, token_logprobs(model, batch)
+
+
+def test_scores_equal_one_forward_pass_per_option(model):
+    batch, logprobs = read(model)
+    expected = [score for encoded in EXAMPLES for score in naive_scores(model, encoded)]
+    assert len(batch.input_ids) < len(expected)
+    torch.testing.assert_close(option_scores(logprobs, batch), torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_the_classification_loss_is_the_mean_cross_entropy_over_each_examples_options(model):
+    batch, logprobs = read(model)
+    per_example = []
+    for encoded in EXAMPLES:
+        scores = naive_scores(model, encoded)
+        per_example.append(math.log(sum(map(math.exp, scores))) - scores[encoded.gold[0]])
+    loss = classification_loss(option_scores(logprobs, batch), batch)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(sum(per_example) / 3, abs=1e-5)
+    with torch.no_grad():
+        assert batch_loss(model, batch, "classification").item() == loss.item()
+
+
+def test_the_lm_loss_is_the_mean_over_all_gold_tokens(model):
+    golds = [encoded.options[encoded.gold[0]] for encoded in EXAMPLES]
+    means = [naive_scores(model, encoded)[encoded.gold[0]] for encoded in EXAMPLES]
+    lengths = [gold.length for gold in golds]
+    expected = -sum(mean * length for mean, length in zip(means, lengths, strict=True)) / sum(lengths)
+    for batch, logprobs in (read(model, "lm"), read(model, "classification")):
+        assert lm_loss(logprobs, batch).item() == pytest.approx(expected, abs=1e-5)
+    batch, logprobs = read(model, "classification")
+    assert gold_token_sum(logprobs, batch)[1].item() == 1 + 3 + 2
+
+
+def test_the_loss_by_hand_for_unequal_option_counts():
+    batch = collate([example((5,), (1,), (2,)), example((6,), (1,), (2,), (3,), gold=2)], "classification", 0)
+    scores = torch.log(torch.tensor([0.2, 0.6, 0.1, 0.1, 0.2]))
+    assert classification_loss(scores, batch).item() == pytest.approx(-(math.log(0.25) + math.log(0.5)) / 2, abs=1e-6)
+    assert predictions(scores, batch).tolist() == [1, 2]
+
+
+def test_a_nan_is_not_masked():
+    batch = collate([example((5,), (1,), (2, 3)), example((6,), (1,), (2,))], "classification", 0)
+    logprobs = torch.tensor([-1.0, float("nan"), -1.0, -2.0, -1.0])
+    scores = option_scores(logprobs, batch)
+    assert scores.isnan().tolist() == [False, True, False, False]
+    assert classification_loss(scores, batch).isnan()
+
+
+def test_an_impossible_wrong_option_does_not_disturb_the_lm_loss():
+    batch = collate([example((5,), (1,), (2,))], "classification", 0)
+    assert lm_loss(torch.tensor([-1.5, -torch.inf]), batch).item() == 1.5
+
+
+@pytest.mark.parametrize("form", ["classification", "lm"])
+def test_the_loss_is_differentiable(model, form):
+    batch = collate(EXAMPLES, form, 0)
+    loss = batch_loss(model, batch, form)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    assert sum(gradient.norm() for gradient in gradients) > 0
+    # A step against the gradient lowers the loss by about lr * |g|^2.
+    squared = sum(gradient.square().sum().item() for gradient in gradients)
+    with torch.no_grad():
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.sub_(gradient, alpha=1e-4)
+        lower = batch_loss(model, batch, form)
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.add_(gradient, alpha=1e-4)
+    assert loss.item() - lower.item() == pytest.approx(1e-4 * squared, rel=0.1)
