@@ -13,6 +13,9 @@ from l2l.blocks import Block, Blocks
 FEATURES = 5
 """Mean and variance of the block's weights, the last L+ and L-, the block's last sigma (arXiv:2510.00419)."""
 
+PIECE = 2**18
+"""Elements per piece when moments are taken."""
+
 
 @dataclass(frozen=True)
 class History:
@@ -30,11 +33,13 @@ class History:
 
 
 def moments(block: Block) -> tuple[float, float]:
-    """Mean and unbiased variance of a block's weights; the variance of a single number is 0."""
-    if block.numel == 1:
-        return block.flat.item(), 0.0
-    variance, mean = torch.var_mean(block.flat)
-    return mean.item(), variance.item()
+    """Mean and unbiased variance of a block's weights; the variance of a single number is 0.
+
+    Two passes in pieces: torch.var_mean is a hundred times slower on CPU, and one whole difference would cost memory.
+    """
+    mean = block.flat.mean()
+    squares = sum((part - mean).square_().sum().item() for part in block.flat.split(PIECE))
+    return mean.item(), squares / max(block.numel - 1, 1)
 
 
 def block_features(blocks: Blocks, history: History) -> Tensor:
