@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from l2l.compare.jobs import Job, run_folder, run_jobs
-from l2l.methods.base import check_positive
+from l2l.methods.base import check_counts
 from l2l.report.metrics import read
 from l2l.report.plots import plot_panels
 from l2l.report.progress import progress_bar
@@ -50,8 +50,11 @@ class QuickstartConfig:
     """Show progress bars."""
 
     def __post_init__(self) -> None:
-        check_positive(
-            seeds=self.seeds, processes=self.processes, passes=self.passes or 1, meta_steps=self.meta_steps or 1
+        check_counts(
+            seeds=self.seeds,
+            processes=self.processes,
+            passes=1 if self.passes is None else self.passes,
+            meta_steps=1 if self.meta_steps is None else self.meta_steps,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from l2l.methods.base import check_positive
+from l2l.methods.base import check_counts, check_positive
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,9 @@ class FineTuneConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        check_positive(
+        check_positive(lr=self.lr, epsilon=self.epsilon)
+        check_counts(
             steps=self.steps,
-            lr=self.lr,
-            epsilon=self.epsilon,
             batch_size=self.batch_size,
             train_size=self.train_size,
             dev_size=self.dev_size,
@@ -81,4 +80,5 @@ class FineTuneConfig:
             eval_every=self.eval_every,
             checkpoint_every=self.checkpoint_every,
             log_every=self.log_every,
+            max_passes=1 if self.max_passes is None else self.max_passes,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from l2l.methods.base import check_positive
+from l2l.methods.base import check_counts
 from l2l.models.load import load_model, load_tokenizer
 from l2l.report.rundir import RunDirectory
 from l2l.tasks import get_task
@@ -47,7 +47,7 @@ class EvaluateConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        check_positive(rows=self.rows, batch_size=self.batch_size)
+        check_counts(rows=self.rows, batch_size=self.batch_size)
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from l2l.methods.base import check_positive
+from l2l.meta.trajectory import TrajectoryConfig
+from l2l.methods.base import check_counts, check_positive
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,28 @@ class MetaTrainConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        names = "steps outer_lr lr epsilon batch_size validate_every validation_steps train_size dev_size"
-        more = "checkpoint_every log_every embedding_rows_per_sample"
-        check_positive(**{name: getattr(self, name) for name in f"{names} {more}".split()})
+        check_positive(
+            outer_lr=self.outer_lr,
+            lr=self.lr,
+            epsilon=self.epsilon,
+            embedding_rows_per_sample=self.embedding_rows_per_sample,
+            validation_lr=self.lr if self.validation_lr is None else self.validation_lr,
+        )
+        self.trajectory()
+        check_counts(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            validate_every=self.validate_every,
+            validation_steps=self.validation_steps,
+            train_size=self.train_size,
+            dev_size=self.dev_size,
+            checkpoint_every=self.checkpoint_every,
+            log_every=self.log_every,
+        )
+
+    def trajectory(self) -> TrajectoryConfig:
+        """How the model moves meanwhile."""
+        return TrajectoryConfig(self.inner_lr, self.inner_momentum, self.inner_clip, self.restart_every)
 
 
 def task_list(value: list[str] | str) -> list[str]:

@@ -13,7 +13,7 @@ from l2l.estimators.base import Closure
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.objective import OneStep, one_step
 from l2l.meta.pool import PoolTask, turn
-from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
+from l2l.meta.trajectory import at_rest, momentum_step
 from l2l.meta.validate import short_run
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
@@ -59,9 +59,7 @@ class MetaLearner:
         self.parts, self.config, self.folder = parts, config, folder
         self.theta = Theta(Blocks.of(parts.model))
         self.method = Learned(parts.tuner, epsilon=config.epsilon)
-        self.trajectory = TrajectoryConfig(
-            config.inner_lr, config.inner_momentum, config.inner_clip, config.restart_every
-        )
+        self.trajectory = config.trajectory()
         self.velocity = at_rest(self.theta.blocks)
         self.histories = [History.start(self.theta.blocks) for _ in parts.pool]
         self.judgement = Judgement()

@@ -87,7 +87,7 @@ class MetaModule(lightning.LightningModule):
         if done % config.validate_every == 0 or done == config.steps:
             self._log(done, validation_loss=self.learner.validate(done))
         if done % config.checkpoint_every == 0 and done < config.steps:
-            self.trainer.save_checkpoint(self.learner.folder.checkpoint, weights_only=False)
+            self.trainer.save_checkpoint(self.learner.folder.checkpoint)
 
     def _log(self, step: int, **values: float) -> None:
         self.metrics().log(step, **values)

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from l2l.blocks import Blocks
+from l2l.estimators.base import read_loss
 from l2l.meta.config import MetaTrainConfig, task_list
 from l2l.meta.learner import MetaLearner, MetaParts
-from l2l.meta.pool import load_pool
+from l2l.meta.pool import PoolTask, load_pool
 from l2l.models.load import EMBEDDED, context_length, load_model, load_tokenizer, model_identity
 from l2l.report.metrics import MetricsLog, read
 from l2l.report.plots import plot_panels, smooth
 from l2l.report.progress import progress_bar
 from l2l.report.rundir import METRICS, RunDirectory
+from l2l.tasks.closure import batch_loss
 from l2l.tuners.card import movement
 from l2l.tuners.normalise import EnergyNormaliser
 from l2l.tuners.tuner import Provenance, Tuner, load_weights
@@ -87,15 +90,18 @@ def with_defaults(config: MetaTrainConfig) -> MetaTrainConfig:
 def prepare(
     config: MetaTrainConfig, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> MetaParts:
-    """Load model and pool, make a fresh tuner. Nothing is written."""
+    """Load model and pool, make a fresh tuner, read one loss per task. Nothing is written."""
     if model is None:
         model = load_model(config.model, config.dtype, config.device, config.revision)
     if tokenizer is None:
         tokenizer = load_tokenizer(model.config._name_or_path or config.model, config.revision)
     model.eval()
+    Blocks.of(model)  # refuses weights that cannot be walked
     limit = context_length(model, config.max_length)
     pool = load_pool(task_list(config.tasks), config, model, tokenizer, limit)
     validation = load_pool(task_list(config.validation_tasks), config, model, tokenizer, limit) or pool
+    for task in [*pool, *validation]:
+        _read_first_loss(model, task)
     identity = model_identity(model)
     tuner = Tuner.for_model(
         model,
@@ -106,6 +112,14 @@ def prepare(
         **config.architecture_args,
     )
     return MetaParts(model, tokenizer, tuner, pool, validation)
+
+
+def _read_first_loss(model: PreTrainedModel, pool: PoolTask) -> None:
+    batch = pool.feeder.at(0)
+    try:
+        read_loss(lambda: batch_loss(model, batch, pool.feeder.form))
+    except FloatingPointError as error:
+        raise FloatingPointError(f"task {pool.task.name!r}, step 0, before any update: {error}") from error
 
 
 def _recipe(config: MetaTrainConfig) -> dict[str, Any]:

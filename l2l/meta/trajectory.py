@@ -15,7 +15,7 @@ from torch import Tensor
 from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.base import Closure
-from l2l.methods.base import check_positive
+from l2l.methods.base import check_counts, check_positive
 from l2l.perturb import Theta
 
 
@@ -33,7 +33,8 @@ class TrajectoryConfig:
     """Outer steps until the model is put back to its initial weights."""
 
     def __post_init__(self) -> None:
-        check_positive(lr=self.lr, clip=self.clip, restart_every=self.restart_every)
+        check_positive(lr=self.lr, clip=self.clip)
+        check_counts(restart_every=self.restart_every)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1")
 

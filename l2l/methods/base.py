@@ -61,3 +61,10 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < float("inf"):
             raise ValueError(f"{name}={value} must be positive and finite")
+
+
+def check_counts(**values: int) -> None:
+    """Raise ValueError, naming the first value that is not a positive whole number."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value} must be a whole number, at least 1")

@@ -22,7 +22,7 @@ from torch import Tensor
 from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.base import Estimate, read_loss
-from l2l.methods.base import Method, StepContext, check_positive, descend
+from l2l.methods.base import Method, StepContext, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key, standard_noise
 from l2l.perturb import Direction, Theta
 
@@ -64,14 +64,12 @@ class DiZO(Method[DiZOState]):
     def __post_init__(self) -> None:
         check_positive(
             epsilon=self.epsilon,
-            draws=self.draws,
-            interval=self.interval,
-            iterations=self.iterations,
             epsilon_projection=self.epsilon_projection,
             step_size=self.step_size,
             fo_lr=self.fo_lr,
             clip=self.clip,
         )
+        check_counts(draws=self.draws, interval=self.interval, iterations=self.iterations)
         if self.search not in ("zo", "fo"):
             raise ValueError(f"search={self.search!r} must be 'zo' or 'fo'")
 

@@ -14,7 +14,7 @@ import torch
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import Estimate
-from l2l.methods.base import Method, StepContext, check_positive, descend
+from l2l.methods.base import Method, StepContext, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key
 from l2l.perturb import Direction, Theta
 from l2l.tuners.features import History
@@ -32,7 +32,8 @@ class Learned(Method[History]):
     distribution: Distribution = "gaussian"
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon, draws=self.draws)
+        check_positive(epsilon=self.epsilon)
+        check_counts(draws=self.draws)
 
     def init(self, blocks: Blocks) -> History:
         self.tuner.rows(blocks.names)

@@ -12,7 +12,7 @@ from typing import final
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import Estimate
-from l2l.methods.base import Method, StepContext, check_positive, descend
+from l2l.methods.base import Method, StepContext, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key
 from l2l.perturb import Direction, Theta
 
@@ -28,7 +28,8 @@ class MeZO(Method[None]):
     """``gaussian`` noise, or ``rademacher``: plus or minus one."""
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon, draws=self.draws)
+        check_positive(epsilon=self.epsilon)
+        check_counts(draws=self.draws)
 
     def init(self, blocks: Blocks) -> None:
         return None

@@ -44,5 +44,5 @@ def test_a_method_may_live_in_a_module_elsewhere(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("draws", [0, -1])
 def test_draws_must_be_positive(draws: int):
-    with pytest.raises(ValueError, match=f"draws={draws} must be positive"):
+    with pytest.raises(ValueError, match=f"draws={draws} must be a whole number"):
         MeZO(draws=draws)
