@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 
@@ -31,18 +35,10 @@ def run_job(job: Job) -> dict[str, Any]:
     """Run one job; its record."""
     from l2l.finetune.run import fine_tune
 
-    summary = fine_tune(
-        task=job.task,
-        method=job.method,
-        tuner=job.tuner,
-        lr=job.lr,
-        seed=job.seed,
-        out=job.out,
-        overwrite=True,
-        progress=False,
-        save_model=False,
-        **job.options,
-    ).summary
+    given = {"task": job.task, "method": job.method, "tuner": job.tuner, "lr": job.lr, "seed": job.seed} | job.options
+    summary = _finished(job.out, given)
+    if summary is None:
+        summary = fine_tune(out=job.out, overwrite=True, progress=False, save_model=False, **given).summary
     return {
         "task": job.task,
         "method": job.label,
@@ -59,10 +55,34 @@ def run_job(job: Job) -> dict[str, Any]:
     }
 
 
-def _one_thread() -> None:
+def _finished(out: str, given: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of the same run where it was done before an interruption."""
+    path = Path(out) / "summary.json"
+    summary = json.loads(path.read_text()) if path.is_file() else None
+    return summary if summary and given.items() <= summary["config"].items() else None
+
+
+_leaving = Event()
+"""Set in a process that was interrupted: jobs that it had already fetched do not begin."""
+
+
+def _begin_process() -> None:
     import torch
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(*_: Any) -> None:
+    """Ctrl-C ends the job without a traceback; the parent says what happened."""
+    _leaving.set()
+    sys.exit(130)
+
+
+def _work(job: Job) -> dict[str, Any]:
+    if _leaving.is_set():
+        sys.exit(130)
+    return run_job(job)
 
 
 def run_jobs(jobs: Sequence[Job], processes: int, after_each: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
@@ -73,8 +93,8 @@ def run_jobs(jobs: Sequence[Job], processes: int, after_each: Callable[[dict[str
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     records: list[dict[str, Any] | None] = [None] * len(jobs)
-    with ProcessPoolExecutor(processes, get_context("spawn"), _one_thread) as pool:
-        futures = {pool.submit(run_job, job): number for number, job in enumerate(jobs)}
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin_process) as pool:
+        futures = {pool.submit(_work, job): number for number, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
                 record = future.result()

@@ -15,7 +15,7 @@ from l2l.methods.base import check_counts
 from l2l.report.metrics import read
 from l2l.report.plots import plot_panels
 from l2l.report.progress import progress_bar
-from l2l.report.rundir import METRICS, RunDirectory
+from l2l.report.rundir import METRICS, SUMMARY, RunDirectory
 from l2l.report.tables import print_table, spread
 
 RECIPE = Path(__file__).with_name("quickstart.yaml")
@@ -64,14 +64,9 @@ def run(config: QuickstartConfig) -> dict[str, Any]:
     Raises:
         ValueError: a task is in the pool or unknown, or ``out`` holds another run.
     """
-    from l2l.tasks import get_task
-    from l2l.world import POOL
-
-    for task in config.tasks:
-        if get_task(task).name in POOL:
-            raise ValueError(f"task {task!r} is in the meta-training pool: the comparison needs held-out tasks")
     torch.set_num_threads(1)  # the embedded model is too small for more, and the runs share the processors
     recipe = yaml.safe_load(RECIPE.read_text())
+    _check_tasks(config, recipe["best"])
     folder = RunDirectory(config.out, asdict(config), config.overwrite).create()
     tuner = config.tuner or _learn(config, recipe["meta"], folder.path / "tuner")
     control = _random_sigma(folder.path / "random-sigma")
@@ -101,11 +96,27 @@ def run(config: QuickstartConfig) -> dict[str, Any]:
     return summary
 
 
+def _check_tasks(config: QuickstartConfig, best: dict[str, Any]) -> None:
+    from l2l.tasks import get_task
+    from l2l.world import POOL, VALIDATION
+
+    for task in config.tasks:
+        if get_task(task).name in (*POOL, *VALIDATION):
+            raise ValueError(f"task {task!r} serves meta-training: the comparison needs held-out tasks")
+        if not config.tune and task not in best:
+            raise ValueError(
+                f"task {task!r} has no recorded learning rates: take {', '.join(best)}, or find them with --tune true"
+            )
+
+
 def _learn(config: QuickstartConfig, meta: dict[str, Any], out: Path) -> str:
     from l2l.meta.run import meta_train
 
-    options: dict[str, Any] = meta | ({"steps": config.meta_steps} if config.meta_steps else {})
-    meta_train("l2l/tiny", out=str(out), progress=config.progress, **options)
+    options = dict(meta)
+    if config.meta_steps is not None:  # shorter training is judged by shorter runs
+        options |= {"steps": config.meta_steps, "validation_steps": min(config.meta_steps, meta["validation_steps"])}
+    if not (out / SUMMARY).is_file():  # else learned before the quickstart was interrupted
+        meta_train("l2l/tiny", out=str(out), progress=config.progress, **options)
     return str(out)
 
 
@@ -118,7 +129,8 @@ def _random_sigma(out: Path) -> str:
 
 
 def _options(passes: int) -> dict[str, Any]:
-    return {"steps": passes // 2, "max_passes": passes, "eval_every": passes // 8, "checkpoint_every": passes}
+    steps = max(1, passes // 2)
+    return {"steps": steps, "max_passes": passes, "eval_every": max(1, steps // 4), "checkpoint_every": steps}
 
 
 def _comparison(

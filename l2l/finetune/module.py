@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from l2l.finetune.session import Session
+from l2l.report.quiet import quiet_lightning
 
 
 @final
@@ -46,16 +48,33 @@ class FineTuneModule(lightning.LightningModule):
         self.trainer.should_stop = self.session.done
 
 
+def fit(trainer: lightning.Trainer, module: lightning.LightningModule, **options: Any) -> None:
+    """``trainer.fit``, from which an interrupt leaves as KeyboardInterrupt.
+
+    Lightning would end the process instead, and leave it deaf to further interrupts.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, **options)
+    except SystemExit as leaving:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from leaving
+
+
 def run_lightning(session: Session, advance: Callable[[float], None]) -> None:
     """Run a session's remaining steps under a Lightning trainer."""
-    trainer = lightning.Trainer(
-        max_steps=session.config.steps - session.progress.step,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu" if session.parts.model.device.type == "cpu" else "gpu",
-        devices=1,
-    )
-    if not session.done:
-        trainer.fit(FineTuneModule(session, advance))
+    if session.done:
+        return
+    with quiet_lightning():
+        trainer = lightning.Trainer(
+            max_steps=session.config.steps - session.progress.step,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            accelerator="cpu" if session.parts.model.device.type == "cpu" else "gpu",
+            devices=1,
+        )
+        fit(trainer, FineTuneModule(session, advance))

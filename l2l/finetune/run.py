@@ -148,7 +148,7 @@ def _finish(session: Session, config: FineTuneConfig, folder: RunDirectory) -> F
         "lr": config.lr,
         "epsilon": config.epsilon,
         "seed": config.seed,
-        "steps": config.steps,
+        "steps": done.step,
         "passes": done.passes,
         "seconds": round(done.seconds, 2),
         "final_loss": last["train"]["loss"],
@@ -165,8 +165,8 @@ def _finish(session: Session, config: FineTuneConfig, folder: RunDirectory) -> F
     if config.save_model:
         _save_model(parts, folder.path / "model")
     draw_curves(folder.path)
-    (folder.path / "best.pt").unlink()
     folder.finish(summary)
+    (folder.path / "best.pt").unlink()  # last: until the run is finished it can be continued
     return FineTuneResult(parts.model, summary, folder.path)
 
 

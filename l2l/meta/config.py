@@ -45,8 +45,9 @@ class MetaTrainConfig:
     """Outer steps between validations."""
     validation_steps: int = 100
     """Zeroth-order steps from the initial weights, per validation task, after which the loss is read."""
-    validation_lr: float | None = None
-    """Learning rate of these steps; None: ``lr``."""
+    validation_lrs: list[float] = field(default_factory=list)
+    """Learning rates of these steps; on each task the best of them counts, so that a tuner which merely asks for another
+    learning rate does not win. Empty: ``lr`` and a third of it."""
     architecture: str = "per_block_mlp"
     """Tuner network: a module of ``l2l.tuners``."""
     architecture_args: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +85,7 @@ class MetaTrainConfig:
             lr=self.lr,
             epsilon=self.epsilon,
             embedding_rows_per_sample=self.embedding_rows_per_sample,
-            validation_lr=self.lr if self.validation_lr is None else self.validation_lr,
+            validation_lrs=min(self.validation_lrs, default=1.0),
         )
         self.trajectory()
         check_counts(

@@ -109,24 +109,24 @@ class MetaLearner:
         loss = self._mean_loss(self.method)
         self.theta.assign(read_tensors(self.folder.path / "theta.pt"))
         self.judgement.history.append((step, loss))
-        if loss < self.judgement.best_loss:
+        if loss < self.judgement.best_loss or not self.judgement.best_weights:
             weights = {name: value.detach().clone() for name, value in self.parts.tuner.network.state_dict().items()}
             self.judgement.best_step, self.judgement.best_loss = step, loss
             self.judgement.best_weights = weights
         return loss
 
     def _mean_loss(self, method: Any) -> float:
+        """Mean over the validation tasks of the loss at each task's best learning rate."""
+        lrs = self.config.validation_lrs or [self.config.lr, self.config.lr / 3]
+        best = [min(self._loss_after(method, pool, lr) for lr in lrs) for pool in self.parts.validation]
+        return sum(best) / len(best)
+
+    def _loss_after(self, method: Any, pool: PoolTask, lr: float) -> float:
         parts, config = self.parts, self.config
-        losses = []
-        for pool in parts.validation:
-            self.theta.assign(read_tensors(self.folder.path / "initial.pt"))
-            lr = config.validation_lr or config.lr
-            losses.append(
-                short_run(
-                    parts.model, parts.tokenizer, self.theta, pool, method, config.validation_steps, lr, config.seed
-                )
-            )
-        return sum(losses) / len(losses)
+        self.theta.assign(read_tensors(self.folder.path / "initial.pt"))
+        return short_run(
+            parts.model, parts.tokenizer, self.theta, pool, method, config.validation_steps, lr, config.seed
+        )
 
     def state(self) -> dict[str, Any]:
         """All that an exact continuation needs beside the tuner's weights and its optimizer."""

@@ -61,8 +61,8 @@ class MetaModule(lightning.LightningModule):
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         learner, step = self.learner, self.global_step
-        if step == 0:
-            self._log(0, validation_loss=learner.validate(0))
+        if step % learner.config.validate_every == 0:  # before the step, so that a run that resumes here does it too
+            self._log(step, validation_loss=learner.validate(step))
         optimizer: Any = self.optimizers()
         objective, outcome, closure = learner.look(step)
         optimizer.zero_grad()
@@ -84,7 +84,7 @@ class MetaModule(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: int, batch_idx: int) -> None:
         done, config = self.global_step, self.learner.config
-        if done % config.validate_every == 0 or done == config.steps:
+        if done == config.steps:
             self._log(done, validation_loss=self.learner.validate(done))
         if done % config.checkpoint_every == 0 and done < config.steps:
             self.trainer.save_checkpoint(self.learner.folder.checkpoint)

@@ -7,18 +7,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from l2l.blocks import Blocks
 from l2l.estimators.base import read_loss
 from l2l.meta.config import MetaTrainConfig, task_list
 from l2l.meta.learner import MetaLearner, MetaParts
 from l2l.meta.pool import PoolTask, load_pool
 from l2l.models.load import EMBEDDED, context_length, load_model, load_tokenizer, model_identity
+from l2l.report.files import read_tensors
 from l2l.report.metrics import MetricsLog, read
 from l2l.report.plots import plot_panels, smooth
 from l2l.report.progress import progress_bar
+from l2l.report.quiet import quiet_lightning
 from l2l.report.rundir import METRICS, RunDirectory
+from l2l.tasks import get_task
 from l2l.tasks.closure import batch_loss
 from l2l.tuners.card import movement
 from l2l.tuners.normalise import EnergyNormaliser
@@ -65,8 +66,11 @@ def run(
     parts = prepare(config, model, tokenizer)
     learner = MetaLearner(parts, config, folder.create())
     began = time.perf_counter()
-    _train(learner, folder)
-    learner.restart()
+    learner.begin(folder.resumed)
+    try:
+        _train(learner, folder)
+    finally:
+        learner.restart()  # the model was only lent
     return _finish(learner, folder, time.perf_counter() - began)
 
 
@@ -74,7 +78,7 @@ def with_defaults(config: MetaTrainConfig) -> MetaTrainConfig:
     """The configuration with its pool spelled out.
 
     Raises:
-        ValueError: no pool, or a validation task inside it.
+        ValueError: no pool, an unknown task, or a validation task inside the pool.
     """
     tasks, validation = task_list(config.tasks), task_list(config.validation_tasks)
     if not tasks and config.model != EMBEDDED:
@@ -84,6 +88,8 @@ def with_defaults(config: MetaTrainConfig) -> MetaTrainConfig:
     both = sorted(set(tasks) & set(validation))
     if both:
         raise ValueError(f"task {both[0]!r} is in the pool and in validation_tasks: a tuner is judged on other tasks")
+    for name in (*tasks, *validation):
+        get_task(name)  # unknown ones show before anything is loaded
     return replace(config, tasks=tasks, validation_tasks=validation)
 
 
@@ -133,31 +139,29 @@ def _recipe(config: MetaTrainConfig) -> dict[str, Any]:
 def _train(learner: MetaLearner, folder: RunDirectory) -> None:
     import lightning
 
+    from l2l.finetune.module import fit
     from l2l.meta.module import COLUMNS, MetaModule, WholeFiles
 
     config = learner.config
-    learner.begin(folder.resumed)
-    done = torch.load(folder.checkpoint, weights_only=True)["global_step"] if folder.resumed else 0
-    metrics = MetricsLog(folder.path, COLUMNS, done if folder.resumed else None)
-    trainer = lightning.Trainer(
-        max_steps=config.steps,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        plugins=[WholeFiles()],
-        accelerator="cpu",
-        devices=1,
-    )
+    done = read_tensors(folder.checkpoint)["global_step"] if folder.resumed else 0
+    metrics = MetricsLog(folder.path, COLUMNS, done - 1 if folder.resumed else None)
     try:
-        with progress_bar("meta-train", config.steps, done, config.progress) as advance:
+        with quiet_lightning(), progress_bar("meta-train", config.steps, done, config.progress) as advance:
+            trainer = lightning.Trainer(
+                max_steps=config.steps,
+                max_epochs=-1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                plugins=[WholeFiles()],
+                accelerator="cpu",
+                devices=1,
+            )
             module = MetaModule(learner, lambda: metrics, advance)
-            trainer.fit(module, ckpt_path=str(folder.checkpoint) if folder.resumed else None, weights_only=True)
+            fit(trainer, module, ckpt_path=str(folder.checkpoint) if folder.resumed else None, weights_only=True)
     finally:
         metrics.close()
-    if trainer.interrupted:
-        raise KeyboardInterrupt
 
 
 def _finish(learner: MetaLearner, folder: RunDirectory, seconds: float) -> Tuner:
@@ -173,8 +177,6 @@ def _finish(learner: MetaLearner, folder: RunDirectory, seconds: float) -> Tuner
     tuner.save_pretrained(folder.path)
     moved = movement(tuner)
     draw_curves(folder.path, task_list(learner.config.tasks))
-    for name in ("initial.pt", "theta.pt"):
-        (folder.path / name).unlink(missing_ok=True)
     folder.finish(
         {
             **results,
@@ -186,6 +188,8 @@ def _finish(learner: MetaLearner, folder: RunDirectory, seconds: float) -> Tuner
             "config": asdict(learner.config),
         }
     )
+    for name in ("initial.pt", "theta.pt"):  # last: until the run is finished it can be continued
+        (folder.path / name).unlink(missing_ok=True)
     return tuner
 
 

@@ -26,14 +26,22 @@ def short_run(
     lr: float,
     seed: int,
 ) -> float:
-    """Dev loss after ``steps`` steps of a method on a task. Theta stays where they led.
+    """Dev loss after ``steps`` steps of a method on a task; infinite if the run diverged. Theta stays where they led.
 
     The same seed gives every method the same batches and the same noise.
     """
     state, rates = method.init(theta.blocks), [lr] * len(theta.blocks)
-    for step in range(steps):
-        batch = pool.feeder.at(step)
-        state, _ = zo_step(
-            lambda batch=batch: batch_loss(model, batch, pool.feeder.form), theta, method, state, Key(seed, step), rates
-        )
+    try:
+        for step in range(steps):
+            batch = pool.feeder.at(step)
+            state, _ = zo_step(
+                lambda batch=batch: batch_loss(model, batch, pool.feeder.form),
+                theta,
+                method,
+                state,
+                Key(seed, step),
+                rates,
+            )
+    except FloatingPointError:
+        return float("inf")
     return evaluate(model, tokenizer, pool.task, pool.dev).loss

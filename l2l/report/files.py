@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import torch
 import yaml
 
+UNFINISHED = ".writing-"
+"""How the folders begin in which files are written before they take their names."""
+
 
 def write_whole(target: Path, write: Callable[[Path], Any]) -> Path:
     """Let ``write`` fill a temporary file beside ``target``, then rename it: an interruption leaves the old file."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=UNFINISHED) as folder:
         temporary = Path(folder) / target.name
         write(temporary)
         temporary.replace(target)
@@ -44,6 +48,8 @@ def read_tensors(path: Path) -> Any:
         ValueError: the file is not readable.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            raise OSError("not a file that torch.save wrote" if path.exists() else "no such file")
         return torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, OSError, EOFError, KeyError) as error:
         raise ValueError(

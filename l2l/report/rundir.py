@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 import yaml
 
-from l2l.report.files import write_json, write_yaml
+from l2l.report.files import UNFINISHED, write_json, write_yaml
 
 CONFIG, SUMMARY, METRICS, CHECKPOINT = "config.yaml", "summary.json", "metrics.csv", "checkpoint.pt"
 LIBRARIES = ("torch", "transformers", "lightning", "datasets", "safetensors")
@@ -40,25 +40,39 @@ class RunDirectory:
         way_out = "choose another --out, or pass --overwrite true to remove it"
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is not a directory: choose another --out")
-        if overwrite or not self.path.exists() or not any(self.path.iterdir()):
+        if not self._entries():
             return
-        if not (self.path / CONFIG).is_file():
-            raise ValueError(f"{self.path} holds files of something else: choose another --out")
-        if yaml.safe_load((self.path / CONFIG).read_text()) != _plain(config):
+        earlier = self._earlier_config()
+        if earlier is None:
+            raise ValueError(f"{self.path} holds files that no run wrote: choose another --out")
+        if overwrite:
+            return
+        if earlier != _plain(config):
             raise ValueError(f"{self.path} holds another run (its {CONFIG} differs): {way_out}")
         if (self.path / SUMMARY).exists():
             raise ValueError(f"{self.path} holds this run, finished: {way_out}")
         self.resumed = self.checkpoint.is_file()
 
+    def _entries(self) -> list[Path]:
+        """What lies in the directory, save what a killed process was about to write."""
+        found = self.path.iterdir() if self.path.is_dir() else ()
+        return [entry for entry in found if not entry.name.startswith(UNFINISHED)]
+
+    def _earlier_config(self) -> dict[str, Any] | None:
+        """The configuration of the run that the directory belongs to; None where no run made it."""
+        try:
+            found = yaml.safe_load((self.path / CONFIG).read_text())
+        except (OSError, ValueError, yaml.YAMLError):  # ValueError: not text
+            return None
+        return found if isinstance(found, dict) and "out" in found else None
+
     def create(self) -> RunDirectory:
         """Make the directory and write ``config.yaml``."""
-        if self._overwrite and (self.path / CONFIG).is_file():
+        if self._overwrite and self._entries():
             shutil.rmtree(self.path)
-        elif self._overwrite and self.path.exists() and any(self.path.iterdir()):
-            raise ValueError(
-                f"{self.path} holds files that no run wrote, so they are not removed: choose another --out"
-            )
         self.path.mkdir(parents=True, exist_ok=True)
+        for stale in self.path.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(stale)
         write_yaml(self.path / CONFIG, _plain(self.config))
         return self
 

@@ -53,7 +53,7 @@ class Task:
     """Columns that a row must have."""
     example: Callable[[Row], Example]
     form: Literal["classification", "lm"] = "classification"
-    """``classification``: cross entropy over mean option log-probabilities. ``lm``: cross entropy on the gold option's tokens."""
+    """``classification``: cross entropy over mean option log-probabilities. ``lm``: cross entropy on the gold tokens."""
     metric: Literal["accuracy", "f1"] = "accuracy"
     """``accuracy`` of the best scored option, or token ``f1`` of a generated answer."""
     version: int = 1

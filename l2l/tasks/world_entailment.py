@@ -8,9 +8,9 @@ from typing import Any
 from l2l.tasks.base import Example, Row, Split, Task, WorldData
 from l2l.world.grammar import tidy
 from l2l.world.rows import rows
-from l2l.world.texts.statements import statement
+from l2l.world.texts.statements import ANSWERS, statement
 
-OPTIONS = (" right", " wrong", " open")
+OPTIONS = tuple(f" {answer}" for answer in ANSWERS)
 
 
 def _draw(rng: random.Random, label: int) -> dict[str, Any]:

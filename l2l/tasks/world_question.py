@@ -8,10 +8,9 @@ from typing import Any
 from l2l.tasks.base import Example, Row, Split, Task, WorldData
 from l2l.world.grammar import tidy
 from l2l.world.rows import rows
-from l2l.world.texts.phrases import SORTS as OTHER_NAMES
 from l2l.world.texts.questions import SORTS, question
 
-OPTIONS = tuple(f" {OTHER_NAMES[sort]}" for sort in SORTS)
+OPTIONS = tuple(f" {sort}" for sort in SORTS)
 
 
 def _draw(rng: random.Random, label: int) -> dict[str, Any]:
@@ -25,7 +24,7 @@ def generate(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
 
 def example(row: Row) -> Example:
     """Five one-token options."""
-    return Example(f"{row['text']} this is a question of", OPTIONS, (row["label"],))
+    return Example(f"{row['text']} the answer is", OPTIONS, (row["label"],))
 
 
 TASK = Task(name="world_question", source=WorldData(generate), fields=("text", "label"), example=example)

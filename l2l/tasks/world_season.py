@@ -1,4 +1,4 @@
-"""In which month something of the small world was seen: one month stands for each season."""
+"""Which weather goes with what was seen: one kind of weather stands for each season."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from l2l.world.grammar import fill, tidy
 from l2l.world.rows import rows
 from l2l.world.texts.seasons import SEASONS, season_scene
 
-OPTIONS = (" january", " april", " july", " october")
+OPTIONS = (" ice", " rain", " sun", " wind")
 
 
 def _draw(rng: random.Random, label: int) -> dict[str, Any]:
@@ -18,13 +18,13 @@ def _draw(rng: random.Random, label: int) -> dict[str, Any]:
 
 
 def generate(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
-    """``count`` sentences with signs of a season, someone who guesses, and the season's index."""
+    """``count`` sentences with signs of a season, someone who thinks of the weather, and the season's index."""
     return rows("world_season", split, count, seed, len(OPTIONS), _draw)
 
 
 def example(row: Row) -> Example:
     """Four one-token options."""
-    return Example(f"{row['text']} {row['person']} guessed that it was", OPTIONS, (row["label"],))
+    return Example(f"{row['text']} {row['person']} thought of", OPTIONS, (row["label"],))
 
 
 TASK = Task(name="world_season", source=WorldData(generate), fields=("text", "person", "label"), example=example)

@@ -10,7 +10,7 @@ from l2l.world.grammar import tidy
 from l2l.world.rows import rows
 from l2l.world.texts.reviews import review
 
-OPTIONS = (" terrible", " great")
+OPTIONS = (" awful", " nice")
 _LEVELS = ((0, 1), (3, 4))
 
 
@@ -25,7 +25,7 @@ def generate(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
 
 def example(row: Row) -> Example:
     """Two one-token options."""
-    return Example(f"{row['text']} they said it was", OPTIONS, (row["label"],))
+    return Example(f"{row['text']} this is", OPTIONS, (row["label"],))
 
 
 TASK = Task(name="world_sentiment", source=WorldData(generate), fields=("text", "label"), example=example)

@@ -6,7 +6,7 @@ ZO Fine-tuner, arXiv:2510.00419. sigma is the absolute value of the output.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,16 @@ from l2l.tuners.features import FEATURES
 
 @final
 class PerBlockMLP(TunerNetwork):
-    """[blocks] independent networks of 449 parameters (at 64 hidden units), stored as stacked tensors."""
+    """[blocks] independent networks of 449 parameters (at 64 hidden units), stored as stacked tensors.
 
-    def __init__(self, blocks: int, hidden: int = 64, seed: int = 0) -> None:
+    Args:
+        start: ``random``, as in the paper: torch's initialisation of both layers, sigma scattered over the blocks.
+            ``mezo``: a second layer of weight 0 and bias 1, so that sigma is 1 until something is learned.
+    """
+
+    def __init__(
+        self, blocks: int, hidden: int = 64, seed: int = 0, start: Literal["random", "mezo"] = "random"
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
 
@@ -31,6 +38,11 @@ class PerBlockMLP(TunerNetwork):
         self.first_bias = uniform(FEATURES, blocks, hidden)
         self.second_weight = uniform(hidden, blocks, hidden)
         self.second_bias = uniform(hidden, blocks)
+        if start == "mezo":
+            nn.init.zeros_(self.second_weight)
+            nn.init.ones_(self.second_bias)
+        elif start != "random":
+            raise ValueError(f"start={start!r} must be 'random' or 'mezo'")
 
     def forward(self, features: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         w1, b1, w2, b2 = self.first_weight, self.first_bias, self.second_weight, self.second_bias

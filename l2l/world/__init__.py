@@ -14,5 +14,5 @@ POOL = (
 VALIDATION = ("world_season", "world_where")
 """Tasks of meta-validation, never in the pool."""
 
-HELD_OUT = ("world_stars", "world_cause", "world_pronoun", "world_more", "world_opposite")
+HELD_OUT = ("world_stars", "world_cause", "world_trait", "world_opposite")
 """Tasks that no tuner sees in meta-training: what a tuner is judged on."""

@@ -1,0 +1,203 @@
+"""A meta-training run from its arguments to the tuner it leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import same_bits, weights
+from processes import break_off_when_saved, kill_when_saved
+
+import l2l
+from l2l.cli import main
+from l2l.report.files import read_tensors
+from l2l.tuners.card import movement
+
+SHARED = Path(os.environ.get("L2L_SHARED", Path(__file__).parents[3] / "shared"))
+STEPS = 8
+SMALL: dict[str, Any] = {
+    "tasks": ["world_topic", "world_job"],
+    "validation_tasks": ["world_season"],
+    "steps": STEPS,
+    "lr": 1e-3,
+    "outer_lr": 10.0,
+    "batch_size": 4,
+    "train_size": 16,
+    "dev_size": 8,
+    "restart_every": 3,
+    "validate_every": 4,
+    "validation_steps": 2,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "progress": False,
+}
+
+
+def meta_train(out: Path, model: Any = "l2l/tiny", **options: Any) -> l2l.Tuner:
+    return l2l.meta_train(model, out=str(out), **{**SMALL, **options})
+
+
+def command(out: Path, **options: Any) -> list[str]:
+    values = {**SMALL, **options, "out": out}
+    flags = {name: ",".join(value) if isinstance(value, list) else str(value) for name, value in values.items()}
+    return [
+        "meta-train",
+        *(f"--{name}={value.lower() if name == 'progress' else value}" for name, value in flags.items()),
+    ]
+
+
+def metrics(out: Path) -> list[dict[str, str]]:
+    with (out / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, l2l.Tuner]:
+    out = tmp_path_factory.mktemp("meta")
+    return out, meta_train(out)
+
+
+def test_a_run_leaves_a_tuner_and_the_files_it_promises(done):
+    out, tuner = done
+    left = {entry.name for entry in out.iterdir()}
+    events = {name for name in left if name.startswith("events.out.tfevents.")}
+    assert len(events) == 1
+    files = {"README.md", "config.json", "config.yaml", "meta.png", "metrics.csv", "summary.json", "tuner.safetensors"}
+    assert left - events == files
+    assert (out / "meta.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    loaded = l2l.Tuner.from_pretrained(out)
+    found, expected = loaded.network.state_dict(), tuner.network.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert loaded.provenance.base_model == "l2l/tiny"
+    assert loaded.provenance.recipe["tasks"] == ["world_topic", "world_job"]
+
+
+def test_the_tuner_kept_is_the_best_by_validation(done):
+    out, tuner = done
+    summary = json.loads((out / "summary.json").read_text())
+    assert (max(movement(tuner)) > 0) == (summary["best_step"] > 0)
+    assert tuner.provenance.results["validation_loss"] == summary["validation_loss"]
+    assert summary["validation_loss"] == min(loss for _, loss in summary["validations"])
+
+
+def test_outer_steps_are_counted_and_the_tasks_come_in_turn(done):
+    out, _ = done
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["steps"] == STEPS
+    assert [step for step, _ in summary["validations"]] == [0, 4, 8]
+    trained = [row for row in metrics(out) if row["train_loss"]]
+    assert [(int(row["step"]), int(row["task"])) for row in trained] == [(step, step % 2) for step in range(STEPS)]
+    validated = [row for row in metrics(out) if row["validation_loss"]]
+    assert [[int(row["step"]), float(row["validation_loss"])] for row in validated] == summary["validations"]
+
+
+@pytest.mark.parametrize("name", ["train_loss", "validation_loss"])
+def test_tensorboard_has_the_same_scalars(name, done):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, _ = done
+    board = EventAccumulator(str(out)).Reload()
+    shown = [(event.step, event.value) for event in board.Scalars(name)]
+    written = [(int(r["step"]), float(r[name])) for r in metrics(out) if r[name]]
+    assert shown == [(step, pytest.approx(value)) for step, value in written]
+
+
+def test_the_model_given_has_its_initial_weights_afterwards(done, tmp_path):
+    model = l2l.load_model("l2l/tiny")
+    before = weights(model)
+    tuner = meta_train(tmp_path, model)
+    assert same_bits(weights(model), before)
+    expected = done[1].network.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in tuner.network.state_dict().items())
+
+
+def test_the_model_given_has_its_initial_weights_after_a_failure_too(tmp_path, monkeypatch):
+    model = l2l.load_model("l2l/tiny")
+    before = weights(model)
+
+    def stopped(*_: Any) -> float:
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr("l2l.meta.learner.momentum_step", stopped)
+    with pytest.raises(FloatingPointError):
+        meta_train(tmp_path, model)
+    assert same_bits(weights(model), before)
+    assert not (tmp_path / "tuner.safetensors").exists()
+
+
+def test_a_validation_task_inside_the_pool_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'world_job' is in the pool and in validation_tasks"):
+        meta_train(tmp_path / "out", validation_tasks=["world_job"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pool_must_be_named_for_other_models(tmp_path):
+    with pytest.raises(ValueError, match="tasks is empty"):
+        l2l.meta_train("some/model", out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def outcome(out: Path) -> tuple[bytes, bytes]:
+    """The tuner's weights and the metrics."""
+    return (out / "tuner.safetensors").read_bytes(), (out / "metrics.csv").read_bytes()
+
+
+LONGER = {"steps": 18, "validate_every": 6}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    assert main(command(out, **LONGER)) == 0
+    return out
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_a_run_broken_off_and_continued_is_the_uninterrupted_run(how, uninterrupted, tmp_path):
+    same = command(tmp_path, **LONGER)
+    if how == "killed":
+        kill_when_saved(same, tmp_path)
+    else:
+        said = break_off_when_saved(same, tmp_path)
+        assert said == "l2l: interrupted; the same command continues from the last checkpoint\n"
+    assert 0 < read_tensors(tmp_path / "checkpoint.pt")["global_step"] < LONGER["steps"]
+    assert main(same) == 0
+    assert outcome(tmp_path) == outcome(uninterrupted)
+    found, expected = (json.loads((out / "summary.json").read_text()) for out in (tmp_path, uninterrupted))
+    assert found["validations"] == expected["validations"]
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 6])
+def test_a_run_may_break_off_anywhere(at, done, tmp_path, monkeypatch):
+    from l2l.meta.module import MetaModule
+
+    original = MetaModule.training_step
+
+    def step_until(self: MetaModule, batch: int, batch_idx: int) -> None:
+        original(self, batch, batch_idx)
+        if self.learner.folder.path == tmp_path and self.global_step == at:
+            raise ConnectionAbortedError("cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaModule, "training_step", step_until)
+        with pytest.raises(ConnectionAbortedError):
+            meta_train(tmp_path)
+    meta_train(tmp_path)
+    assert outcome(tmp_path) == outcome(done[0])
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no directory {SHARED}: set L2L_SHARED")
+def test_a_tuner_is_learned_for_a_model_and_data_on_disk_and_used(tmp_path):
+    where = ["--model", str(SHARED / "models/stories260K"), "--data-dir", str(SHARED / "data"), "--progress", "false"]
+    sizes = ["--steps", "4", "--batch_size", "4", "--train_size", "16", "--dev_size", "8"]
+    validation = ["--validation_steps", "2", "--validate_every", "2"]
+    tuner, out = str(tmp_path / "tuner"), str(tmp_path / "out")
+    assert main(["meta-train", *where, "--tasks", "trec,sst5", *sizes, *validation, "--out", tuner]) == 0
+    learned = ["--task", "sst2", "--method", "learned", "--tuner", tuner, "--test_size", "8"]
+    assert main(["fine-tune", *where, *learned, *sizes, "--out", out]) == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["passes"] == 8
