@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class QuickstartConfig:
 
     out: str = "runs/quickstart"
     """Directory for everything the run leaves."""
-    tasks: list[str] = field(default_factory=lambda: ["world_cause", "world_opposite"])
+    tasks: list[str] = field(default_factory=lambda: ["world_stars", "world_opposite"])
     """Held-out tasks: none of them may be in the meta-training pool."""
     seeds: int = 3
     """Seeds per task and method."""
@@ -77,10 +78,7 @@ def run(config: QuickstartConfig) -> dict[str, Any]:
         CONTROL: ("learned", control),
     }
     passes = config.passes or recipe["passes"]
-    if config.tune:
-        jobs = _grid(config, recipe["grid"], methods, passes, folder.path)
-    else:
-        jobs = _comparison(config, recipe, methods, passes, folder.path)
+    jobs = _jobs(config, recipe, methods, passes, folder.path)
     with progress_bar("fine-tune", len(jobs), visible=config.progress) as advance:
         results = run_jobs(jobs, config.processes, lambda record: advance(record["final_loss"]))
     if config.tune:
@@ -133,52 +131,24 @@ def _options(passes: int) -> dict[str, Any]:
     return {"steps": steps, "max_passes": passes, "eval_every": max(1, steps // 4), "checkpoint_every": steps}
 
 
-def _comparison(
+def _jobs(
     config: QuickstartConfig,
     recipe: dict[str, Any],
     methods: dict[str, tuple[str, str | None]],
     passes: int,
     root: Path,
 ) -> list[Job]:
-    return [
-        Job(
-            label,
-            task,
-            method,
-            recipe["best"][task][label],
-            seed,
-            run_folder(root, task, label.replace(" ", "_"), seed),
-            tuner,
-            _options(passes),
-        )
-        for task in config.tasks
-        for label, (method, tuner) in methods.items()
-        for seed in range(config.seeds)
-    ]
-
-
-def _grid(
-    config: QuickstartConfig,
-    grid: Sequence[float],
-    methods: dict[str, tuple[str, str | None]],
-    passes: int,
-    root: Path,
-) -> list[Job]:
-    return [
-        Job(
-            label,
-            task,
-            method,
-            lr,
-            TUNING_SEED,
-            run_folder(root, task, label.replace(" ", "_"), lr),
-            tuner,
-            _options(passes),
-        )
-        for task in config.tasks
-        for label, (method, tuner) in methods.items()
-        for lr in grid
-    ]
+    """The runs of the comparison, each at its recorded learning rate; or those of the whole grid, on the tuning seed."""
+    jobs = []
+    for task, (label, (method, tuner)) in product(config.tasks, methods.items()):
+        if config.tune:
+            runs = [(lr, TUNING_SEED) for lr in recipe["grid"]]
+        else:
+            runs = [(recipe["best"][task][label], seed) for seed in range(config.seeds)]
+        for lr, seed in runs:
+            out = run_folder(root, task, label.replace(" ", "_"), lr if config.tune else seed)
+            jobs.append(Job(label, task, method, lr, seed, out, tuner, _options(passes)))
+    return jobs
 
 
 def best_lr(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -125,7 +126,7 @@ def _load(auto: Any, what: str, name_or_path: str | Path, revision: str | None, 
         if Path(source).is_dir():
             raise FileNotFoundError(f"cannot read the {what} in directory {source!r}: {_one_line(error)}") from error
         raise FileNotFoundError(_absent_message(what, source, revision, error)) from error
-    except ValueError as error:
+    except (ValueError, SafetensorError) as error:
         raise ValueError(f"cannot load the {what} {str(name_or_path)!r}: {_one_line(error)}") from error
 
 

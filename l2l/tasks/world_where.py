@@ -1,4 +1,4 @@
-"""From where someone of the small world came home: question answering, the answer's token is the loss."""
+"""Where someone of the small world was seen: question answering, the answer's token is the loss."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def generate(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
 
 def example(row: Row) -> Example:
     """Four one-token options, the gold one trained as a continuation."""
-    prompt = f"{row['text']} {row['who']} came home from the"
+    prompt = f"{row['text']} we saw {row['who']} in the"
     return Example(prompt, tuple(f" {place}" for place in row["places"]), (row["label"],))
 
 

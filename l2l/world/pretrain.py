@@ -135,6 +135,7 @@ def save(model: Any, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any], 
     shutil.rmtree(partial, ignore_errors=True)
     model.cpu().save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    (partial / "model.safetensors").chmod(0o644)
     (partial / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n")
     if (out / "README.md").exists():
         shutil.copy(out / "README.md", partial)

@@ -62,7 +62,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     core.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, words[BOS])]
     )
-    core.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    core.decoder = decoders.Sequence([decoders.WordPiece(prefix="##", cleanup=True), decoders.Replace(" :", ":")])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=BOS,

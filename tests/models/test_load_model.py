@@ -119,3 +119,11 @@ def test_the_context_is_what_the_model_allows():
     assert context_length(tiny_random("llama", max_position_embeddings=9000)) == 2048
     with pytest.raises(ValueError, match=r"max_length 300 must lie in 2\.\.256"):
         context_length(model, 300)
+
+
+def test_truncated_weights_are_one_clear_error(tmp_path: Path):
+    tiny_random("llama").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match="cannot load the model"):
+        load_model(tmp_path)

@@ -1,0 +1,73 @@
+"""How far a model is from its ceiling on the embedded tasks: zero-shot, after Adam, after MeZO. Prints a table.
+
+python benchmarks/world_tasks.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from l2l.finetune.config import FineTuneConfig
+from l2l.finetune.run import prepare
+from l2l.finetune.session import Parts
+from l2l.tasks.closure import batch_loss
+from l2l.tasks.evaluate import Scores, evaluate
+from l2l.world import HELD_OUT, POOL, VALIDATION
+
+ROLES = {"pool": POOL, "validation": VALIDATION, "held out": HELD_OUT}
+
+
+def score(parts: Parts) -> Scores:
+    """Loss and metric on the test rows."""
+    return evaluate(parts.model, parts.tokenizer, parts.task, parts.splits.test)
+
+
+def first_order(parts: Parts, steps: int, lr: float) -> Scores:
+    """After Adam, with backpropagation."""
+    adam = torch.optim.Adam(parts.model.parameters(), lr=lr)
+    for step in range(steps):
+        adam.zero_grad()
+        batch_loss(parts.model, parts.feeder.at(step), parts.feeder.form).backward()
+        adam.step()
+    return score(parts)
+
+
+def zeroth_order(parts: Parts, steps: int) -> Scores:
+    """After MeZO, with forward passes only."""
+    for step in range(steps):
+        batch = parts.feeder.at(step)
+        parts.optimizer.step(lambda batch=batch: batch_loss(parts.model, batch, parts.feeder.form))
+    return score(parts)
+
+
+def main() -> None:
+    """Print a row per task; of several MeZO learning rates the best by test loss is shown, with its value."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="l2l/tiny")
+    parser.add_argument("--tasks", nargs="*", help="default: all of the world's tasks")
+    parser.add_argument("--adam_steps", type=int, default=200)
+    parser.add_argument("--adam_lr", type=float, default=1e-3)
+    parser.add_argument("--mezo_steps", type=int, default=0, help="0: leave MeZO out")
+    parser.add_argument("--mezo_lrs", type=float, nargs="*", default=[3e-5, 1e-4])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| task | role | zero-shot loss / metric | Adam | MeZO | lr |")
+    print("|---|---|---|---|---|---|")
+    for role, names in ROLES.items():
+        for name in [name for name in names if not options.tasks or name in options.tasks]:
+            config = FineTuneConfig(model=options.model, task=name)
+            before = score(prepare(config))
+            ceiling = first_order(prepare(config), options.adam_steps, options.adam_lr)
+            runs = [
+                (zeroth_order(prepare(FineTuneConfig(model=options.model, task=name, lr=lr)), options.mezo_steps), lr)
+                for lr in (options.mezo_lrs if options.mezo_steps else ())
+            ]
+            best, lr = min(runs, key=lambda run: run[0].loss, default=(None, None))
+            cells = [f"{s.loss:.2f} / {s.value:.2f}" if s else "-" for s in (before, ceiling, best)]
+            print(f"| {name} | {role} | {' | '.join(cells)} | {lr or '-'} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
