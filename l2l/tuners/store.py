@@ -49,6 +49,7 @@ def _replace(target: Path, write: Callable[[Path], Any]) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
         temporary = Path(folder) / target.name
         write(temporary)
+        temporary.chmod(0o644)  # safetensors writes for its owner only
         temporary.replace(target)
 
 

@@ -29,7 +29,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m l2l.world.pretrain", description="Pretrain l2l/tiny on the small world."
     )
-    parser.add_argument("--out", type=Path, required=True, help="directory to write; replaced if it exists")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="directory to write; an earlier model there is replaced"
+    )
     parser.add_argument(
         "--steps", type=int, default=None, help="number of AdamW steps (same weights for a seed on CPU)"
     )
@@ -46,6 +48,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("give exactly one of --steps and --minutes")
     if not 0 <= options.seed < VALIDATION_SEED:
         parser.error(f"--seed is {options.seed}; it must be at least 0 and below {VALIDATION_SEED}")
+    if options.out.exists() and not (options.out / "pretraining.json").exists():
+        parser.error(f"--out {options.out} exists and holds no pretrained model; name a new directory")
     return options
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from l2l.world.measure import MODEL, adam, encode, evaluate, load_task
+from l2l.finetune.config import FineTuneConfig
+from l2l.finetune.run import prepare
+from l2l.models import tiny_random
+from l2l.tasks.closure import batch_loss
+from l2l.tasks.evaluate import evaluate
 from l2l.world.pretrain import main, parse, validation_loss
+
+MODEL = Path(tiny_random.__file__).parent / "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +46,21 @@ def test_the_validation_loss_is_the_one_recorded_when_it_was_pretrained(model, t
 @pytest.mark.parametrize(
     ("name", "chance"), [("world_category", 1 / 6), ("world_topic", 1 / 6), ("world_season", 1 / 4)]
 )
-def test_the_model_is_above_chance_before_any_tuning(name, chance, model, tokenizer):
-    task = load_task(name)
-    loss, accuracy = evaluate(task, model, encode(task, "validation", 200, tokenizer))
-    assert math.isfinite(loss) and accuracy > chance + 0.05
+def test_the_model_is_above_chance_before_any_tuning(name, chance):
+    parts = prepare(FineTuneConfig(task=name, test_size=200))
+    scores = evaluate(parts.model, parts.tokenizer, parts.task, parts.splits.test)
+    assert math.isfinite(scores.loss) and scores.value > chance + 0.05
 
 
-def test_a_few_first_order_steps_teach_a_task(model, tokenizer):
-    task = load_task("world_season")
-    validation = encode(task, "validation", 100, tokenizer)
-    before = evaluate(task, model, validation)[0]
-    adam(task, model, encode(task, "train", 400, tokenizer), steps=25, lr=3e-4)
-    assert evaluate(task, model, validation)[0] < 0.7 * before
+def test_a_few_first_order_steps_teach_a_task():
+    parts = prepare(FineTuneConfig(task="world_season", test_size=100))
+    before = evaluate(parts.model, parts.tokenizer, parts.task, parts.splits.test).loss
+    adam = torch.optim.Adam(parts.model.parameters(), lr=3e-4)
+    for step in range(25):
+        adam.zero_grad()
+        batch_loss(parts.model, parts.feeder.at(step), parts.feeder.form).backward()
+        adam.step()
+    assert evaluate(parts.model, parts.tokenizer, parts.task, parts.splits.test).loss < 0.7 * before
 
 
 def test_pretraining_twice_with_one_seed_gives_the_same_weights(tmp_path, monkeypatch, tokenizer):
@@ -70,3 +80,9 @@ def test_contradicting_options_are_refused(argv, capsys):
     with pytest.raises(SystemExit):
         parse(argv)
     assert "--" in capsys.readouterr().err
+
+
+def test_a_directory_that_holds_something_else_is_not_replaced(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(["--out", str(tmp_path), "--steps", "1"])
+    assert str(tmp_path) in capsys.readouterr().err
