@@ -48,7 +48,10 @@ def _fine_tune(config: Any) -> None:
         print(f"continuing the run in {config.out}")
     result = run(prepare(config), config, folder)
     summary = result.summary
-    row = {name: summary[name] for name in ("task", "method", "lr", "steps", "passes", "final_loss", "seconds")}
+    row = {
+        name: summary[name]
+        for name in ("task", "method", "lr", "steps", "passes", "initial_loss", "final_loss", "seconds")
+    }
     best = summary["best"]
     row |= {"best step": best["step"], f"test {best['test']['metric']}": best["test"]["value"]}
     print_table(f"fine-tune: {result.out}", [row])

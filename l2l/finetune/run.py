@@ -133,8 +133,7 @@ def run(parts: Parts, config: FineTuneConfig, folder: RunDirectory) -> FineTuneR
 
 def _finish(session: Session, config: FineTuneConfig, folder: RunDirectory) -> FineTuneResult:
     parts, done = session.parts, session.progress
-    train = parts.splits.train[: config.test_size]
-    last = {"train": vars(session.scores(train)), "test": vars(session.scores(parts.splits.test))}
+    last = {"train": vars(session.scores(session.train_sample)), "test": vars(session.scores(parts.splits.test))}
     session.load_best()
     best = {
         "step": done.best_step,
@@ -151,6 +150,7 @@ def _finish(session: Session, config: FineTuneConfig, folder: RunDirectory) -> F
         "steps": done.step,
         "passes": done.passes,
         "seconds": round(done.seconds, 2),
+        "initial_loss": done.initial_train_loss,
         "final_loss": last["train"]["loss"],
         "accuracy": last["test"]["value"],
         "last": last,

@@ -51,6 +51,8 @@ class Progress:
     seconds: float = 0.0
     best_step: int = -1
     best_dev_loss: float = float("inf")
+    initial_train_loss: float = float("nan")
+    initial_dev_loss: float = float("nan")
 
 
 @final
@@ -86,7 +88,16 @@ class Session:
         """Before the first step: how good is the model as it comes?"""
         self._clock = time.perf_counter()
         if self.progress.step == 0:
-            self._consider(self.dev(), -1)
+            scores = self.dev()
+            self._consider(scores, -1)
+            self.progress.initial_dev_loss = scores.loss
+            self.progress.initial_train_loss = self.scores(self.train_sample).loss
+            self._clock = time.perf_counter()
+
+    @property
+    def train_sample(self) -> list[Row]:
+        """The train rows on which the loss before and after is reported: as many as there are test rows."""
+        return self.parts.splits.train[: self.config.test_size]
 
     def arguments(self) -> dict[str, Any]:
         """What the optimizer's ``step`` is called with next."""
