@@ -43,8 +43,9 @@ class MetaTrainConfig:
     """Outer steps until the model is put back to its initial weights."""
     validate_every: int = 250
     """Outer steps between validations."""
-    validation_steps: int = 100
-    """Zeroth-order steps from the initial weights, per validation task, after which the loss is read."""
+    validation_steps: int = 10
+    """Zeroth-order steps from the initial weights, per validation task and learning rate, after which the loss is read.
+    Ten are cheap and tell little: a hundred, where they can be afforded, judge more firmly."""
     validation_lrs: list[float] = field(default_factory=list)
     """Learning rates of these steps; on each task the best of them counts, so that a tuner which merely asks for another
     learning rate does not win. Empty: ``lr`` and a third of it."""
@@ -60,7 +61,7 @@ class MetaTrainConfig:
     """Fixes initialisation, data order and every direction."""
     train_size: int = 1000
     """Rows per task to train on."""
-    dev_size: int = 200
+    dev_size: int = 64
     """Rows per task to validate on."""
     checkpoint_every: int = 250
     """Outer steps between checkpoints."""
