@@ -18,7 +18,8 @@ class MetaTrainConfig:
     tasks: list[str] | str = field(default_factory=list)
     """The pool: a list, or names separated by commas. Empty: the embedded pool, for ``l2l/tiny`` only."""
     validation_tasks: list[str] | str = field(default_factory=list)
-    """Tasks outside the pool on which the tuner is judged and the best one kept. Empty: dev rows of the pool itself."""
+    """Tasks outside the pool on which the tuner is judged and the best one kept. Empty: nothing is judged, the last tuner
+    is kept; for the embedded pool, its own validation tasks."""
     out: str = "runs/meta-train"
     """Directory for the tuner and everything the run leaves. The same command again continues an interrupted run."""
     data_dir: str | None = None

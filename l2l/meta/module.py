@@ -62,7 +62,7 @@ class MetaModule(lightning.LightningModule):
     def training_step(self, batch: int, batch_idx: int) -> None:
         learner, step = self.learner, self.global_step
         if step % learner.config.validate_every == 0:  # before the step, so that a run that resumes here does it too
-            self._log(step, validation_loss=learner.validate(step))
+            self._validate(step)
         optimizer: Any = self.optimizers()
         objective, outcome, closure = learner.look(step)
         optimizer.zero_grad()
@@ -85,9 +85,13 @@ class MetaModule(lightning.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: int, batch_idx: int) -> None:
         done, config = self.global_step, self.learner.config
         if done == config.steps:
-            self._log(done, validation_loss=self.learner.validate(done))
+            self._validate(done)
         if done % config.checkpoint_every == 0 and done < config.steps:
             self.trainer.save_checkpoint(self.learner.folder.checkpoint)
+
+    def _validate(self, step: int) -> None:
+        if self.learner.parts.validation:
+            self._log(step, validation_loss=self.learner.validate(step))
 
     def _log(self, step: int, **values: float) -> None:
         self.metrics().log(step, **values)

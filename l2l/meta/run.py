@@ -105,7 +105,7 @@ def prepare(
     Blocks.of(model)  # refuses weights that cannot be walked
     limit = context_length(model, config.max_length)
     pool = load_pool(task_list(config.tasks), config, model, tokenizer, limit)
-    validation = load_pool(task_list(config.validation_tasks), config, model, tokenizer, limit) or pool
+    validation = load_pool(task_list(config.validation_tasks), config, model, tokenizer, limit)
     for task in [*pool, *validation]:
         _read_first_loss(model, task)
     identity = model_identity(model)
@@ -166,13 +166,15 @@ def _train(learner: MetaLearner, folder: RunDirectory) -> None:
 
 def _finish(learner: MetaLearner, folder: RunDirectory, seconds: float) -> Tuner:
     tuner, judgement = learner.parts.tuner, learner.judgement
-    load_weights(tuner, judgement.best_weights)
-    results = {
-        "validation_loss": judgement.best_loss,
-        "validation_loss_mezo": judgement.mezo,
-        "best_step": judgement.best_step,
-        "initial_validation_loss": judgement.history[0][1],
-    }
+    results: dict[str, Any] = {"validated": bool(judgement.history), "best_step": learner.config.steps}
+    if judgement.history:
+        load_weights(tuner, judgement.best_weights)
+        results |= {
+            "best_step": judgement.best_step,
+            "validation_loss": judgement.best_loss,
+            "validation_loss_mezo": judgement.mezo,
+            "initial_validation_loss": judgement.history[0][1],
+        }
     tuner.provenance = replace(tuner.provenance, results=results)
     tuner.save_pretrained(folder.path)
     moved = movement(tuner)
@@ -202,5 +204,7 @@ def draw_curves(folder: Path, tasks: list[str]) -> Path:
         for index, name in enumerate(tasks)
     }
     validation = [(float(row["step"]), float(row["validation_loss"])) for row in rows if row["validation_loss"]]
-    panels = {"loss along the trajectory": per_task, "validation": {"after short runs": validation}}
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {"loss along the trajectory": per_task}
+    if validation:
+        panels["validation"] = {"after short runs": validation}
     return plot_panels(folder / "meta.png", panels, "outer step", "loss (nats)")

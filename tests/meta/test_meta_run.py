@@ -191,6 +191,15 @@ def test_a_run_may_break_off_anywhere(at, done, tmp_path, monkeypatch):
     assert outcome(tmp_path) == outcome(done[0])
 
 
+def test_without_validation_tasks_nothing_is_judged_and_the_last_tuner_is_kept(tmp_path):
+    tuner = meta_train(tmp_path / "out", validation_tasks=[])
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["validated"] is False and summary["validations"] == [] and summary["best_step"] == summary["steps"]
+    assert all(not row["validation_loss"] for row in metrics(tmp_path / "out"))
+    kept = l2l.Tuner.from_pretrained(tmp_path / "out").network.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in tuner.network.state_dict().items())
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no directory {SHARED}: set L2L_SHARED")
 def test_a_tuner_is_learned_for_a_model_and_data_on_disk_and_used(tmp_path):
     where = ["--model", str(SHARED / "models/stories260K"), "--data-dir", str(SHARED / "data"), "--progress", "false"]
