@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import final
 
 import numpy as np
 import torch
 
+from l2l.models.buckets import Grouping
 from l2l.tasks.encode import Batch, Encoded, Form, collate
 
 _FURTHER = 1
@@ -44,6 +45,8 @@ class Feeder:
     batch_size: int
     seed: int
     device: torch.device | str = "cpu"
+    grouping: Grouping = field(default_factory=Grouping)
+    """How rows are split for feeding; which examples a step sees does not depend on it."""
 
     def at(self, step: int) -> Batch:
         """The batch of a step."""
@@ -54,4 +57,5 @@ class Feeder:
         return self._collate(further_indices(len(self.examples), self.batch_size, self.seed, step, number))
 
     def _collate(self, indices: list[int]) -> Batch:
-        return collate([self.examples[i] for i in indices], self.form, self.pad_id, self.device)
+        batch = collate([self.examples[i] for i in indices], self.form, self.pad_id)
+        return replace(batch, parts=self.grouping.split(batch)).to(self.device)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 from l2l.methods.base import check_counts, check_positive
+
+Walk: TypeAlias = Literal["auto", "in_place", "exact"]
+Update: TypeAlias = Literal["auto", "master", "stochastic"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,22 @@ class FineTuneConfig:
     """How far along the direction the loss is looked at."""
     batch_size: int = 16
     """Examples per step."""
+    length_groups: int | None = None
+    """Most forward passes that the rows of a batch are split into by length, so that little padding is fed. The batches
+    stay the same, the loss too, up to rounding. None: up to 6 on the CPU, 1 on other devices."""
+    compile: bool = False
+    """Compile the decoder with torch.compile. The first steps take half a minute or more; on the CPU a C++ compiler is
+    needed."""
+    walk: Walk = "auto"
+    """How perturbed weights are made. ``in_place``: the weights are moved and moved back, which in half precision is
+    inexact; ``exact``: transient copies, the stored weights are never touched; ``auto``: ``exact`` for half precision."""
+    update: Update = "auto"
+    """How half-precision weights are updated, so that small updates are not lost. ``master``: on a float32 copy;
+    ``stochastic``: with stochastic rounding, no copy; ``auto``: ``master`` where memory allows. Float32 weights need
+    neither."""
+    sparse_embeddings: bool = False
+    """Perturb and update only the embedding rows that the batch touches. Refused where the embedding is tied to the
+    head, whose logits read every row."""
     weight_decay: float = 0.0
     """Decay of matrices: theta -= lr * weight_decay * theta."""
     seed: int = 0
@@ -71,6 +90,8 @@ class FineTuneConfig:
 
     def __post_init__(self) -> None:
         check_positive(lr=self.lr, epsilon=self.epsilon)
+        _check_choice("walk", self.walk, get_args(Walk))
+        _check_choice("update", self.update, get_args(Update))
         check_counts(
             steps=self.steps,
             batch_size=self.batch_size,
@@ -80,5 +101,11 @@ class FineTuneConfig:
             eval_every=self.eval_every,
             checkpoint_every=self.checkpoint_every,
             log_every=self.log_every,
+            length_groups=1 if self.length_groups is None else self.length_groups,
             max_passes=1 if self.max_passes is None else self.max_passes,
         )
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; use one of {', '.join(allowed)}")

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from l2l.methods.base import check_counts
+from l2l.models.heads import compile_decoder
 from l2l.models.load import load_model, load_tokenizer
 from l2l.report.rundir import RunDirectory
 from l2l.tasks import get_task
@@ -33,6 +34,9 @@ class EvaluateConfig:
     """Seed of the dev split."""
     max_length: int | None = None
     """Most tokens per row; None: the model's context, at most 2048."""
+    compile: bool = False
+    """Compile the decoder with torch.compile. The first batches take half a minute or more; on the CPU a C++ compiler is
+    needed."""
     dtype: str = "float32"
     """Dtype the weights are loaded in."""
     device: str | None = None
@@ -63,6 +67,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         task, config.data_dir, **(wanted or {"train": 0, "dev": 0, "test": config.rows}), seed=config.seed
     )
     model = load_model(config.model, config.dtype, config.device, config.revision)
+    if config.compile:
+        compile_decoder(model)
     tokenizer = load_tokenizer(config.model, config.revision)
     rows = splits.dev if config.split == "dev" else splits.test
     scores = evaluate(model, tokenizer, task, rows, config.batch_size, config.max_length, config.progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from l2l.meta.trajectory import TrajectoryConfig
 from l2l.methods.base import check_counts, check_positive
@@ -34,12 +34,18 @@ class MetaTrainConfig:
     """How far along the direction the loss is looked at."""
     batch_size: int = 16
     """Examples per step."""
+    length_groups: int | None = None
+    """Most forward passes that the rows of a batch are split into by length, so that little padding is fed. The loss is
+    the same up to rounding. None: up to 6 on the CPU, 1 on other devices."""
     inner_lr: float = 1e-2
     """Learning rate of the first-order trajectory that the model follows meanwhile."""
     inner_momentum: float = 0.8
     """Its momentum."""
     inner_clip: float = 1.0
     """Limit on its gradient norm."""
+    trajectory_gradient: Literal["shared", "own"] = "shared"
+    """Where the trajectory's gradient is taken: ``shared``: behind the zeroth-order step, where the objective needs one
+    anyway; ``own``: before it, as in the paper, for a forward and a backward pass more per outer step."""
     restart_every: int = 200
     """Outer steps until the model is put back to its initial weights."""
     validate_every: int = 250
@@ -93,6 +99,7 @@ class MetaTrainConfig:
         check_counts(
             steps=self.steps,
             batch_size=self.batch_size,
+            length_groups=1 if self.length_groups is None else self.length_groups,
             validate_every=self.validate_every,
             validation_steps=self.validation_steps,
             train_size=self.train_size,

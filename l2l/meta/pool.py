@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from l2l.finetune.batches import Feeder
+from l2l.models.buckets import Grouping
 from l2l.tasks import get_task
 from l2l.tasks.base import Row, Task
 from l2l.tasks.encode import encode, padding_id
@@ -39,12 +40,13 @@ def load_pool(
     Raises:
         ValueError, FileNotFoundError: an unknown task, missing or malformed data.
     """
-    found = []
+    found, grouping = [], Grouping.of(model, config.length_groups)
     for name in names:
         task = get_task(name)
         splits = load_splits(task, config.data_dir, config.train_size, config.dev_size, 0, config.seed)
         encoded = encode(task, splits.train, tokenizer, max_length)
-        feeder = Feeder(encoded, task.form, padding_id(tokenizer), config.batch_size, config.seed, model.device)
+        pad_id = padding_id(tokenizer)
+        feeder = Feeder(encoded, task.form, pad_id, config.batch_size, config.seed, model.device, grouping)
         found.append(PoolTask(task, feeder, splits.dev))
     return found
 

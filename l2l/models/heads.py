@@ -6,8 +6,15 @@ full logits would be most of the memory of a forward pass and a good part of its
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,20 +48,48 @@ class TokenQuery(Protocol):
         ...
 
 
-def token_logprobs(model: nn.Module, batch: TokenQuery) -> Tensor:
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a batch, padded to the longest of them, and the tokens to read from them: a query of its own."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    rows: Tensor
+    positions: Tensor
+    targets: Tensor
+    tokens: Tensor
+    """[K of this part] which of the whole batch's K tokens these are."""
+
+    def to(self, device: torch.device | str) -> Part:
+        """The same part with its tensors on ``device``."""
+        return Part(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+def token_logprobs(model: nn.Module, batch: TokenQuery, parts: Sequence[Part] = ()) -> Tensor:
     """[K] float32 log-probabilities of ``batch.targets``, differentiable where gradients are on.
 
     ``model`` is a causal language model of transformers. While it runs, its output embedding sees the K gathered
     hidden states as one row, so whatever the model does to its logits (scale, soft cap) still happens. A model
     without an output embedding, or one that does not call it exactly once on [R, T, D], gives full logits instead.
+
+    ``parts`` are the same rows and tokens split up (see :mod:`l2l.models.buckets`): one forward pass for each
+    instead of one for the whole batch. The numbers are the same up to rounding, in the batch's order.
     """
+    if not parts:
+        return _one_pass(model, batch)
+    found = torch.cat([_one_pass(model, part) for part in parts])
+    order = torch.cat([part.tokens for part in parts])
+    return found.new_zeros(len(found)).index_copy(0, order, found)
+
+
+def _one_pass(model: nn.Module, batch: TokenQuery) -> Tensor:
     logits = _logits_at(model, batch)
     return -functional.cross_entropy(logits.float(), batch.targets, reduction="none")
 
 
 def _logits_at(model: nn.Module, batch: TokenQuery) -> Tensor:
     """[K, vocabulary] logits."""
-    head = _output_embedding(model)
+    head = output_embedding(model)
     if head is not None:
         logits = _gathered(model, head, batch)
         if logits is not None:
@@ -62,7 +97,8 @@ def _logits_at(model: nn.Module, batch: TokenQuery) -> Tensor:
     return _forward(model, batch)[batch.rows, batch.positions]
 
 
-def _output_embedding(model: nn.Module) -> nn.Module | None:
+def output_embedding(model: nn.Module) -> nn.Module | None:
+    """The layer that turns hidden states into logits, where the model names one."""
     find = getattr(model, "get_output_embeddings", None)
     head = find() if callable(find) else None
     return head if isinstance(head, nn.Module) else None
@@ -84,6 +120,38 @@ def _gathered(model: nn.Module, head: nn.Module, batch: TokenQuery) -> Tensor | 
         handle.remove()
     expected = shapes == [tuple(batch.input_ids.shape)] and logits.shape[:2] == (1, len(batch.targets))
     return logits[0] if expected else None
+
+
+def compile_decoder(model: nn.Module) -> None:
+    """Compile what comes before the head with torch.compile, for rows of any number and length.
+
+    The head is left as it is, because the positions it reads change with every batch. Compiled code reads the weights
+    anew at each call, so it follows whatever changes them in place. The first calls take half a minute or more.
+
+    Raises:
+        ValueError: the model names no decoder apart from itself, or runs on the CPU and there is no C++ compiler.
+    """
+    decoder = _decoder(model)
+    if decoder is None:
+        raise ValueError(f"{type(model).__name__} names no decoder apart from its head; leave compile off")
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if next(model.parameters()).device.type == "cpu" and shutil.which(compiler) is None:
+        raise ValueError(
+            f"compile needs a C++ compiler and {compiler!r} is not there; install it, set CXX, or leave compile off"
+        )
+    decoder.compile(dynamic=True)
+
+
+def uncompiled(model: object) -> AbstractContextManager[Any]:
+    """Run a compiled decoder as if it were not, where shapes and caches change with every call."""
+    compiled = getattr(_decoder(model), "_compiled_call_impl", None)
+    return nullcontext() if compiled is None else torch.compiler.set_stance("force_eager")
+
+
+def _decoder(model: object) -> nn.Module | None:
+    find = getattr(model, "get_decoder", None)
+    found = find() if callable(find) else None
+    return found if isinstance(found, nn.Module) and found is not model else None
 
 
 def _forward(model: nn.Module, batch: TokenQuery) -> Tensor:

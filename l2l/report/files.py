@@ -44,13 +44,15 @@ def write_tensors(target: Path, value: Any) -> Path:
 def read_tensors(path: Path) -> Any:
     """Read what :func:`write_tensors` wrote. Tensors and plain values only: nothing in the file is executed.
 
+    Tensors are mapped, not loaded: what is copied into a model's weights takes no second copy in memory.
+
     Raises:
         ValueError: the file is not readable.
     """
     try:
         if not zipfile.is_zipfile(path):
             raise OSError("not a file that torch.save wrote" if path.exists() else "no such file")
-        return torch.load(path, weights_only=True, map_location="cpu")
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except (RuntimeError, OSError, EOFError, KeyError) as error:
         raise ValueError(
             f"checkpoint {path} is not readable ({str(error).splitlines()[0]}): remove it to start over"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from l2l.models.heads import Part
 from l2l.tasks.base import Row, Task
 from l2l.tasks.render import render
 
@@ -71,6 +72,8 @@ class Batch:
     """Tokens of the longest option."""
     width: int
     """Options of the example that has most."""
+    parts: tuple[Part, ...] = ()
+    """The same rows and tokens split up by length, to be fed one part after the other; empty: fed as one."""
 
     @property
     def n(self) -> int:
@@ -82,7 +85,8 @@ class Batch:
         if device is None:
             return self
         fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        return dataclasses.replace(self, **{k: v.to(device) for k, v in fields if isinstance(v, Tensor)})
+        moved = {name: value.to(device) for name, value in fields if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **moved, parts=tuple(part.to(device) for part in self.parts))
 
 
 def special_prefix(tokenizer: PreTrainedTokenizerBase) -> Ids:

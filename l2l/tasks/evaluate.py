@@ -35,7 +35,7 @@ class Scores:
     """How many rows were scored."""
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -98,7 +98,7 @@ def _score_options(
 
 def _score_batch(model: PreTrainedModel, task: Task, batch: Batch) -> tuple[float, int, list[int]]:
     """Summed loss, what to divide it by, and the best option per example."""
-    logprobs = token_logprobs(model, batch)
+    logprobs = token_logprobs(model, batch, batch.parts)
     scores = option_scores(logprobs, batch)
     best = predictions(scores, batch).tolist()
     if task.form == "lm":

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from l2l.models.heads import uncompiled
 from l2l.tasks.encode import Ids, padding_id, special_prefix, tokenize
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -49,7 +50,8 @@ def generate(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         input_ids, mask = _pad_left([inputs[index] for index in chosen], padding_id(tokenizer), model.device)
-        output = continue_greedily(input_ids=input_ids, attention_mask=mask)
+        with uncompiled(model):  # its key-value cache grows with every token
+            output = continue_greedily(input_ids=input_ids, attention_mask=mask)
         batch = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
         for index, text in zip(chosen, batch, strict=True):
             texts[index] = text.split("\n")[0].strip()

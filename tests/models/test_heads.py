@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from l2l.models.buckets import Grouping
 from l2l.models.heads import token_logprobs
 from l2l.models.tiny_random import tiny_random
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, collate
 
 torch.set_num_threads(1)
 FAMILIES = ["llama", "qwen2", "gpt2", "opt", "gemma2", "gpt_neox"]
+MORE = ["qwen3", "gemma3_text", "mistral", "phi", "mixtral", "cohere"]
 
 
 def examples() -> list[Encoded]:
@@ -71,13 +73,18 @@ class Probe(nn.Module):
 
 
 @torch.no_grad()
-def test_the_head_sees_only_the_positions_that_are_read():
-    model = tiny_random("llama")
-    probe = Probe(model.lm_head)
+@pytest.mark.parametrize("family", FAMILIES + MORE)
+def test_the_head_sees_only_the_positions_that_are_read(family):
+    model = tiny_random(family)
+    probe = Probe(model.get_output_embeddings())
     model.set_output_embeddings(probe)
     batch = collate(examples(), "classification", 0)
     token_logprobs(model, batch)
     assert probe.shapes == [(1, len(batch.targets))]
+    parts = Grouping(3).split(batch)
+    token_logprobs(model, batch, parts)
+    assert probe.shapes[1:] == [(1, len(part.targets)) for part in parts]
+    assert sum(columns for _, columns in probe.shapes[1:]) == len(batch.targets)
 
 
 @torch.no_grad()

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from l2l.models.tiny_random import tiny_random
 from l2l.tasks import get_task
 from l2l.tasks.base import Example, Task, WorldData
+from l2l.tasks.closure import batch_loss
 from l2l.tasks.encode import collate, encode, padding_id
 from l2l.tasks.evaluate import evaluate
 from l2l.tasks.generate import generate
 from l2l.tasks.metrics import accuracy, answer_scores
 from l2l.tasks.rows import load_rows
+
+DYNAMIC: dict[str, Any] = {
+    "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+    "max_position_embeddings": 16,
+}
+"""Rotary embeddings that are computed anew when a row is the longest so far, and kept."""
 
 ROWS = [{"sentence": "the film was good . " * (1 + number % 5), "label": number % 2} for number in range(11)]
 
@@ -39,8 +48,6 @@ def test_the_loss_does_not_depend_on_the_batch_size(model, tokenizer, name):
 
 
 def test_the_loss_is_the_training_loss_of_the_whole_set(model, tokenizer):
-    from l2l.tasks.closure import batch_loss
-
     batch = collate(encode(get_task("sst2"), ROWS, tokenizer, 100), "classification", padding_id(tokenizer))
     with torch.no_grad():
         expected = batch_loss(model, batch, "classification").item()
@@ -114,6 +121,50 @@ def test_generation_is_greedy_and_does_not_depend_on_the_batch(stories):
         tokenizer.decode(ids[0], skip_special_tokens=True)
         == f"{prompts[0]}{'' if together[0][0] == ',' else ' '}{together[0]}"
     )
+
+
+FAMILIES = ["llama", "qwen2", "gpt2", "opt", "gemma2", "gpt_neox", "qwen3", "gemma3_text", "mistral", "phi", "mixtral"]
+
+
+class Probe(nn.Module):
+    """Wraps a head and records for how many positions of a row it was asked."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head, self.columns = head, []
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.columns.append(hidden.shape[1])
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_and_evaluation_ask_the_head_for_no_position_they_do_not_read(tokenizer, family):
+    model = tiny_random(family, vocab_size=len(tokenizer))
+    probe = Probe(model.get_output_embeddings())
+    model.set_output_embeddings(probe)
+    generate(model, tokenizer, ["the film was good", "the story"], 60, max_new_tokens=4)
+    assert set(probe.columns) == {1}
+    probe.columns.clear()
+    evaluate(model, tokenizer, get_task("sst2"), ROWS[:4], batch_size=4)
+    tokens = sum(len(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in (" great", " terrible"))
+    assert probe.columns == [4 * tokens]
+
+
+@pytest.mark.parametrize("rope", [{}, DYNAMIC], ids=["fixed", "dynamic"])
+def test_a_model_that_was_evaluated_can_be_trained(tokenizer, rope):
+    """A rotary cache made in inference mode stays in the model, and a backward pass through it works."""
+    model = tiny_random("llama", **rope, vocab_size=len(tokenizer))
+    batch = collate(encode(get_task("sst2"), ROWS, tokenizer, 100), "classification", padding_id(tokenizer))
+    generate(model, tokenizer, ["the film was good . " * 9], 100, max_new_tokens=4)
+    evaluate(model, tokenizer, get_task("sst2"), ROWS, max_length=16)
+    with torch.no_grad():
+        assert not batch_loss(model, batch, "classification").is_inference()
+    left_behind = [buffer for buffer in model.buffers() if buffer.is_inference()]
+    assert bool(left_behind) == bool(rope)
+    gradients = torch.autograd.grad(batch_loss(model, batch, "classification"), list(model.parameters()))
+    assert sum(gradient.norm() for gradient in gradients) > 0
+    copy.deepcopy(model).to(torch.float64)
 
 
 class Chatter:
