@@ -9,8 +9,8 @@ from typing import final, overload
 import torch
 from torch import Tensor, nn
 
-WALKABLE = (torch.float32, torch.float64)
-"""Dtypes whose stored weights may be walked in place: coming back costs one rounding."""
+TRAINABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Dtypes of weights that can be moved. Half precision is never perturbed where it is stored."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Blocks(Sequence[Block]):
             trainable: only parameters with ``requires_grad``; False lists the frozen ones too (for fingerprints).
 
         Raises:
-            ValueError: nothing is trainable, or a trainable tensor is not contiguous or of half precision.
+            ValueError: nothing is trainable, or a trainable tensor is not contiguous or of a dtype that has no gradient.
         """
         embeddings, attention = _owned(model, _is_embedding), _owned(model, _splits_heads)
         found: list[Block] = []
@@ -97,11 +97,8 @@ def _check(blocks: Sequence[Block]) -> None:
     if not blocks:
         raise ValueError("the model has no trainable parameter: set requires_grad=True on those to be trained")
     for block in blocks:
-        if block.tensor.dtype not in WALKABLE:
-            raise ValueError(
-                f"block {block.name!r} is {block.tensor.dtype}: half-precision weights cannot be walked in place "
-                "without drifting; load the model with dtype float32, or freeze this block"
-            )
+        if block.tensor.dtype not in TRAINABLE:
+            raise ValueError(f"block {block.name!r} is {block.tensor.dtype}, which cannot be trained: freeze it")
         if not block.tensor.is_contiguous():
             raise ValueError(f"block {block.name!r} is not contiguous: replace it by its .contiguous() copy")
 

@@ -123,8 +123,8 @@ def nothing(blocks: Blocks) -> int:
     return 0
 
 
-def one_float_per_block(blocks: Blocks) -> int:
-    return 4 * len(blocks)
+def sigma_and_moments(blocks: Blocks) -> int:
+    return (4 + 2 * 8) * len(blocks)
 
 
 def projected_copy(blocks: Blocks) -> int:
@@ -138,7 +138,7 @@ METHODS = [
     MethodCase("mezo_3_draws", lambda model: MeZO(draws=3), nothing),
     MethodCase("dizo_zo", lambda model: DiZO(interval=3, iterations=2), projected_copy, projects=True),
     MethodCase("dizo_fo", lambda model: DiZO(interval=3, iterations=2, search="fo"), projected_copy, projects=True),
-    MethodCase("learned", lambda model: Learned(Tuner.for_model(model, seed=5)), one_float_per_block),
+    MethodCase("learned", lambda model: Learned(Tuner.for_model(model, seed=5)), sigma_and_moments),
 ]
 
 

@@ -25,10 +25,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"world", "models"},
     "perturb": {"noise", "blocks"},
     "estimators": {"blocks", "perturb"},
-    "tuners": {"blocks"},
+    "tuners": {"blocks", "noise", "perturb"},
     "methods": {"noise", "blocks", "perturb", "estimators", "tuners"},
-    "finetune": ENGINE | LEAVES,
+    "estimate": ENGINE | LEAVES,
+    "finetune": ENGINE | LEAVES | {"estimate"},
     "meta": ENGINE | LEAVES | {"finetune"},
+    "bench": ENGINE | LEAVES | {"finetune"},
     "compare": ENGINE | LEAVES | {"finetune", "meta"},
 }
 """Part of the package -> the other parts it may import. Parts that are not here may import anything."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import Closure, as_loss
@@ -27,8 +28,35 @@ def consume_gradients(closure: Closure, blocks: Blocks, consume: Callable[[int, 
         value = as_loss(loss)
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             raise TypeError("the closure returned a loss without a graph: do not detach it or call .item() in it")
+        _add_in_place(loss)
         loss.backward(inputs=[block.tensor for block in blocks])  # other parameters gather no gradient
     return value
+
+
+def _add_in_place(loss: Tensor) -> None:
+    """Let autograd add up the parts of the gradient of a tensor that is used more than once without a third tensor.
+
+    It adds in place where it alone holds the first part. A part that is a transposed view of the matrix that the head
+    has computed holds that one too; detached, it does not. Of a tied embedding that is the largest tensor there is.
+    """
+    for node in _repeated(loss):
+        node.register_hook(lambda parts, _: tuple(part if part is None else part.detach() for part in parts))
+
+
+def _repeated(loss: Tensor) -> list[Node]:
+    """Nodes of the loss's graph that hand a part of its gradient to a leaf that gets further parts."""
+    givers: dict[Node, list[Node]] = {}
+    waiting = [] if loss.grad_fn is None else [loss.grad_fn]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        for following in (other for other, _ in node.next_functions if other is not None):
+            if not following.next_functions:
+                givers.setdefault(following, []).append(node)
+            elif following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return [node for nodes in givers.values() if len(nodes) > 1 for node in nodes]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ def two_point(closure: Closure, theta: Theta, direction: Direction, epsilon: flo
         FloatingPointError: a loss is not finite.
     """
     theta.look(direction, epsilon)
-    plus = read_loss(closure)
+    plus = theta.evaluate(lambda: read_loss(closure))
     theta.look(direction, -epsilon)
-    minus = read_loss(closure)
+    minus = theta.evaluate(lambda: read_loss(closure))
     return Estimate(direction, plus, minus, (plus - minus) / (2 * epsilon))

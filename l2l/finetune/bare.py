@@ -9,6 +9,7 @@ from l2l.finetune.session import Session
 
 def run_bare(session: Session, advance: Callable[[float], None]) -> None:
     """Run a session's remaining steps in a plain loop."""
-    while not session.done:
-        session.parts.optimizer.step(**session.arguments())
-        advance(session.after_step())
+    with session.parts.optimizer.theta.managed():
+        while not session.done:
+            session.parts.optimizer.step(**session.arguments())
+            advance(session.after_step())

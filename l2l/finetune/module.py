@@ -77,4 +77,5 @@ def run_lightning(session: Session, advance: Callable[[float], None]) -> None:
             accelerator="cpu" if session.parts.model.device.type == "cpu" else "gpu",
             devices=1,
         )
-        fit(trainer, FineTuneModule(session, advance))
+        with session.parts.optimizer.theta.managed():
+            fit(trainer, FineTuneModule(session, advance))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -19,6 +20,7 @@ from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO as MeZOMethod
 from l2l.noise import Key
 from l2l.perturb import Theta
+from l2l.report.memory import available_bytes
 from l2l.tuners.tuner import Tuner
 
 STATE = "zeroth_order"
@@ -36,6 +38,8 @@ class ZOOptimizer(Optimizer):
         seed: fixes every direction, together with the step and the block's name.
         weight_decay: theta_b shrinks by lr * weight_decay each step, save blocks of one dimension (biases, norms).
         groups: overrides by name, each ``{"match": pattern, "lr": …, "weight_decay": …}``; the first match holds.
+        walk, sparse_embeddings: see :class:`l2l.perturb.Theta`.
+        update: for half-precision weights, ``master`` or ``stochastic``; ``auto``: see :func:`choose_update`.
 
     Raises:
         ValueError: a value out of range, nothing to train, a group that matches no block.
@@ -49,6 +53,9 @@ class ZOOptimizer(Optimizer):
         seed: int = 0,
         weight_decay: float = 0.0,
         groups: Sequence[Mapping[str, Any]] = (),
+        walk: Literal["auto", "in_place", "exact"] = "auto",
+        update: Literal["auto", "master", "stochastic"] = "auto",
+        sparse_embeddings: bool = False,
     ) -> None:
         check_positive(lr=lr)
         _check_decay(weight_decay)
@@ -62,7 +69,9 @@ class ZOOptimizer(Optimizer):
         self.method = method
         self.seed = seed
         self.steps_done = 0
-        self.theta = Theta(Blocks(block for inside, _ in split for block in inside))
+        ordered = Blocks(block for inside, _ in split for block in inside)
+        chosen = choose_update(ordered) if update == "auto" else update
+        self.theta = Theta(ordered, walk, chosen, sparse_embeddings)
         self.method_state: Any = method.init(self.theta.blocks)
         self.report: StepReport | None = None
 
@@ -90,6 +99,7 @@ class ZOOptimizer(Optimizer):
             closure, self.theta, self.method, self.method_state, key, lr, decay, fresh
         )
         self.steps_done += 1
+        self.theta.deliver()
         return self.report.loss
 
     def _rates(self) -> tuple[list[float], list[float]]:
@@ -100,8 +110,9 @@ class ZOOptimizer(Optimizer):
         return lr, [float(group["weight_decay"]) if p.ndim > 1 else 0.0 for group, p in pairs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming needs beside the weights: it resumes exactly."""
+        """Everything that resuming needs beside the weights: it resumes exactly. Theta goes home."""
         kept = {"seed": self.seed, "step": self.steps_done, "method": _plain(self.method_state)}
+        kept["masters"] = self.theta.extra_state()
         return {**super().state_dict(), STATE: kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -114,8 +125,22 @@ class ZOOptimizer(Optimizer):
         if kept is None:
             raise ValueError("this state_dict has no zeroth-order state: it belongs to another optimizer")
         restored = _restored(self.method_state, kept["method"])
+        self.theta.load_extra_state(kept["masters"])
         super().load_state_dict({name: value for name, value in state_dict.items() if name != STATE})
         self.seed, self.steps_done, self.method_state = kept["seed"], kept["step"], restored
+
+
+def choose_update(blocks: Blocks) -> Literal["master", "stochastic"]:
+    """How half-precision weights take updates by default.
+
+    ``master``, a float32 copy, where it takes at most half of the memory that is free on the device; else
+    ``stochastic`` rounding, if the weights are bfloat16.
+    """
+    half = [block for block in blocks if block.tensor.dtype in (torch.bfloat16, torch.float16)]
+    if not half or any(block.tensor.dtype == torch.float16 for block in half):
+        return "master"
+    needed = sum(4 * block.numel for block in half)
+    return "master" if 2 * needed <= available_bytes(half[0].tensor.device) else "stochastic"
 
 
 def _check_decay(value: float) -> None:

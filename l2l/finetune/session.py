@@ -147,6 +147,7 @@ class Session:
     def scores(self, rows: list[Row]) -> Scores:
         """Scores of the model as it stands."""
         parts = self.parts
+        parts.optimizer.theta.home()
         return evaluate(parts.model, parts.tokenizer, parts.task, rows, max_length=self.config.max_length)
 
     def _consider(self, scores: Scores, step: int) -> None:
@@ -155,7 +156,8 @@ class Session:
             write_tensors(self.folder.path / "best.pt", self.weights())
 
     def weights(self) -> dict[str, Tensor]:
-        """The trained tensors by name, sharing memory with the model."""
+        """The trained tensors by name, sharing memory with the model, which stands at theta."""
+        self.parts.optimizer.theta.home()
         return {block.name: block.tensor.detach() for block in self.parts.optimizer.blocks}
 
     def load_best(self) -> None:

@@ -73,12 +73,18 @@ def zo_step(
     """
     counter = _Counter()
     counted = counter(closure)
-    more = (lambda i: counter(fresh(i))) if fresh is not None else (lambda _: counted)
+
+    def further(number: int) -> Closure:
+        own = counted if fresh is None else counter(fresh(number))
+        return lambda: theta.evaluate(own)
+
     with theta.step():
         # Directions first: they read theta at home.
         directions = [method.direction(theta.blocks, state, key.with_draw(draw)) for draw in range(method.draws)]
         estimates = tuple(two_point(counted, theta, direction, method.epsilon) for direction in directions)
-        following = method.update_(theta, state, estimates, StepContext(key, tuple(lr), counted, more))
+        following = method.update_(
+            theta, state, estimates, StepContext(key, tuple(lr), lambda: theta.evaluate(counted), further)
+        )
         if weight_decay is not None and any(weight_decay):
             theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
     return following, StepReport(key, estimates, counter.passes)

@@ -13,7 +13,7 @@ from l2l.estimators.base import Closure
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.objective import OneStep, one_step
 from l2l.meta.pool import PoolTask, turn
-from l2l.meta.trajectory import at_rest, momentum_step
+from l2l.meta.trajectory import accelerate, at_rest, momentum_step, move
 from l2l.meta.validate import short_run
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
@@ -84,16 +84,20 @@ class MetaLearner:
         def closure() -> Tensor:
             return batch_loss(self.parts.model, batch, pool.feeder.form)
 
-        outcome = one_step(
-            closure, self.theta, self.method, self.histories[index], Key(self.config.seed, step), self.config.lr
-        )
+        shared = accelerate(self.velocity, self.trajectory) if self.config.trajectory_gradient == "shared" else None
+        key = Key(self.config.seed, step)
+        outcome = one_step(closure, self.theta, self.method, self.histories[index], key, self.config.lr, consume=shared)
         self.histories[index] = outcome.history
         sigma = self.parts.tuner.sigma(outcome.features, self.theta.blocks.names)
         return torch.sum(sigma * outcome.sigma_gradient), outcome, closure
 
-    def travel(self, step: int, closure: Closure) -> float:
-        """One first-order step of the model on the same batch; gives its loss."""
-        return momentum_step(closure, self.theta, self.velocity, self.trajectory.lr_at(step), self.trajectory)
+    def travel(self, step: int, closure: Closure, outcome: OneStep) -> float:
+        """One first-order step of the model on the same batch; gives the loss where its gradient was taken."""
+        lr = self.trajectory.lr_at(step)
+        if self.config.trajectory_gradient == "own":
+            return momentum_step(closure, self.theta, self.velocity, lr, self.trajectory)
+        move(self.theta, self.velocity, lr, self.trajectory)
+        return outcome.loss_after
 
     def restart(self) -> None:
         """Back to the initial weights, at rest. The tuner, its histories included, goes on."""

@@ -68,7 +68,7 @@ class MetaModule(lightning.LightningModule):
         optimizer.zero_grad()
         self.manual_backward(objective)
         optimizer.step()
-        travelled = learner.travel(step, closure)
+        travelled = learner.travel(step, closure, outcome)
         if step % learner.config.log_every == 0:
             sigma = torch.tensor(outcome.report.estimates[0].direction.sigma)
             self._log(

@@ -9,18 +9,25 @@ is taken, it is freed, and the step is undone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.base import Closure
 from l2l.finetune.step import StepReport, zo_step
 from l2l.methods.learned import Learned
-from l2l.noise import Key, noise_dot
-from l2l.perturb import Theta
+from l2l.noise import Gather, Key, Piece, Term, standard_deviation, traverse
+from l2l.perturb import Direction, Theta
 from l2l.tuners.features import History
+
+TOGETHER = 2**18
+"""Coordinates of gradients that wait for one traversal: calls are few, and what waits is small."""
 
 
 @dataclass(frozen=True)
@@ -39,31 +46,74 @@ class OneStep:
     """The step, as in fine-tuning."""
 
 
-def one_step(closure: Closure, theta: Theta, method: Learned, history: History, key: Key, lr: float) -> OneStep:
+def one_step(
+    closure: Closure,
+    theta: Theta,
+    method: Learned,
+    history: History,
+    key: Key,
+    lr: float,
+    consume: Callable[[int, Tensor], None] | None = None,
+) -> OneStep:
     """Take the deployed step, differentiate the loss behind it in sigma, and step back.
 
     Args:
         closure: loss of one batch, with a graph where gradients are enabled.
         method: the learned method with the tuner as it is now; one draw.
         lr: learning rate of the inner step.
+        consume: called with each block's index and gradient behind the step, for whoever can use that backward pass too.
 
     Raises:
         FloatingPointError: a loss is not finite; theta is back where it was, as after any other error.
     """
-    features = method.tuner.features(theta.blocks, history)
+    history = history.at(theta.blocks)  # the trajectory has moved them since
+    features = method.tuner.features(history)
     following, report = zo_step(closure, theta, method, history, key, [lr] * len(theta.blocks))
     estimate = report.estimates[0]
     direction, amount = estimate.direction, lr * estimate.projected_gradient
-    dots = torch.zeros(len(theta.blocks), dtype=torch.float64)
+    dots = NoiseDots(theta.blocks, direction)
 
     def take(index: int, gradient: Tensor) -> None:
-        name = theta.blocks[index].name
-        dots[index] = noise_dot(gradient.reshape(-1), name, direction.key, direction.distribution)
+        dots.take(index, gradient)
+        if consume is not None:
+            consume(index, gradient)
 
     try:
+        theta.deliver()
         loss_after = consume_gradients(closure, theta.blocks, take)
     finally:
         with theta.step():
             theta.add(direction, [amount] * len(theta.blocks))
-    sigma_gradient = (-amount * direction.factor * dots).float()
+    sigma_gradient = (-amount * direction.factor * dots.values()).float()
     return OneStep(features, sigma_gradient, loss_after, following, report)
+
+
+@final
+class NoiseDots:
+    """Inner products <z_b, gradient_b> of the blocks' gradients with the noise of a direction, which is made anew."""
+
+    def __init__(self, blocks: Blocks, direction: Direction) -> None:
+        self._names = blocks.names
+        self._direction = direction
+        self._found = np.zeros(len(blocks))
+        self._waiting: dict[int, Tensor] = {}
+
+    def take(self, index: int, gradient: Tensor) -> None:
+        """Note a block's gradient. It is held until enough have come, or until :meth:`values` is asked for."""
+        self._waiting[index] = gradient
+        if sum(waiting.numel() for waiting in self._waiting.values()) >= TOGETHER:
+            self._traverse()
+
+    def values(self) -> Tensor:
+        """[blocks] float64; zero where no gradient came."""
+        self._traverse()
+        return torch.from_numpy(self._found)
+
+    def _traverse(self) -> None:
+        pieces = [Piece(gradient.reshape(-1), self._names[i]) for i, gradient in self._waiting.items()]
+        kind, nowhere = self._direction.distribution, [0.0] * len(pieces)
+        term = Term(self._direction.key, [(0.0,)] * len(pieces), kind)
+        sums = traverse(pieces, [term], Gather(nowhere, nowhere), store=False)
+        assert sums is not None, "sums were asked for"
+        self._found[list(self._waiting)] = sums.du / standard_deviation(kind)
+        self._waiting.clear()

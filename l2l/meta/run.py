@@ -13,6 +13,7 @@ from l2l.meta.config import MetaTrainConfig, task_list
 from l2l.meta.learner import MetaLearner, MetaParts
 from l2l.meta.pool import PoolTask, load_pool
 from l2l.models.load import EMBEDDED, context_length, load_model, load_tokenizer, model_identity
+from l2l.perturb.exact import HALF
 from l2l.report.files import read_tensors
 from l2l.report.metrics import MetricsLog, read
 from l2l.report.plots import plot_panels, smooth
@@ -102,7 +103,12 @@ def prepare(
     if tokenizer is None:
         tokenizer = load_tokenizer(model.config._name_or_path or config.model, config.revision)
     model.eval()
-    Blocks.of(model)  # refuses weights that cannot be walked
+    half = next((block for block in Blocks.of(model) if block.tensor.dtype in HALF), None)
+    if half is not None:
+        raise ValueError(
+            f"block {half.name!r} is {half.tensor.dtype}, but meta-training differentiates and steps back, which needs "
+            "float32: load the model with dtype float32 (the tuner then serves half precision as well)"
+        )
     limit = context_length(model, config.max_length)
     pool = load_pool(task_list(config.tasks), config, model, tokenizer, limit)
     validation = load_pool(task_list(config.validation_tasks), config, model, tokenizer, limit)

@@ -7,6 +7,7 @@ velocity whose norm is limited (by clip / (1 - momentum), what gradients clipped
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,12 +57,22 @@ def momentum_step(
     Raises:
         FloatingPointError: the loss is not finite; theta has not moved.
     """
+    loss = consume_gradients(closure, theta.blocks, accelerate(velocity, config))
+    move(theta, velocity, lr, config)
+    return loss
+
+
+def accelerate(velocity: dict[int, Tensor], config: TrajectoryConfig) -> Callable[[int, Tensor], None]:
+    """What takes each gradient into the velocity: velocity <- momentum * velocity + gradient."""
 
     def take(index: int, gradient: Tensor) -> None:
-        velocity[index].mul_(config.momentum).add_(gradient)
+        torch.add(gradient, velocity[index], alpha=config.momentum, out=velocity[index])
 
-    loss = consume_gradients(closure, theta.blocks, take)
+    return take
+
+
+def move(theta: Theta, velocity: dict[int, Tensor], lr: float, config: TrajectoryConfig) -> None:
+    """theta <- theta - lr * limited velocity."""
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in velocity.values()])))
     limit = config.clip / (1 - config.momentum)
     theta.shift(velocity, -lr * min(1.0, limit / norm) if norm > 0 else 0.0)
-    return loss

@@ -86,8 +86,9 @@ class DiZO(Method[DiZOState]):
         return state
 
     def _project(self, theta: Theta, state: DiZOState, context: StepContext) -> None:
+        theta.home()
         indices = projected_blocks(theta.blocks, self.projected)
-        here = {i: theta.blocks[i].tensor.detach().clone() for i in indices}
+        here = {i: theta.value(i).clone() for i in indices}
         anchor = dict(zip(indices, state.anchor, strict=True))
         norms = {i: torch.linalg.vector_norm(here[i].double() - anchor[i].double()).item() for i in indices}
         moved = [i for i in indices if norms[i] > 0]  # an untouched block has no direction to be projected along
@@ -100,7 +101,7 @@ class DiZO(Method[DiZOState]):
         if self.search == "zo":
             ratios = self._search_zo(stand_at, {i: norms[i] for i in moved}, theta.blocks, context)
         else:
-            deltas = {i: here[i] - anchor[i] for i in moved}
+            deltas = {i: here[i] - anchor[i].to(here[i].dtype) for i in moved}
             ratios = self._search_fo(stand_at, deltas, {i: norms[i] for i in moved}, theta.blocks, context)
         stand_at(ratios)
 

@@ -24,7 +24,7 @@ from l2l.tuners.tuner import Tuner
 @final
 @dataclass(frozen=True)
 class Learned(Method[History]):
-    """Sigma from a tuner, by block statistics, last losses and last sigma. Extra memory: one float per block."""
+    """Sigma from a tuner, by block statistics, last losses and last sigma. Extra memory: five floats per block."""
 
     tuner: Tuner
     epsilon: float = 1e-3
@@ -41,10 +41,12 @@ class Learned(Method[History]):
 
     def direction(self, blocks: Blocks, state: History, key: Key) -> Direction:
         with torch.no_grad():
-            sigma = self.tuner.sigma(self.tuner.features(blocks, state), blocks.names)
-        return Direction(key, tuple(sigma.tolist()), self.distribution, self.tuner.factor(sigma, blocks))
+            sigma = self.tuner.sigma(self.tuner.features(state), blocks.names)
+        factor = self.tuner.factor(sigma, blocks)
+        return Direction(key, tuple(sigma.tolist()), self.distribution, factor, state.centre)
 
     def update_(self, theta: Theta, state: History, estimates: Sequence[Estimate], context: StepContext) -> History:
         descend(theta, estimates, context.lr)
         last = estimates[-1]
-        return History(torch.tensor(last.direction.sigma), last.loss_plus, last.loss_minus)
+        moments = torch.tensor(theta.moments(last.direction), dtype=torch.float64)
+        return History(torch.tensor(last.direction.sigma), moments, last.loss_plus, last.loss_minus)

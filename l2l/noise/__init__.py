@@ -4,18 +4,26 @@ Nothing depends on visiting order, device, thread count, sharding or on what was
 defined by :mod:`l2l.noise.reference`; any other backend must give the same bits.
 """
 
-from l2l.noise.backend import active_backend, add_noise_
+from l2l.noise.backend import active_backend, add_noise_, backend_problem, noise_dot, traverse
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
-from l2l.noise.reference import integers, noise_dot, standard_noise
+from l2l.noise.pieces import Gather, Piece, Sums, Term, shard_pieces
+from l2l.noise.reference import integers, standard_noise
 
 __all__ = [
     "Distribution",
+    "Gather",
     "Key",
+    "Piece",
+    "Sums",
+    "Term",
     "active_backend",
     "add_noise_",
+    "backend_problem",
     "integers",
     "noise_dot",
     "round_scale",
+    "shard_pieces",
     "standard_deviation",
     "standard_noise",
+    "traverse",
 ]

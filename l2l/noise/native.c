@@ -1,36 +1,224 @@
-/* Adds keyed noise in place. The meaning is that of reference.py; the bits must agree.
- * Products scale x integer are exact, so contraction to fused multiply-add cannot change a result. */
+/* One traversal over many pieces of memory: keyed noise is added, sums are taken on the way.
+ * The meaning is that of reference.py, and the bits must agree. Products scale x integer are exact; the build forbids
+ * contraction to fused multiply-add, which would change the sums. */
 #include <stdint.h>
+#include <string.h>
 
-static inline uint32_t hash(uint32_t x, uint32_t first, uint32_t second) {
-    x += first;
-    x ^= x >> 17; x *= 0xed5ad4bbu; x ^= second;
+#define CHUNK 32768
+#define TASK 8 /* chunks that a thread takes at a time */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float f8 __attribute__((vector_size(32)));
+typedef uint32_t u8 __attribute__((vector_size(32)));
+typedef int32_t i8 __attribute__((vector_size(32)));
+typedef double d8 __attribute__((vector_size(64)));
+
+typedef struct {
+    const void *source; /* read */
+    void *target;       /* written in the source's type; NULL where only sums are wanted */
+    uint16_t *copy;     /* receives the result as bfloat16; NULL where there is none */
+    int64_t count, first_task, first_chunk;
+    uint32_t start, words[2][2], rounding[2];
+    float scales[2][2], home, centre; /* the second stream is added once */
+} piece;
+
+INLINE uint32_t hash(uint32_t x, const uint32_t *words) {
+    x += words[0];
+    x ^= x >> 17; x *= 0xed5ad4bbu; x ^= words[1];
     x ^= x >> 11; x *= 0xac4c1b51u;
     x ^= x >> 15; x *= 0x31848babu;
     return x ^ (x >> 14);
 }
 
-#define PASS(INTEGER)                                                            \
-    for (int64_t i = 0; i < count; i++) {                                        \
-        uint32_t x = hash(start + (uint32_t)i, first, second);                   \
-        float u = (float)(INTEGER);                                              \
-        p[i] += a * u;                                                           \
-    }
-#define TWO_PASSES(INTEGER)                                                      \
-    for (int64_t i = 0; i < count; i++) {                                        \
-        uint32_t x = hash(start + (uint32_t)i, first, second);                   \
-        float u = (float)(INTEGER);                                              \
-        float q = p[i] + a * u;                                                  \
-        p[i] = q + b * u;                                                        \
-    }
-#define BYTES ((int32_t)((x & 255) + ((x >> 8) & 255) + ((x >> 16) & 255) + (x >> 24)) - 510)
-#define SIGN (1 - 2 * (int32_t)(x >> 31))
+INLINE float integer(uint32_t x, int rademacher) {
+    if (rademacher) return (float)(1 - 2 * (int32_t)(x >> 31));
+    return (float)((int32_t)((x & 255) + ((x >> 8) & 255) + ((x >> 16) & 255) + (x >> 24)) - 510);
+}
 
-/* p[i] += a * u[i], then p[i] += b * u[i] when `both`. No element may cross a multiple of 2^32. */
-void add_noise(float *p, int64_t count, uint32_t start, uint32_t first, uint32_t second,
-               int32_t rademacher, int32_t both, float a, float b) {
-    if (rademacher && both) TWO_PASSES(SIGN)
-    else if (rademacher) PASS(SIGN)
-    else if (both) TWO_PASSES(BYTES)
-    else PASS(BYTES)
+INLINE float widen(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+INLINE uint16_t narrow(float value, uint32_t up) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    uint32_t moved = (bits + up) >> 16;
+    return (uint16_t)(nan ? 0x7fc0u : moved);
+}
+
+INLINE uint16_t nearest(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return narrow(value, 0x7fffu + ((bits >> 16) & 1u));
+}
+
+INLINE uint16_t stochastic(float value, uint32_t random) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t finite = (bits & 0x7f800000u) != 0x7f800000u;
+    return narrow(value, finite ? random & 0xffffu : 0u);
+}
+
+/* The loops below are compiled once for every combination of these constants. */
+typedef struct { int half, first, second, rademacher, copied, stochastic; } shape;
+
+INLINE float moved(float value, uint32_t at, const piece *p, const shape s) {
+    if (s.first) {
+        float u = integer(hash(at, p->words[0]), s.rademacher);
+        value += p->scales[0][0] * u;
+        if (s.first > 1) value += p->scales[0][1] * u;
+    }
+    if (s.second) value += p->scales[1][0] * integer(hash(at, p->words[1]), s.rademacher);
+    return value;
+}
+
+INLINE uint16_t rounded(float value, uint32_t at, const piece *p, const shape s) {
+    return s.stochastic ? stochastic(value, hash(at, p->rounding)) : nearest(value);
+}
+
+INLINE void add(const piece *given, int64_t from, int64_t to, const shape s) {
+    const piece own = *given, *p = &own; /* a copy that no store can touch */
+    if (s.half) {
+        const uint16_t *source = (const uint16_t *)p->source;
+        uint16_t *target = (uint16_t *)p->target;
+        for (int64_t i = from; i < to; i++) {
+            uint32_t at = p->start + (uint32_t)i;
+            float value = moved(widen(source[i]), at, p, s);
+            target[i] = rounded(value, at, p, s);
+        }
+        return;
+    }
+    const float *source = (const float *)p->source;
+    float *target = (float *)p->target;
+    if (!s.copied) {
+        for (int64_t i = from; i < to; i++) target[i] = moved(source[i], p->start + (uint32_t)i, p, s);
+        return;
+    }
+    uint16_t *copy = p->copy;
+    for (int64_t i = from; i < to; i++) {
+        uint32_t at = p->start + (uint32_t)i;
+        float value = moved(source[i], at, p, s);
+        target[i] = value;
+        copy[i] = rounded(value, at, p, s);
+    }
+}
+
+/* ---- with sums: at most one stream; eight lanes, added up as RUN and LANES in reference.py prescribe ---- */
+
+INLINE f8 wide_integer(u8 x, const int rademacher) {
+    if (rademacher) return __builtin_convertvector(1 - 2 * (i8)(x >> 31), f8);
+    u8 sum = (x & 255) + ((x >> 8) & 255) + ((x >> 16) & 255) + (x >> 24);
+    return __builtin_convertvector((i8)sum - 510, f8);
+}
+
+INLINE u8 wide_hash(u8 x, const uint32_t *words) {
+    x += words[0];
+    x ^= x >> 17; x *= 0xed5ad4bbu; x ^= words[1];
+    x ^= x >> 11; x *= 0xac4c1b51u;
+    x ^= x >> 15; x *= 0x31848babu;
+    return x ^ (x >> 14);
+}
+
+/* Up to eight elements from i on; `size` is a constant wherever speed matters. */
+INLINE void eight(const piece *p, int64_t i, int size, const shape s, f8 *sums) {
+    const u8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    f8 value = {0}, u = {0};
+    if (s.half)
+        for (int k = 0; k < size; k++) value[k] = widen(((const uint16_t *)p->source)[i + k]);
+    else memcpy(&value, (const float *)p->source + i, (size_t)size * 4);
+    if (s.first) {
+        u = wide_integer(wide_hash(p->start + (uint32_t)i + lane, p->words[0]), s.rademacher);
+        value += p->scales[0][0] * u;
+        if (s.first > 1) value += p->scales[0][1] * u;
+        if (s.half)
+            for (int k = 0; k < 8; k++) value[k] = widen(nearest(value[k]));
+    }
+    if (p->target) {
+        if (s.half)
+            for (int k = 0; k < size; k++) ((uint16_t *)p->target)[i + k] = nearest(value[k]);
+        else memcpy((float *)p->target + i, &value, (size_t)size * 4);
+    }
+    if (p->copy)
+        for (int k = 0; k < size; k++) p->copy[i + k] = nearest(value[k]);
+    f8 d = (value + p->home * u) - p->centre;
+    for (int k = size; k < 8; k++) d[k] = u[k] = 0;
+    sums[0] += d; sums[1] += d * d; sums[2] += d * u; sums[3] += u; sums[4] += u * u;
+}
+
+INLINE void gather(const piece *given, int64_t from, int64_t to, const shape s, double *out) {
+    const piece own = *given, *p = &own;
+    d8 total[5] = {{0}};
+    for (int64_t run = from; run < to; run += 512) {
+        f8 sums[5] = {{0}};
+        int64_t end = run + 512 < to ? run + 512 : to, i = run;
+        for (; i + 8 <= end; i += 8) eight(p, i, 8, s, sums);
+        if (i < end) eight(p, i, (int)(end - i), s, sums);
+        for (int k = 0; k < 5; k++) total[k] += __builtin_convertvector(sums[k], d8);
+    }
+    memcpy(out, total, sizeof total);
+}
+
+INLINE void add_in_form(const piece *p, int64_t from, int64_t to, int half, int rounding,
+                        const int first, const int second, const int rademacher) {
+    if (half && rounding) add(p, from, to, (shape){1, first, second, rademacher, 0, 1});
+    else if (half) add(p, from, to, (shape){1, first, second, rademacher, 0, 0});
+    else if (p->copy == 0) add(p, from, to, (shape){0, first, second, rademacher, 0, 0});
+    else if (rounding) add(p, from, to, (shape){0, first, second, rademacher, 1, 1});
+    else add(p, from, to, (shape){0, first, second, rademacher, 1, 0});
+}
+
+#define ADD(FIRST, SECOND, RADEMACHER) add_in_form(p, from, to, half, rounding, FIRST, SECOND, RADEMACHER); break
+
+static void part(const piece *p, int64_t from, int64_t to, int half, int first, int second, int rademacher, int rounding) {
+    switch (first == 0 ? 0 : rademacher * 4 + first * 2 + second - 1) {
+    case 0: ADD(0, 0, 0); /* a second stream only follows a first */
+    case 1: ADD(1, 0, 0);
+    case 2: ADD(1, 1, 0);
+    case 3: ADD(2, 0, 0);
+    case 4: ADD(2, 1, 0);
+    case 5: ADD(1, 0, 1);
+    case 6: ADD(1, 1, 1);
+    case 7: ADD(2, 0, 1);
+    default: ADD(2, 1, 1);
+    }
+}
+
+#define GATHER(HALF, FIRST, RADEMACHER) gather(p, from, to, (shape){HALF, FIRST, 0, RADEMACHER, 0, 0}, out); break
+#define EACH_GATHER(HALF)                                                             \
+    switch (first == 0 ? 0 : rademacher * 2 + first) {                                \
+    case 0: GATHER(HALF, 0, 0);                                                       \
+    case 1: GATHER(HALF, 1, 0);                                                       \
+    case 2: GATHER(HALF, 2, 0);                                                       \
+    case 3: GATHER(HALF, 1, 1);                                                       \
+    default: GATHER(HALF, 2, 1);                                                      \
+    }
+
+static void part_sums(const piece *p, int64_t from, int64_t to, int half, int first, int rademacher, double *out) {
+    if (half) { EACH_GATHER(1) } else { EACH_GATHER(0) }
+}
+
+/* Works until no task is left; any number of threads may run it on the same pieces and the same `next`.
+ * `first` and `second`: scales used of each stream. `sums` [chunks][5][8] or NULL. */
+void traverse(const piece *pieces, int64_t n, int64_t tasks, int64_t *next, int32_t half, int32_t first, int32_t second,
+              int32_t rademacher, int32_t rounding, double *sums) {
+    for (;;) {
+        int64_t task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+        if (task >= tasks) return;
+        int64_t low = 0, high = n - 1; /* the piece that this task belongs to */
+        while (low < high) {
+            int64_t middle = (low + high + 1) / 2;
+            if (pieces[middle].first_task <= task) low = middle; else high = middle - 1;
+        }
+        const piece *p = pieces + low;
+        int64_t from = (task - p->first_task) * TASK * CHUNK, to = from + TASK * CHUNK;
+        if (to > p->count) to = p->count;
+        if (!sums) { part(p, from, to, half, first, second, rademacher, rounding); continue; }
+        for (int64_t at = from; at < to; at += CHUNK)
+            part_sums(p, at, at + CHUNK < to ? at + CHUNK : to, half, first, rademacher,
+                      sums + (p->first_chunk + at / CHUNK) * 40);
+    }
 }

@@ -2,28 +2,34 @@
 
 A keyed 32-bit hash of the element index (three multiplications, in the manner of "triple32") gives four bytes.
 ``gaussian`` is their sum less 510: mean 0, standard deviation 147.8005, kurtosis 2.7, an exact integer.
-``rademacher`` is the sign of the top bit. Only integer arithmetic, one exact product and one rounding are involved.
+``rademacher`` is the sign of the top bit. Only integer arithmetic, one exact product and one rounding per add are
+involved. Half precision is computed in float32 and rounded once, to nearest or stochastically.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
+from l2l.noise.pieces import WORD, Gather, Piece, Sums, Term, computed_in, rounded_scales
 
 CHUNK = 32768
-"""Elements per pass: torch's grain size, so that small operations stay on one thread and in cache."""
+"""Elements per pass: torch's grain size, so that small operations stay on one thread and in cache. Also the unit of
+sums: each chunk of a piece is summed by itself, and the chunks in index order, whatever the number of threads."""
 
-_WORD = 2**32
+RUN, LANES = 512, 8
+"""Within a chunk, runs of 512 elements are added up lane by lane (element i belongs to lane i % 8) in float32, the
+runs' lanes in float64."""
 
 
 def _signed(word: int) -> int:
     """The int32 with the bits of an unsigned 32-bit word."""
-    word %= _WORD
-    return word - _WORD if word >= _WORD // 2 else word
+    word %= WORD
+    return word - WORD if word >= WORD // 2 else word
 
 
 def _xor_shift_(x: Tensor, shift: int) -> Tensor:
@@ -47,13 +53,17 @@ def _integers_of(x: Tensor, distribution: Distribution) -> Tensor:
     return pairs.bitwise_and(0xFFFF).add_(pairs >> 16).sub_(510)
 
 
-def _chunks(offset: int, count: int) -> Iterator[tuple[int, int]]:
+def chunks(offset: int, count: int) -> Iterator[tuple[int, int]]:
     """(start within the tensor, length): at most CHUNK long, never across a multiple of 2**32."""
     at = 0
     while at < count:
-        size = min(CHUNK, count - at, _WORD - (offset + at) % _WORD)
+        size = min(CHUNK, count - at, WORD - (offset + at) % WORD)
         yield at, size
         at += size
+
+
+def _hashed(name: str, key: Key, index: int, size: int, device: torch.device) -> Tensor:
+    return _hash(index % WORD, size, key.words(name, index // WORD), device)
 
 
 def integers(
@@ -67,10 +77,8 @@ def integers(
     """Noise integers [count] int32 of elements ``offset .. offset + count`` of block ``name``."""
     device = torch.device(device)
     out = torch.empty(count, dtype=torch.int32, device=device)
-    for at, size in _chunks(offset, count):
-        index = offset + at
-        words = key.words(name, index // _WORD)
-        out[at : at + size] = _integers_of(_hash(index % _WORD, size, words, device), distribution)
+    for at, size in chunks(offset, count):
+        out[at : at + size] = _integers_of(_hashed(name, key, offset + at, size, device), distribution)
     return out
 
 
@@ -87,38 +95,102 @@ def standard_noise(
     return (values.to(torch.float64) / standard_deviation(distribution)).to(dtype).view(shape)
 
 
-def add_noise_(
-    flat: Tensor,
-    name: str,
-    key: Key,
-    scales: Sequence[float],
-    distribution: Distribution = "gaussian",
-    offset: int = 0,
-) -> None:
-    """``flat += scale * integers`` for each scale in turn, in place, generating the noise once.
+def traverse(
+    pieces: Sequence[Piece],
+    terms: Sequence[Term] = (),
+    gather: Gather | None = None,
+    rounding: Key | None = None,
+    store: bool = True,
+) -> Sums | None:
+    """One traversal: to every element the terms' scaled noise is added in turn, and the result is written.
 
     Args:
-        flat: [count] contiguous view of (a shard of) block ``name``.
-        scales: already divided by :func:`standard_deviation`; rounded here, so that each product is exact.
-        offset: index of ``flat[0]`` within the whole block.
+        gather: sums to return; they are taken of what is written.
+        rounding: key of stochastic rounding to bfloat16, of pieces that have this dtype; None rounds to nearest.
+        store: False writes nothing: only sums are wanted.
+
+    Raises:
+        ValueError: a scale is not finite, before anything is written.
     """
-    rounded = [round_scale(scale, flat.dtype) for scale in scales]
-    exact = torch.promote_types(flat.dtype, torch.float32)  # half precision would round the integers themselves
-    for at, size in _chunks(offset, flat.numel()):
-        index = offset + at
-        words = key.words(name, index // _WORD)
-        values = _integers_of(_hash(index % _WORD, size, words, flat.device), distribution).to(exact)
-        part = flat[at : at + size]
-        for scale in rounded:
-            part.add_(values, alpha=scale)
+    scales = [rounded_scales(term, pieces) for term in terms]
+    found = []
+    for i, piece in enumerate(pieces):
+        adds = [(term, scales[t][i]) for t, term in enumerate(terms)]
+        rows = [
+            _chunk(piece, at, size, adds, gather, i, rounding, store)
+            for at, size in chunks(piece.offset, piece.flat.numel())
+        ]
+        if gather is not None:
+            found.append(np.stack(rows) if rows else np.zeros((0, 5, LANES)))
+    return total(found) if gather is not None else None
 
 
-def noise_dot(flat: Tensor, name: str, key: Key, distribution: Distribution = "gaussian", offset: int = 0) -> float:
-    """Inner product of ``flat`` [count] with the standard noise of block ``name``, summed in float64 per chunk."""
-    total = 0.0
-    for at, size in _chunks(offset, flat.numel()):
-        index = offset + at
-        words = key.words(name, index // _WORD)
-        values = _integers_of(_hash(index % _WORD, size, words, flat.device), distribution)
-        total += torch.dot(flat[at : at + size].double(), values.double()).item()
-    return total / standard_deviation(distribution)
+def _chunk(
+    piece: Piece,
+    at: int,
+    size: int,
+    adds: Sequence[tuple[Term, tuple[float, ...]]],
+    gather: Gather | None,
+    index: int,
+    rounding: Key | None,
+    store: bool,
+) -> np.ndarray:
+    """Add to one chunk of a piece; its sums [5, LANES], where any are wanted."""
+    span = slice(at, at + size)
+    source = (piece.flat if piece.master is None else piece.master)[span]
+    exact = computed_in(piece.flat.dtype)
+    value, first = source.to(exact, copy=True), None
+    for term, scales in adds:
+        hashed = _hashed(piece.name, term.key, piece.offset + at, size, source.device)
+        u = _integers_of(hashed, term.distribution).to(exact)
+        first = u if first is None else first
+        for scale in scales:
+            value.add_(u, alpha=scale)
+    if piece.master is not None and store:
+        piece.master[span] = value
+    if rounding is not None and piece.flat.dtype == torch.bfloat16:
+        value = _stochastic(value, _hashed(piece.name, rounding, piece.offset + at, size, source.device))
+    if store:
+        (piece.flat if piece.into is None else piece.into)[span] = value
+    if gather is None:
+        return np.zeros((5, LANES))
+    if piece.master is None:
+        value = value.to(piece.flat.dtype).to(exact)  # the sums are those of what is written
+    return _lane_sums(value, first, round_scale(gather.home[index], exact), gather.centre[index])
+
+
+def _stochastic(value: Tensor, hashed: Tensor) -> Tensor:
+    """float32 rounded to bfloat16, up or down with the probability that makes it right on average."""
+    bits = value.view(torch.int32)
+    moved = (bits + hashed.bitwise_and(0xFFFF)).bitwise_and_(-0x10000).view(torch.float32)
+    return torch.where(torch.isfinite(value), moved, value)
+
+
+def _lane_sums(value: Tensor, u: Tensor | None, home: float, centre: float) -> np.ndarray:
+    """[5, LANES] float64: sums of d, d*d, d*u, u, u*u of a chunk, in the order that RUN and LANES prescribe."""
+    u = torch.zeros_like(value) if u is None else u
+    d = value.add(u, alpha=home).sub_(centre)
+    padded = -value.numel() % RUN
+    stacked = torch.stack([d, d * d, d * u, u, u * u])
+    rows = (
+        torch.nn.functional.pad(stacked, (0, padded)).view(5, -1, RUN // LANES, LANES).permute(2, 1, 0, 3).contiguous()
+    )
+    lanes = torch.zeros_like(rows[0])
+    for row in rows:
+        lanes += row
+    out = torch.zeros(5, LANES, dtype=torch.float64, device=value.device)
+    for run in lanes.double():
+        out += run
+    return out.cpu().numpy()
+
+
+def total(partials: Sequence[np.ndarray]) -> Sums:
+    """Sums per piece from its chunks' lanes [chunks, 5, LANES], added in index order."""
+    # Along the first axis numpy adds row after row; accumulate leaves it no choice.
+    whole = [
+        np.add.accumulate(p.reshape(len(p), -1))[-1].reshape(5, LANES) if len(p) else np.zeros((5, LANES))
+        for p in partials
+    ]
+    lanes = np.stack(whole) if whole else np.zeros((0, 5, LANES))
+    columns = np.add.accumulate(lanes, axis=2)[:, :, -1]
+    return Sums(*(columns[:, k].copy() for k in range(5)))

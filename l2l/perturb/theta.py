@@ -1,95 +1,162 @@
-"""The only code that moves parameters: looking along a direction, stepping along it, coming back."""
+"""The parameters and where they stand."""
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from l2l.blocks import Blocks
-from l2l.noise import Distribution, Key, add_noise_, round_scale, standard_deviation
+from l2l.perturb.direction import Direction, Move
+from l2l.perturb.exact import HALF, Exact
+from l2l.perturb.in_place import InPlace
+from l2l.perturb.moments import Moments
+from l2l.perturb.safety import deliver, uninterrupted
+from l2l.perturb.walker import Look, Walker, check_finite
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Direction:
-    """A recipe, never a tensor: u_b = factor * sigma[b] * z_b, with z_b of unit variance."""
+class Journal:
+    """What separates the memory of the parameters from theta. Nothing does, except inside a step or a managed loop."""
 
-    key: Key
-    sigma: tuple[float, ...]
-    """One scale per block, in the order of the blocks."""
-    distribution: Distribution = "gaussian"
-    factor: float = 1.0
-    """Common to all blocks: what a normaliser makes of sigma."""
+    direction: Direction | None
+    """Memory stands at theta + distance * u of this direction, the waiting moves not yet made."""
+    distance: float
+    waiting: tuple[Move, ...]
+    """Moves that belong to theta and are made together with the next look."""
 
-    def __post_init__(self) -> None:
-        bad = next((value for value in self.sigma if not 0.0 <= value < float("inf")), None)
-        if bad is not None:
-            raise ValueError(f"sigma is {bad}: it must be finite and not negative; the tuner or its input is broken")
+    @property
+    def home(self) -> bool:
+        """Whether the parameters hold exactly theta."""
+        return self.direction is None and not self.waiting
 
 
 @final
 class Theta:
     """The parameters and where they stand: at home, or at some distance along one direction.
 
-    Walking is in place: a perturbation of float32 weights comes back within one rounding per walk, and with the same
-    bits in every run. Whatever is raised inside :meth:`step`, theta is back where the step began when it leaves.
+    Whatever is raised inside :meth:`step`, theta is back where the step began when it leaves: bit for bit when walking
+    exactly, within one rounding per walk in place.
+
+    Args:
+        walk: ``in_place`` (float32 and float64 only), ``exact``, or ``auto``: exact where a block is of half precision.
+        update: how half-precision weights take an update: ``master`` (a float32 copy) or ``stochastic`` rounding.
+        sparse_embeddings: perturb and update only those rows of embeddings that an evaluation looks up. The others
+            have gradient zero, so losses and projected gradients are the same numbers.
+
+    Raises:
+        ValueError: in-place walking is asked for half-precision weights, or sparse embeddings where there is none.
     """
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(
+        self,
+        blocks: Blocks,
+        walk: Literal["auto", "in_place", "exact"] = "auto",
+        update: Literal["master", "stochastic"] = "master",
+        sparse_embeddings: bool = False,
+    ) -> None:
+        half = next((block for block in blocks if block.tensor.dtype in HALF), None)
+        if walk == "in_place" and half is not None:
+            raise ValueError(
+                f"walk='in_place', but block {half.name!r} is {half.tensor.dtype}: walking half-precision weights in "
+                "place makes them drift; use walk='exact' or load the model with dtype float32"
+            )
+        if walk not in ("auto", "in_place", "exact"):
+            raise ValueError(f"walk={walk!r} must be 'auto', 'in_place' or 'exact'")
+        if update not in ("master", "stochastic"):
+            raise ValueError(f"update={update!r} must be 'master' or 'stochastic'")
+        sparse = [i for i, block in enumerate(blocks) if block.embedding] if sparse_embeddings else []
+        if sparse_embeddings and not sparse:
+            raise ValueError("sparse_embeddings is set, but no embedding is trained: leave it off")
+        exact = walk == "exact" or half is not None
         self.blocks = blocks
-        self._away: tuple[Direction, float] | None = None
-        self._added: list[tuple[Direction, tuple[float, ...]]] = []
+        self.walk: Literal["in_place", "exact"] = "exact" if exact else "in_place"
+        self.update = update if half is not None else None
+        self._walker: Walker = Exact(blocks, update, sparse) if exact else InPlace(blocks, sparse)
+        self._away: Look | None = None
+        self._pending: list[Move] = []
+        self._added: list[Move] = []
+        self._rows: dict[int, Tensor] = {}
+        self._late: list[object] = []
         self._undo: Callable[[], None] | None = None
         self._shrunk: tuple[float, ...] | None = None
+        self._inside = self._managed = False
+
+    @property
+    def journal(self) -> Journal:
+        """What stands between memory and theta now."""
+        away = self._away
+        return Journal(away and away.direction, away.distance if away else 0.0, tuple(self._pending))
 
     def look(self, direction: Direction, distance: float) -> None:
         """Stand at ``home + distance * u``."""
-        if self._away is not None and self._away[0] == direction and self._away[1] == -distance:
-            walk = 2 * distance  # exactly twice the rounded scale: one addition, one rounding
-        else:
-            self.home()
-            walk = distance
-        self._walk(direction, [[walk] * len(self.blocks)], (direction, distance))
+        wanted = Look(direction, distance)
+        check_finite([wanted.move(len(self.blocks))])
+        self._stand(wanted)
 
     def home(self) -> None:
-        """Stand where no look was ever taken."""
-        if self._away is not None:
-            direction, distance = self._away
-            self._walk(direction, [[-distance] * len(self.blocks)], None)
+        """Stand where no look was ever taken, with every move made: the parameters hold exactly theta."""
+        self._stand(None)
+
+    def _stand(self, look: Look | None) -> None:
+        with uninterrupted():  # memory and journal change together
+            self._walker.stand(look, self._pending)
+            self._pending, self._away = [], look
 
     def add(self, direction: Direction, amounts: Sequence[float]) -> None:
-        """Move home by ``amounts[b] * u_b``. A return from the same direction is merged into the same traversal."""
-        walks = [list(amounts)]
-        if self._away is not None and self._away[0] == direction:
-            walks.insert(0, [-self._away[1]] * len(self.blocks))
-        else:
+        """Move home by ``amounts[b] * u_b``. Inside a step the move waits for the next traversal, and is part of it."""
+        for i, rows in self._walker.touched().items():
+            self._rows[i] = torch.unique(torch.cat([rows, *([self._rows[i]] if i in self._rows else [])]))
+        move = Move(direction, tuple(amounts), dict(self._rows))
+        check_finite([move])
+        self._pending.append(move)
+        self._added.append(move)
+        if not self._inside:
             self.home()
-        self._walk(direction, walks, None, (direction, tuple(amounts)))
+
+    def evaluate(self, closure: Callable[[], Value]) -> Value:
+        """The closure's value where theta stands."""
+        with self._walker.evaluating():
+            return closure()
+
+    def moments(self, direction: Direction) -> Moments:
+        """(mean, unbiased variance) of each block at home, the waiting moves made.
+
+        In closed form where the last looks were along ``direction`` and it has a centre; else by a traversal.
+        """
+        found = self._walker.moments(direction, self._pending)
+        if found is None:
+            self.home()
+            found = self._walker.moments(direction, [])
+        assert found is not None, "measured at home"
+        return found
+
+    def value(self, index: int) -> Tensor:
+        """The weights of a block as precisely as they are kept, sharing memory with them. Call :meth:`home` before."""
+        return self._walker.value(index)
 
     def shrink(self, factors: Sequence[float]) -> None:
-        """Multiply each block by its factor (weight decay). Once in a step, and last.
+        """Multiply each block by its factor (weight decay). Once in a step, and last: the step is final with it.
 
         Raises:
             ValueError: a factor is not positive; no block has moved then.
         """
-        self.home()
         wrong = [factor for factor in factors if not factor > 0]
         if wrong:
             raise ValueError(f"weights would shrink by the factor {wrong[0]}: lr * weight_decay must be below 1")
-        self._multiply(tuple(factors))
+        with uninterrupted(self._late):
+            self._finish()
+            self._multiply(tuple(factors))
 
     def shift(self, deltas: Mapping[int, Tensor], scale: float) -> None:
         """Add ``scale * delta`` to the blocks listed: a first-order step. Not undone."""
-        self.home()
-        with torch.no_grad(), _uninterrupted():
-            for index, delta in deltas.items():
-                self.blocks[index].tensor.detach().add_(delta, alpha=scale)
+        self._rewrite({i: lambda w, d=delta: w.add_(d, alpha=scale) for i, delta in deltas.items()})
 
     def assign(self, values: Mapping[str, Tensor]) -> None:
         """Set every block to the tensor of its name: what a checkpoint holds.
@@ -104,7 +171,6 @@ class Theta:
             raise ValueError(
                 f"these weights are of another model: {len(wrong)} blocks differ, the first is {wrong[0]!r}"
             )
-        self._away = None
         self._copy({index: values[block.name] for index, block in enumerate(self.blocks)})
 
     def interpolate(
@@ -116,79 +182,100 @@ class Theta:
         """
         self.home()
         self._undo = lambda: self._copy(here)
-        with torch.no_grad(), _uninterrupted():
-            for index, ratio in ratios.items():
-                torch.lerp(anchor[index], here[index], ratio, out=self.blocks[index].tensor.detach())
+
+        def between(index: int) -> Callable[[Tensor], object]:
+            return lambda w: torch.lerp(anchor[index].to(w.dtype), here[index].to(w.dtype), ratios[index], out=w)
+
+        self._rewrite({index: between(index) for index in ratios})
 
     @contextmanager
     def step(self) -> Iterator[Theta]:
-        """One step: on the way out theta is home; after an error it is back where the step began."""
-        self._added, self._undo, self._shrunk = [], None, None
+        """One step: on the way out theta is home; after an error it is back where the step began.
+
+        In a managed loop the step's moves may wait until the next look, or until :meth:`home` is called.
+        """
+        self.deliver()
+        self._begin()
         try:
+            self._walker.begin()
             yield self
         except BaseException:
-            with _uninterrupted():  # a second Ctrl-C waits as well
+            with uninterrupted():  # a second Ctrl-C waits as well
                 self._roll_back()
+                self._inside = False
                 self.home()
             raise
+        else:
+            if not self._managed or self.walk == "exact":
+                self._finish()
         finally:
+            self._begin(inside=False)
+            self._walker.finish()
+
+    def _finish(self) -> None:
+        """Home for good: the step is done, and an interrupt that arrives meanwhile waits for :meth:`deliver`."""
+        with uninterrupted(self._late):
+            self._walker.commit(self._pending, undoable=False)
+            self._pending, self._away = [], None
+            self._walker.finish()
+
+    def deliver(self) -> None:
+        """Let an interrupt through that arrived while a step was being made final: whoever counts steps has counted it."""
+        deliver(self._late)
+
+    def _begin(self, inside: bool = True) -> None:
+        self._added, self._undo, self._shrunk, self._rows, self._inside = [], None, None, {}, inside
+
+    @contextmanager
+    def managed(self) -> Iterator[Theta]:
+        """A loop that owns the model: between its steps the parameters need not hold theta, which saves a traversal.
+
+        Whatever reads or writes the model in the meantime (evaluation, saving) calls :meth:`home` first. The
+        losses and weights are those of unmanaged steps, bit for bit. On the way out theta is home.
+        """
+        outer, self._managed = self._managed, True
+        try:
+            yield self
+        finally:
+            self._managed = outer
             self.home()
-            self._added, self._undo, self._shrunk = [], None, None
+        self.deliver()
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Tensors by block name that resuming needs beside the model's weights: float32 masters. Theta goes home."""
+        self.home()
+        return self._walker.extra_state()
+
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from :meth:`extra_state`.
+
+        Raises:
+            ValueError: it belongs to another way of walking or updating.
+        """
+        self.home()
+        self._walker.load_extra_state(state)
 
     def _roll_back(self) -> None:
         if self._shrunk is not None:
             self._multiply(tuple(1 / factor for factor in self._shrunk))
         if self._undo is not None:
             self._undo()
-        for direction, amounts in reversed(tuple(self._added)):
-            self.add(direction, [-amount for amount in amounts])
+        made = [move for move in self._added if all(move is not waiting for waiting in self._pending)]
+        self._pending = [move for move in self._pending if all(move is not added for added in self._added)]
+        self._walker.revert(made)
+        self._away = None
 
     def _multiply(self, factors: tuple[float, ...]) -> None:
-        with torch.no_grad(), _uninterrupted():
-            for block, factor in zip(self.blocks, factors, strict=True):
-                if factor != 1.0:
-                    block.flat.mul_(factor)
+        with uninterrupted():
+            self._rewrite({i: lambda w, f=factor: w.mul_(f) for i, factor in enumerate(factors) if factor != 1.0})
             self._shrunk = factors
 
     def _copy(self, values: Mapping[int, Tensor]) -> None:
-        with torch.no_grad(), _uninterrupted():
-            for index, value in values.items():
-                self.blocks[index].tensor.detach().copy_(value)
+        self._rewrite({i: lambda w, v=value: w.copy_(v) for i, value in values.items()})
 
-    def _walk(
-        self,
-        direction: Direction,
-        walks: Sequence[Sequence[float]],
-        away: tuple[Direction, float] | None,
-        added: tuple[Direction, tuple[float, ...]] | None = None,
-    ) -> None:
-        """One traversal of all blocks: add ``walk[b] * u_b`` for each walk in turn, then note where theta stands."""
-        unit = direction.factor / standard_deviation(direction.distribution)
-        # Every scale is computed, and so checked, before any block moves.
-        scales = [
-            [round_scale(walk[i] * sigma * unit, block.tensor.dtype) for walk in walks]
-            for i, (block, sigma) in enumerate(zip(self.blocks, direction.sigma, strict=True))
-        ]
-        with torch.no_grad(), _uninterrupted():
-            for block, wanted in zip(self.blocks, scales, strict=True):
-                if any(wanted):
-                    add_noise_(block.flat, block.name, direction.key, wanted, direction.distribution)
-            self._away = away
-            if added is not None:
-                self._added.append(added)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold a Ctrl-C back until the traversal is done: half a traversal could not be undone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[object] = []
-    previous = signal.signal(signal.SIGINT, lambda _signal, frame: arrived.append(frame))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)
-        if arrived:
-            signal.raise_signal(signal.SIGINT)
+    def _rewrite(self, changes: Mapping[int, Callable[[Tensor], object]]) -> None:
+        """Write blocks otherwise than along a direction, from home."""
+        self.home()
+        with torch.no_grad(), uninterrupted():
+            for index, change in changes.items():
+                self._walker.rewrite(index, change)

@@ -135,9 +135,9 @@ class Tuner:
             raise ValueError(f"the tuner for {self.provenance.base_model!r} has no block {_some(unknown)}")
         return [self._row[name] for name in names]
 
-    def features(self, blocks: Blocks, history: History) -> Tensor:
-        """Features [blocks, features] at theta as it stands."""
-        return block_features(blocks, history)
+    def features(self, history: History) -> Tensor:
+        """Features [blocks, features] of the weights and losses that the history remembers."""
+        return block_features(history)
 
     def sigma(self, features: Tensor, names: Sequence[str]) -> Tensor:
         """Sigma [blocks] before normalisation; differentiable in the network's weights."""

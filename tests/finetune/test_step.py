@@ -7,7 +7,7 @@ import torch
 from cases import Quadratic, TiedLM, farthest, weights
 from torch import Tensor
 
-import l2l.perturb
+import l2l.perturb.walker
 from l2l.blocks import Blocks
 from l2l.finetune.step import StepReport, zo_step
 from l2l.methods.dizo import DiZO
@@ -73,14 +73,14 @@ def test_a_tuner_sees_theta_at_home_and_its_history_is_what_was_seen():
 
 def test_three_traversals_make_a_step_of_mezo(monkeypatch: pytest.MonkeyPatch):
     model, visits = TiedLM(), 0
-    genuine = l2l.perturb.add_noise_
+    genuine = l2l.perturb.walker.traverse
 
-    def counting(*arguments) -> None:
+    def counting(pieces, *arguments) -> None:
         nonlocal visits
-        visits += 1
-        genuine(*arguments)
+        visits += len(pieces)
+        genuine(pieces, *arguments)
 
-    monkeypatch.setattr(l2l.perturb, "add_noise_", counting)
+    monkeypatch.setattr(l2l.perturb.walker, "traverse", counting)
     step(model, MeZO())
     assert visits == 3 * len(Blocks.of(model))
 

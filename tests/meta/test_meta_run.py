@@ -123,7 +123,7 @@ def test_the_model_given_has_its_initial_weights_after_a_failure_too(tmp_path, m
     def stopped(*_: Any) -> float:
         raise FloatingPointError("the loss is nan")
 
-    monkeypatch.setattr("l2l.meta.learner.momentum_step", stopped)
+    monkeypatch.setattr("l2l.meta.learner.move", stopped)
     with pytest.raises(FloatingPointError):
         meta_train(tmp_path, model)
     assert same_bits(weights(model), before)
@@ -210,3 +210,9 @@ def test_a_tuner_is_learned_for_a_model_and_data_on_disk_and_used(tmp_path):
     learned = ["--task", "sst2", "--method", "learned", "--tuner", tuner, "--test_size", "8"]
     assert main(["fine-tune", *where, *learned, *sizes, "--out", out]) == 0
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["passes"] == 8
+
+
+def test_half_precision_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"is torch.bfloat16, but meta-training differentiates.*dtype float32"):
+        meta_train(tmp_path / "out", dtype="bfloat16")
+    assert not (tmp_path / "out").exists()

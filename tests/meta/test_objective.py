@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from l2l.blocks import Blocks
+from l2l.estimators.backward import consume_gradients
 from l2l.meta.objective import one_step
-from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
+from l2l.meta.trajectory import TrajectoryConfig, accelerate, at_rest, momentum_step
 from l2l.methods.learned import Learned
 from l2l.models.tiny_random import tiny_random
 from l2l.noise import Key, standard_noise
@@ -173,6 +175,22 @@ def test_a_meta_step_needs_little_more_memory_than_a_plain_first_order_step():
     assert ours < 0.5 * (weights + weights + peak_beside(parameters, textbook))  # which needs a velocity too
 
 
+def test_the_gradient_of_a_tied_embedding_is_added_up_in_place():
+    """Its two parts, from the head and from the rows looked up, and no third tensor of that size."""
+    model = tiny_random("gpt2", vocab_size=4096, n_embd=256)
+    ids = torch.randint(0, 4096, (2, 4), generator=torch.Generator().manual_seed(0))
+    blocks = Blocks.of(model)
+    table = next(block.tensor for block in blocks if block.tensor.shape[0] == 4096)
+    assert sum(p is table for p in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)) == 2
+
+    # The profiler, because a dispatch mode holds on to tensors, and what is held is not added to in place.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        consume_gradients(lambda: language_loss(model, ids), blocks, lambda index, gradient: None)
+    large = [event.name for event in seen.events() if event.self_cpu_memory_usage >= table.numel() * 4]
+    assert "aten::mm" in large
+    assert "aten::add" not in large
+
+
 def test_the_trajectory_is_sgd_with_momentum_where_nothing_is_clipped():
     ours, reference = nn.Linear(4, 3), nn.Linear(4, 3)
     reference.load_state_dict(ours.state_dict())
@@ -197,3 +215,30 @@ def test_the_trajectory_limits_the_velocity_and_falls_to_zero_before_each_restar
     theta = Theta(Blocks.of(model))
     momentum_step(lambda: 1e3 * model.weight.sum(), theta, at_rest(theta.blocks), 1.0, config)
     assert torch.linalg.vector_norm(model.weight - before).item() == pytest.approx(0.1 / 0.5, rel=1e-5)
+
+
+def test_the_gradient_behind_the_step_can_drive_the_trajectory_as_well():
+    """The velocity is then that of the gradient at theta', taken in the same backward pass, and theta is back first."""
+    model = tiny_random("llama").double()
+    ids = torch.randint(0, 128, (4, 12), generator=torch.Generator().manual_seed(0))
+    theta, config = Theta(Blocks.of(model)), TrajectoryConfig(momentum=0.5)
+    method = Learned(Tuner.for_model(model, seed=3))
+    velocity = {i: torch.full_like(block.tensor.detach(), 2.0) for i, block in enumerate(theta.blocks)}
+    before = [block.flat.clone() for block in theta.blocks]
+    outcome = one_step(
+        lambda: language_loss(model, ids),
+        theta,
+        method,
+        History.start(theta.blocks),
+        Key(5),
+        1e-2,
+        consume=accelerate(velocity, config),
+    )
+    for block, kept in zip(theta.blocks, before, strict=True):
+        torch.testing.assert_close(block.flat, kept, rtol=1e-12, atol=1e-14)
+    seen = outcome.report.estimates[0]
+    theta.add(seen.direction, [-1e-2 * seen.projected_gradient] * len(theta.blocks))
+    language_loss(model, ids).backward()
+    for i, block in enumerate(theta.blocks):
+        assert block.tensor.grad is not None
+        torch.testing.assert_close(velocity[i], 0.5 * 2.0 + block.tensor.grad, rtol=1e-7, atol=1e-10)

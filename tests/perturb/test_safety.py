@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from cases import TiedLM, farthest, same_bits, weights
 
-import l2l.perturb
+import l2l.perturb.walker
 from l2l.blocks import Blocks
 from l2l.noise import Key
 from l2l.perturb import Direction, Theta
@@ -54,6 +55,7 @@ def test_an_error_after_an_interpolation_undoes_it_and_what_came_before():
     before = weights(model)
     with pytest.raises(RuntimeError), theta.step():
         theta.add(u, [0.1] * len(theta.blocks))
+        theta.home()
         here = {i: block.tensor.detach().clone() for i, block in enumerate(theta.blocks)}
         theta.interpolate(anchor, here, dict.fromkeys(anchor, 0.5))
         raise RuntimeError
@@ -79,27 +81,28 @@ def test_an_error_does_not_undo_the_step_before():
 
 
 class Interrupting:
-    """Stands in for ``add_noise_`` and raises real interrupt signals at chosen calls, before or after the work."""
+    """Stands in for ``traverse`` and raises real interrupt signals in the middle of chosen traversals."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
-        self.at, self.calls, self.genuine = at, 0, l2l.perturb.add_noise_
-        monkeypatch.setattr(l2l.perturb, "add_noise_", self)
+        self.at, self.calls, self.genuine = at, 0, l2l.perturb.walker.traverse
+        monkeypatch.setattr(l2l.perturb.walker, "traverse", self)
 
-    def __call__(self, *arguments: Any) -> None:
-        if self.calls in self.at:
-            signal.raise_signal(signal.SIGINT)
+    def __call__(self, pieces: Any, terms: Any, *rest: Any) -> None:
+        half = len(pieces) // 2
+        for part in (slice(half), slice(half, None)):
+            self.genuine(pieces[part], [replace(term, scales=term.scales[part]) for term in terms], *rest)
+            if part.stop is not None and self.calls in self.at:
+                signal.raise_signal(signal.SIGINT)
         self.calls += 1
-        self.genuine(*arguments)
 
 
-@pytest.mark.parametrize("traversal", [0, 1, 2])
-@pytest.mark.parametrize("position", [0, 3])
+@pytest.mark.parametrize("traversal", [0, 1])
 def test_an_interrupt_during_a_traversal_is_delivered_after_it_and_theta_is_put_back(
-    traversal: int, position: int, monkeypatch: pytest.MonkeyPatch
+    traversal: int, monkeypatch: pytest.MonkeyPatch
 ):
     model, theta, u = start()
     before, blocks = weights(model), len(theta.blocks)
-    interrupting = Interrupting(monkeypatch, {traversal * blocks + position})
+    interrupting = Interrupting(monkeypatch, {traversal})
     reached = 0
     with pytest.raises(KeyboardInterrupt), theta.step():
         theta.look(u, EPSILON)
@@ -109,8 +112,25 @@ def test_an_interrupt_during_a_traversal_is_delivered_after_it_and_theta_is_put_
         theta.add(u, [0.1] * blocks)
         reached = 3
     assert reached == traversal
-    assert interrupting.calls == (traversal + 2) * blocks
+    assert interrupting.calls == traversal + 2
     assert farthest(before, weights(model)) < TOLERANCE
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_while_a_step_is_made_final_waits_until_it_is_counted(monkeypatch: pytest.MonkeyPatch):
+    model, theta, u = start()
+    whole, other, _ = start()
+    for one in (theta, other):
+        if one is theta:
+            Interrupting(monkeypatch, {2})
+        with one.step():
+            one.look(u, EPSILON)
+            one.look(u, -EPSILON)
+            one.add(u, [0.1] * len(theta.blocks))
+    assert same_bits(weights(model), weights(whole))
+    with pytest.raises(KeyboardInterrupt):
+        theta.deliver()
+    theta.deliver()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -118,7 +138,7 @@ def test_a_second_interrupt_during_the_way_back_waits_as_well(monkeypatch: pytes
     model, theta, u = start()
     v = Direction(Key(4), u.sigma)
     before, blocks = weights(model), len(theta.blocks)
-    Interrupting(monkeypatch, {2 * blocks, 3 * blocks + 2})
+    Interrupting(monkeypatch, {0, 1})
     with pytest.raises(KeyboardInterrupt), theta.step():
         theta.add(u, [0.1] * blocks)
         theta.add(v, [0.1] * blocks)
@@ -148,7 +168,7 @@ def test_a_handler_of_the_callers_own_is_called_and_stays(monkeypatch: pytest.Mo
     heard: list[int] = []
     previous = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
     try:
-        Interrupting(monkeypatch, {1})
+        Interrupting(monkeypatch, {0})
         theta.look(u, EPSILON)
         assert heard == [signal.SIGINT]
         signal.raise_signal(signal.SIGINT)
@@ -173,7 +193,8 @@ def test_interrupts_are_held_back_in_every_traversal(move: str, monkeypatch: pyt
     interrupting = Interrupting(monkeypatch, {0})
     with pytest.raises(KeyboardInterrupt):
         {"look": lambda: theta.look(u, -EPSILON), "home": theta.home, "add": lambda: theta.add(u, [1.0] * 6)}[move]()
-    assert interrupting.calls == len(theta.blocks) == 6
+    assert interrupting.calls == 1
+    assert theta.journal.home == (move != "look")
 
 
 def test_weight_decay_shrinks_blocks_by_their_factors():
@@ -186,9 +207,11 @@ def test_weight_decay_shrinks_blocks_by_their_factors():
     assert all(torch.equal(after[name], before[name]) for name in others)
 
 
-def test_an_interrupt_during_weight_decay_puts_theta_back(monkeypatch: pytest.MonkeyPatch):
-    model, theta, u = start()
-    before = weights(model)
+def test_an_interrupt_during_weight_decay_waits_until_the_step_is_counted(monkeypatch: pytest.MonkeyPatch):
+    (model, theta, u), (whole, other, _) = start(), start()
+    with other.step():
+        other.add(u, [0.1] * len(theta.blocks))
+        other.shrink([0.9] * len(theta.blocks))
     genuine = torch.Tensor.mul_
 
     def interrupting(tensor: torch.Tensor, factor: float) -> torch.Tensor:
@@ -196,7 +219,19 @@ def test_an_interrupt_during_weight_decay_puts_theta_back(monkeypatch: pytest.Mo
         return genuine(tensor, factor)
 
     monkeypatch.setattr(torch.Tensor, "mul_", interrupting)
-    with pytest.raises(KeyboardInterrupt), theta.step():
+    with theta.step():
         theta.add(u, [0.1] * len(theta.blocks))
         theta.shrink([0.9] * len(theta.blocks))
+    assert same_bits(weights(whole), weights(model))
+    with pytest.raises(KeyboardInterrupt):
+        theta.deliver()
+
+
+def test_an_error_after_weight_decay_undoes_it():
+    model, theta, u = start()
+    before = weights(model)
+    with pytest.raises(RuntimeError), theta.step():
+        theta.add(u, [0.1] * len(theta.blocks))
+        theta.shrink([0.9] * len(theta.blocks))
+        raise RuntimeError
     assert farthest(before, weights(model)) < TOLERANCE

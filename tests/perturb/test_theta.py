@@ -10,7 +10,7 @@ import torch
 from cases import TiedLM, farthest, same_bits, weights
 from torch import nn
 
-import l2l.perturb
+import l2l.perturb.walker
 from l2l.blocks import Blocks
 from l2l.noise import Key, standard_noise
 from l2l.perturb import Direction, Theta
@@ -80,9 +80,9 @@ def test_a_step_along_one_direction_takes_three_traversals(walks: int, key: Key,
     model = TiedLM()
     theta, u = walker(model, key)
     names: list[str] = []
-    genuine = l2l.perturb.add_noise_
+    genuine = l2l.perturb.walker.traverse
     monkeypatch.setattr(
-        l2l.perturb, "add_noise_", lambda flat, name, *rest: (names.append(name), genuine(flat, name, *rest))[1]
+        l2l.perturb.walker, "traverse", lambda p, *rest: (names.extend(one.name for one in p), genuine(p, *rest))[1]
     )
     theta.look(u, EPSILON)
     theta.look(u, -EPSILON)

@@ -8,7 +8,8 @@ from cases import TiedLM
 from torch import nn
 
 from l2l.blocks import Block, Blocks
-from l2l.tuners.features import FEATURES, History, block_features, moments
+from l2l.perturb.moments import block_moments
+from l2l.tuners.features import FEATURES, History, block_features
 from l2l.tuners.normalise import EnergyNormaliser
 from l2l.tuners.per_block_mlp import PerBlockMLP
 from l2l.tuners.tuner import Tuner
@@ -19,18 +20,18 @@ def block(values: list, embedding: bool = False) -> Block:
 
 
 def test_moments_are_the_mean_and_the_unbiased_variance():
-    assert moments(block([1.0, 2.0, 3.0, 6.0])) == pytest.approx((3.0, 14 / 3))
+    assert block_moments(Blocks([block([1.0, 2.0, 3.0, 6.0])]))[0] == pytest.approx((3.0, 14 / 3))
 
 
 def test_the_variance_of_a_single_number_is_zero():
-    assert moments(block([4.0])) == (4.0, 0.0)
-    assert moments(block([[4.0]])) == (4.0, 0.0)
+    assert block_moments(Blocks([block([4.0])])) == ((4.0, 0.0),)
+    assert block_moments(Blocks([block([[4.0]])])) == ((4.0, 0.0),)
 
 
 def test_features_are_moments_losses_and_the_last_sigma():
     blocks = Blocks([block([1.0, 3.0]), block([5.0])])
-    history = History(torch.tensor([0.25, 0.5]), 2.0, 1.5)
-    features = block_features(blocks, history)
+    moments = torch.tensor(block_moments(blocks), dtype=torch.float64)
+    features = block_features(History(torch.tensor([0.25, 0.5]), moments, 2.0, 1.5))
     assert features.tolist() == [[2.0, 2.0, 2.0, 1.5, 0.25], [5.0, 0.0, 2.0, 1.5, 0.5]]
     assert features.dtype == torch.float32
     assert not features.requires_grad
@@ -40,6 +41,15 @@ def test_a_history_starts_with_sigma_one_and_losses_zero():
     history = History.start(Blocks([block([1.0]), block([2.0])]))
     assert history.sigma.tolist() == [1.0, 1.0]
     assert (history.loss_plus, history.loss_minus) == (0.0, 0.0)
+    assert history.centre == (1.0, 2.0)
+
+
+def test_a_history_can_be_brought_up_to_date_with_weights_that_something_else_has_moved():
+    blocks = Blocks([block([1.0, 3.0])])
+    history = History(torch.tensor([0.25]), torch.zeros(1, 2, dtype=torch.float64), 2.0, 1.5)
+    now = history.at(blocks)
+    assert now.moments.tolist() == [[2.0, 2.0]]
+    assert (now.sigma, now.loss_plus, now.loss_minus) == (history.sigma, 2.0, 1.5)
 
 
 @pytest.mark.parametrize("sizes", [[(3, 4), (5,)], [(100, 2), (7, 7), (1,)]])
@@ -128,7 +138,7 @@ def test_sigma_is_differentiable_in_the_network_and_its_features_are_not():
     model = TiedLM()
     tuner = Tuner.for_model(model)
     blocks = Blocks.of(model)
-    sigma = tuner.sigma(tuner.features(blocks, History.start(blocks)), blocks.names)
+    sigma = tuner.sigma(tuner.features(History.start(blocks)), blocks.names)
     assert sigma.requires_grad
     assert (sigma >= 0).all()
     sigma.sum().backward()
@@ -141,12 +151,12 @@ def test_a_frozen_subset_gets_the_sigma_it_has_in_the_whole():
     tuner = Tuner.for_model(model, seed=2)
     whole = Blocks.of(model)
     history = History.start(whole)
-    everything = dict(zip(whole.names, tuner.sigma(tuner.features(whole, history), whole.names).tolist(), strict=True))
+    everything = dict(zip(whole.names, tuner.sigma(tuner.features(history), whole.names).tolist(), strict=True))
     model.embed.weight.requires_grad_(False)
     model.norm.weight.requires_grad_(False)
     part = Blocks.of(model)
     tuner.check(model)
-    found = tuner.sigma(tuner.features(part, History.start(part)), part.names).tolist()
+    found = tuner.sigma(tuner.features(History.start(part)), part.names).tolist()
     assert found == pytest.approx([everything[name] for name in part.names], rel=1e-6)
 
 

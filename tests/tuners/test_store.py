@@ -23,7 +23,7 @@ from l2l.tuners.tuner import Provenance, Tuner
 
 def sigma(tuner: Tuner) -> torch.Tensor:
     blocks = Blocks.of(TiedLM())
-    return tuner.sigma(tuner.features(blocks, History.start(blocks)), blocks.names).detach()
+    return tuner.sigma(tuner.features(History.start(blocks)), blocks.names).detach()
 
 
 @pytest.fixture
