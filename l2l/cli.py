@@ -96,6 +96,47 @@ def _quickstart(config: Any) -> None:
     run(config)
 
 
+def _bench_config() -> type:
+    from l2l.bench.config import BenchConfig
+
+    return BenchConfig
+
+
+def _bench(config: Any) -> None:
+    from l2l.bench.run import run
+    from l2l.bench.tables import headline
+    from l2l.report.tables import print_table
+
+    print_table(f"bench: {config.out}", [headline(run(config))])
+
+
+def _doctor_config() -> type:
+    from l2l.bench.doctor import DoctorConfig
+
+    return DoctorConfig
+
+
+def _doctor(config: Any) -> None:
+    from l2l.bench.doctor import run
+
+    run(config)
+
+
+def _estimate_config() -> type:
+    from l2l.estimate.config import EstimateConfig
+
+    return EstimateConfig
+
+
+def _estimate(config: Any) -> None:
+    from l2l.estimate.run import run
+    from l2l.report.tables import print_table
+
+    found = run(config)
+    print_table("estimate", [{name: value for name, value in found.items() if isinstance(value, str | int | float)}])
+    print_table("bytes", [found["bytes"]])
+
+
 @dataclass(frozen=True)
 class ShowConfig:
     """Show a tuner: recipe, results, sigma, how far it moved."""
@@ -141,6 +182,9 @@ COMMANDS = (
     Command("meta-train", "learn a tuner for a model over a pool of tasks", _meta_train_config, _meta_train),
     Command("fine-tune", "fine-tune a model on a task with forward passes only", _fine_tune_config, _fine_tune),
     Command("evaluate", "loss and metric of a model on a task", _evaluate_config, _evaluate),
+    Command("bench", "measure a step beside its two forwards and the textbook loop", _bench_config, _bench),
+    Command("estimate", "peak memory and time per step, before a run", _estimate_config, _estimate),
+    Command("doctor", "what this machine has, and which noise backend serves it", _doctor_config, _doctor),
     Command("tuners show", "what a tuner is, how it was made, how far it moved", lambda: ShowConfig, _tuners_show),
     Command("tasks list", "the tasks that come with the package", lambda: ListConfig, _tasks_list),
     Command("methods list", "the methods that come with the package", lambda: ListConfig, _methods_list),

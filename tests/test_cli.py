@@ -227,10 +227,12 @@ def test_an_unknown_model_directory_is_refused(command, refused, tmp_path):
     assert f"no directory {str(tmp_path / 'absent')!r}" in line
 
 
-@pytest.mark.parametrize("command", ["fine-tune", "meta-train"])
+@pytest.mark.parametrize(
+    ("command", "more"), [("fine-tune", ["--walk", "in_place"]), ("meta-train", [])], ids=["fine-tune", "meta-train"]
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_weights_are_refused_with_the_way_out(command, dtype, refused, tmp_path):
-    line = refused(command, "--dtype", dtype, "--out", str(tmp_path / "out"))
+def test_half_precision_weights_are_refused_where_they_cannot_be_served(command, more, dtype, refused, tmp_path):
+    line = refused(command, "--dtype", dtype, *more, "--out", str(tmp_path / "out"))
     assert dtype in line
     assert "float32" in line
 

@@ -6,24 +6,35 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l2l.estimate.loaded import Expectation, expect
 from l2l.estimators.base import read_loss
 from l2l.finetune.batches import Feeder
 from l2l.finetune.config import FineTuneConfig
 from l2l.finetune.methods import MethodLike, build_method, method_name
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.finetune.session import Parts, Session
+from l2l.models.buckets import Grouping
+from l2l.models.heads import compile_decoder
 from l2l.models.load import context_length, load_model, load_tokenizer, model_identity
+from l2l.report.memory import PeakMemory
 from l2l.report.metrics import read
 from l2l.report.plots import plot_panels, smooth
 from l2l.report.progress import progress_bar
 from l2l.report.rundir import METRICS, RunDirectory
 from l2l.tasks import get_task
-from l2l.tasks.encode import encode, padding_id
+from l2l.tasks.encode import collate, encode, padding_id
 from l2l.tasks.rows import load_splits
 from l2l.tuners.tuner import Tuner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SAMPLED = 32
+"""Batches looked at to predict what a run needs."""
+EVALUATED = 32
+"""Examples per forward pass of an evaluation."""
+WORTH_MEASURING = 50
+"""Steps from which on a run's time is predicted: measuring the machine takes as long as a few steps."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,8 @@ def fine_tune(
     """Fine-tune a model on a task with forward passes only.
 
     Args:
-        model: a transformers causal language model, or what :func:`l2l.load_model` takes. A model given is trained in place.
+        model: a transformers causal language model, or what :func:`l2l.load_model` takes. A model given is trained in
+            place.
         task: name of a task.
         method: ``"mezo"``, ``"dizo"``, ``"learned"``, a method object, or ``l2l.MeZO`` and the like.
         tuner: for the learned method: a tuner, or what :meth:`Tuner.from_pretrained` takes.
@@ -92,13 +104,41 @@ def prepare(
         tokenizer = load_tokenizer(model.config._name_or_path or config.model, config.revision)
     model.eval()  # two looks at one batch must not differ by dropout
     built = build_method(method or config.method, config.epsilon, config.method_args, tuner or config.tuner, model)
-    optimizer = ZOOptimizer(model, built, config.lr, config.seed, config.weight_decay)
+    optimizer = ZOOptimizer(
+        model,
+        built,
+        config.lr,
+        config.seed,
+        config.weight_decay,
+        walk=config.walk,
+        update=config.update,
+        sparse_embeddings=config.sparse_embeddings,
+    )
+    _check_forward(config, model, optimizer)
     limit = context_length(model, config.max_length)
     encoded = encode(task, splits.train, tokenizer, limit)
-    feeder = Feeder(encoded, task.form, padding_id(tokenizer), config.batch_size, config.seed, model.device)
+    grouping = Grouping.of(model, config.length_groups)
+    pad_id = padding_id(tokenizer)
+    feeder = Feeder(encoded, task.form, pad_id, config.batch_size, config.seed, model.device, grouping)
+    if config.compile:
+        compile_decoder(model)
     parts = Parts(model, tokenizer, task, splits, feeder, optimizer)
     _read_first_loss(parts)
     return parts
+
+
+def _check_forward(config: FineTuneConfig, model: PreTrainedModel, optimizer: ZOOptimizer) -> None:
+    """Refuse what would only show in the first step."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if config.sparse_embeddings and head is not None and head.weight is embedding.weight:
+        raise ValueError(
+            "sparse_embeddings=True, but the embedding is tied to the head, whose logits read every row: leave it off"
+        )
+    if config.compile and (config.sparse_embeddings or optimizer.theta.walk == "exact"):
+        raise ValueError(
+            "compile=True needs weights that are walked in place: a compiled forward cannot be given transient copies. "
+            "Leave compile off, or use float32 with walk='in_place' and sparse_embeddings off"
+        )
 
 
 def _read_first_loss(parts: Parts) -> None:
@@ -113,25 +153,53 @@ def _read_first_loss(parts: Parts) -> None:
 
 def run(parts: Parts, config: FineTuneConfig, folder: RunDirectory) -> FineTuneResult:
     """Train, evaluate and write. An interrupted run continues from its checkpoint and ends with the same weights."""
+    expected = _expected(parts, config)
+    if config.progress:
+        print(expected.line(config.steps))
     session = Session(parts, config, folder.create())
-    label = f"{config.task} {config.method}"
     try:
-        session.begin()
-        with progress_bar(label, config.steps, session.progress.step, config.progress) as advance:
-            if config.loop == "lightning":
-                from l2l.finetune.module import run_lightning
-
-                run_lightning(session, advance)
-            else:
-                from l2l.finetune.bare import run_bare
-
-                run_bare(session, advance)
+        with PeakMemory(parts.model.device) as peak:
+            session.begin()
+            _loop(session, config)
     finally:
         session.close()
-    return _finish(session, config, folder)
+    return _finish(session, config, folder, expected, peak.bytes)
 
 
-def _finish(session: Session, config: FineTuneConfig, folder: RunDirectory) -> FineTuneResult:
+def _loop(session: Session, config: FineTuneConfig) -> None:
+    label = f"{config.task} {config.method}"
+    with progress_bar(label, config.steps, session.progress.step, config.progress) as advance:
+        if config.loop == "lightning":
+            from l2l.finetune.module import run_lightning
+
+            run_lightning(session, advance)
+        else:
+            from l2l.finetune.bare import run_bare
+
+            run_bare(session, advance)
+
+
+def _expected(parts: Parts, config: FineTuneConfig) -> Expectation:
+    """What the run is going to need: told before it begins, and beside what was measured when it has ended."""
+    feeder, theta = parts.feeder, parts.optimizer.theta
+    longest = sorted(feeder.examples, key=lambda example: -max(len(option.ids) for option in example.options))
+    evaluated = collate(longest[:EVALUATED], "classification", feeder.pad_id)
+    batches = [feeder.at(step) for step in range(0, config.steps, max(1, config.steps // SAMPLED))]
+    return expect(
+        parts.model,
+        parts.optimizer.blocks,
+        theta.walk,
+        theta.update == "master",
+        parts.optimizer.method,
+        batches,
+        [evaluated],
+        measure=config.steps >= WORTH_MEASURING,
+    )
+
+
+def _finish(
+    session: Session, config: FineTuneConfig, folder: RunDirectory, expected: Expectation, peak: int
+) -> FineTuneResult:
     parts, done = session.parts, session.progress
     last = {"train": vars(session.scores(session.train_sample)), "test": vars(session.scores(parts.splits.test))}
     session.load_best()
@@ -150,6 +218,8 @@ def _finish(session: Session, config: FineTuneConfig, folder: RunDirectory) -> F
         "steps": done.step,
         "passes": done.passes,
         "seconds": round(done.seconds, 2),
+        "estimate": {"peak_bytes": expected.peak_bytes, "seconds_per_step": expected.seconds_per_step},
+        "measured": {"peak_bytes": peak, "seconds_per_step": done.seconds / max(done.step, 1)},
         "initial_loss": done.initial_train_loss,
         "final_loss": last["train"]["loss"],
         "accuracy": last["test"]["value"],
@@ -159,7 +229,9 @@ def _finish(session: Session, config: FineTuneConfig, folder: RunDirectory) -> F
         "note": parts.splits.note,
         "blocks": len(parts.optimizer.blocks),
         "trained_parameters": parts.optimizer.blocks.numel,
-        "walk": "in place, float32",
+        "walk": parts.optimizer.theta.walk,
+        "update": parts.optimizer.theta.update,
+        "dtype": str(parts.model.dtype).removeprefix("torch."),
         "config": asdict(config),
     }
     if config.save_model:
