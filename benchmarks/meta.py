@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,6 @@ from l2l.report.rundir import RunDirectory
 from l2l.tasks import get_task
 from l2l.tasks.encode import Encoded, EncodedOption
 from l2l.tuners.tuner import Tuner
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Step: TypeAlias = Callable[[], float]
 """Takes one outer step; gives the meta-loss: the loss behind the zeroth-order step."""
@@ -82,12 +79,8 @@ def parser() -> argparse.ArgumentParser:
 
 def config(given: argparse.Namespace, gradient: str = "shared") -> MetaTrainConfig:
     """The outer step that is measured."""
-    return MetaTrainConfig(
-        lr=given.lr,
-        inner_clip=given.clip,
-        restart_every=NEVER,
-        trajectory_gradient="own" if gradient == "own" else "shared",
-    )
+    taken: Any = "own" if gradient == "own" else "shared"
+    return MetaTrainConfig(lr=given.lr, inner_clip=given.clip, restart_every=NEVER, trajectory_gradient=taken)
 
 
 def rows_of_tokens(given: argparse.Namespace, vocabulary: int) -> Tensor:
@@ -223,7 +216,7 @@ def peak_bytes(name: str, given: argparse.Namespace, answer: int) -> int:
     idle = current_bytes()
     step = MAKERS[name](given, answer)
     with PeakMemory() as peak:
-        step(), step()
+        _ = step(), step()
     return peak.bytes - idle
 
 
@@ -282,19 +275,17 @@ def row(found: Mapping[str, Any]) -> dict[str, str]:
 
 def page(given: argparse.Namespace, machine: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
     """The dated Markdown page."""
-    noise = "the same for all" if given.same_noise else "of its own for the textbook"
     sizes = {"repeats": given.repeats, "batch": given.batch_size, "length": given.length, "threads": given.threads}
+    note = NOTE.format(noise="the same for all" if given.same_noise else "of its own for the textbook", **sizes)
     command = shlex.join(["python", "benchmarks/meta.py", *sys.argv[1:]])
     title = f"an outer step of meta-training on {given.model}"
-    return document(
-        title, machine, command, [markdown_table([row(one) for one in found]), NOTE.format(noise=noise, **sizes)]
-    )
+    return document(title, machine, command, [markdown_table([row(one) for one in found]), note])
 
 
 def main() -> None:
     """Measure every loss with every contender."""
     given = parser().parse_args()
-    shape_config(given.model)  # an unknown shape shows before long work
+    shape_config(given.model)  # an unknown shape is told before long work
     torch.set_num_threads(given.threads)
     machine = hardware()
     found = [one for answer in given.answer_tokens for one in measured(given, answer)]

@@ -26,8 +26,8 @@ from l2l.noise import Gather, Key, Piece, Term, standard_deviation, traverse
 from l2l.perturb import Direction, Theta
 from l2l.tuners.features import History
 
-TOGETHER = 2**18
-"""Coordinates of gradients that wait for one traversal: calls are few, and what waits is small."""
+WAITING = 32
+"""One in so many coordinates of the model may wait in gradients for a common traversal: few calls, little memory."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class NoiseDots:
 
     def __init__(self, blocks: Blocks, direction: Direction) -> None:
         self._names = blocks.names
+        self._most = blocks.numel // WAITING
         self._direction = direction
         self._found = np.zeros(len(blocks))
         self._waiting: dict[int, Tensor] = {}
@@ -101,7 +102,7 @@ class NoiseDots:
     def take(self, index: int, gradient: Tensor) -> None:
         """Note a block's gradient. It is held until enough have come, or until :meth:`values` is asked for."""
         self._waiting[index] = gradient
-        if sum(waiting.numel() for waiting in self._waiting.values()) >= TOGETHER:
+        if sum(waiting.numel() for waiting in self._waiting.values()) > self._most:
             self._traverse()
 
     def values(self) -> Tensor:

@@ -119,7 +119,7 @@ def _gathered(model: nn.Module, head: nn.Module, batch: TokenQuery) -> Tensor | 
     finally:
         handle.remove()
     expected = shapes == [tuple(batch.input_ids.shape)] and logits.shape[:2] == (1, len(batch.targets))
-    return logits[0] if expected else None
+    return logits.squeeze(0) if expected else None
 
 
 def compile_decoder(model: nn.Module) -> None:
