@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, TypedDict, cast, final
 
 import torch
 from torch import nn
@@ -184,18 +184,35 @@ def _restored(fresh: Any, kept: Any) -> Any:
     return type(fresh)(**kept)  # pyright: ignore[reportCallIssue]
 
 
+class Engine(TypedDict, total=False):
+    """How any method walks; see :class:`ZOOptimizer`."""
+
+    walk: Literal["auto", "in_place", "exact"]
+    update: Literal["auto", "master", "stochastic"]
+    sparse_embeddings: bool
+    groups: Sequence[Mapping[str, Any]]
+
+
+def _parted(arguments: dict[str, Any]) -> tuple[dict[str, Any], Engine]:
+    """Arguments of the method, and of the optimizer around it."""
+    engine = {name: arguments[name] for name in Engine.__annotations__ if name in arguments}
+    return {name: value for name, value in arguments.items() if name not in engine}, cast(Engine, engine)
+
+
 def MeZO(
-    model: nn.Module, lr: float = 1e-6, epsilon: float = 1e-3, seed: int = 0, weight_decay: float = 0.0, **method: Any
+    model: nn.Module, lr: float = 1e-6, epsilon: float = 1e-3, seed: int = 0, weight_decay: float = 0.0, **more: Any
 ) -> ZOOptimizer:
-    """MeZO as a torch optimizer; further arguments are those of :class:`l2l.methods.mezo.MeZO`."""
-    return ZOOptimizer(model, MeZOMethod(epsilon=epsilon, **method), lr, seed, weight_decay)
+    """MeZO as a torch optimizer; further arguments are those of :class:`l2l.methods.mezo.MeZO` and :class:`Engine`."""
+    method, engine = _parted(more)
+    return ZOOptimizer(model, MeZOMethod(epsilon=epsilon, **method), lr, seed, weight_decay, **engine)
 
 
 def DiZO(
-    model: nn.Module, lr: float = 1e-6, epsilon: float = 1e-3, seed: int = 0, weight_decay: float = 0.0, **method: Any
+    model: nn.Module, lr: float = 1e-6, epsilon: float = 1e-3, seed: int = 0, weight_decay: float = 0.0, **more: Any
 ) -> ZOOptimizer:
-    """DiZO as a torch optimizer; further arguments are those of :class:`l2l.methods.dizo.DiZO`."""
-    return ZOOptimizer(model, DiZOMethod(epsilon=epsilon, **method), lr, seed, weight_decay)
+    """DiZO as a torch optimizer; further arguments are those of :class:`l2l.methods.dizo.DiZO` and :class:`Engine`."""
+    method, engine = _parted(more)
+    return ZOOptimizer(model, DiZOMethod(epsilon=epsilon, **method), lr, seed, weight_decay, **engine)
 
 
 def ZOFineTuner(
@@ -205,12 +222,13 @@ def ZOFineTuner(
     epsilon: float = 1e-3,
     seed: int = 0,
     weight_decay: float = 0.0,
-    **method: Any,
+    **more: Any,
 ) -> ZOOptimizer:
-    """The learned method as a torch optimizer; further arguments are those of :class:`l2l.methods.learned.Learned`.
+    """The learned method as a torch optimizer; further arguments: :class:`l2l.methods.learned.Learned`, :class:`Engine`.
 
     Raises:
         ValueError: the tuner was made for another model; missing and extra blocks are named.
     """
     tuner.check(model)
-    return ZOOptimizer(model, Learned(tuner, epsilon=epsilon, **method), lr, seed, weight_decay)
+    method, engine = _parted(more)
+    return ZOOptimizer(model, Learned(tuner, epsilon=epsilon, **method), lr, seed, weight_decay, **engine)

@@ -32,7 +32,8 @@ INLINE uint32_t hash(uint32_t x, const uint32_t *words) {
 
 INLINE float integer(uint32_t x, int rademacher) {
     if (rademacher) return (float)(1 - 2 * (int32_t)(x >> 31));
-    return (float)((int32_t)((x & 255) + ((x >> 8) & 255) + ((x >> 16) & 255) + (x >> 24)) - 510);
+    uint32_t pairs = (x & 0xff00ffu) + ((x >> 8) & 0xff00ffu); /* two sums of two bytes */
+    return (float)((int32_t)((pairs + (pairs >> 16)) & 0xffffu) - 510);
 }
 
 INLINE float widen(uint16_t half) {
@@ -111,8 +112,8 @@ INLINE void add(const piece *given, int64_t from, int64_t to, const shape s) {
 
 INLINE f8 wide_integer(u8 x, const int rademacher) {
     if (rademacher) return __builtin_convertvector(1 - 2 * (i8)(x >> 31), f8);
-    u8 sum = (x & 255) + ((x >> 8) & 255) + ((x >> 16) & 255) + (x >> 24);
-    return __builtin_convertvector((i8)sum - 510, f8);
+    u8 pairs = (x & 0xff00ffu) + ((x >> 8) & 0xff00ffu);
+    return __builtin_convertvector((i8)((pairs + (pairs >> 16)) & 0xffffu) - 510, f8);
 }
 
 INLINE u8 wide_hash(u8 x, const uint32_t *words) {

@@ -235,3 +235,15 @@ def test_moving_a_model_to_another_precision_is_seen():
     before = weights(model)
     optimizer.step(model)
     assert not same_bits(before, weights(model))
+
+
+def test_the_factories_pass_on_how_to_walk():
+    assert l2l.MeZO(TiedLM(), walk="exact", draws=2).theta.walk == "exact"
+    assert l2l.DiZO(TiedLM().bfloat16(), update="stochastic", interval=7).theta.update == "stochastic"
+    model = TiedLM()
+    assert (
+        l2l.ZOFineTuner(model, l2l.Tuner.for_model(model), groups=[{"match": "norm", "lr": 0.5}]).param_groups[0]["lr"]
+        == 0.5
+    )
+    with pytest.raises(ValueError, match="walk='sideways' must be"):
+        l2l.MeZO(TiedLM(), walk="sideways")
