@@ -7,7 +7,7 @@ for any code: fused projections, expert tensors that are sliced, heads that use 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
@@ -17,7 +17,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from l2l.blocks import Blocks
-from l2l.noise import Piece, traverse
+from l2l.noise import Piece, Term, traverse
+from l2l.perturb.ahead import CopiesAhead
 from l2l.perturb.walker import Look, row_piece
 
 _ASKS = (
@@ -54,17 +55,21 @@ class Substitution:
         self.sparse = sparse
         self._index = {id(blocks[i].tensor): i for i in pieces}
         self._look: Look | None = None
+        self._scales: list[float] = []
         self._touched: dict[int, list[Tensor]] = {}
-        self._free: list[Tensor] = []
-        self._lent: list[Tensor] = []
+        self.ahead = CopiesAhead(self.pieces, self._perturb)
 
     def stand(self, look: Look | None) -> None:
         """Perturb by this look from now on."""
         self._look = look
+        self._scales = [] if look is None else look.direction.scales(look.move(len(self._blocks)).amounts)
 
     def active(self) -> AbstractContextManager[Any]:
         """The context in which parameters are replaced."""
-        return nullcontext() if self._look is None or not self._index else _Mode(self)
+        if self._look is None or not self._index:
+            return nullcontext()
+        self.ahead.begin()
+        return _Mode(self)
 
     def take_touched(self) -> dict[int, Tensor]:
         """For each sparse block, rows that were looked up since this was last asked, sorted, each once."""
@@ -83,15 +88,13 @@ class Substitution:
         Raises:
             ValueError: the block is sparse: more than an embedding lookup reads it.
         """
-        block, piece = self._blocks[index], self.pieces[index]
+        block = self._blocks[index]
         if index in self.sparse:
             raise ValueError(
                 f"sparse_embeddings: block {block.name!r} is also read whole, by {reader}, so every row carries signal "
                 "(an embedding tied to the head?); leave sparse_embeddings off for this model"
             )
-        out = self._buffer(piece.flat)
-        self._perturb([Piece(piece.flat, piece.name, piece.offset, out)], [index])
-        return out.view(block.tensor.shape)
+        return self.ahead.take(index).view(block.tensor.shape)
 
     def rows(self, index: int, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Perturbed copies [n, width] of the rows that ``ids`` names, and where in them each id is found."""
@@ -105,35 +108,12 @@ class Substitution:
             self._touched.setdefault(index, []).append(distinct)
         return out, where
 
-    def _perturb(self, pieces: list[Piece], indices: list[int]) -> None:
+    def _perturb(self, pieces: Sequence[Piece], indices: Sequence[int]) -> None:
         assert self._look is not None, "nothing is replaced at home"
-        move = self._look.move(len(self._blocks))
+        direction = self._look.direction
+        scales = [(self._scales[i],) for i in indices]
         with torch.no_grad():
-            traverse(pieces, [move.term(indices)])
-
-    def _buffer(self, like: Tensor) -> Tensor:
-        """Memory for one copy: the smallest that is free and large enough."""
-        fitting = [t for t in self._free if t.dtype == like.dtype and t.device == like.device]
-        large = [t for t in fitting if t.numel() >= like.numel()]
-        if large:
-            chosen = min(large, key=Tensor.numel)
-            self._free = [t for t in self._free if t is not chosen]
-        else:
-            chosen = torch.empty(like.numel(), dtype=like.dtype, device=like.device)
-            self._free = [t for t in self._free if all(t is not small for small in fitting)]
-        self._lent.append(chosen)
-        return chosen[: like.numel()]
-
-    def give_back(self, result: object) -> None:
-        """Free the buffers lent for a function's call, save those that its result is a view of."""
-        values = result if isinstance(result, tuple | list) else [result]
-        held = {value.untyped_storage().data_ptr() for value in values if isinstance(value, Tensor)}
-        self._free += [t for t in self._lent if t.untyped_storage().data_ptr() not in held]
-        self._lent = []
-
-    def clear(self) -> None:
-        """Free all memory held."""
-        self._free, self._lent = [], []
+            traverse(pieces, [Term(direction.key, scales, direction.distribution)])
 
 
 class _Mode(TorchFunctionMode):
@@ -161,9 +141,9 @@ class _Mode(TorchFunctionMode):
             copies = {id(value): self._copy(value, func) for value in found}
             result = _call(func, copies, {id(v): v.dtype for v in found}, args, kwargs)
         except BaseException:
-            self._own.clear()
+            self._own.ahead.clear()
             raise
-        self._own.give_back(result)
+        self._own.ahead.give_back(result)
         return result
 
     def _copy(self, parameter: Tensor, func: Callable[..., Any]) -> Tensor:

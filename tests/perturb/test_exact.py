@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import gc
 import io
 from typing import Any
 
 import pytest
 import torch
 from cases import METHODS, MethodCase, Problem, TiedLM, optimizer_for, same_bits, weights
+from perturbed import language_loss, perturbed_in_place
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,27 +17,12 @@ from l2l.finetune.optimizer import MeZO, ZOOptimizer, choose_update
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO as MeZOMethod
 from l2l.models.tiny_random import tiny_random
-from l2l.noise import Key, Piece, standard_noise, traverse
+from l2l.noise import Key, standard_noise
 from l2l.perturb import Direction, Theta
-from l2l.perturb.walker import Look
 from l2l.tuners.tuner import Tuner
 
 FAMILIES = ("opt", "llama", "qwen2", "mistral", "gpt2", "gemma2", "phi", "gpt_neox", "mixtral")
 UPDATES: tuple[Any, ...] = ("master", "stochastic")
-
-
-def language_loss(model: nn.Module) -> Any:
-    ids = torch.randint(0, 128, (3, 11), generator=torch.Generator().manual_seed(5))
-    return lambda: model(input_ids=ids, labels=ids, use_cache=False).loss
-
-
-def perturbed_in_place(model: nn.Module, u: Direction, distance: float) -> nn.Module:
-    """A copy whose stored weights are what transient copies of the model's are to hold."""
-    changed = copy.deepcopy(model)
-    blocks = Blocks.of(changed)
-    move = Look(u, distance).move(len(blocks))
-    traverse([Piece(block.flat, block.name) for block in blocks], [move.term(range(len(blocks)))])
-    return changed
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -210,55 +194,6 @@ def test_weight_decay_is_not_lost_in_half_precision():
         shrunk[update] = (torch.sum(now * before) / torch.sum(before * before)).item()
     assert shrunk["master"] == pytest.approx((1 - 1e-3) ** 20, abs=1e-5)
     assert shrunk["stochastic"] == pytest.approx((1 - 1e-3) ** 20, abs=1e-3)
-
-
-class Unusual(nn.Module):
-    """Reads its parameters in every way but calling the module that owns them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.experts = nn.Parameter(torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0)))
-        self.inner = nn.Linear(4, 4)
-        self.table = nn.Embedding(5, 4)
-
-    def forward(self) -> Tensor:
-        ids = torch.tensor([[0, 2], [2, 4]])
-        x = self.table(ids) + self.table.weight.mean(0)
-        weight = self.inner.weight.t()
-        bias = self.inner.bias
-        x = sum(x @ self.experts[i] for i in range(3))
-        assert self.inner.weight.shape == (4, 4)
-        both = torch.cat([weight, self.inner.weight])
-        return (functional.linear(x, both) + torch.cat([bias, bias])).square().mean()
-
-
-def test_parameters_are_replaced_however_they_are_read():
-    model = Unusual()
-    theta = Theta(Blocks.of(model), walk="exact")
-    u = Direction(Key(9), (1.0,) * len(theta.blocks))
-    theta.look(u, 0.1)
-    with torch.no_grad():
-        assert theta.evaluate(model).item() == perturbed_in_place(model, u, 0.1)().item()
-
-
-def test_gradients_away_from_home_are_refused():
-    model = TiedLM()
-    theta = Theta(Blocks.of(model), walk="exact")
-    theta.look(Direction(Key(9), (1.0,) * 6), 0.1)
-    with pytest.raises(RuntimeError, match="gradients can only be taken where theta is at home"):
-        theta.evaluate(model)
-
-
-def test_transient_copies_take_no_more_than_two_of_the_largest_block():
-    model = tiny_random("opt")
-    theta = Theta(Blocks.of(model), walk="exact")
-    theta.look(Direction(Key(9), (1.0,) * len(theta.blocks)), 0.1)
-    largest = max(block.numel for block in theta.blocks)
-    with torch.inference_mode():
-        theta.evaluate(language_loss(model))
-    gc.collect()
-    buffers = theta._walker._substitution._free  # pyright: ignore[reportAttributeAccessIssue]
-    assert 0 < sum(buffer.numel() for buffer in buffers) <= 2 * largest
 
 
 def test_in_place_walking_of_half_precision_is_refused():
