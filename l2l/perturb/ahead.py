@@ -35,6 +35,7 @@ class CopiesAhead:
         self._lent: list[Tensor] = []
         self._resting: list[Tensor] = []
         self._free: list[Tensor] = []
+        self._busy = False
 
     def begin(self) -> None:
         """An evaluation begins: what was made for another is dropped, and the order of the last one is expected."""
@@ -47,6 +48,7 @@ class CopiesAhead:
         self._read.append(index)
         if index not in self._ready:
             self._make(self._following(index))
+        self._busy = True
         return self._ready.pop(index)
 
     def give_back(self, result: object) -> None:
@@ -55,11 +57,11 @@ class CopiesAhead:
         held = {value.untyped_storage().data_ptr() for value in values if isinstance(value, Tensor)}
         self._free += [t for t in self._resting if t.untyped_storage().data_ptr() not in held]
         self._lent = [t for t in self._lent if t.untyped_storage().data_ptr() not in held]
-        self._resting = []
+        self._resting, self._busy = [], False
 
     def clear(self) -> None:
         """Let go of all memory."""
-        self._ready, self._lent, self._resting, self._free = {}, [], [], []
+        self._ready, self._lent, self._resting, self._free, self._busy = {}, [], [], [], False
 
     @property
     def held(self) -> int:
@@ -81,7 +83,10 @@ class CopiesAhead:
         return chosen
 
     def _make(self, chosen: Sequence[int]) -> None:
-        self._resting += self._lent  # in use until the present call is over
+        if self._busy:
+            self._resting += self._lent  # until the present call is over
+        else:
+            self._free += self._lent
         self._ready, self._lent = {}, []
         sizes: dict[Any, int] = {}
         for i in chosen:
