@@ -125,7 +125,7 @@ class ZOOptimizer(Optimizer):
         if kept is None:
             raise ValueError("this state_dict has no zeroth-order state: it belongs to another optimizer")
         restored = _restored(self.method_state, kept["method"])
-        self.theta.load_extra_state(kept["masters"])
+        self.theta.load_extra_state(kept.get("masters", {}))
         super().load_state_dict({name: value for name, value in state_dict.items() if name != STATE})
         self.seed, self.steps_done, self.method_state = kept["seed"], kept["step"], restored
 

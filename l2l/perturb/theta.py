@@ -198,6 +198,7 @@ class Theta:
         self._begin()
         try:
             self._walker.begin()
+            self._walker.touched()  # rows that a step which failed had looked up are not this step's
             yield self
         except BaseException:
             with uninterrupted():  # a second Ctrl-C waits as well

@@ -120,3 +120,19 @@ def test_an_embedding_tied_to_the_head_is_refused_and_nothing_moves():
 def test_a_model_without_embeddings_is_refused():
     with pytest.raises(ValueError, match="no embedding is trained"):
         Theta(Blocks.of(nn.Linear(2, 2)), sparse_embeddings=True)
+
+
+def test_rows_that_a_failed_step_looked_up_do_not_move_in_the_next():
+    model = Untied()
+    optimizer = ZOOptimizer(model, MeZO(), lr=0.1, sparse_embeddings=True)
+
+    def failing() -> Tensor:
+        model.table(torch.tensor([19]))
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        optimizer.step(failing)
+    before = model.table.weight.detach().clone()
+    optimizer.step(model)
+    assert torch.equal(model.table.weight[19], before[19])
+    assert not torch.equal(model.table.weight[TOUCHED], before[TOUCHED])
