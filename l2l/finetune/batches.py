@@ -46,7 +46,7 @@ class Feeder:
     seed: int
     device: torch.device | str = "cpu"
     grouping: Grouping = field(default_factory=Grouping)
-    """How rows are split for feeding; which examples a step sees does not depend on it."""
+    """How rows are laid out and split for feeding; which examples a step sees does not depend on it."""
 
     def at(self, step: int) -> Batch:
         """The batch of a step."""
@@ -57,5 +57,5 @@ class Feeder:
         return self._collate(further_indices(len(self.examples), self.batch_size, self.seed, step, number))
 
     def _collate(self, indices: list[int]) -> Batch:
-        batch = collate([self.examples[i] for i in indices], self.form, self.pad_id)
+        batch = collate([self.examples[i] for i in indices], self.form, self.pad_id, grouping=self.grouping)
         return replace(batch, parts=self.grouping.split(batch)).to(self.device)

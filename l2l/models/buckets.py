@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from l2l.models.heads import Part, TokenQuery, output_embedding
+from l2l.models.sharing import longest_tree
+from l2l.models.trees import row_lengths
 
 _WEIGHTS_READ = 20
 _CALL = 1_000_000
@@ -31,19 +33,41 @@ class Grouping:
     """Most forward passes that one look at a batch is split into; 1 never splits."""
     extra: int = 0
     """What one more forward pass costs, in tokens fed."""
+    tree: int = 0
+    """Most tokens of a row in which options share their prompt; 0 gives every option a row of its own."""
 
     @staticmethod
-    def of(model: nn.Module, groups: int | None = None) -> Grouping:
-        """The grouping for a model: ``groups`` as asked; ``None`` splits on the CPU and leaves a GPU its one large batch."""
+    def of(model: nn.Module, groups: int | None = None, share_prompts: bool | None = None) -> Grouping:
+        """The grouping for a model.
+
+        Args:
+            model: a causal language model.
+            groups: as asked; ``None`` splits on the CPU and leaves a GPU its one large batch.
+            share_prompts: whether options of several tokens share their prompt's row; ``None``: where a probe finds
+                the model's numbers the same (see :func:`l2l.models.sharing.longest_tree`).
+
+        Raises:
+            ValueError: ``share_prompts=True``, and the model's numbers would differ.
+        """
         device = next(model.parameters()).device.type
         asked = (6 if device == "cpu" else 1) if groups is None else groups
-        return Grouping(asked, forward_cost(model))
+        tree = 0 if share_prompts is False else longest_tree(model)
+        if share_prompts and not tree:
+            raise ValueError(
+                f"share_prompts=True, but {type(model).__name__} does not read a row that branches as it reads plain "
+                "rows; leave share_prompts out"
+            )
+        return Grouping(asked, forward_cost(model), tree)
+
+    def cost(self, lengths: Sequence[int]) -> int:
+        """Tokens that rows of these lengths cost, split as `split` does it: padding and further passes included."""
+        return min(_cheapest_cuts(np.sort(np.asarray(lengths)), min(self.groups, len(lengths)), self.extra)[0])
 
     def split(self, batch: TokenQuery) -> tuple[Part, ...]:
         """The parts to feed one by one, from short to long; none where the whole batch is best fed as it is."""
         if self.groups == 1:
             return ()
-        lengths = batch.attention_mask.sum(1).tolist()
+        lengths = row_lengths(batch.attention_mask).tolist()
         found = partition(lengths, self.groups, self.extra)
         return tuple(_part(batch, rows, lengths[rows[-1]]) for rows in found) if len(found) > 1 else ()
 
@@ -114,9 +138,10 @@ def _part(batch: TokenQuery, rows: list[int], columns: int) -> Part:
     place = torch.full((len(batch.input_ids),), -1)
     place[rows] = torch.arange(len(rows))
     tokens: Tensor = (place[batch.rows] >= 0).nonzero()[:, 0]
+    mask = batch.attention_mask[rows, :columns]
     return Part(
         input_ids=batch.input_ids[rows, :columns],
-        attention_mask=batch.attention_mask[rows, :columns],
+        attention_mask=mask if mask.ndim == 2 else mask[:, :, :columns],
         rows=place[batch.rows[tokens]],
         positions=batch.positions[tokens],
         targets=batch.targets[tokens],

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from l2l.models.trees import computing_dtype, tree_inputs
+
 
 class TokenQuery(Protocol):
     """Rows to feed and K tokens to read: rows[k], positions[k] is where targets[k] is predicted."""
@@ -29,7 +31,7 @@ class TokenQuery(Protocol):
 
     @property
     def attention_mask(self) -> Tensor:
-        """[R, T] 1 on tokens, 0 on padding."""
+        """[R, T] 1 on tokens, 0 on padding; of rows that branch, the sight [R, T, T] of :mod:`l2l.models.trees`."""
         ...
 
     @property
@@ -155,4 +157,8 @@ def _decoder(model: object) -> nn.Module | None:
 
 
 def _forward(model: nn.Module, batch: TokenQuery) -> Tensor:
-    return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    flat = batch.attention_mask.ndim == 2
+    seen = (
+        {"attention_mask": batch.attention_mask} if flat else tree_inputs(batch.attention_mask, computing_dtype(model))
+    )
+    return model(input_ids=batch.input_ids, use_cache=False, **seen).logits

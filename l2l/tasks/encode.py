@@ -1,7 +1,8 @@
 """From rows to token ids, and from token ids to one padded batch.
 
 An option is scored by the log-probabilities of its tokens given the prompt. The last token of a row is only ever
-predicted, never fed, so the one-token options of an example ask for the very same input: they share a row.
+predicted, never fed, so the one-token options of an example ask for the very same input: they share a row. Longer ones
+may share a row that branches (see :mod:`l2l.tasks.layout`).
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from l2l.models.buckets import Grouping
 from l2l.models.heads import Part
+from l2l.models.trees import Ids, common_prefix, sight
 from l2l.tasks.base import Row, Task
+from l2l.tasks.layout import lay_out
 from l2l.tasks.render import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Ids: TypeAlias = tuple[int, ...]
 Form: TypeAlias = Literal["classification", "lm"]
 
 
@@ -51,7 +54,7 @@ class Batch:
     input_ids: Tensor
     """[R, T] right-padded."""
     attention_mask: Tensor
-    """[R, T] 1 on tokens, 0 on padding."""
+    """[R, T] 1 on tokens, 0 on padding; where rows branch, [R, T, T] bool: which token sees which."""
     rows: Tensor
     """[K] the row in which a token is predicted."""
     positions: Tensor
@@ -138,7 +141,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
 
 def _cut(prefix: Ids, prompt: Ids, texts: list[Ids], max_length: int, name: str) -> tuple[EncodedOption, ...]:
     """Find where each option begins and truncate from the left."""
-    shared = [_common_prefix(prompt, text) for text in texts]
+    shared = [common_prefix(prompt, text) for text in texts]
     lengths = [len(text) - start for text, start in zip(texts, shared, strict=True)]
     if min(lengths) == 0:
         raise ValueError(f"{name}: option {lengths.index(0)} has no token of its own after the prompt")
@@ -153,33 +156,18 @@ def _cut(prefix: Ids, prompt: Ids, texts: list[Ids], max_length: int, name: str)
     return tuple(EncodedOption(prefix + text[surplus:], length) for text, length in zip(texts, lengths, strict=True))
 
 
-def _common_prefix(left: Ids, right: Ids) -> int:
-    """How many leading ids are the same."""
-    shortest = min(len(left), len(right))
-    return next((index for index in range(shortest) if left[index] != right[index]), shortest)
-
-
-def merge_rows(inputs: Sequence[Ids]) -> tuple[list[int], list[Ids]]:
-    """Drop inputs that equal another or are its beginning; say for each input which kept row serves it.
-
-    A causal model's output at a position depends on nothing to its right, so the longer row answers for both.
-    """
-    keeper: dict[Ids, Ids] = {}
-    longest: Ids = ()
-    # In sorted order whatever an input is a beginning of follows it directly.
-    for ids in sorted(set(inputs), reverse=True):
-        longest = longest if longest[: len(ids)] == ids else ids
-        keeper[ids] = longest
-    kept = list(dict.fromkeys(keeper[ids] for ids in inputs))
-    index = {ids: row for row, ids in enumerate(kept)}
-    return [index[keeper[ids]] for ids in inputs], kept
-
-
-def collate(examples: Sequence[Encoded], form: Form, pad_id: int, device: torch.device | str | None = None) -> Batch:
-    """Put examples into one batch.
+def collate(
+    examples: Sequence[Encoded],
+    form: Form,
+    pad_id: int,
+    device: torch.device | str | None = None,
+    grouping: Grouping | None = None,
+) -> Batch:
+    """Put examples into one batch, not yet split into parts.
 
     ``form="classification"`` takes every option; ``form="lm"`` only the gold one, which is all its loss needs.
-    To score the options of an ``lm`` task, collate with ``"classification"``.
+    To score the options of an ``lm`` task, collate with ``"classification"``. Options share their prompt's row where
+    ``grouping`` lets them and it feeds clearly fewer tokens; by default each has a row of its own.
 
     Raises:
         ValueError: there are no examples.
@@ -188,20 +176,23 @@ def collate(examples: Sequence[Encoded], form: Form, pad_id: int, device: torch.
         raise ValueError("a batch needs at least one example, got none")
     picked = [(e.options[e.gold[0]],) if form == "lm" else e.options for e in examples]
     options = [option for chosen in picked for option in chosen]
-    row_of, inputs = merge_rows([option.ids[:-1] for option in options])
-    columns = max(map(len, inputs))
+    layout = lay_out([[option.ids[:-1] for option in chosen] for chosen in picked], grouping)
+    lengths = [len(row.ids) for row in layout.rows]
+    columns = max(lengths)
     starts = [len(option.ids) - option.length for option in options]
     per_token = [
-        (row, start - 1 + slot, option.ids[start + slot], number, slot)
-        for number, (option, row, start) in enumerate(zip(options, row_of, starts, strict=True))
+        (row, where[start - 1 + slot], option.ids[start + slot], number, slot)
+        for number, (option, row, where, start) in enumerate(
+            zip(options, layout.row_of, layout.columns, starts, strict=True)
+        )
         for slot in range(option.length)
     ]
     per_option = [(example, slot) for example, chosen in enumerate(picked) for slot in range(len(chosen))]
     rows, positions, targets, option_of, token_slot = torch.tensor(per_token).T.contiguous()
     option_example, option_slot = torch.tensor(per_option).T.contiguous()
     return Batch(
-        input_ids=torch.tensor([ids + (pad_id,) * (columns - len(ids)) for ids in inputs]),
-        attention_mask=torch.tensor([(1,) * len(ids) + (0,) * (columns - len(ids)) for ids in inputs]),
+        input_ids=torch.tensor([row.ids + (pad_id,) * (columns - len(row.ids)) for row in layout.rows]),
+        attention_mask=sight(layout.rows) if layout.branching else _tokens(lengths),
         rows=rows,
         positions=positions,
         targets=targets,
@@ -213,3 +204,8 @@ def collate(examples: Sequence[Encoded], form: Form, pad_id: int, device: torch.
         longest=max(option.length for option in options),
         width=max(map(len, picked)),
     ).to(device)
+
+
+def _tokens(lengths: Sequence[int]) -> Tensor:
+    """[R, T] 1 on tokens, 0 on padding."""
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()

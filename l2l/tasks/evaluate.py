@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from l2l.models.buckets import Grouping
 from l2l.models.heads import token_logprobs
 from l2l.models.load import context_length
 from l2l.tasks.base import Row, Task
 from l2l.tasks.encode import Batch, Encoded, collate, encode, padding_id
 from l2l.tasks.generate import generate
+from l2l.tasks.layout import lay_out
 from l2l.tasks.losses import classification_loss, gold_token_sum, option_scores, predictions
 from l2l.tasks.metrics import accuracy, answer_scores
 
@@ -44,6 +47,7 @@ def evaluate(
     batch_size: int = 32,
     max_length: int | None = None,
     progress: bool = False,
+    grouping: Grouping | None = None,
 ) -> Scores:
     """Score a model in eval mode; its mode is put back afterwards.
 
@@ -56,6 +60,8 @@ def evaluate(
         batch_size: examples per forward pass; each brings its options.
         max_length: most tokens of prompt and option; ``None`` takes the model's context, at most 2048.
         progress: show a bar.
+        grouping: says how long a row may be in which options share their prompt. ``None`` asks the model, where some
+            example has options for it; a caller that evaluates often gives what it found once. Batches are fed whole.
 
     Raises:
         ValueError: there are no rows, one cannot be rendered or encoded, or ``max_length`` is more than the model's
@@ -66,7 +72,8 @@ def evaluate(
     limit = context_length(model, max_length)
     with _eval_mode(model):
         encoded = encode(task, rows, tokenizer, limit)
-        loss, chosen = _score_options(model, task, encoded, padding_id(tokenizer), batch_size, progress)
+        sharing = _sharing(model, encoded) if grouping is None else replace(grouping, groups=1)
+        loss, chosen = _score_options(model, task, encoded, padding_id(tokenizer), batch_size, progress, sharing)
         if task.metric == "f1":
             examples = [task.example(row) for row in rows]
             texts = generate(model, tokenizer, [example.prompt for example in examples], limit, batch_size=batch_size)
@@ -76,8 +83,21 @@ def evaluate(
     return Scores(loss, task.metric, value, len(rows))
 
 
+def _sharing(model: PreTrainedModel, encoded: list[Encoded]) -> Grouping:
+    """What the model says about rows that branch, asked only where some example would have one."""
+    anything = Grouping(tree=sys.maxsize)
+    wanted = any(lay_out([[option.ids[:-1] for option in one.options]], anything).branching for one in encoded)
+    return Grouping.of(model, 1) if wanted else Grouping()
+
+
 def _score_options(
-    model: PreTrainedModel, task: Task, encoded: list[Encoded], pad_id: int, batch_size: int, progress: bool
+    model: PreTrainedModel,
+    task: Task,
+    encoded: list[Encoded],
+    pad_id: int,
+    batch_size: int,
+    progress: bool,
+    grouping: Grouping,
 ) -> tuple[float, list[int]]:
     """Mean loss, and the best scored option of each example."""
     from tqdm import tqdm
@@ -88,7 +108,7 @@ def _score_options(
     total, weight = 0.0, 0
     for start in tqdm(range(0, len(order), batch_size), desc=task.name, disable=not progress):
         indices = order[start : start + batch_size]
-        batch = collate([encoded[index] for index in indices], "classification", pad_id, model.device)
+        batch = collate([encoded[index] for index in indices], "classification", pad_id, model.device, grouping)
         batch_total, batch_weight, best = _score_batch(model, task, batch)
         total, weight = total + batch_total, weight + batch_weight
         for index, choice in zip(indices, best, strict=True):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from l2l.tasks.base import Example, Task, WorldData
-from l2l.tasks.encode import Encoded, EncodedOption, collate, encode, merge_rows, special_prefix
+from l2l.tasks.encode import Encoded, EncodedOption, collate, encode, special_prefix
 
 
 def task_of(prompt: str, *options: str, gold: tuple[int, ...] = (0,)) -> Task:
@@ -86,14 +86,6 @@ def test_no_rows_encode_to_nothing_and_do_not_collate(build_tokenizer):
     assert encode(task_of("a", " b"), [], build_tokenizer(), 50) == []
     with pytest.raises(ValueError, match="at least one example"):
         collate([], "lm", 0)
-
-
-def test_inputs_that_begin_another_share_its_row():
-    inputs = [(1, 2), (1, 2, 3), (4,), (1, 2), (4, 5), (1, 3), ()]
-    rows, kept = merge_rows(inputs)
-    assert sorted(kept) == [(1, 2, 3), (1, 3), (4, 5)]
-    for ids, row in zip(inputs, rows, strict=True):
-        assert kept[row][: len(ids)] == ids
 
 
 def example(prompt: tuple[int, ...], *options: tuple[int, ...], gold: int = 0) -> Encoded:
