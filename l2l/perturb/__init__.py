@@ -5,7 +5,8 @@ one rounding per walk and with the same bits in every run. *Exact*: the stored w
 reads a parameter during an evaluation is given a transient copy that is.
 """
 
+from l2l.perturb.basis import Basis
 from l2l.perturb.direction import Direction, Move
 from l2l.perturb.theta import Journal, Theta
 
-__all__ = ["Direction", "Journal", "Move", "Theta"]
+__all__ = ["Basis", "Direction", "Journal", "Move", "Theta"]

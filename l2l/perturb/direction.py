@@ -8,11 +8,18 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from l2l.noise import Distribution, Key, Term, standard_deviation
+from l2l.perturb.basis import Basis
 
 
 @dataclass(frozen=True)
 class Direction:
-    """A recipe, never a tensor: u_b = factor * sigma[b] * z_b, with z_b of unit variance."""
+    """A recipe, never a tensor: u_b = factor * (sigma[b] * z_b + basis_sigma[b] * sqrt(n / r) * R_b V_b^T).
+
+    z_b and R_b are standard noise, V_b the block's vectors in ``basis`` [n, r]. Without a basis, the first term is all.
+
+    Raises:
+        ValueError: a scale is negative or not finite, or there is one along a basis that does not exist.
+    """
 
     key: Key
     sigma: tuple[float, ...]
@@ -23,16 +30,50 @@ class Direction:
     centre: tuple[float, ...] | None = None
     """A number near each block's mean, where :meth:`Theta.moments` will be asked for after a look along this direction:
     the sums they need are then taken on the way from one side to the other. None: no sums are taken."""
+    basis: Basis | None = None
+    """Directions are equal only where they have the same object as basis."""
+    basis_sigma: tuple[float, ...] = ()
+    """One scale per block where there is a basis, 0 for blocks that it leaves out: like sigma the root mean square of
+    a coordinate. All 0: the direction without a basis."""
 
     def __post_init__(self) -> None:
-        bad = next((value for value in self.sigma if not 0.0 <= value < float("inf")), None)
-        if bad is not None:
-            raise ValueError(f"sigma is {bad}: it must be finite and not negative; the tuner or its input is broken")
+        for name, values in (("sigma", self.sigma), ("basis_sigma", self.basis_sigma)):
+            bad = next((value for value in values if not 0.0 <= value < float("inf")), None)
+            if bad is not None:
+                raise ValueError(
+                    f"{name} is {bad}: it must be finite and not negative; the tuner or its input is broken"
+                )
+        self._check_basis()
+
+    def _check_basis(self) -> None:
+        if len(self.basis_sigma) != (0 if self.basis is None else len(self.sigma)):
+            raise ValueError(
+                f"basis_sigma has {len(self.basis_sigma)} scales for {len(self.sigma)} blocks: it needs one per block "
+                "where there is a basis, and none where there is not"
+            )
+        vectors = {} if self.basis is None else self.basis.vectors
+        bare = next((i for i, value in enumerate(self.basis_sigma) if value and i not in vectors), None)
+        if bare is not None:
+            raise ValueError(
+                f"basis_sigma of block {bare} is {self.basis_sigma[bare]}, but it has no basis: it must be 0"
+            )
+
+    @property
+    def along_basis(self) -> bool:
+        """Whether any block moves along its basis."""
+        return any(self.basis_sigma)
 
     def scales(self, amounts: Sequence[float]) -> list[float]:
         """Per block, what the noise integers are multiplied by to move by ``amounts[b] * u_b``."""
         unit = self.factor / standard_deviation(self.distribution)
         return [amount * sigma * unit for amount, sigma in zip(amounts, self.sigma, strict=True)]
+
+    def basis_scale(self, index: int, amount: float) -> float:
+        """What the integers of R are multiplied by to move block ``index`` by ``amount * u_b``; 0 without a basis."""
+        if self.basis is None or not self.basis_sigma[index]:
+            return 0.0
+        unit = self.factor / standard_deviation(self.distribution)
+        return amount * self.basis_sigma[index] * self.basis.spread(index) * unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +94,19 @@ class Move:
         """Whether nothing moves."""
         return not any(self.amounts)
 
+    def dense(self, index: int) -> bool:
+        """Whether a block moves along its dense noise."""
+        return bool(self.amounts[index] * self.direction.sigma[index])
+
     def term(self, indices: Sequence[int]) -> Term:
-        """The noise to add to pieces of these blocks."""
+        """The dense noise to add to pieces of these blocks."""
         scales = self.direction.scales(self.amounts)
         return Term(self.direction.key, [(scales[i],) for i in indices], self.direction.distribution)
+
+    def basis_scale(self, index: int) -> float:
+        """See :meth:`Direction.basis_scale`."""
+        return self.direction.basis_scale(index, self.amounts[index])
+
+    def basis_term(self, indices: Sequence[int]) -> Term:
+        """The noise R to add to the left factors of these blocks."""
+        return Term(self.direction.key, [(self.basis_scale(i),) for i in indices], self.direction.distribution)

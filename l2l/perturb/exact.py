@@ -18,6 +18,7 @@ from l2l.blocks import Blocks
 from l2l.noise import Key, Piece
 from l2l.noise.reference import traverse as eager_traverse
 from l2l.perturb.direction import Direction, Move
+from l2l.perturb.low_rank import parts_of
 from l2l.perturb.moments import Moments, measure
 from l2l.perturb.safety import uninterrupted
 from l2l.perturb.transient import Substitution
@@ -31,6 +32,8 @@ ROUNDING, SHRINKING = -1, -2
 @final
 class Exact(Walker):
     """Extra memory: two of the largest block while evaluating; with ``master``, four bytes per coordinate of a block.
+
+    Along a basis [n, r], r numbers for each row of the blocks that are copied or moved together, and a few MiB.
 
     Args:
         update: ``master`` or ``stochastic``, for half-precision blocks of two dimensions or more.
@@ -122,11 +125,12 @@ class Exact(Walker):
     def moments(self, direction: Direction, moves: Sequence[Move]) -> Moments | None:
         count = len(self._blocks)
         pieces = [Piece(self._masters.get(i, block.flat), block.name) for i, block in enumerate(self._blocks)]
-        dense = [
+        whole = [
             Move(move.direction, tuple(0.0 if i in move.rows else a for i, a in enumerate(move.amounts)))
             for move in moves
         ]
-        return measure(pieces, direction.centre or (0.0,) * count, [move.term(range(count)) for move in dense])
+        parts = parts_of(self._blocks, whole, range(count))
+        return measure(pieces, direction.centre or (0.0,) * count, [move.term(range(count)) for move in whole], parts)
 
     def value(self, index: int) -> Tensor:
         block = self._blocks[index]

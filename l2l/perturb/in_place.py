@@ -25,7 +25,10 @@ from l2l.perturb.walker import Look, Walker, make_moves
 
 @final
 class InPlace(Walker):
-    """Extra memory: none. Sparse blocks are not perturbed in place: their rows are looked up in transient copies."""
+    """Extra memory: none; during a walk along a basis [n, r], r numbers for each row of its block.
+
+    Sparse blocks are not perturbed in place: their rows are looked up in transient copies.
+    """
 
     def __init__(self, blocks: Blocks, sparse: Sequence[int] = ()) -> None:
         self._blocks = blocks
@@ -64,7 +67,7 @@ class InPlace(Walker):
         else:
             back = [] if self._at is None else [self._at.move(count, -1.0)]
             steps = [*back, *moves, *([] if look is None else [look.move(count)])]
-        gathering = look if across and look is not None and look.direction.centre is not None else None
+        gathering = look if across and look is not None and _summable(look.direction) else None
         with torch.no_grad(), uninterrupted():
             self._sums = make_moves(self._blocks, steps, self._piece, self._dense, gathering)
             make_moves(self._blocks, moves, self._piece, self._sparse)  # a look does not perturb these in place
@@ -103,6 +106,11 @@ class InPlace(Walker):
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         if state:
             raise ValueError("this state has float32 master weights; these weights are walked in place and need none")
+
+
+def _summable(direction: Direction) -> bool:
+    """Whether sums are wanted, and tell the moments behind a step: those of the dense noise know nothing of a basis."""
+    return direction.centre is not None and not direction.along_basis
 
 
 def _opposite(one: Look, other: Look) -> bool:

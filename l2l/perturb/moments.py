@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 
 from l2l.blocks import Blocks
 from l2l.noise import Gather, Piece, Sums, Term, traverse
+from l2l.perturb.low_rank import Part
 
 Moments = tuple[tuple[float, float], ...]
 """(mean, unbiased variance) per block; the variance of a single number is 0."""
@@ -27,12 +30,42 @@ def moments_of(sums: Sums, counts: Sequence[int], centre: Sequence[float], scale
     return tuple(zip(mean.tolist(), variance.tolist(), strict=True))
 
 
-def measure(pieces: Sequence[Piece], centre: Sequence[float], terms: Sequence[Term] = ()) -> Moments:
-    """Moments of the pieces with the terms added, by a traversal that writes nothing."""
+def measure(
+    pieces: Sequence[Piece],
+    centre: Sequence[float],
+    terms: Sequence[Term] = (),
+    parts: Mapping[int, Part] = MappingProxyType({}),
+) -> Moments:
+    """Moments of the pieces with the terms added, by a traversal that writes nothing.
+
+    Args:
+        parts: what is added to some of the pieces, whole blocks, along a basis; by their place.
+    """
     zero = [0.0] * len(pieces)
-    sums = traverse(pieces, terms, Gather(zero, centre), store=False)
-    assert sums is not None, "sums were asked for"
+    plain = [k for k in range(len(pieces)) if k not in parts]
+    sums = Sums(*(np.zeros(len(pieces)) for _ in range(5)))
+    _put(sums, plain, _sums([pieces[k] for k in plain], [centre[k] for k in plain], [_only(t, plain) for t in terms]))
+    for k, part in parts.items():
+        own = [_only(term, [k]) for term in terms]
+        for at, wide in part.widened(pieces[k].flat):
+            run = Piece(wide.view(-1), pieces[k].name, pieces[k].offset + at * wide.shape[1])
+            _put(sums, [k], _sums([run], [centre[k]], own))
     return moments_of(sums, [piece.flat.numel() for piece in pieces], centre, zero)
+
+
+def _sums(pieces: Sequence[Piece], centre: Sequence[float], terms: Sequence[Term]) -> Sums:
+    found = traverse(pieces, terms, Gather([0.0] * len(pieces), centre), store=False)
+    assert found is not None, "sums were asked for"
+    return found
+
+
+def _put(sums: Sums, places: Sequence[int], found: Sums) -> None:
+    for name, values in vars(found).items():
+        getattr(sums, name)[list(places)] += values
+
+
+def _only(term: Term, places: Sequence[int]) -> Term:
+    return replace(term, scales=[term.scales[k] for k in places])
 
 
 def block_moments(blocks: Blocks) -> Moments:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from l2l.blocks import Blocks
+from l2l.perturb.basis import Basis
 from l2l.perturb.direction import Direction, Move
 from l2l.perturb.exact import HALF, Exact
 from l2l.perturb.in_place import InPlace
@@ -42,7 +43,7 @@ class Theta:
     """The parameters and where they stand: at home, or at some distance along one direction.
 
     Whatever is raised inside :meth:`step`, theta is back where the step began when it leaves: bit for bit when walking
-    exactly, within one rounding per walk in place.
+    exactly, within one rounding per walk in place, and one more where the walk is along a basis.
 
     Args:
         walk: ``in_place`` (float32 and float64 only), ``exact``, or ``auto``: exact where a block is of half precision.
@@ -87,6 +88,7 @@ class Theta:
         self._undo: Callable[[], None] | None = None
         self._shrunk: tuple[float, ...] | None = None
         self._inside = self._managed = False
+        self._basis: Basis | None = None  # the last that was checked
 
     @property
     def journal(self) -> Journal:
@@ -97,8 +99,17 @@ class Theta:
     def look(self, direction: Direction, distance: float) -> None:
         """Stand at ``home + distance * u``."""
         wanted = Look(direction, distance)
-        check_finite([wanted.move(len(self.blocks))])
+        self._check([wanted.move(len(self.blocks))])
         self._stand(wanted)
+
+    def _check(self, moves: Sequence[Move]) -> None:
+        """Refuse a move that could not be made whole, before any block moves."""
+        for move in moves:
+            basis = move.direction.basis
+            if basis is not None and basis is not self._basis:
+                basis.check(self.blocks)
+                self._basis = basis
+        check_finite(moves)
 
     def home(self) -> None:
         """Stand where no look was ever taken, with every move made: the parameters hold exactly theta."""
@@ -114,7 +125,7 @@ class Theta:
         for i, rows in self._walker.touched().items():
             self._rows[i] = torch.unique(torch.cat([rows, *([self._rows[i]] if i in self._rows else [])]))
         move = Move(direction, tuple(amounts), dict(self._rows))
-        check_finite([move])
+        self._check([move])
         self._pending.append(move)
         self._added.append(move)
         if not self._inside:
@@ -128,7 +139,7 @@ class Theta:
     def moments(self, direction: Direction) -> Moments:
         """(mean, unbiased variance) of each block at home, the waiting moves made.
 
-        In closed form where the last looks were along ``direction`` and it has a centre; else by a traversal.
+        In closed form where the last looks were along ``direction`` and it has a centre and no basis; else by a traversal.
         """
         found = self._walker.moments(direction, self._pending)
         if found is None:
@@ -232,7 +243,8 @@ class Theta:
         """A loop that owns the model: between its steps the parameters need not hold theta, which saves a traversal.
 
         Whatever reads or writes the model in the meantime (evaluation, saving) calls :meth:`home` first. The
-        losses and weights are those of unmanaged steps, bit for bit. On the way out theta is home.
+        losses and weights are those of unmanaged steps, bit for bit (along a basis, within the roundings of each walk).
+        On the way out theta is home.
         """
         outer, self._managed = self._managed, True
         try:

@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from l2l.blocks import Blocks
 from l2l.noise import Piece, Term, traverse
 from l2l.perturb.ahead import CopiesAhead
+from l2l.perturb.direction import Move
+from l2l.perturb.low_rank import copy_blocks, copy_rows, parts_of, rows_part
 from l2l.perturb.walker import Look, row_piece
 
 _ASKS = (
@@ -54,19 +56,19 @@ class Substitution:
         self.pieces = dict(pieces)
         self.sparse = sparse
         self._index = {id(blocks[i].tensor): i for i in pieces}
-        self._look: Look | None = None
+        self._move: Move | None = None
         self._scales: list[float] = []
         self._touched: dict[int, list[Tensor]] = {}
         self.ahead = CopiesAhead(self.pieces, self._perturb)
 
     def stand(self, look: Look | None) -> None:
         """Perturb by this look from now on."""
-        self._look = look
-        self._scales = [] if look is None else look.direction.scales(look.move(len(self._blocks)).amounts)
+        self._move = None if look is None else look.move(len(self._blocks))
+        self._scales = [] if self._move is None else self._move.direction.scales(self._move.amounts)
 
     def active(self) -> AbstractContextManager[Any]:
         """The context in which parameters are replaced."""
-        if self._look is None or not self._index:
+        if self._move is None or not self._index:
             return nullcontext()
         self.ahead.begin()
         return _Mode(self)
@@ -103,17 +105,36 @@ class Substitution:
         whole = self.pieces[index]
         out = torch.empty(len(distinct), width, dtype=whole.flat.dtype, device=whole.flat.device)
         pieces = [row_piece(whole, row, width, out[k]) for k, row in enumerate(distinct.tolist())]
-        self._perturb(pieces, [index] * len(pieces))
+        self._perturb_rows(pieces, index, distinct, out)
         if index in self.sparse:
             self._touched.setdefault(index, []).append(distinct)
         return out, where
 
     def _perturb(self, pieces: Sequence[Piece], indices: Sequence[int]) -> None:
-        assert self._look is not None, "nothing is replaced at home"
-        direction = self._look.direction
-        scales = [(self._scales[i],) for i in indices]
+        assert self._move is not None, "nothing is replaced at home"
+        term = self._term(indices)
         with torch.no_grad():
-            traverse(pieces, [Term(direction.key, scales, direction.distribution)])
+            parts = parts_of(self._blocks, [self._move], indices)
+            if not parts:
+                traverse(pieces, [term])
+                return
+        with torch.inference_mode():  # memory from an evaluation in inference mode is written again in another
+            copy_blocks(pieces, term, {k: parts[i] for k, i in enumerate(indices) if i in parts})
+
+    def _perturb_rows(self, pieces: Sequence[Piece], index: int, rows: Tensor, out: Tensor) -> None:
+        assert self._move is not None, "nothing is replaced at home"
+        with torch.no_grad():
+            part = rows_part(self._blocks, index, self._move, rows)
+            if part is None:
+                traverse(pieces, [self._term([index] * len(pieces))])
+                return
+            terms = [self._term([index])] if self._move.dense(index) else []
+            copy_rows(self.pieces[index], pieces, out.view(-1), part, terms)
+
+    def _term(self, indices: Sequence[int]) -> Term:
+        assert self._move is not None, "nothing is replaced at home"
+        direction = self._move.direction
+        return Term(direction.key, [(self._scales[i],) for i in indices], direction.distribution)
 
 
 class _Mode(TorchFunctionMode):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from l2l.blocks import Blocks
 from l2l.noise import Gather, Key, Piece, Sums, round_scale, traverse
 from l2l.perturb.direction import Direction, Move
+from l2l.perturb.low_rank import Part, add_part, parts_of, rounds, rows_part
 from l2l.perturb.moments import Moments
 
 
@@ -85,6 +86,8 @@ def check_finite(moves: Sequence[Move]) -> None:
     """Raise ValueError if a move's scale is not finite: before any block moves."""
     for move in moves:
         round_scale(sum(map(abs, move.direction.scales(move.amounts))), torch.float32)
+        if move.direction.along_basis:
+            round_scale(sum(abs(move.basis_scale(i)) for i in range(len(move.amounts))), torch.float32)
 
 
 def make_moves(
@@ -97,36 +100,58 @@ def make_moves(
 ) -> Sums | None:
     """One traversal of the chosen blocks: the moves in turn. With ``look``, where they end, the sums for moments.
 
-    Blocks of which a move takes only some rows are moved by themselves. ``rounding``: key of stochastic rounding.
+    Blocks of which a move takes only some rows are moved by themselves. ``rounding``: key of stochastic rounding. What the
+    moves add along bases comes after it, in one matrix product per block; half precision is rounded once for both.
     """
     if not chosen or not moves:
         return None
     check_finite(moves)
     sparse = {i for move in moves for i in move.rows}
+    whole = [i for i in chosen if i not in sparse]
+    parts = parts_of(blocks, moves, whole)
     for i in sparse & set(chosen):
         for move in moves:
             _move_rows(blocks, piece(i), move, i, rounding)
-    whole = [i for i in chosen if i not in sparse]
     gather = None
     if look is not None:
         home = look.direction.scales([-look.distance] * len(blocks))
         assert look.direction.centre is not None, "sums are only taken about a centre"
         gather = Gather([home[i] for i in whole], [look.direction.centre[i] for i in whole])
     else:
-        whole = [i for i in whole if any(move.amounts[i] * move.direction.sigma[i] for move in moves)]
-    return traverse([piece(i) for i in whole], [move.term(whole) for move in moves], gather, rounding)
+        whole = [i for i in whole if any(move.dense(i) for move in moves)]
+    apart = _add_parts_apart(parts, moves, piece, whole, rounding)
+    whole = [i for i in whole if i not in apart]
+    sums = traverse([piece(i) for i in whole], [move.term(whole) for move in moves], gather, rounding)
+    for i in parts.keys() - apart:
+        parts[i].add_to(piece(i).flat)
+    return sums
+
+
+def _add_parts_apart(
+    parts: Mapping[int, Part],
+    moves: Sequence[Move],
+    piece: Callable[[int], Piece],
+    dense: Sequence[int],
+    rounding: Key | None,
+) -> set[int]:
+    """Move those blocks with a part that are of half precision, each by itself: their sum is rounded once."""
+    apart = [i for i in parts if rounds(piece(i))]
+    terms = [move.term(apart) for move in moves] if apart else []
+    for k, i in enumerate(apart):
+        own = [replace(term, scales=[term.scales[k]]) for term in terms] if i in dense else []
+        add_part(piece(i), [piece(i)], parts[i], own, rounding)
+    return set(apart)
 
 
 def _move_rows(blocks: Blocks, whole: Piece, move: Move, index: int, rounding: Key | None) -> None:
-    if not move.amounts[index] * move.direction.sigma[index]:
-        return
-    width = blocks[index].numel // blocks[index].tensor.shape[0]
     rows = move.rows.get(index)
-    if rows is None:
-        traverse([whole], [move.term([index])], rounding=rounding)
-        return
-    pieces = [row_piece(whole, row, width) for row in rows.tolist()]
-    traverse(pieces, [move.term([index] * len(pieces))], rounding=rounding)
+    width = blocks[index].numel // blocks[index].tensor.shape[0]
+    pieces = [whole] if rows is None else [row_piece(whole, row, width) for row in rows.tolist()]
+    part = rows_part(blocks, index, move, rows)
+    if part is not None:
+        add_part(whole, pieces, part, [move.term([index])] if move.dense(index) else [], rounding)
+    elif move.dense(index):
+        traverse(pieces, [move.term([index] * len(pieces))], rounding=rounding)
 
 
 def row_piece(whole: Piece, row: int, width: int, into: Tensor | None = None) -> Piece:
