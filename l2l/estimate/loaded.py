@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from l2l.blocks import Blocks
@@ -48,6 +48,7 @@ def expect(
     batches: Sequence[Batch],
     evaluated: Sequence[Batch],
     measure: bool,
+    every: int = 0,
 ) -> Expectation:
     """Peak memory and seconds per step of a run about to begin.
 
@@ -59,9 +60,10 @@ def expect(
         batches: some that steps will see; time follows from their mean, memory from the largest.
         evaluated: some that evaluations will see.
         measure: whether to measure this machine for the time; a few hundred milliseconds, once per process.
+        every: steps between third losses of ``lr="auto"``; 0: there are none.
     """
     shape, dtype = model_shape(model, blocks), model.dtype
-    costs = method_costs(method, blocks)
+    costs = replace(method_costs(method, blocks), every=every)
     calls = [load for batch in (*batches, *evaluated) for load in loads_of(batch)]
     largest = max(calls, key=lambda load: activation_bytes(shape, load, dtype))
     plan = plan_of(dtype, walk, "master" if masters else "direct", costs)

@@ -35,6 +35,8 @@ class Costs:
     """Bytes needed for a moment."""
     tuner: int = 0
     """Parameters of the tuner."""
+    every: int = 0
+    """Steps between third losses; 0: there are none."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def method_costs(method: Any, blocks: Blocks) -> Costs:
     from l2l.methods.learned import Learned
 
     if isinstance(method, Learned):
-        return Costs(method.draws, True, tuner=sum(p.numel() for p in method.tuner.network.parameters()))
+        kept = [*method.tuner.network.parameters(), *(method.tuner.basis or {}).values()]
+        return Costs(method.draws, True, tuner=sum(tensor.numel() for tensor in kept))
     if isinstance(method, DiZO):
         sizes = [blocks[i].numel for i in projected_blocks(blocks, method.projected)]
         return Costs(
@@ -127,7 +130,7 @@ def predict(
         mean: the load of a mean step, which decides the time.
         device: where speeds are measured; None: time is not predicted.
     """
-    passes = step_passes(plan.walk, costs.draws, costs.learned, costs.interval, costs.iterations)
+    passes = step_passes(plan.walk, costs.draws, costs.learned, costs.interval, costs.iterations, costs.every)
     forward, step = (None, None) if device is None else _seconds(shape, mean, plan, passes, device)
     return Prediction(memory_parts(shape, peak, plan), passes.forwards, forward, step)
 

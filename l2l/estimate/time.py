@@ -62,7 +62,9 @@ def forward_seconds(shape: ModelShape, load: Load, speeds: Speeds) -> float:
     return products + around + load.read * shape.vocabulary * speeds.logits
 
 
-def step_passes(walk: Walk, draws: int = 1, learned: bool = False, interval: int = 0, iterations: int = 0) -> Passes:
+def step_passes(
+    walk: Walk, draws: int = 1, learned: bool = False, interval: int = 0, iterations: int = 0, every: int = 0
+) -> Passes:
     """What a step consists of, in a loop that owns the model.
 
     In place, two traversals per draw: to the other side, and from there home, on by the update, and out along the
@@ -71,12 +73,14 @@ def step_passes(walk: Walk, draws: int = 1, learned: bool = False, interval: int
     Args:
         draws: directions per step, two forward passes each.
         interval, iterations: of a search every so many steps, two forward passes per iteration.
+        every: steps between third losses, for which theta goes home, of ``lr="auto"``; 0: there are none.
     """
     searching = 2 * iterations / interval if interval else 0.0
-    forwards = 2 * draws + searching
+    third = 1 / every if every else 0.0
+    forwards = 2 * draws + searching + third
     if walk == "in_place":
-        return Passes(forwards, draws, draws)
-    return Passes(forwards, 3 * draws + learned, 0)
+        return Passes(forwards, draws + 2 * third, draws - third)
+    return Passes(forwards, 3 * draws + third + learned, 0)
 
 
 def traversal_seconds(shape: ModelShape, passes: Passes, speeds: Speeds) -> float:

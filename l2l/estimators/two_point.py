@@ -21,3 +21,19 @@ def two_point(closure: Closure, theta: Theta, direction: Direction, epsilon: flo
     theta.look(direction, -epsilon)
     minus = theta.evaluate(lambda: read_loss(closure))
     return Estimate(direction, plus, minus, (plus - minus) / (2 * epsilon))
+
+
+def third_point(closure: Closure, theta: Theta, direction: Direction) -> float:
+    """The loss between the two that :func:`two_point` sees along ``direction``. One forward pass.
+
+    Taken before them it costs a traversal less than after. Half-precision weights are read as the copies that looks
+    make, at distance 0: norms and biases then have the same float32 values as at both sides, not rounded ones.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    if theta.update is None:
+        theta.home()
+    else:
+        theta.look(direction, 0.0)
+    return theta.evaluate(lambda: read_loss(closure))

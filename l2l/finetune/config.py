@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
+from l2l.finetune.control import LearningRate, Schedule, StepControl, check_lr, check_schedule
 from l2l.methods.base import check_counts, check_positive
 
 Walk: TypeAlias = Literal["auto", "in_place", "exact"]
@@ -28,18 +29,33 @@ class FineTuneConfig:
     data_dir: str | None = None
     """Holds ``<task>/{train,validation}.jsonl``; without it rows come from the hub. Embedded tasks need neither."""
     steps: int = 2000
-    """Steps to do; two forward passes each and draw, searches apart."""
+    """Steps to do; two forward passes each and draw, searches and third losses apart."""
     max_passes: int | None = None
     """Stop when this many forward passes are spent, however many steps that was: for comparisons at equal passes."""
-    lr: float = 1e-6
-    """Learning rate. Full fine-tuning of large models: 1e-7 to 1e-6; the embedded model: 1e-4 to 1e-3."""
+    lr: LearningRate = 1e-6
+    """Learning rate. Full fine-tuning of large models: 1e-7 to 1e-6; the embedded model: 1e-4 to 1e-3. ``auto``: beta over
+    the mean curvature along the directions, which a third loss at some steps shows."""
+    beta: float = 0.1
+    """Under ``lr: auto``, the share to go of the step to the bottom of the parabola seen. Begin with 0.1 or 0.2, whatever
+    the model, task and method."""
+    control_every: int = 5
+    """Under ``lr: auto``, steps from one third loss to the next, a forward pass each; the first 5 steps all have one."""
+    schedule: Schedule = "constant"
+    """What multiplies the learning rate (under ``auto``, beta) over the run: 1, or from 1 to ``schedule_end`` along a
+    line or half a cosine. The run's share is that of its steps or of its passes, whichever is further."""
+    schedule_end: float = 0.0
+    """Where ``linear`` and ``cosine`` end, as a share of the learning rate."""
     epsilon: float = 1e-3
-    """How far along the direction the loss is looked at."""
+    """How far along the direction the loss is looked at. In bfloat16 under ``lr: auto``, 1e-2: closer, rounding passes for
+    curvature."""
     batch_size: int = 16
     """Examples per step."""
     length_groups: int | None = None
     """Most forward passes that the rows of a batch are split into by length, so that little padding is fed. The batches
     stay the same, the loss too, up to rounding. None: up to 6 on the CPU, 1 on other devices."""
+    share_prompts: bool | None = None
+    """Whether options of several tokens share one row with their prompt, which feeds far fewer tokens. The loss is the
+    same up to rounding. None: where a probe of the model finds that this is so."""
     compile: bool = False
     """Compile the decoder with torch.compile. The first steps take half a minute or more; on the CPU a C++ compiler is
     needed."""
@@ -89,7 +105,9 @@ class FineTuneConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        check_positive(lr=self.lr, epsilon=self.epsilon)
+        check_lr(lr=self.lr)
+        check_positive(epsilon=self.epsilon, beta=self.beta)
+        check_schedule(self.schedule, self.schedule_end)
         _check_choice("walk", self.walk, get_args(Walk))
         _check_choice("update", self.update, get_args(Update))
         check_counts(
@@ -101,9 +119,14 @@ class FineTuneConfig:
             eval_every=self.eval_every,
             checkpoint_every=self.checkpoint_every,
             log_every=self.log_every,
+            control_every=self.control_every,
             length_groups=1 if self.length_groups is None else self.length_groups,
             max_passes=1 if self.max_passes is None else self.max_passes,
         )
+
+    def control(self) -> StepControl | None:
+        """Step control where the learning rate is ``auto``."""
+        return StepControl(self.beta, self.control_every) if self.lr == "auto" else None
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -32,9 +32,17 @@ def method_name(method: MethodLike) -> str:
 
 
 def build_method(
-    method: MethodLike, epsilon: float, args: Mapping[str, Any], tuner: Tuner | str | None, model: nn.Module
+    method: MethodLike,
+    epsilon: float,
+    args: Mapping[str, Any],
+    tuner: Tuner | str | None,
+    model: nn.Module,
+    steps: int | None = None,
 ) -> Method[Any]:
     """The method object.
+
+    Args:
+        steps: that the run is to take: what a method that looks ahead takes for its ``horizon``, unless told one.
 
     Raises:
         ValueError: an unknown name or argument, a tuner missing, superfluous, or made for another model.
@@ -48,7 +56,7 @@ def build_method(
         raise ValueError(
             f"method {method_name(method)!r} has no argument {unknown[0]!r}; it has {', '.join(sorted(known))}"
         )
-    found = dict(args)
+    found = {"horizon": steps} | dict(args) if "horizon" in known else dict(args)
     if "tuner" in known:
         if tuner is None:
             raise ValueError(

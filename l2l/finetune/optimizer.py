@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from l2l.blocks import Block, Blocks
 from l2l.estimators.base import Closure
+from l2l.finetune.control import ControlState, LearningRate, StepControl, choose_control, kept_control, restored_control
 from l2l.finetune.step import StepReport, zo_step
 from l2l.methods.base import Method, check_positive
 from l2l.methods.dizo import DiZO as DiZOMethod
@@ -24,7 +25,7 @@ from l2l.report.memory import available_bytes
 from l2l.tuners.tuner import Tuner
 
 STATE = "zeroth_order"
-"""Entry of ``state_dict`` that holds seed, step and the method's state."""
+"""Entry of ``state_dict`` that holds seed, step, step control and the method's state."""
 
 
 @final
@@ -34,37 +35,45 @@ class ZOOptimizer(Optimizer):
     Args:
         model: its parameters with ``requires_grad`` are trained, tied ones once.
         method: where to look and what to do with what is seen.
-        lr: theta_b moves by -lr * projected gradient * u_b.
+        lr: theta_b moves by -lr * projected gradient * u_b. ``auto``: lr is beta over the mean curvature along the
+            directions, for which some steps evaluate the closure once more; the ``lr`` of ``param_groups`` then is beta.
         seed: fixes every direction, together with the step and the block's name.
         weight_decay: theta_b shrinks by lr * weight_decay each step, save blocks of one dimension (biases, norms).
-        groups: overrides by name, each ``{"match": pattern, "lr": …, "weight_decay": …}``; the first match holds.
+        groups: overrides by name, each ``{"match": pattern, "lr": …, "weight_decay": …}``; the first match holds. Under
+            ``auto`` that ``lr`` is the group's beta.
         walk, sparse_embeddings: see :class:`l2l.perturb.Theta`.
         update: for half-precision weights, ``master`` or ``stochastic``; ``auto``: see :func:`choose_update`.
+        beta: under ``auto``, the share of the step to the bottom of the parabola seen; None: that of ``control``.
+        control: under ``auto``, when curvature is measured and how it is averaged; None: the defaults.
 
     Raises:
-        ValueError: a value out of range, nothing to train, a group that matches no block.
+        ValueError: a value out of range, nothing to train, a group that matches no block, beta or control given where lr
+            is a number.
     """
 
     def __init__(
         self,
         model: nn.Module,
         method: Method[Any],
-        lr: float = 1e-6,
+        lr: LearningRate = 1e-6,
         seed: int = 0,
         weight_decay: float = 0.0,
         groups: Sequence[Mapping[str, Any]] = (),
         walk: Literal["auto", "in_place", "exact"] = "auto",
         update: Literal["auto", "master", "stochastic"] = "auto",
         sparse_embeddings: bool = False,
+        beta: float | None = None,
+        control: StepControl | None = None,
     ) -> None:
-        check_positive(lr=lr)
+        self.control = choose_control(lr, beta, control)
+        self.control_state = ControlState()
         _check_decay(weight_decay)
         Key(seed)  # refuses what is no seed
         found = Blocks.of(model)
         split = _split(found, groups)
         super().__init__(
             [{"params": [(b.name, b.tensor) for b in inside], **options} for inside, options in split],
-            {"lr": lr, "weight_decay": weight_decay},
+            {"lr": self.control.beta if self.control else lr, "weight_decay": weight_decay},
         )
         self.method = method
         self.seed = seed
@@ -87,7 +96,8 @@ class ZOOptimizer(Optimizer):
 
         Args:
             closure: computes the loss of this step's batch, e.g. ``lambda: model(**batch).loss``. It is called twice
-                per draw; it must not depend on hidden randomness (call ``model.eval()``).
+                per draw, and once more where curvature is measured; it must not depend on hidden randomness (call
+                ``model.eval()``).
             fresh: further batches for methods that search; see :func:`zo_step`.
 
         Raises:
@@ -96,8 +106,18 @@ class ZOOptimizer(Optimizer):
         lr, decay = self._rates()
         key = Key(self.seed, self.steps_done)
         self.method_state, self.report = zo_step(
-            closure, self.theta, self.method, self.method_state, key, lr, decay, fresh
+            closure,
+            self.theta,
+            self.method,
+            self.method_state,
+            key,
+            lr,
+            decay,
+            fresh,
+            self.control,
+            self.control_state,
         )
+        self.control_state = self.report.control
         self.steps_done += 1
         self.theta.deliver()
         return self.report.loss
@@ -113,10 +133,11 @@ class ZOOptimizer(Optimizer):
         """Everything that resuming needs beside the weights: it resumes exactly. Theta goes home."""
         kept = {"seed": self.seed, "step": self.steps_done, "method": _plain(self.method_state)}
         kept["masters"] = self.theta.extra_state()
+        kept["control"] = kept_control(self.control, self.control_state)
         return {**super().state_dict(), STATE: kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken.
+        """Continue where :meth:`state_dict` was taken: with its learning rates, ``auto`` or not.
 
         Raises:
             ValueError: it belongs to another kind of optimizer or method.
@@ -125,9 +146,11 @@ class ZOOptimizer(Optimizer):
         if kept is None:
             raise ValueError("this state_dict has no zeroth-order state: it belongs to another optimizer")
         restored = _restored(self.method_state, kept["method"])
+        control, seen = restored_control(kept.get("control"))
         self.theta.load_extra_state(kept.get("masters", {}))
         super().load_state_dict({name: value for name, value in state_dict.items() if name != STATE})
         self.seed, self.steps_done, self.method_state = kept["seed"], kept["step"], restored
+        self.control, self.control_state = control, seen
 
 
 def choose_update(blocks: Blocks) -> Literal["master", "stochastic"]:
@@ -191,6 +214,8 @@ class Engine(TypedDict, total=False):
     update: Literal["auto", "master", "stochastic"]
     sparse_embeddings: bool
     groups: Sequence[Mapping[str, Any]]
+    beta: float | None
+    control: StepControl | None
 
 
 def _parted(arguments: dict[str, Any]) -> tuple[dict[str, Any], Engine]:
@@ -200,7 +225,12 @@ def _parted(arguments: dict[str, Any]) -> tuple[dict[str, Any], Engine]:
 
 
 def MeZO(
-    model: nn.Module, lr: float = 1e-6, epsilon: float = 1e-3, seed: int = 0, weight_decay: float = 0.0, **more: Any
+    model: nn.Module,
+    lr: LearningRate = 1e-6,
+    epsilon: float = 1e-3,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    **more: Any,
 ) -> ZOOptimizer:
     """MeZO as a torch optimizer; further arguments are those of :class:`l2l.methods.mezo.MeZO` and :class:`Engine`."""
     method, engine = _parted(more)
@@ -208,7 +238,12 @@ def MeZO(
 
 
 def DiZO(
-    model: nn.Module, lr: float = 1e-6, epsilon: float = 1e-3, seed: int = 0, weight_decay: float = 0.0, **more: Any
+    model: nn.Module,
+    lr: LearningRate = 1e-6,
+    epsilon: float = 1e-3,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    **more: Any,
 ) -> ZOOptimizer:
     """DiZO as a torch optimizer; further arguments are those of :class:`l2l.methods.dizo.DiZO` and :class:`Engine`."""
     method, engine = _parted(more)
@@ -218,7 +253,7 @@ def DiZO(
 def ZOFineTuner(
     model: nn.Module,
     tuner: Tuner,
-    lr: float = 1e-6,
+    lr: LearningRate = 1e-6,
     epsilon: float = 1e-3,
     seed: int = 0,
     weight_decay: float = 0.0,

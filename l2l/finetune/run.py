@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,8 @@ def prepare(
     if tokenizer is None:
         tokenizer = load_tokenizer(model.config._name_or_path or config.model, config.revision)
     model.eval()  # two looks at one batch must not differ by dropout
-    built = build_method(method or config.method, config.epsilon, config.method_args, tuner or config.tuner, model)
+    named = tuner or config.tuner
+    built = build_method(method or config.method, config.epsilon, config.method_args, named, model, config.steps)
     optimizer = ZOOptimizer(
         model,
         built,
@@ -112,12 +113,13 @@ def prepare(
         config.weight_decay,
         walk=config.walk,
         update=config.update,
+        control=config.control(),
         sparse_embeddings=config.sparse_embeddings,
     )
     _check_forward(config, model, optimizer)
     limit = context_length(model, config.max_length)
     encoded = encode(task, splits.train, tokenizer, limit)
-    grouping = Grouping.of(model, config.length_groups)
+    grouping = Grouping.of(model, config.length_groups, config.share_prompts)
     pad_id = padding_id(tokenizer)
     feeder = Feeder(encoded, task.form, pad_id, config.batch_size, config.seed, model.device, grouping)
     if config.compile:
@@ -183,7 +185,8 @@ def _expected(parts: Parts, config: FineTuneConfig) -> Expectation:
     """What the run is going to need: told before it begins, and beside what was measured when it has ended."""
     feeder, theta = parts.feeder, parts.optimizer.theta
     longest = sorted(feeder.examples, key=lambda example: -max(len(option.ids) for option in example.options))
-    evaluated = collate(longest[:EVALUATED], "classification", feeder.pad_id)
+    whole = replace(feeder.grouping, groups=1)
+    evaluated = collate(longest[:EVALUATED], "classification", feeder.pad_id, grouping=whole)
     batches = [feeder.at(step) for step in range(0, config.steps, max(1, config.steps // SAMPLED))]
     return expect(
         parts.model,
@@ -194,6 +197,7 @@ def _expected(parts: Parts, config: FineTuneConfig) -> Expectation:
         batches,
         [evaluated],
         measure=config.steps >= WORTH_MEASURING,
+        every=config.control_every if config.lr == "auto" else 0,
     )
 
 

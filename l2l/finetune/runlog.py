@@ -14,7 +14,8 @@ NAME = "steps.jsonl"
 
 @final
 class RunLog:
-    """One JSON line per step: step, lr, and for each draw its projected gradient and losses. The head names the rest.
+    """One JSON line per step: step, lr used, and for each draw its projected gradient and losses; curvature where it was
+    measured. The head names the rest.
 
     Args:
         head: seed, method, tuner hash: what fixes directions and sigma.
@@ -28,10 +29,13 @@ class RunLog:
         write_whole(path, lambda target: target.write_text(lines))
         self._file = path.open("a")
 
-    def append(self, report: StepReport, lr: float) -> None:
+    def append(self, report: StepReport) -> None:
         """One step."""
         seen = [[e.projected_gradient, e.loss_plus, e.loss_minus] for e in report.estimates]
-        self._file.write(json.dumps({"step": report.key.step, "lr": lr, "passes": report.passes, "draws": seen}) + "\n")
+        line = {"step": report.key.step, "lr": report.lr[0], "passes": report.passes, "draws": seen}
+        if report.curvature is not None:
+            line["curvature"] = report.curvature
+        self._file.write(json.dumps(line) + "\n")
 
     def flush(self) -> None:
         """Bring what was appended to disk: before a checkpoint that counts on it."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from l2l.estimators.base import Closure
 from l2l.finetune.batches import Feeder
 from l2l.finetune.config import FineTuneConfig
+from l2l.finetune.control import schedule_factor
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.finetune.runlog import RunLog
 from l2l.methods.learned import Learned
@@ -27,7 +28,7 @@ from l2l.tasks.rows import Splits
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-COLUMNS = ("train_loss", "projected_gradient", "lr", "passes", "seconds", "dev_loss", "dev_metric")
+COLUMNS = ("train_loss", "projected_gradient", "lr", "curvature", "passes", "seconds", "dev_loss", "dev_metric")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Session:
     def __init__(self, parts: Parts, config: FineTuneConfig, folder: RunDirectory) -> None:
         self.parts, self.config, self.folder = parts, config, folder
         self.progress = Progress()
+        self._peak_lr: list[float] = [group["lr"] for group in parts.optimizer.param_groups]  # before the schedule
         if folder.resumed:
             self._load()
         after = self.progress.step - 1 if folder.resumed else None
@@ -79,6 +81,13 @@ class Session:
         """Whether the steps or the passes are used up."""
         limit = self.config.max_passes
         return self.progress.step >= self.config.steps or (limit is not None and self.progress.passes >= limit)
+
+    @property
+    def share(self) -> float:
+        """How much of the run lies behind, 0 to 1: of its steps or of its passes, whichever is further."""
+        limit = self.config.max_passes
+        spent = 0.0 if limit is None else self.progress.passes / limit
+        return max(self.progress.step / self.config.steps, spent)
 
     def closure(self, batch: Batch) -> Closure:
         """The loss of the model on a batch."""
@@ -100,7 +109,10 @@ class Session:
         return self.parts.splits.train[: self.config.test_size]
 
     def arguments(self) -> dict[str, Any]:
-        """What the optimizer's ``step`` is called with next."""
+        """What the optimizer's ``step`` is called with next; its learning rates are set as the schedule has them."""
+        factor = schedule_factor(self.config.schedule, self.share, self.config.schedule_end)
+        for group, lr in zip(self.parts.optimizer.param_groups, self._peak_lr, strict=True):
+            group["lr"] = lr * factor
         step, feeder = self.progress.step, self.parts.feeder
         return {
             "closure": self.closure(feeder.at(step)),
@@ -111,23 +123,25 @@ class Session:
         """Log, evaluate and save as due; gives the step's loss."""
         report, now = self.parts.optimizer.report, self.progress
         assert report is not None, "after_step comes after a step"
-        step, lr = now.step, self.parts.optimizer.param_groups[0]["lr"]
+        step = now.step
         now.step, now.passes = step + 1, now.passes + report.passes
         self._tick()
         values = {
             "train_loss": report.loss,
             "projected_gradient": report.projected_gradient,
-            "lr": lr,
+            "lr": report.lr[0],
             "passes": now.passes,
             "seconds": round(now.seconds, 3),
         }
+        if report.curvature is not None:
+            values["curvature"] = report.curvature
         if now.step % self.config.eval_every == 0 or self.done:
             scores = self.dev()
             values |= {"dev_loss": scores.loss, "dev_metric": scores.value}
             self._consider(scores, step)
         if "dev_loss" in values or step % self.config.log_every == 0:
             self.metrics.log(step, **values)
-        self.log.append(report, lr)
+        self.log.append(report)
         if now.step % self.config.checkpoint_every == 0 or self.done:
             self.save()
         return report.loss
@@ -148,7 +162,8 @@ class Session:
         """Scores of the model as it stands."""
         parts = self.parts
         parts.optimizer.theta.home()
-        return evaluate(parts.model, parts.tokenizer, parts.task, rows, max_length=self.config.max_length)
+        limit, grouping = self.config.max_length, parts.feeder.grouping
+        return evaluate(parts.model, parts.tokenizer, parts.task, rows, max_length=limit, grouping=grouping)
 
     def _consider(self, scores: Scores, step: int) -> None:
         if scores.loss < self.progress.best_dev_loss:
@@ -187,6 +202,6 @@ class Session:
 def tuner_hash(method: Learned) -> str:
     """Hash of the tuner's weights."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in method.tuner.network.state_dict().items():
+    for name, value in (method.tuner.network.state_dict() | (method.tuner.basis or {})).items():
         digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()

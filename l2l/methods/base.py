@@ -21,11 +21,13 @@ class StepContext:
 
     key: Key
     lr: tuple[float, ...]
-    """Learning rate of each block."""
+    """Learning rate of each block, as this step uses it."""
     closure: Closure
     """Loss on this step's batch."""
     fresh: Callable[[int], Closure]
     """``fresh(i)`` is the loss on the i-th further batch of this step, or this step's own where there is no other."""
+    curvature: float | None = None
+    """Along the first direction, at the steps where ``lr="auto"`` measures it."""
 
 
 class Method(ABC, Generic[State]):

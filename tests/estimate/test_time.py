@@ -60,6 +60,8 @@ def test_draws_and_searches_cost_forward_passes():
     assert step_passes("in_place").forwards == 2
     assert step_passes("in_place", draws=4).forwards == 8
     assert step_passes("in_place", interval=50, iterations=10).forwards == pytest.approx(2.4)
+    assert step_passes("in_place", every=5).forwards == pytest.approx(2.2)
+    assert step_passes("exact", every=5).forwards == pytest.approx(2.2)
 
 
 def test_a_step_is_its_forward_passes_and_its_traversals():

@@ -19,16 +19,21 @@ SMALL = (
     f"--task world_topic --lr 1e-3 --steps {STEPS} --batch_size 4 --train_size 24 --dev_size 8 --test_size 8"
     " --eval_every 8 --checkpoint_every 5 --log_every 1 --progress false"
 )
-METHODS = {
+AUTO = ["--lr", "auto", "--beta", "0.2", "--control_every", "3", "--schedule", "cosine"]
+RUNS = {
     "mezo": [],
+    "mezo auto": AUTO,
     "dizo": ["--method_args", '{"interval": 3, "iterations": 1}'],
     "learned": [],
+    "learned auto": AUTO,
 }
+"""Method, and options of a run with it."""
 
 
-def command(out: Path, method: str, tuner: Path, *more: str) -> list[str]:
+def command(out: Path, run: str, tuner: Path, *more: str) -> list[str]:
+    method = run.split()[0]
     given = ["--tuner", str(tuner)] if method == "learned" else []
-    return ["fine-tune", *SMALL.split(), "--method", method, "--out", str(out), *METHODS[method], *given, *more]
+    return ["fine-tune", *SMALL.split(), "--method", method, "--out", str(out), *RUNS[run], *given, *more]
 
 
 @pytest.fixture(scope="module")
@@ -43,31 +48,32 @@ def outcome(out: Path) -> tuple[bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tuner, tmp_path_factory) -> Callable[[str], tuple[bytes, bytes]]:
-    """Outcome of the uninterrupted run of a method."""
+    """Outcome of one of the runs, uninterrupted."""
 
     @cache
-    def run(method: str) -> tuple[bytes, bytes]:
-        out = tmp_path_factory.mktemp(method)
-        assert main(command(out, method, tuner)) == 0
+    def whole(run: str) -> tuple[bytes, bytes]:
+        out = tmp_path_factory.mktemp(run.replace(" ", "_"))
+        assert main(command(out, run, tuner)) == 0
         return outcome(out)
 
-    return run
+    return whole
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_killed_run_continued_is_the_uninterrupted_run(method, tuner, uninterrupted, tmp_path):
-    kill_when_saved(command(tmp_path, method, tuner), tmp_path)
+@pytest.mark.parametrize("run", RUNS)
+def test_a_killed_run_continued_is_the_uninterrupted_run(run, tuner, uninterrupted, tmp_path):
+    kill_when_saved(command(tmp_path, run, tuner), tmp_path)
     assert 0 < read_tensors(tmp_path / "checkpoint.pt")["progress"]["step"] < STEPS
-    assert main(command(tmp_path, method, tuner)) == 0
-    assert outcome(tmp_path) == uninterrupted(method)
+    assert main(command(tmp_path, run, tuner)) == 0
+    assert outcome(tmp_path) == uninterrupted(run)
     with (tmp_path / "metrics.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(STEPS))
 
 
 @pytest.mark.parametrize("loop", ["bare", "lightning"])
-def test_an_interrupted_run_says_so_and_is_continued(loop, tuner, uninterrupted, tmp_path):
-    same = command(tmp_path, "mezo", tuner, "--loop", loop)
+@pytest.mark.parametrize("run", ["mezo", "mezo auto"])
+def test_an_interrupted_run_says_so_and_is_continued(run, loop, tuner, uninterrupted, tmp_path):
+    same = command(tmp_path, run, tuner, "--loop", loop)
     said = break_off_when_saved(same, tmp_path)
     assert said == "l2l: interrupted; the same command continues from the last checkpoint\n"
     assert main(same) == 0
-    assert outcome(tmp_path) == uninterrupted("mezo")
+    assert outcome(tmp_path) == uninterrupted(run)
