@@ -124,7 +124,7 @@ def nothing(blocks: Blocks) -> int:
 
 
 def sigma_and_moments(blocks: Blocks) -> int:
-    return (4 + 2 * 8) * len(blocks)
+    return (4 + 2 * 8 + 8 * 4 + 8) * len(blocks)  # sigma, moments, constants, first variances
 
 
 def projected_copy(blocks: Blocks) -> int:

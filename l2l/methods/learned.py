@@ -1,7 +1,8 @@
 """The learned method: MeZO whose perturbation scale per block a tuner sets, at every step.
 
-ZO Fine-tuner, arXiv:2510.00419. u_b = factor * sigma_b * z_b in both perturbation and update. Differs from it in
-taking features, normaliser and all constants from the tuner's own saved fields.
+ZO Fine-tuner, arXiv:2510.00419. u_b = factor * sigma_b * z_b in both perturbation and update; where the tuner has a basis
+V_b [n, r], factor * (sigma_b * z_b + basis_sigma_b * sqrt(n / r) * R_b V_b^T). Differs from it in taking features,
+normaliser and all constants from the tuner's own saved fields.
 """
 
 from __future__ import annotations
@@ -24,29 +25,41 @@ from l2l.tuners.tuner import Tuner
 @final
 @dataclass(frozen=True)
 class Learned(Method[History]):
-    """Sigma from a tuner, by block statistics, last losses and last sigma. Extra memory: five floats per block."""
+    """Sigma from a tuner, by what the run has shown so far. Extra memory: some sixty bytes per block, and the basis."""
 
     tuner: Tuner
     epsilon: float = 1e-3
     draws: int = 1
     distribution: Distribution = "gaussian"
+    horizon: int | None = None
+    """Steps that the run is to take, for tuners that look at the share that lies behind; None: unknown."""
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws)
+        check_counts(draws=self.draws, horizon=1 if self.horizon is None else self.horizon)
 
     def init(self, blocks: Blocks) -> History:
         self.tuner.rows(blocks.names)
-        return History.start(blocks)
+        return History.start(blocks, self.horizon or 0)
 
     def direction(self, blocks: Blocks, state: History, key: Key) -> Direction:
+        tuner = self.tuner
         with torch.no_grad():
-            sigma = self.tuner.sigma(self.tuner.features(state), blocks.names)
-        factor = self.tuner.factor(sigma, blocks)
-        return Direction(key, tuple(sigma.tolist()), self.distribution, factor, state.centre)
+            scales = tuner.scales(tuner.features(state), blocks.names)
+        factor, basis = tuner.factor(scales, blocks), tuner.basis_for(blocks)
+        dense, *inside = (tuple(column) for column in scales.reshape(len(scales), -1).t().tolist())
+        if basis is None:
+            return Direction(key, dense, self.distribution, factor, state.centre)
+        return Direction(key, dense, self.distribution, factor, state.centre, basis, inside[0])
 
     def update_(self, theta: Theta, state: History, estimates: Sequence[Estimate], context: StepContext) -> History:
         descend(theta, estimates, context.lr)
-        last = estimates[-1]
-        moments = torch.tensor(theta.moments(last.direction), dtype=torch.float64)
-        return History(torch.tensor(last.direction.sigma), moments, last.loss_plus, last.loss_minus)
+        last = estimates[-1].direction
+        return state.after(
+            last.sigma,
+            theta.moments(last),
+            losses=[(estimate.loss_plus, estimate.loss_minus) for estimate in estimates],
+            gradients=[estimate.projected_gradient for estimate in estimates],
+            curvature=context.curvature,
+            horizon=self.horizon,
+        )

@@ -1,44 +1,47 @@
-"""The card of a tuner: what it is, how it was made, what it reached. Written from its config alone."""
+"""The card of a tuner: what it is, how it was made, what it reached. Written from the tuner and its config alone."""
 
 from __future__ import annotations
 
 import json
+from statistics import median
 from typing import Any
 
-import torch
+from l2l.tuners.anatomy import TYPICAL_LOSS, TYPICAL_VARIANCE, basis_line, movement, sigma_by_kind, sigma_change
+from l2l.tuners.tuner import Tuner
 
-from l2l.tuners.tuner import Tuner, build_network
+__all__ = ["movement", "render"]
 
-
-def movement(tuner: Tuner) -> list[float]:
-    """How far each block's network moved from its initialisation, relative to the initialisation's norm."""
-    fresh = build_network(tuner.architecture, tuner.architecture_args).state_dict()
-    learned = tuner.network.state_dict()
-    blocks = len(tuner.fingerprint.names)
-
-    def squares(values: dict[str, torch.Tensor]) -> torch.Tensor:
-        return sum((v.double() ** 2).reshape(blocks, -1).sum(1) for v in values.values())  # pyright: ignore[reportReturnType]
-
-    moved = squares({name: learned[name].double() - fresh[name].double() for name in fresh})
-    return torch.sqrt(moved / squares(fresh)).tolist()
+SHOWN = 5
+"""Blocks named, and the longest list that is written out."""
 
 
 def render(tuner: Tuner, config: dict[str, Any]) -> str:
     """The card as Markdown, with the metadata header that the hub reads."""
     base = config["base_model"]
-    moved = movement(tuner)
-    order = sorted(range(len(moved)), key=lambda i: -moved[i])[:5]
+    sections = [
+        _header(base),
+        f"Sets the perturbation scale (sigma) of each of the {len(tuner.fingerprint.names)} blocks of `{base}` in "
+        f"zeroth-order fine-tuning.{_reach(tuner)}",
+        _example(base),
+        f"Architecture `{config['architecture']}` {_brief(config['architecture_args'])}, features "
+        f"`{config['features']}`, normaliser {_brief(config['normaliser'])}. Basis: {basis_line(tuner)}.",
+        *_state(tuner),
+        "## Recipe",
+        _json(config["recipe"]),
+        "## Results",
+        _json(config["results"]),
+        f"Made with {', '.join(f'{name} {number}' for name, number in config['versions'].items())}.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _header(base: str) -> str:
+    metadata = ["library_name: l2l", f"base_model: {base}", "tags: [zeroth-order, learned-optimizer, l2l]"]
+    return "\n".join(["---", *metadata, "---", f"# Tuner for {base}"])
+
+
+def _example(base: str) -> str:
     lines = [
-        "---",
-        "library_name: l2l",
-        f"base_model: {base}",
-        "tags: [zeroth-order, learned-optimizer, l2l]",
-        "---",
-        f"# Tuner for {base}",
-        "",
-        f"Sets the perturbation scale (sigma) of each of the {len(moved)} blocks of `{base}` in zeroth-order "
-        "fine-tuning.",
-        "",
         "```python",
         "import l2l",
         "",
@@ -46,30 +49,45 @@ def render(tuner: Tuner, config: dict[str, Any]) -> str:
         'tuner = l2l.Tuner.from_pretrained("this directory or its hub id")',
         "optimizer = l2l.ZOFineTuner(model, tuner)",
         "```",
-        "",
-        f"Architecture `{config['architecture']}` {json.dumps(config['architecture_args'])}, "
-        f"normaliser {json.dumps(config['normaliser'])}.",
-        "",
-        f"Distance from its random initialisation, relative: median {_median(moved):.4f}, largest "
-        + ", ".join(f"`{tuner.fingerprint.names[i]}` {moved[i]:.4f}" for i in order)
-        + ".",
-        "",
-        "## Recipe",
-        "",
-        "```json",
-        json.dumps(config["recipe"], indent=1),
-        "```",
-        "",
-        "## Results",
-        "",
-        "```json",
-        json.dumps(config["results"], indent=1),
-        "```",
-        "",
-        f"Made with {', '.join(f'{name} {number}' for name, number in config['versions'].items())}.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2] if values else 0.0
+def _reach(tuner: Tuner) -> str:
+    return " Nothing in it belongs to a block: it serves models of other sizes and families." if tuner.size_free else ""
+
+
+def _state(tuner: Tuner) -> list[str]:
+    """How far it moved, and its sigma."""
+    moved, changes = movement(tuner), sigma_change(tuner)
+    head = "| kind | blocks | min | median | max | CV |\n|---|--:|--:|--:|--:|--:|"
+    kinds = "" if tuner.fingerprint.kinds else " (kinds by shape alone: embeddings count as matrices)"
+    rows = [
+        f"| {row.kind} | {row.blocks} | {row.smallest:.4g} | {row.median:.4g} | {row.largest:.4g} | {row.variation:.3f} |"
+        for row in sigma_by_kind(tuner)
+    ]
+    return [
+        f"Distance from its initialisation, relative: {_spread(moved, tuner, '.4f')}.",
+        f"Change of sigma since, relative: {_spread(changes, tuner, '+.4f')}.",
+        f"Sigma before normalisation, at weights of mean 0 and variance {TYPICAL_VARIANCE:g}, losses of "
+        f"{TYPICAL_LOSS:g} and a last sigma of 1{kinds}:",
+        "\n".join([head, *rows]),
+    ]
+
+
+def _spread(values: list[float], tuner: Tuner, form: str) -> str:
+    if not values:
+        return "no blocks"
+    order = sorted(range(len(values)), key=lambda i: -abs(values[i]))[:SHOWN]
+    largest = ", ".join(f"`{tuner.fingerprint.names[i]}` {values[i]:{form}}" for i in order)
+    return f"median {median(values):{form}}, largest {largest}"
+
+
+def _brief(values: dict[str, Any]) -> str:
+    """JSON in one line; of long lists and tables, how many entries they have."""
+    long = {name: value for name, value in values.items() if isinstance(value, list | dict) and len(value) > SHOWN}
+    return json.dumps(values | {name: f"{len(value)} values" for name, value in long.items()})
+
+
+def _json(value: Any) -> str:
+    return f"```json\n{json.dumps(value, indent=1)}\n```"

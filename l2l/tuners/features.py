@@ -1,43 +1,29 @@
-"""What a tuner sees of each block: the one definition that meta-training and fine-tuning share."""
+"""What a tuner sees of each block: named sets, the same in meta-training and in fine-tuning."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.perturb.moments import block_moments
+from l2l.tuners import standard
+from l2l.tuners.history import History
+
+__all__ = ["FEATURES", "FEATURE_SETS", "FeatureSet", "History", "block_features", "feature_set"]
 
 FEATURES = 5
 """Mean and variance of the block's weights, the last L+ and L-, the block's last sigma (arXiv:2510.00419)."""
 
 
 @dataclass(frozen=True)
-class History:
-    """What a run remembers for its tuner from one step to the next."""
+class FeatureSet:
+    """A way of describing blocks to a tuner."""
 
-    sigma: Tensor
-    """[blocks] float32: sigma of the last step, before normalisation; ones at the start."""
-    moments: Tensor
-    """[blocks, 2] float64: mean and unbiased variance of each block's weights after the last step."""
-    loss_plus: float = 0.0
-    loss_minus: float = 0.0
-
-    @staticmethod
-    def start(blocks: Blocks) -> History:
-        """Before the first step: sigma one, losses zero, the weights as they stand."""
-        return History(torch.ones(len(blocks)), torch.tensor(block_moments(blocks), dtype=torch.float64))
-
-    @property
-    def centre(self) -> tuple[float, ...]:
-        """A number near each block's mean."""
-        return tuple(self.moments[:, 0].tolist())
-
-    def at(self, blocks: Blocks) -> History:
-        """The same history with the blocks' weights as they stand: where something else has moved them."""
-        return replace(self, moments=torch.tensor(block_moments(blocks), dtype=torch.float64))
+    columns: tuple[str, ...]
+    compute: Callable[[History], Tensor]
+    """[blocks, columns] float32 of a history; no graph."""
 
 
 def block_features(history: History) -> Tensor:
@@ -48,3 +34,21 @@ def block_features(history: History) -> Tensor:
     features[:, 3] = history.loss_minus
     features[:, 4] = history.sigma
     return features
+
+
+FEATURE_SETS = {
+    "paper": FeatureSet(("mean", "variance", "loss_plus", "loss_minus", "sigma"), block_features),
+    "standard": FeatureSet(standard.COLUMNS, standard.standard_features),
+}
+"""By the name that a tuner's config holds."""
+
+
+def feature_set(name: str) -> FeatureSet:
+    """The set of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in FEATURE_SETS:
+        raise ValueError(f"unknown tuner features {name!r}: l2l has {', '.join(FEATURE_SETS)}")
+    return FEATURE_SETS[name]

@@ -1,4 +1,7 @@
-"""Tuners on disk: ``tuner.safetensors`` + ``config.json`` + ``README.md``. Inert: nothing in them is ever executed."""
+"""Tuners on disk: ``tuner.safetensors`` + ``config.json`` + ``README.md``. Inert: nothing in them is ever executed.
+
+The weights file holds the network's tensors by name, and ``basis.<block>`` for each block that has a basis.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,23 @@ from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
+from torch import Tensor
 
+from l2l.tuners.basis import ranks
+from l2l.tuners.build import build_network
 from l2l.tuners.card import render
-from l2l.tuners.normalise import EnergyNormaliser
-from l2l.tuners.tuner import Fingerprint, Provenance, Tuner, build_network, load_weights
+from l2l.tuners.normalise import build_normaliser, normaliser_config
+from l2l.tuners.tuner import Fingerprint, Provenance, Tuner, load_weights
 
 FORMAT = "l2l-tuner"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 had no features (they were ``paper``), no basis, no kinds of blocks, and one normaliser without a name."""
 FIELDS = (
     *("format_version", "architecture", "architecture_args", "normaliser"),
     *("base_model", "revision", "recipe", "results", "blocks"),
 )
+FIELDS_SINCE_2 = ("features", "basis")
+BASIS = "basis."
 WEIGHTS, CONFIG, CARD = "tuner.safetensors", "config.json", "README.md"
 
 
@@ -38,6 +47,7 @@ def save(tuner: Tuner, directory: Path) -> Path:
     """Write a tuner; every file is complete before it takes its name, the config last."""
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().contiguous() for name, value in tuner.network.state_dict().items()}
+    weights |= {BASIS + name: vectors for name, vectors in (tuner.basis or {}).items()}
     config = to_config(tuner)
     _replace(directory / WEIGHTS, lambda path: safetensors.torch.save_file(weights, path, {"format": FORMAT}))
     _replace(directory / CARD, lambda path: path.write_text(render(tuner, config)))
@@ -55,39 +65,60 @@ def _replace(target: Path, write: Callable[[Path], Any]) -> None:
 
 def to_config(tuner: Tuner) -> dict[str, Any]:
     """Everything about a tuner but its weights, as JSON values."""
-    prints = tuner.fingerprint
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "architecture": tuner.architecture,
         "architecture_args": tuner.architecture_args,
-        "normaliser": asdict(tuner.normaliser),
+        "features": tuner.feature_set,
+        "normaliser": normaliser_config(tuner.normaliser),
         **asdict(tuner.provenance),
         "versions": {name: version(name) for name in ("torch", "transformers", "safetensors")}
         | {"python": platform.python_version()},
-        "blocks": [
-            {"name": name, "shape": list(shape)} for name, shape in zip(prints.names, prints.shapes, strict=True)
-        ],
+        "basis": ranks(tuner.basis or {}),
+        "blocks": _block_list(tuner.fingerprint),
     }
 
 
-def from_config(config: dict[str, Any]) -> Tuner:
-    """The tuner that :func:`to_config` described, with fresh weights.
+def _block_list(prints: Fingerprint) -> list[dict[str, Any]]:
+    shapes = zip(prints.names, prints.shapes, strict=True)
+    rows: list[dict[str, Any]] = [{"name": name, "shape": list(shape)} for name, shape in shapes]
+    if not prints.kinds:
+        return rows
+    return [row | {"kind": kind} for row, kind in zip(rows, prints.kinds, strict=True)]
+
+
+def from_config(config: dict[str, Any], basis: dict[str, Tensor] | None = None) -> Tuner:
+    """The tuner that :func:`to_config` described, with fresh weights. A config of version 1 is understood as well.
 
     Raises:
-        ValueError: unknown architecture, or its networks are not as many as the blocks.
+        ValueError: unknown architecture, features or normaliser, or what is given does not fit the blocks.
     """
+    config = upgraded(config)
     architecture, args, blocks = config["architecture"], config["architecture_args"], config["blocks"]
     if args["blocks"] != len(blocks):
         raise ValueError(f"the tuner's config lists {len(blocks)} blocks for {args['blocks']} networks: get it again")
+    found = basis or {}
+    if {name: vectors.shape[-1:] for name, vectors in found.items()} != {n: (r,) for n, r in config["basis"].items()}:
+        raise ValueError(f"the tuner's config lists a basis for {len(config['basis'])} blocks that is not there")
+    names, shapes = tuple(block["name"] for block in blocks), tuple(tuple(block["shape"]) for block in blocks)
     return Tuner(
         build_network(architecture, args),
-        Fingerprint(tuple(block["name"] for block in blocks), tuple(tuple(block["shape"]) for block in blocks)),
-        EnergyNormaliser(**config["normaliser"]),
+        Fingerprint(names, shapes, tuple(block["kind"] for block in blocks if "kind" in block)),
+        build_normaliser(**config["normaliser"]),
         architecture,
         args,
         Provenance(config["base_model"], config["revision"], config["recipe"], config["results"]),
+        config["features"],
+        found,
     )
+
+
+def upgraded(config: dict[str, Any]) -> dict[str, Any]:
+    """The config as this version would have written it."""
+    if config["format_version"] >= FORMAT_VERSION:
+        return config
+    return config | {"features": "paper", "basis": {}, "normaliser": {"name": "energy", **config["normaliser"]}}
 
 
 def load(name: str | Path, revision: str | None = None) -> Tuner:
@@ -99,15 +130,23 @@ def load(name: str | Path, revision: str | None = None) -> Tuner:
     """
     directory = _locate(str(name), revision)
     config = _read_config(directory / CONFIG)
+    weights, basis = _read_weights(directory / WEIGHTS)
     try:
-        tuner = from_config(config)
-    except (TypeError, KeyError, AttributeError) as error:
+        tuner = from_config(config, basis)
+    except (TypeError, KeyError, AttributeError, RuntimeError) as error:  # RuntimeError: torch makes no such tensor
         raise ValueError(f"{directory / CONFIG} holds a value that does not fit ({error}): get it again") from error
-    try:
-        load_weights(tuner, safetensors.torch.load_file(directory / WEIGHTS))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{directory / WEIGHTS} is not a readable safetensors file ({error}): get it again") from error
+    load_weights(tuner, weights)
     return tuner
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The network's tensors, and the basis by block."""
+    try:
+        found = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}): get it again") from error
+    basis = {name.removeprefix(BASIS): value for name, value in found.items() if name.startswith(BASIS)}
+    return {name: value for name, value in found.items() if not name.startswith(BASIS)}, basis
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -117,10 +156,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a readable tuner config ({error}): get it again") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{path} is not an l2l tuner: its 'format' is not {FORMAT!r}")
-    number = config.get("format_version", 0)
-    if not isinstance(number, int) or number > FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {number}; this l2l reads {FORMAT_VERSION}: upgrade l2l")
-    missing = [field for field in FIELDS if field not in config]
+    number = config.get("format_version", 1)
+    if not isinstance(number, int) or not 1 <= number <= FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {number}; this l2l reads 1 to {FORMAT_VERSION}: upgrade l2l")
+    missing = [field for field in (*FIELDS, *(FIELDS_SINCE_2 if number > 1 else ())) if field not in config]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: the file is incomplete, get it again")
     return config

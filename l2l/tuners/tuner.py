@@ -1,45 +1,28 @@
-"""The tuner: a network over block features, its normaliser, and the fingerprint of the model it belongs to."""
+"""The tuner: a network over block features, its normaliser, its basis, and the model that it belongs to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from l2l.blocks import Blocks
+from l2l.perturb.basis import Basis
 from l2l.tuners.base import TunerNetwork
-from l2l.tuners.features import History, block_features
-from l2l.tuners.normalise import EnergyNormaliser
+from l2l.tuners.basis import bind, checked
+from l2l.tuners.build import build_network
+from l2l.tuners.features import FEATURES, History, feature_set
+from l2l.tuners.fingerprint import Fingerprint, some
+from l2l.tuners.normalise import EnergyNormaliser, Normaliser
 
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """Names and shapes of all blocks of the model that a tuner was made for, frozen ones included."""
-
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-    @staticmethod
-    def of(model: nn.Module) -> Fingerprint:
-        """Fingerprint of a model."""
-        blocks = Blocks.of(model, trainable=False)
-        return Fingerprint(blocks.names, tuple(tuple(block.tensor.shape) for block in blocks))
-
-    def differences(self, other: Fingerprint) -> list[str]:
-        """What ``other`` lacks, has beside, or has in another shape; empty if they match. Order does not matter."""
-        mine = dict(zip(self.names, self.shapes, strict=True))
-        theirs = dict(zip(other.names, other.shapes, strict=True))
-        missing = [name for name in mine if name not in theirs]
-        extra = [name for name in theirs if name not in mine]
-        other_shape = [name for name in mine if name in theirs and mine[name] != theirs[name]]
-        labels = ("missing in the model", missing), ("not in the tuner", extra), ("of another shape", other_shape)
-        return [f"{len(names)} {label}: {_some(names)}" for label, names in labels if names]
+__all__ = ["Fingerprint", "Provenance", "Tuner", "build_network", "load_weights"]
 
 
 @dataclass(frozen=True)
@@ -52,18 +35,41 @@ class Provenance:
     results: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class _Bound:
+    """What a tuner needs of the blocks of a run, found once."""
+
+    normaliser: Normaliser
+    counts: Tensor
+    basis: Basis | None
+
+
 @final
 class Tuner:
-    """Sigma per block from features per block. Small, inert on disk, bound to the blocks of one base model."""
+    """Sigma per block from features per block, and where it has a basis sigma inside that. Small, inert on disk.
+
+    Bound to the blocks of one base model, unless it is size-free.
+
+    Args:
+        architecture: name of the network's module in ``l2l.tuners``.
+        architecture_args: JSON values that a fresh network of the kind is built from.
+        features: name of what the network sees, in :data:`l2l.tuners.features.FEATURE_SETS`.
+        basis: for some blocks [m, n], orthonormal columns [n, r] by name; the network then needs two outputs.
+
+    Raises:
+        ValueError: unknown features, a network for another number of them, or a basis that does not fit.
+    """
 
     def __init__(
         self,
         network: TunerNetwork,
         fingerprint: Fingerprint,
-        normaliser: EnergyNormaliser,
+        normaliser: Normaliser,
         architecture: str,
         architecture_args: dict[str, Any],
         provenance: Provenance | None = None,
+        features: str = "paper",
+        basis: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.network = network
         self.fingerprint = fingerprint
@@ -71,32 +77,52 @@ class Tuner:
         self.architecture = architecture
         self.architecture_args = architecture_args
         self.provenance = provenance or Provenance()
+        self._features = feature_set(features)
+        self.feature_set = features
+        self._basis = checked(basis, fingerprint.blocks()) if basis else None
+        self._bound: WeakKeyDictionary[Blocks, _Bound] = WeakKeyDictionary()
+        self._found: dict[tuple[str, ...], tuple[list[int] | None, Tensor | None]] = {}
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        inputs, width = self.architecture_args.get("inputs", FEATURES), len(self._features.columns)
+        if inputs != width:
+            raise ValueError(f"the tuner's network takes {inputs} features, but {self.feature_set!r} has {width}")
+        if self._basis is not None and self.outputs != 2:
+            raise ValueError("the tuner has a basis, but its network gives no sigma for it: make it with outputs=2")
 
     @staticmethod
     def for_model(
         model: nn.Module,
         architecture: str = "per_block_mlp",
         seed: int = 0,
-        normaliser: EnergyNormaliser | None = None,
+        normaliser: Normaliser | None = None,
         provenance: Provenance | None = None,
+        features: str = "paper",
+        basis: Mapping[str, Tensor] | None = None,
         **architecture_args: Any,
     ) -> Tuner:
-        """A fresh, randomly initialised tuner for the blocks of a model.
+        """A fresh tuner for the blocks of a model, in general randomly initialised.
 
         Args:
             architecture: name of a module in ``l2l.tuners``.
             seed: of the initialisation; the global random state is not touched.
+            features: ``paper`` or ``standard``.
+            basis: columns [n, r] by block; gives the network a second output.
             architecture_args: e.g. ``hidden=64``.
         """
         fingerprint = Fingerprint.of(model)
-        args = {**architecture_args, "blocks": len(fingerprint.names), "seed": seed}
+        width = len(feature_set(features).columns)
+        sizes = ({"inputs": width} if width != FEATURES else {}) | ({"outputs": 2} if basis else {})
+        args = {**sizes, **architecture_args, "blocks": len(fingerprint.names), "seed": seed}
         config = getattr(model, "config", None)
         found = provenance or Provenance(
             base_model=getattr(config, "_name_or_path", None) or type(model).__name__,
             revision=getattr(config, "_commit_hash", None),
         )
         normaliser = normaliser or EnergyNormaliser()
-        return Tuner(build_network(architecture, args), fingerprint, normaliser, architecture, args, found)
+        network = build_network(architecture, args)
+        return Tuner(network, fingerprint, normaliser, architecture, args, found, features, basis)
 
     @staticmethod
     def from_pretrained(name: str | Path, revision: str | None = None) -> Tuner:
@@ -111,9 +137,52 @@ class Tuner:
         """Upload the saved form to the hub; gives the commit's address. See :func:`l2l.tuners.store.push`."""
         return import_module("l2l.tuners.store").push(self, repo_id, private, revision)
 
+    @property
+    def outputs(self) -> int:
+        """Scales per block that the network gives: 1, or 2 with that of the basis."""
+        return self.architecture_args.get("outputs", 1)
+
+    @property
+    def basis(self) -> dict[str, Tensor] | None:
+        """Columns [n, r] float32 by block name; None: the tuner has none. Not to be written: see :meth:`with_basis`."""
+        return self._basis
+
+    def with_basis(self, basis: Mapping[str, Tensor] | None, model: nn.Module | None = None) -> Tuner:
+        """A tuner of the same network, not a copy of it, with another basis.
+
+        Args:
+            model: whose blocks the basis is for, where a size-free tuner goes to another model; None: the tuner's own.
+
+        Raises:
+            ValueError: the basis does not fit, or the tuner does not serve the model.
+        """
+        prints = self.fingerprint if model is None else Fingerprint.of(model)
+        if not self.size_free:
+            self._check_fingerprint(prints)
+        args = {**self.architecture_args, "blocks": len(prints.names)}
+        return Tuner(
+            self.network, prints, self.normaliser, self.architecture, args, self.provenance, self.feature_set, basis
+        )
+
+    @property
+    def size_free(self) -> bool:
+        """Whether no parameter belongs to a block, so that the network serves any model."""
+        names = {name for name, _ in self.network.named_parameters()}
+        return bool(names) and names <= self.network.shared
+
     def check(self, model: nn.Module) -> None:
-        """Raise ValueError, naming missing and extra blocks, unless the tuner was made for this model's blocks."""
-        found = self.fingerprint.differences(Fingerprint.of(model))
+        """Raise ValueError, naming blocks, unless the tuner serves this model.
+
+        A size-free tuner serves any whose blocks its basis and its normaliser, if they belong to blocks, know.
+        """
+        if self.size_free:
+            checked(self._basis or {}, Fingerprint.of(model).blocks())
+            self.normaliser.counts(Blocks.of(model), self._basis or ())
+        else:
+            self._check_fingerprint(Fingerprint.of(model))
+
+    def _check_fingerprint(self, other: Fingerprint) -> None:
+        found = self.fingerprint.differences(other)
         if found:
             raise ValueError(
                 f"the tuner was made for {self.provenance.base_model!r} and does not fit this model: blocks "
@@ -125,42 +194,65 @@ class Tuner:
         return {name: row for row, name in enumerate(self.fingerprint.names)}
 
     def rows(self, names: Sequence[str]) -> list[int]:
-        """Rows of the network that belong to these blocks.
+        """Rows of the network that belong to these blocks; of a size-free one, which has none, their places.
 
         Raises:
             ValueError: a block is unknown to the tuner.
         """
+        if self.size_free:
+            return list(range(len(names)))
         unknown = [name for name in names if name not in self._row]
         if unknown:
-            raise ValueError(f"the tuner for {self.provenance.base_model!r} has no block {_some(unknown)}")
+            raise ValueError(f"the tuner for {self.provenance.base_model!r} has no block {some(unknown)}")
         return [self._row[name] for name in names]
 
     def features(self, history: History) -> Tensor:
-        """Features [blocks, features] of the weights and losses that the history remembers."""
-        return block_features(history)
+        """Features [blocks, features] of what the history remembers."""
+        return self._features.compute(history)
+
+    def scales(self, features: Tensor, names: Sequence[str]) -> Tensor:
+        """What the network gives, before normalisation: sigma [blocks], or with two outputs [blocks, 2].
+
+        The second column is sigma inside the basis, 0 where a block has none. Differentiable in the network's weights.
+        """
+        key = tuple(names)
+        if key not in self._found:
+            self._found[key] = self._find(key)
+        rows, inside = self._found[key]
+        found = self.network(features, rows)
+        return found if inside is None else found * inside
+
+    def _find(self, names: tuple[str, ...]) -> tuple[list[int] | None, Tensor | None]:
+        """Rows of the blocks, None for all in order; and, with two outputs, a mask [blocks, 2] of what there is."""
+        rows = self.rows(names)
+        everything = self.size_free or names == self.fingerprint.names
+        mask = torch.tensor([[1.0, float(name in (self._basis or {}))] for name in names])
+        return None if everything else rows, mask if self.outputs == 2 else None
 
     def sigma(self, features: Tensor, names: Sequence[str]) -> Tensor:
-        """Sigma [blocks] before normalisation; differentiable in the network's weights."""
-        return self.network(features, self.rows(names))
+        """Sigma [blocks] of the dense noise before normalisation; differentiable in the network's weights."""
+        found = self.scales(features, names)
+        return found if found.ndim == 1 else found[:, 0]
 
     def factor(self, sigma: Tensor, blocks: Blocks) -> float:
-        """The normaliser's common factor for these blocks."""
-        return self.normaliser.factor(sigma, self.normaliser.counts(blocks))
+        """The normaliser's common factor for these blocks, of sigma [blocks] or of :meth:`scales` [blocks, 2]."""
+        counts = self._bind(blocks).counts
+        if sigma.ndim == 2 and counts.ndim == 1:
+            sigma = sigma[:, 0]
+        return self.normaliser.factor(sigma, counts if sigma.ndim == counts.ndim else counts[:, 0])
 
+    def basis_for(self, blocks: Blocks) -> Basis | None:
+        """The basis of these blocks as directions take it, the same object at every call; None where none has one."""
+        return self._bind(blocks).basis
 
-def build_network(architecture: str, args: dict[str, Any]) -> TunerNetwork:
-    """The network of a module of ``l2l.tuners``. Only names inside this package are ever imported.
-
-    Raises:
-        ValueError: no such architecture.
-    """
-    if not architecture.isidentifier():
-        raise ValueError(f"tuner architecture {architecture!r} is not a module name of l2l.tuners")
-    try:
-        network = import_module(f"l2l.tuners.{architecture}").NETWORK
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"unknown tuner architecture {architecture!r}: l2l.tuners has no such network") from error
-    return network(**args)
+    def _bind(self, blocks: Blocks) -> _Bound:
+        bound = self._bound.get(blocks)
+        if bound is None or bound.normaliser is not self.normaliser:
+            present = {name for name in blocks.names if name in (self._basis or {})}
+            basis = bound.basis if bound else bind(self._basis or {}, blocks)
+            bound = _Bound(self.normaliser, self.normaliser.counts(blocks, present), basis)
+            self._bound[blocks] = bound
+        return bound
 
 
 def load_weights(tuner: Tuner, weights: dict[str, Tensor]) -> None:
@@ -177,8 +269,3 @@ def load_weights(tuner: Tuner, weights: dict[str, Tensor]) -> None:
     if broken:
         raise ValueError(f"tuner weights {broken} are not finite: the file is broken, get it again")
     tuner.network.load_state_dict(weights)
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -58,6 +58,8 @@ def test_a_saved_tuner_gives_the_same_sigma_bit_for_bit_and_keeps_all_it_knows(t
     assert loaded.normaliser == tuner.normaliser
     assert loaded.provenance == tuner.provenance
     assert loaded.architecture_args == tuner.architecture_args
+    assert loaded.feature_set == tuner.feature_set
+    assert loaded.fingerprint.kinds == tuner.fingerprint.kinds
     loaded.check(TiedLM())
 
 
@@ -109,7 +111,7 @@ def test_a_missing_file_is_refused(folder: Path, missing: str):
         Tuner.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("field", store.FIELDS)
+@pytest.mark.parametrize("field", [*store.FIELDS, *store.FIELDS_SINCE_2])
 def test_a_missing_field_of_the_config_is_named(folder: Path, field: str):
     rewrite(folder, lambda config: config.pop(field))
     with pytest.raises(ValueError, match=f"config.json lacks {field}: the file is incomplete"):
@@ -127,7 +129,8 @@ def test_a_config_that_is_no_config_is_refused(folder: Path, text: bytes):
     ("change", "message"),
     [
         ({"format": "peft"}, "is not an l2l tuner: its 'format' is not 'l2l-tuner'"),
-        ({"format_version": 2}, "has format version 2; this l2l reads 1: upgrade"),
+        ({"format_version": 3}, "has format version 3; this l2l reads 1 to 2: upgrade"),
+        ({"format_version": 0}, "has format version 0; this l2l reads 1 to 2: upgrade"),
         ({"format_version": "1"}, "has format version 1; this l2l reads"),
         ({"architecture": "os.path"}, "architecture 'os.path' is not a module name"),
         ({"architecture": "../../evil"}, "architecture '../../evil' is not a module name"),
@@ -137,7 +140,20 @@ def test_a_config_that_is_no_config_is_refused(folder: Path, text: bytes):
         ({"architecture_args": {"blocks": 6, "depth": 3}}, "config.json holds a value that does not fit"),
         ({"architecture_args": {"blocks": 5, "hidden": 8}}, "lists 6 blocks for 5 networks"),
         ({"architecture_args": {"blocks": 6, "hidden": 9}}, "tuner weights do not fit their config"),
+        ({"architecture_args": {"blocks": 6, "hidden": -1}}, "config.json holds a value that does not fit"),
+        ({"architecture_args": {"blocks": 6, "hidden": 8, "inputs": 14}}, "takes 14 features, but 'paper' has 5"),
+        ({"features": "mine"}, "unknown tuner features 'mine'"),
+        ({"features": ["paper"]}, "config.json holds a value that does not fit"),
         ({"normaliser": {"kind": "mine"}}, "config.json holds a value that does not fit"),
+        ({"normaliser": {"name": "mine"}}, "unknown tuner normaliser 'mine'"),
+        ({"normaliser": {"name": "energy", "batch_size": 0}}, "must be positive and finite"),
+        ({"normaliser": {"name": "energy", "batch_size": "many"}}, "config.json holds a value that does not fit"),
+        ({"normaliser": {"name": "curvature", "traces": [1]}}, "config.json holds a value that does not fit"),
+        ({"basis": {"embed.weight": 2}}, "config lists a basis for 1 blocks that is not there"),
+        ({"basis": 6}, "config.json holds a value that does not fit"),
+        ({"blocks": [{"name": "a", "shape": [1], "kind": "odd"}] * 6}, "kinds that l2l does not know"),
+        ({"blocks": [{"name": "a", "shape": [1]}] * 6}, "have names twice, or sizes that are no whole numbers"),
+        ({"blocks": [{"name": str(i), "shape": [-1]} for i in range(6)]}, "sizes that are no whole numbers"),
         ({"blocks": [{"shape": [1]}] * 6}, "config.json holds a value that does not fit"),
         ({"blocks": 6}, "config.json holds a value that does not fit"),
     ],

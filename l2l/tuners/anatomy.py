@@ -1,0 +1,105 @@
+"""What a tuner has become, read off the tuner alone: how far it moved, its sigma by kind of block, its basis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import mean, median, pstdev
+
+import torch
+from torch import Tensor
+
+from l2l.tuners.build import build_network
+from l2l.tuners.constants import block_constants, kind_of
+from l2l.tuners.features import History
+from l2l.tuners.tuner import Tuner
+
+TYPICAL_VARIANCE = 4e-4
+"""Of the weights of a language model's matrices; their mean is 0."""
+TYPICAL_LOSS = 2.0
+
+
+@dataclass(frozen=True)
+class SigmaRow:
+    """Sigma over the blocks of one kind."""
+
+    kind: str
+    blocks: int
+    smallest: float
+    median: float
+    largest: float
+    variation: float
+    """Standard deviation over mean."""
+
+
+def movement(tuner: Tuner) -> list[float]:
+    """How far the weights that serve each block moved from their initialisation, relative to its norm.
+
+    Weights that serve all blocks count for each. Where the initialisation is zero, the distance itself.
+    """
+    fresh = build_network(tuner.architecture, tuner.architecture_args).state_dict()
+    learned = tuner.network.state_dict()
+    changes = {name: learned[name].double() - fresh[name].double() for name in fresh}
+    size = _squares(fresh, tuner)
+    return torch.sqrt(_squares(changes, tuner) / torch.where(size > 0, size, 1.0)).tolist()
+
+
+def _squares(values: dict[str, Tensor], tuner: Tuner) -> Tensor:
+    blocks = len(tuner.fingerprint.names)
+    found = torch.zeros(blocks, dtype=torch.float64)
+    for name, value in values.items():
+        rows = 1 if name in tuner.network.shared else blocks
+        found += (value.double() ** 2).reshape(rows, -1).sum(1)
+    return found
+
+
+def typical_history(tuner: Tuner) -> History:
+    """At the start of a run on a model of ordinary weights, the losses 2, the last sigma 1."""
+    blocks = tuner.fingerprint.blocks()
+    moments = torch.tensor([[0.0, TYPICAL_VARIANCE]] * len(blocks), dtype=torch.float64)
+    constants = block_constants(blocks, moments)
+    return History(torch.ones(len(blocks)), moments, TYPICAL_LOSS, TYPICAL_LOSS, constants)
+
+
+def typical_sigma(tuner: Tuner, fresh: bool = False) -> Tensor:
+    """[blocks] sigma at :func:`typical_history`, before normalisation; [blocks, 2] with two outputs.
+
+    Args:
+        fresh: of the tuner as it was initialised.
+    """
+    network = build_network(tuner.architecture, tuner.architecture_args) if fresh else tuner.network
+    with torch.no_grad():
+        return network(tuner.features(typical_history(tuner)))
+
+
+def sigma_by_kind(tuner: Tuner) -> list[SigmaRow]:
+    """Typical sigma over the blocks of each kind, over all, and, inside the basis, over the blocks that have one."""
+    sigma = typical_sigma(tuner).reshape(len(tuner.fingerprint.names), -1)
+    kinds: dict[str, list[float]] = {}
+    for kind, value in zip(map(kind_of, tuner.fingerprint.blocks()), sigma[:, 0].tolist(), strict=True):
+        kinds.setdefault(kind, []).append(value)
+    rows = [_row(kind, values) for kind, values in sorted(kinds.items())]
+    inside = [sigma[i, 1].item() for i, name in enumerate(tuner.fingerprint.names) if name in (tuner.basis or {})]
+    return [*rows, _row("all", sigma[:, 0].tolist()), *([_row("inside the basis", inside)] if inside else [])]
+
+
+def _row(kind: str, values: list[float]) -> SigmaRow:
+    average = mean(values)
+    variation = pstdev(values) / average if average else 0.0
+    return SigmaRow(kind, len(values), min(values), median(values), max(values), variation)
+
+
+def sigma_change(tuner: Tuner) -> list[float]:
+    """Per block, typical sigma over what it was at initialisation, minus 1."""
+    blocks = len(tuner.fingerprint.names)
+    now, then = (typical_sigma(tuner, fresh).reshape(blocks, -1)[:, 0] for fresh in (False, True))
+    return ((now - then) / then.clamp(min=torch.finfo(then.dtype).tiny)).tolist()
+
+
+def basis_line(tuner: Tuner) -> str:
+    """Blocks, ranks and size of the basis."""
+    if tuner.basis is None:
+        return "none"
+    found = [vectors.shape[1] for vectors in tuner.basis.values()]
+    size = sum(vectors.numel() * vectors.element_size() for vectors in tuner.basis.values())
+    span = str(found[0]) if min(found) == max(found) else f"{min(found)} to {max(found)}"
+    return f"{len(found)} blocks, rank {span}, {size / 1024:.1f} KiB"
