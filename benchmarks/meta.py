@@ -103,12 +103,12 @@ def ours(gradient: str, given: argparse.Namespace, answer: int) -> Step:
 
     def step() -> float:
         number = next(numbers)
-        objective, outcome, closure = learner.look(number)
+        outcome, closure = learner.look(number)
         sgd.zero_grad()
-        objective.backward()
+        outcome.surrogate.backward()
         sgd.step()
         learner.travel(number, closure, outcome)
-        return outcome.loss_after
+        return outcome.loss
 
     return step
 

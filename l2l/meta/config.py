@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from l2l.meta.objectives import make_objective
+from l2l.meta.objectives.base import Objective
 from l2l.meta.trajectory import TrajectoryConfig
 from l2l.methods.base import check_counts, check_positive
 
@@ -25,9 +27,19 @@ class MetaTrainConfig:
     data_dir: str | None = None
     """Holds ``<task>/{train,validation}.jsonl``; without it rows come from the hub."""
     steps: int = 1000
-    """Outer steps, each on one batch of one task, the tasks in turn."""
+    """Outer steps, each on one batch of one task."""
+    objective: str = "published"
+    """What the tuner is trained for: a module of ``l2l.meta.objectives``."""
+    objective_args: dict[str, Any] = field(default_factory=dict)
+    """Its arguments, e.g. ``{steps: 8}`` of ``unrolled``."""
+    sampling: Literal["turn", "random"] = "turn"
+    """Which task an outer step takes: ``turn``: each in turn; ``random``: drawn by ``task_weights``, under the seed."""
+    task_weights: list[float] = field(default_factory=list)
+    """How often each task of the pool is drawn, in the order of ``tasks``. Empty: all alike."""
+    outer_optimizer: Literal["sgd", "adam"] = "sgd"
+    """What moves the tuner's weights."""
     outer_lr: float = 0.1
-    """Learning rate of the tuner's SGD."""
+    """Its learning rate."""
     lr: float = 1e-6
     """Learning rate of the zeroth-order step that the tuner is trained to make better."""
     epsilon: float = 1e-3
@@ -37,6 +49,14 @@ class MetaTrainConfig:
     length_groups: int | None = None
     """Most forward passes that the rows of a batch are split into by length, so that little padding is fed. The loss is
     the same up to rounding. None: up to 6 on the CPU, 1 on other devices."""
+    trajectory: Literal["teacher", "zo", "mixture"] = "teacher"
+    """How the model moves meanwhile: ``teacher``: by first-order steps, as in the paper; ``zo``: by the deployed zeroth-order
+    steps; ``mixture``: one or the other from restart to restart, drawn under the seed."""
+    zo_share: float = 0.5
+    """Share of the periods between restarts that a mixture gives to zeroth-order steps."""
+    share_prompts: bool | None = None
+    """Whether options of several tokens share one row with their prompt. None: where a probe of the model finds the
+    numbers the same, up to rounding."""
     inner_lr: float = 1e-2
     """Learning rate of the first-order trajectory that the model follows meanwhile."""
     inner_momentum: float = 0.8
@@ -48,6 +68,9 @@ class MetaTrainConfig:
     anyway; ``own``: before it, as in the paper, for a forward and a backward pass more per outer step."""
     restart_every: int = 200
     """Outer steps until the model is put back to its initial weights."""
+    restart_histories: bool = False
+    """Whether what the tuner remembers of a task begins anew with the model, as at the start of a fine-tuning run, which is
+    then taken to be as long as the task's steps in a period: for features that compare a run with its start."""
     validate_every: int = 250
     """Outer steps between validations."""
     validation_steps: int = 10
@@ -60,10 +83,15 @@ class MetaTrainConfig:
     """Tuner network: a module of ``l2l.tuners``."""
     architecture_args: dict[str, Any] = field(default_factory=dict)
     """Its arguments, e.g. ``{hidden: 64}``."""
+    features: str = "paper"
+    """What the tuner sees of each block: a name in :data:`l2l.tuners.features.FEATURE_SETS`."""
+    normaliser: str = "energy"
+    """What the common factor of sigma keeps constant: ``energy`` (MeZO's, as in the paper), ``curvature`` (measured on the
+    pool before the first step) or ``none``."""
     embedding_rows_per_sample: float = 15.0
     """Rows of an embedding that one sample is expected to touch, for the normaliser."""
     normalise: bool = True
-    """Whether sigma is normalised to the energy of MeZO's perturbation."""
+    """Whether sigma is normalised to the energy of MeZO's perturbation; ``normaliser: none`` has another word for no."""
     seed: int = 0
     """Fixes initialisation, data order and every direction."""
     train_size: int = 1000
@@ -95,7 +123,14 @@ class MetaTrainConfig:
             embedding_rows_per_sample=self.embedding_rows_per_sample,
             validation_lrs=min(self.validation_lrs, default=1.0),
         )
-        self.trajectory()
+        self.travels()
+        self._check_objective()
+        if self.sampling not in ("turn", "random"):
+            raise ValueError(f"sampling={self.sampling!r} must be 'turn' or 'random'")
+        if self.task_weights and self.sampling != "random":
+            raise ValueError("task_weights are given, but the tasks come in turn: set sampling to 'random'")
+        if self.outer_optimizer not in ("sgd", "adam"):
+            raise ValueError(f"outer_optimizer={self.outer_optimizer!r} must be 'sgd' or 'adam'")
         check_counts(
             steps=self.steps,
             batch_size=self.batch_size,
@@ -108,9 +143,28 @@ class MetaTrainConfig:
             log_every=self.log_every,
         )
 
-    def trajectory(self) -> TrajectoryConfig:
+    def travels(self) -> TrajectoryConfig:
         """How the model moves meanwhile."""
-        return TrajectoryConfig(self.inner_lr, self.inner_momentum, self.inner_clip, self.restart_every)
+        return TrajectoryConfig(
+            self.inner_lr, self.inner_momentum, self.inner_clip, self.restart_every, self.trajectory, self.zo_share
+        )
+
+    def learns_by(self) -> Objective:
+        """What the tuner is trained for.
+
+        Raises:
+            ValueError: there is no such objective, or it has no such arguments.
+        """
+        return make_objective(self.objective, **self.objective_args)
+
+    def _check_objective(self) -> None:
+        shares = self.trajectory != "zo" and self.trajectory_gradient == "shared"
+        if shares and not self.learns_by().hands_gradients:
+            raise ValueError(
+                f"objective {self.objective!r} takes no backward pass whose gradient the trajectory could share: set "
+                "trajectory to 'zo', or trajectory_gradient to 'own'"
+            )
+        self.learns_by()
 
 
 def task_list(value: list[str] | str) -> list[str]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, final
 
-import torch
 from torch import Tensor
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import Closure
 from l2l.meta.config import MetaTrainConfig
-from l2l.meta.objective import OneStep, one_step
-from l2l.meta.pool import PoolTask, turn
+from l2l.meta.labels import SampledLoss, sampled_loss
+from l2l.meta.objectives.base import Outcome, Point
+from l2l.meta.pool import PoolTask, drawn, turn
 from l2l.meta.trajectory import accelerate, at_rest, momentum_step, move
 from l2l.meta.validate import short_run
+from l2l.meta.walk import replay
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
@@ -22,6 +23,7 @@ from l2l.perturb import Theta
 from l2l.report.files import read_tensors, write_tensors
 from l2l.report.rundir import RunDirectory
 from l2l.tasks.closure import batch_loss
+from l2l.tasks.encode import Batch
 from l2l.tuners.features import History
 from l2l.tuners.tuner import Tuner
 
@@ -53,15 +55,18 @@ class Judgement:
 
 @final
 class MetaLearner:
-    """Outer steps over the pool. The model moves along a first-order trajectory; the tuner learns from each point of it."""
+    """Outer steps over the pool. The model moves along a trajectory; the tuner learns from each point of it."""
 
     def __init__(self, parts: MetaParts, config: MetaTrainConfig, folder: RunDirectory) -> None:
         self.parts, self.config, self.folder = parts, config, folder
         self.theta = Theta(Blocks.of(parts.model))
-        self.method = Learned(parts.tuner, epsilon=config.epsilon)
-        self.trajectory = config.trajectory()
-        self.velocity = at_rest(self.theta.blocks)
-        self.histories = [History.start(self.theta.blocks) for _ in parts.pool]
+        period = max(1, config.restart_every // len(parts.pool))
+        self.method = Learned(parts.tuner, epsilon=config.epsilon, horizon=period if config.restart_histories else None)
+        self.objective = config.learns_by()
+        self.trajectory = config.travels()
+        self.velocity = {} if self.trajectory.kind == "zo" else at_rest(self.theta.blocks)
+        self.histories = [self.method.init(self.theta.blocks) for _ in parts.pool]
+        self.memories: list[dict[str, Tensor]] = [{} for _ in parts.pool]
         self.judgement = Judgement()
 
     def begin(self, resumed: bool) -> None:
@@ -73,31 +78,61 @@ class MetaLearner:
         """The model's trainable tensors by name, sharing memory with it."""
         return {block.name: block.tensor.detach() for block in self.theta.blocks}
 
-    def look(self, step: int) -> tuple[Tensor, OneStep, Closure]:
-        """The meta-objective at outer step ``step``: a scalar whose gradient in the tuner's weights is the meta-gradient."""
-        index, number = turn(step, len(self.parts.pool))
+    def turn(self, step: int) -> tuple[int, int]:
+        """(which task, which of its batches) serves outer step ``step``."""
+        tasks = len(self.parts.pool)
+        if self.config.sampling == "turn":
+            return turn(step, tasks)
+        return drawn(step, tuple(self.config.task_weights) or (1.0,) * tasks, self.config.seed)
+
+    def look(self, step: int) -> tuple[Outcome, Closure]:
+        """The objective at outer step ``step``, and the loss of its batch."""
+        index, number = self.turn(step)
         if step % self.config.restart_every == 0 and step > 0:
             self.restart()
-        pool = self.parts.pool[index]
-        batch = pool.feeder.at(number)
+            if self.config.restart_histories:
+                self.histories = [self.method.init(self.theta.blocks) for _ in self.histories]
+        point = self.point(step, index, number)
+        outcome = self.objective(point)
+        self.histories[index], self.memories[index] = outcome.history, dict(outcome.memory)
+        return outcome, point.closure
 
-        def closure() -> Tensor:
-            return batch_loss(self.parts.model, batch, pool.feeder.form)
+    def point(self, step: int, index: int, number: int) -> Point:
+        """Where the model stands at outer step ``step``, seen by the ``number``-th batch of a task of the pool."""
+        model, feeder, config = self.parts.model, self.parts.pool[index].feeder, self.config
+        batch, key = feeder.at(number), Key(config.seed, step)
 
-        shared = accelerate(self.velocity, self.trajectory) if self.config.trajectory_gradient == "shared" else None
-        key = Key(self.config.seed, step)
-        outcome = one_step(closure, self.theta, self.method, self.histories[index], key, self.config.lr, consume=shared)
-        self.histories[index] = outcome.history
-        sigma = self.parts.tuner.sigma(outcome.features, self.theta.blocks.names)
-        return torch.sum(sigma * outcome.sigma_gradient), outcome, closure
+        def loss(batch: Batch) -> Closure:
+            return lambda: batch_loss(model, batch, feeder.form)
 
-    def travel(self, step: int, closure: Closure, outcome: OneStep) -> float:
-        """One first-order step of the model on the same batch; gives the loss where its gradient was taken."""
+        def sampled(probe: int) -> SampledLoss:
+            return sampled_loss(model, batch, feeder.form, key.with_draw(probe))
+
+        shares = config.trajectory_gradient == "shared" and not self.trajectory.zeroth_order(step, config.seed)
+        return Point(
+            closure=loss(batch),
+            other=loss(feeder.further(step, 0)),
+            further=lambda i: loss(feeder.further(step, i + 1)),
+            theta=self.theta,
+            method=self.method,
+            history=self.histories[index],
+            key=key,
+            lr=config.lr,
+            consume=accelerate(self.velocity, self.trajectory) if shares else None,
+            sampled=sampled,
+            memory=self.memories[index],
+        )
+
+    def travel(self, step: int, closure: Closure, outcome: Outcome) -> float:
+        """One step of the model on the same batch; gives the loss that it was taken by."""
+        if self.trajectory.zeroth_order(step, self.config.seed):
+            replay(self.theta, outcome.report, self.config.lr)
+            return outcome.report.loss
         lr = self.trajectory.lr_at(step)
         if self.config.trajectory_gradient == "own":
             return momentum_step(closure, self.theta, self.velocity, lr, self.trajectory)
         move(self.theta, self.velocity, lr, self.trajectory)
-        return outcome.loss_after
+        return outcome.loss
 
     def restart(self) -> None:
         """Back to the initial weights, at rest. The tuner, its histories included, goes on."""
@@ -110,7 +145,8 @@ class MetaLearner:
         write_tensors(self.folder.path / "theta.pt", self.weights())
         if self.judgement.mezo is None:
             self.judgement.mezo = self._mean_loss(MeZO(epsilon=self.config.epsilon))
-        loss = self._mean_loss(self.method)
+        runs = self.config.validation_steps if self.method.horizon else None
+        loss = self._mean_loss(replace(self.method, horizon=runs))
         self.theta.assign(read_tensors(self.folder.path / "theta.pt"))
         self.judgement.history.append((step, loss))
         if loss < self.judgement.best_loss or not self.judgement.best_weights:
@@ -138,6 +174,7 @@ class MetaLearner:
             "weights": self.weights(),
             "velocity": self.velocity,
             "histories": [vars(history) for history in self.histories],
+            "memories": self.memories,
             "judgement": dict(vars(self.judgement)),
         }
 
@@ -146,4 +183,5 @@ class MetaLearner:
         self.theta.assign(state["weights"])
         self.velocity = state["velocity"]
         self.histories = [History(**history) for history in state["histories"]]
+        self.memories = state["memories"]
         self.judgement = Judgement(**state["judgement"])

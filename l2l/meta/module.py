@@ -17,7 +17,11 @@ from l2l.meta.learner import MetaLearner
 from l2l.report.files import read_tensors, write_tensors
 from l2l.report.metrics import MetricsLog
 
-COLUMNS = ("task", "train_loss", "loss_after", "trajectory_loss", "sigma_mean", "sigma_cv", "validation_loss")
+COLUMNS = (
+    *("task", "train_loss", "objective", "loss_after", "trajectory_loss", "sigma_mean", "sigma_cv"),
+    "validation_loss",
+)
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 STATE = "meta_learner"
 
 
@@ -54,7 +58,8 @@ class MetaModule(lightning.LightningModule):
         self.advance = advance
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.network.parameters(), lr=self.learner.config.outer_lr)
+        config = self.learner.config
+        return OPTIMIZERS[config.outer_optimizer](self.network.parameters(), lr=config.outer_lr)
 
     def train_dataloader(self) -> DataLoader[int]:
         return DataLoader(Steps(), batch_size=None)
@@ -64,18 +69,19 @@ class MetaModule(lightning.LightningModule):
         if step % learner.config.validate_every == 0:  # before the step, so that a run that resumes here does it too
             self._validate(step)
         optimizer: Any = self.optimizers()
-        objective, outcome, closure = learner.look(step)
+        outcome, closure = learner.look(step)
         optimizer.zero_grad()
-        self.manual_backward(objective)
+        self.manual_backward(outcome.surrogate)
         optimizer.step()
         travelled = learner.travel(step, closure, outcome)
         if step % learner.config.log_every == 0:
             sigma = torch.tensor(outcome.report.estimates[0].direction.sigma)
             self._log(
                 step,
-                task=step % len(learner.parts.pool),
+                task=learner.turn(step)[0],
                 train_loss=outcome.report.loss,
-                loss_after=outcome.loss_after,
+                objective=outcome.value,
+                loss_after=outcome.loss,
                 trajectory_loss=travelled,
                 sigma_mean=sigma.mean().item(),
                 sigma_cv=(sigma.std() / sigma.mean()).item(),

@@ -11,7 +11,8 @@ from l2l.blocks import Blocks
 from l2l.estimators.base import read_loss
 from l2l.meta.config import MetaTrainConfig, task_list
 from l2l.meta.learner import MetaLearner, MetaParts
-from l2l.meta.pool import PoolTask, load_pool
+from l2l.meta.normaliser import check_normaliser, make_normaliser
+from l2l.meta.pool import PoolTask, check_weights, load_pool
 from l2l.models.load import EMBEDDED, context_length, load_model, load_tokenizer, model_identity
 from l2l.perturb.exact import HALF
 from l2l.report.files import read_tensors
@@ -23,7 +24,7 @@ from l2l.report.rundir import METRICS, RunDirectory
 from l2l.tasks import get_task
 from l2l.tasks.closure import batch_loss
 from l2l.tuners.card import movement
-from l2l.tuners.normalise import EnergyNormaliser
+from l2l.tuners.features import feature_set
 from l2l.tuners.tuner import Provenance, Tuner, load_weights
 from l2l.world import POOL, VALIDATION
 
@@ -79,9 +80,11 @@ def with_defaults(config: MetaTrainConfig) -> MetaTrainConfig:
     """The configuration with its pool spelled out.
 
     Raises:
-        ValueError: no pool, an unknown task, or a validation task inside the pool.
+        ValueError: no pool, an unknown task, features or normaliser, or a validation task inside the pool.
     """
     tasks, validation = task_list(config.tasks), task_list(config.validation_tasks)
+    check_normaliser(config)
+    feature_set(config.features)
     if not tasks and config.model != EMBEDDED:
         raise ValueError("tasks is empty: name the pool's tasks, e.g. --tasks rte,boolq,copa")
     if not tasks:
@@ -89,6 +92,10 @@ def with_defaults(config: MetaTrainConfig) -> MetaTrainConfig:
     both = sorted(set(tasks) & set(validation))
     if both:
         raise ValueError(f"task {both[0]!r} is in the pool and in validation_tasks: a tuner is judged on other tasks")
+    if config.task_weights and len(check_weights(config.task_weights)) != len(tasks):
+        raise ValueError(
+            f"task_weights has {len(config.task_weights)} values for {len(tasks)} tasks: give one for each"
+        )
     for name in (*tasks, *validation):
         get_task(name)  # unknown ones show before anything is loaded
     return replace(config, tasks=tasks, validation_tasks=validation)
@@ -119,8 +126,9 @@ def prepare(
         model,
         config.architecture,
         config.seed,
-        EnergyNormaliser(config.embedding_rows_per_sample, config.batch_size, config.normalise),
+        make_normaliser(config, model, pool),
         Provenance(identity.id or type(model).__name__, identity.revision, recipe=_recipe(config)),
+        config.features,
         **config.architecture_args,
     )
     return MetaParts(model, tokenizer, tuner, pool, validation)
@@ -137,9 +145,7 @@ def _read_first_loss(model: PreTrainedModel, pool: PoolTask) -> None:
 def _recipe(config: MetaTrainConfig) -> dict[str, Any]:
     """The part of the configuration that says how a tuner was made, not where."""
     private = ("out", "data_dir", "overwrite", "progress", "device")
-    return {name: value for name, value in asdict(config).items() if name not in private} | {
-        "objective": "loss after one step on the same batch (arXiv:2510.00419)"
-    }
+    return {name: value for name, value in asdict(config).items() if name not in private}
 
 
 def _train(learner: MetaLearner, folder: RunDirectory) -> None:

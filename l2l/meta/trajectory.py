@@ -1,15 +1,18 @@
-"""Where the model goes while its tuner learns: first-order SGD with momentum, restarted now and then.
+"""Where the model goes while its tuner learns, restarted now and then: early and late states come again and again.
 
-ZO Fine-tuner, arXiv:2510.00419, so that the tuner meets early and late states of training again and again. Differs from
-it in holding one buffer only: gradients go straight into the velocity as the backward pass completes them, and it is the
-velocity whose norm is limited (by clip / (1 - momentum), what gradients clipped at ``clip`` would add up to).
+By first-order SGD with momentum, as in ZO Fine-tuner, arXiv:2510.00419, or by the deployed zeroth-order steps. The first
+differs from the paper in holding one buffer only: gradients go straight into the velocity as the backward pass completes
+them, and it is the velocity whose norm is limited (by clip / (1 - momentum), what gradients clipped at ``clip`` would add
+up to).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,10 +22,13 @@ from l2l.estimators.base import Closure
 from l2l.methods.base import check_counts, check_positive
 from l2l.perturb import Theta
 
+_KINDS = 2
+"""Word that sets the stream of a mixture's draws apart from those of batches and tasks."""
+
 
 @dataclass(frozen=True)
 class TrajectoryConfig:
-    """How the inner first-order trajectory moves."""
+    """How the model moves."""
 
     lr: float = 1e-2
     """Inner learning rate at the start of each period; it falls linearly to zero until the restart."""
@@ -32,9 +38,17 @@ class TrajectoryConfig:
     """Limit on the gradient norm, applied to the velocity as clip / (1 - momentum)."""
     restart_every: int = 200
     """Outer steps until the model is put back to its initial weights."""
+    kind: Literal["teacher", "zo", "mixture"] = "teacher"
+    """By first-order steps, by the deployed zeroth-order steps, or by one of them from restart to restart."""
+    zo_share: float = 0.5
+    """Share of a mixture's periods that are zeroth-order."""
 
     def __post_init__(self) -> None:
         check_positive(lr=self.lr, clip=self.clip)
+        if self.kind not in ("teacher", "zo", "mixture"):
+            raise ValueError(f"trajectory={self.kind!r} must be 'teacher', 'zo' or 'mixture'")
+        if not 0 <= self.zo_share <= 1:
+            raise ValueError(f"zo_share={self.zo_share} must lie between 0 and 1")
         check_counts(restart_every=self.restart_every)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1")
@@ -42,6 +56,12 @@ class TrajectoryConfig:
     def lr_at(self, step: int) -> float:
         """Learning rate of outer step ``step``: linear from lr to 0 within each period."""
         return self.lr * (1 - (step % self.restart_every) / self.restart_every)
+
+    def zeroth_order(self, step: int, seed: int) -> bool:
+        """Whether the model moves by the deployed step at outer step ``step``: the same throughout a period."""
+        if self.kind != "mixture":
+            return self.kind == "zo"
+        return np.random.default_rng((seed, step // self.restart_every, _KINDS)).random() < self.zo_share
 
 
 def at_rest(blocks: Blocks) -> dict[int, Tensor]:

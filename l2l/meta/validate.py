@@ -44,4 +44,4 @@ def short_run(
             )
     except FloatingPointError:
         return float("inf")
-    return evaluate(model, tokenizer, pool.task, pool.dev).loss
+    return evaluate(model, tokenizer, pool.task, pool.dev, grouping=pool.feeder.grouping).loss

@@ -1,0 +1,18 @@
+"""The loss after one zeroth-order step, on another batch than the step's: memorising the batch's noise earns nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from l2l.meta.objectives.base import Objective, Outcome, Point
+from l2l.meta.walk import behind
+
+
+@final
+@dataclass(frozen=True)
+class HeldOut(Objective):
+    """The published objective (arXiv:2510.00419) with its loss on batch B. Costs the same."""
+
+    def __call__(self, point: Point) -> Outcome:
+        return behind(point, [point.closure], point.other)

@@ -1,0 +1,19 @@
+"""The loss after one zeroth-order step, on the same batch: what ZO Fine-tuner (arXiv:2510.00419) trains for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from l2l.meta.objectives.base import Objective, Outcome, Point
+from l2l.meta.walk import behind
+
+
+@final
+@dataclass(frozen=True)
+class Published(Objective):
+    """Two forward passes, one forward and backward pass. The projected gradient is held constant, as in the paper: in
+    expectation that is half of the slope of :mod:`l2l.meta.objectives.expected`."""
+
+    def __call__(self, point: Point) -> Outcome:
+        return behind(point, [point.closure], point.closure)

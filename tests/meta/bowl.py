@@ -1,0 +1,106 @@
+"""A quadratic whose gradient and Hessian are known, seen through batches that tilt it: for exact tests of objectives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2l.blocks import Blocks
+from l2l.meta.labels import SampledLoss
+from l2l.meta.objectives.base import Outcome, Point
+from l2l.methods.learned import Learned
+from l2l.noise import Key
+from l2l.perturb import Theta
+from l2l.tuners.features import History
+from l2l.tuners.tuner import Tuner
+
+SIZES = (6 * 5, 4)
+
+
+class Bowl(nn.Module):
+    """0.5 x^T H x + tilt_i^T x over a matrix [6, 5] and a vector [4], in float64; H couples all coordinates."""
+
+    hessian: Tensor
+    tilts: Tensor
+
+    def __init__(self, tilt: float = 1.0) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(3)
+        size = sum(SIZES)
+        self.matrix = nn.Parameter(torch.randn(6, 5, generator=draw, dtype=torch.float64))
+        self.vector = nn.Parameter(torch.randn(4, generator=draw, dtype=torch.float64))
+        root = torch.randn(size, size, generator=draw, dtype=torch.float64)
+        self.register_buffer("hessian", root @ root.T / size + 0.1 * torch.eye(size, dtype=torch.float64))
+        self.register_buffer("tilts", tilt * torch.randn(8, size, generator=draw, dtype=torch.float64))
+
+    def flat(self) -> Tensor:
+        return torch.cat([self.matrix.reshape(-1), self.vector])
+
+    def forward(self, batch: int) -> Tensor:
+        x = self.flat()
+        return 0.5 * x @ self.hessian @ x + self.tilts[batch] @ x
+
+    def gradient(self, batch: int) -> tuple[Tensor, ...]:
+        """Per block."""
+        found = self.hessian @ self.flat().detach() + self.tilts[batch]
+        return found[:30].view(6, 5), found[30:]
+
+    def hessian_blocks(self) -> tuple[Tensor, Tensor]:
+        return self.hessian[:30, :30], self.hessian[30:, 30:]
+
+
+def basis(rank: int = 2) -> Tensor:
+    draw = torch.Generator().manual_seed(8)
+    return torch.linalg.qr(torch.randn(5, rank, generator=draw, dtype=torch.float64)).Q.float().contiguous()
+
+
+def tuner_of(model: nn.Module, inside: Tensor | None = None, **options: Any) -> Tuner:
+    return Tuner.for_model(model, seed=4, basis=None if inside is None else {"matrix": inside}, **options)
+
+
+def point_on(
+    model: Bowl, tuner: Tuner, key: Key = Key(5, 7), lr: float = 1e-2, other: int = 1, **changes: Any
+) -> Point:
+    """Batch A is number 0, B is ``other``, further ones follow."""
+    theta = Theta(Blocks.of(model))
+    method = Learned(tuner, epsilon=1e-3)
+    point = Point(
+        closure=lambda: model(0),
+        other=lambda: model(other),
+        further=lambda i: lambda: model(2 + i),
+        theta=theta,
+        method=method,
+        history=History.start(theta.blocks),
+        key=key,
+        lr=lr,
+        sampled=lambda i: SampledLoss(lambda: model(2 + i), 7, 3),
+    )
+    return replace(point, **changes)
+
+
+def lambdas(outcome: Outcome) -> list[float]:
+    """(factor * sigma)^2 of both blocks, then inside the basis where there is one."""
+    direction = outcome.report.estimates[0].direction
+    scales = [*direction.sigma, *direction.basis_sigma[:1]]
+    return [(direction.factor * scale) ** 2 for scale in scales]
+
+
+def slopes(outcome: Outcome) -> Tensor:
+    """The derivatives in sigma of both blocks, then in that inside the basis where there is one."""
+    assert outcome.sigma_gradient is not None
+    inside = [] if outcome.basis_gradient is None else [outcome.basis_gradient[:1]]
+    return torch.cat([outcome.sigma_gradient, *inside]).double()
+
+
+def chain(outcome: Outcome, slope: Tensor) -> Tensor:
+    """Derivatives in lambda as derivatives in sigma."""
+    direction = outcome.report.estimates[0].direction
+    scales = torch.tensor([*direction.sigma, *direction.basis_sigma[:1]], dtype=torch.float64)
+    return 2 * direction.factor**2 * scales * slope
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
