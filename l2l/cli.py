@@ -96,6 +96,18 @@ def _quickstart(config: Any) -> None:
     run(config)
 
 
+def _meta_evaluate_config() -> type:
+    from l2l.compare.config import MetaEvaluateConfig
+
+    return MetaEvaluateConfig
+
+
+def _meta_evaluate(config: Any) -> None:
+    from l2l.compare.evaluate import run
+
+    run(config)
+
+
 def _bench_config() -> type:
     from l2l.bench.config import BenchConfig
 
@@ -181,6 +193,7 @@ COMMANDS = (
     Command("quickstart", "learn a tuner and compare it with MeZO and DiZO, offline", _quickstart_config, _quickstart),
     Command("meta-train", "learn a tuner for a model over a pool of tasks", _meta_train_config, _meta_train),
     Command("fine-tune", "fine-tune a model on a task with forward passes only", _fine_tune_config, _fine_tune),
+    Command("meta-evaluate", "judge tuners by the frozen protocol", _meta_evaluate_config, _meta_evaluate),
     Command("evaluate", "loss and metric of a model on a task", _evaluate_config, _evaluate),
     Command("bench", "measure a step beside its two forwards and the textbook loop", _bench_config, _bench),
     Command("estimate", "peak memory and time per step, before a run", _estimate_config, _estimate),

@@ -19,8 +19,8 @@ from l2l.models.tiny_random import tiny_random
 from l2l.tuners.tuner import Tuner
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 COMMANDS = {"fine_tune": ("fine-tune", FineTuneConfig), "meta_train": ("meta-train", MetaTrainConfig)}
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name in COMMANDS)
 FAMILIES = {"opt-125m": "opt", "opt-1.3b": "opt", "llama-3.2-1b": "llama", "qwen2.5-0.5b": "qwen2"}
 NAMES = {"l2l-tiny", *FAMILIES}
 

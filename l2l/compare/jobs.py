@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Job:
     """What the table calls the method."""
     task: str
     method: str
-    lr: float
+    lr: float | Literal["auto"]
     seed: int
     out: str
     tuner: str | None = None
@@ -35,10 +35,9 @@ def run_job(job: Job) -> dict[str, Any]:
     """Run one job; its record."""
     from l2l.finetune.run import fine_tune
 
-    given = {"task": job.task, "method": job.method, "tuner": job.tuner, "lr": job.lr, "seed": job.seed} | job.options
-    summary = _finished(job.out, given)
+    summary = finished(job)
     if summary is None:
-        summary = fine_tune(out=job.out, overwrite=True, progress=False, save_model=False, **given).summary
+        summary = fine_tune(out=job.out, overwrite=True, progress=False, save_model=False, **_given(job)).summary
     return {
         "task": job.task,
         "method": job.label,
@@ -55,11 +54,20 @@ def run_job(job: Job) -> dict[str, Any]:
     }
 
 
-def _finished(out: str, given: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of the same run where it was done before an interruption."""
-    path = Path(out) / "summary.json"
+Work: TypeAlias = Callable[[Job], dict[str, Any]]
+"""Runs a job in a process of its own; its record."""
+
+
+def _given(job: Job) -> dict[str, Any]:
+    same = {"task": job.task, "method": job.method, "tuner": job.tuner, "lr": job.lr, "seed": job.seed}
+    return same | job.options
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    """The summary of the same run where it was done before an interruption; None where it was not."""
+    path = Path(job.out) / "summary.json"
     summary = json.loads(path.read_text()) if path.is_file() else None
-    return summary if summary and given.items() <= summary["config"].items() else None
+    return summary if summary and _given(job).items() <= summary["config"].items() else None
 
 
 _leaving = Event()
@@ -79,22 +87,25 @@ def _leave(*_: Any) -> None:
     sys.exit(130)
 
 
-def _work(job: Job) -> dict[str, Any]:
+def _work(job: Job, work: Work) -> dict[str, Any]:
     if _leaving.is_set():
         sys.exit(130)
-    return run_job(job)
+    return work(job)
 
 
-def run_jobs(jobs: Sequence[Job], processes: int, after_each: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+def run_jobs(
+    jobs: Sequence[Job], processes: int, after_each: Callable[[dict[str, Any]], None], work: Work = run_job
+) -> list[dict[str, Any]]:
     """Run jobs over processes of one thread each; records in the order of the jobs.
 
     Args:
         after_each: called in this process with each record as it arrives.
+        work: what runs a job; a function of a module.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     records: list[dict[str, Any] | None] = [None] * len(jobs)
     with ProcessPoolExecutor(processes, get_context("spawn"), _begin_process) as pool:
-        futures = {pool.submit(_work, job): number for number, job in enumerate(jobs)}
+        futures = {pool.submit(_work, job, work): number for number, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
                 record = future.result()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from l2l.compare.curves import mean_by_x
 from l2l.compare.jobs import Job, run_folder, run_jobs
 from l2l.methods.base import check_counts
 from l2l.report.metrics import read
@@ -185,13 +186,6 @@ def _draw(root: Path, results: Sequence[dict[str, Any]]) -> None:
         points = [(float(row["passes"]), float(row["dev_loss"])) for row in rows]
         panels.setdefault(record["task"], {}).setdefault(record["method"], []).extend(points)
     averaged = {
-        task: {method: _mean_by_x(points) for method, points in curves.items()} for task, curves in panels.items()
+        task: {method: mean_by_x(points) for method, points in curves.items()} for task, curves in panels.items()
     }
     plot_panels(root / "quickstart.png", averaged, "forward passes", "dev loss (nats), mean over seeds")
-
-
-def _mean_by_x(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    values: dict[float, list[float]] = {}
-    for x, y in points:
-        values.setdefault(x, []).append(y)
-    return [(x, sum(ys) / len(ys)) for x, ys in sorted(values.items())]

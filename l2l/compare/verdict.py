@@ -1,0 +1,111 @@
+"""From the runs of a table to the figures of ``meta_evaluate.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2l.compare.bootstrap import Statistic, estimate, interval, mean_difference, median_ratio, win_rate
+from l2l.compare.config import BASELINE, BASELINE_DIZO, CONTROL
+from l2l.compare.protocol import Pair, Run, accuracy_counts, beats, pass_ratios, values
+
+LOSS = "train_loss"
+
+
+@final
+@dataclass(frozen=True)
+class Field:
+    """Everything that a verdict rests on."""
+
+    runs: Sequence[Run]
+    roles: Mapping[str, str]
+    """Contender -> role, in the order of the table."""
+    pairs: Sequence[Pair]
+    majority: Mapping[Pair, float]
+    """Accuracy of the best constant answer on each pair's test rows."""
+
+    def labels(self, role: str) -> list[str]:
+        """The contenders of a role."""
+        return [label for label, found in self.roles.items() if found == role]
+
+    def of(self, contender: str, quantity: str, pairs: Sequence[Pair] | None = None) -> NDArray[np.float64]:
+        """[pairs, seeds] of a quantity of a contender."""
+        return values(self.runs, contender, self.pairs if pairs is None else pairs, quantity)
+
+    def within(self, setting: str) -> Field:
+        """The same for one setting alone."""
+        return Field(self.runs, self.roles, [pair for pair in self.pairs if pair[0] == setting], self.majority)
+
+
+def judge(field: Field, tuner: str) -> dict[str, Any]:
+    """Figures of a tuner over all pairs of a field, with their intervals; None where there was nothing to compare with."""
+    figures: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
+
+    def enter(name: str, table: NDArray[np.float64] | None, statistic: Statistic) -> None:
+        figures[name] = None if table is None else estimate(table, statistic)
+        intervals[name] = None if table is None else list(interval(table, statistic))
+
+    mezo, dizo, controls = field.labels(BASELINE)[0], field.labels(BASELINE_DIZO), field.labels(CONTROL)
+    enter("win_rate_over_mezo", _beside(field, [tuner, mezo]), win_rate)
+    enter("win_rate_over_dizo", _beside(field, [tuner, *dizo]) if dizo else None, win_rate)
+    enter("win_rate_over_controls", _beside(field, [tuner, *controls]) if controls else None, win_rate)
+    enter("median_pass_ratio_to_mezo_loss", _ratios(field, tuner, mezo), median_ratio)
+    enter("mean_loss_difference_to_mezo", _beside(field, [tuner, mezo]), mean_difference)
+    counted = [pair for pair in field.pairs if _counts(field, tuner, pair) == "counted"]
+    points = _beside(field, [tuner, mezo], "accuracy", counted) * 100 if counted else None
+    enter("mean_accuracy_gain", points, mean_difference)
+    enter("mean_accuracy_gain_all_pairs", _beside(field, [tuner, mezo], "accuracy") * 100, mean_difference)
+    each = {label: estimate(_beside(field, [tuner, label]), win_rate) for label in controls}
+    figures["win_rate_over_each_control"] = each
+    figures["lowest_win_rate_over_a_control"] = min(each.values(), default=None)
+    intervals["win_rate_over_each_control"] = {
+        label: list(interval(_beside(field, [tuner, label]), win_rate)) for label in controls
+    }
+    return figures | {"pairs_in_accuracy_gain": len(counted), "intervals": intervals}
+
+
+def _beside(
+    field: Field, contenders: Sequence[str], quantity: str = LOSS, pairs: Sequence[Pair] | None = None
+) -> NDArray[np.float64]:
+    """[pairs, seeds, contenders]."""
+    return np.stack([field.of(contender, quantity, pairs) for contender in contenders], -1)
+
+
+def _ratios(field: Field, tuner: str, mezo: str) -> NDArray[np.float64]:
+    return pass_ratios(field.runs, tuner, mezo, field.pairs)[..., None]
+
+
+def _counts(field: Field, tuner: str, pair: Pair) -> str:
+    mezo = field.labels(BASELINE)[0]
+    theirs, own = (float(field.of(label, "accuracy", [pair]).mean()) for label in (mezo, tuner))
+    return accuracy_counts(theirs, own, field.majority[pair])
+
+
+def pair_rows(field: Field, tuner: str) -> list[dict[str, Any]]:
+    """Pair by pair: what the figures of a tuner are made of."""
+    mezo = field.labels(BASELINE)[0]
+    ratios = pass_ratios(field.runs, tuner, mezo, field.pairs)
+    return [
+        {
+            "setting": pair[0],
+            "task": pair[1],
+            "majority_share": field.majority[pair],
+            "accuracy": _counts(field, tuner, pair),
+            "mean_train_loss": {label: float(field.of(label, LOSS, [pair]).mean()) for label in field.roles},
+            "mean_dev_loss": {label: float(field.of(label, "dev_loss", [pair]).mean()) for label in field.roles},
+            "mean_accuracy": {label: float(field.of(label, "accuracy", [pair]).mean()) for label in field.roles},
+            "pass_ratio_to_mezo_loss": [float(ratio) for ratio in row],
+        }
+        for pair, row in zip(field.pairs, ratios, strict=True)
+    ]
+
+
+def win_matrix(field: Field) -> list[list[float]]:
+    """[contenders, contenders]: the share of pairs on which the row's contender beats the column's."""
+    losses = [field.of(label, LOSS) for label in field.roles]
+    return [[float(beats(mine, other).mean()) for other in losses] for mine in losses]
