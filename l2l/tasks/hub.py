@@ -7,9 +7,14 @@ from typing import Any
 
 from l2l.tasks.base import HubData, Row, Split
 
+_MAY_LACK_LABEL = {"stanfordnlp/snli": "label"}
+"""Data sets of which some train and validation rows have no right answer, and the column that is -1 in those."""
+
 
 def hub_rows(source: HubData, split: Split, order: Callable[[int], list[int]]) -> list[Row]:
     """Download (or take from the local cache) one split and return the rows that ``order(total)`` lists.
+
+    Rows without a right answer are dropped before, where the data set is known to have some: ``total`` is without them.
 
     Raises:
         FileNotFoundError: the data set is neither in the cache nor can it be fetched.
@@ -21,7 +26,14 @@ def hub_rows(source: HubData, split: Split, order: Callable[[int], list[int]]) -
         dataset = _load(source, hub_split)
     except (OSError, DatasetsError) as error:  # ConnectionError and FileNotFoundError are OSErrors
         raise FileNotFoundError(_message(source, hub_split, error)) from error
+    if source.path in _MAY_LACK_LABEL:
+        dataset = _labelled(dataset, _MAY_LACK_LABEL[source.path])
     return [dict(row) for row in dataset.select(order(len(dataset)))]
+
+
+def _labelled(dataset: Any, column: str) -> Any:
+    """The rows with a label. Only -1 counts as none, so that any other wrong value is still found and named."""
+    return dataset.select([index for index, label in enumerate(dataset[column][:]) if label != -1])
 
 
 def _load(source: HubData, hub_split: str) -> Any:

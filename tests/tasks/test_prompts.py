@@ -63,6 +63,44 @@ CASES = {
             "Title: Peru\nContext: Lima is big.\nQuestion: What is big?\nAnswer:", (" Lima\n",), (0,), ("Lima", "lima")
         ),
     ),
+    "snli": (
+        {"premise": "A man surfs. ", "hypothesis": "A man is wet.", "label": 1},
+        Example(
+            'A man surfs.\nDoes it follow that "A man is wet."? Answer Yes, Maybe or No.\n',
+            ("Yes", "Maybe", "No"),
+            (1,),
+        ),
+    ),
+    "mnli": (
+        {"premise": "yeah i know", "hypothesis": "I did not know. ", "label": 2},
+        Example(
+            'yeah i know\nDoes it follow that "I did not know."? Answer Yes, Maybe or No.\n',
+            ("Yes", "Maybe", "No"),
+            (2,),
+        ),
+    ),
+    "wic": (
+        {"word": "hold", "sentence1": "Hold a table.", "sentence2": "I hold a hand.", "label": 0},
+        Example(
+            'Is "hold" used in the same sense in both sentences? Answer Yes or No.\nHold a table.\nI hold a hand.\n',
+            ("No", "Yes"),
+            (0,),
+        ),
+    ),
+    "wsc": (
+        {"text": "Ann saw Eve . She waved.", "span1_text": "Eve", "span2_text": "She", "label": 1},
+        Example(
+            'Ann saw Eve . She waved.\nIn this text, does "she" stand for "Eve"? Answer Yes or No.\n',
+            ("No", "Yes"),
+            (1,),
+        ),
+    ),
+    "multirc": (
+        {"paragraph": "Lima is big. ", "question": "What is big?", "answer": "Lima", "label": 1},
+        Example(
+            'Lima is big.\nQuestion: What is big?\nIs "Lima" a right answer? Answer Yes or No.\n', ("No", "Yes"), (1,)
+        ),
+    ),
 }
 
 
@@ -101,6 +139,18 @@ def test_copa_continues_an_effect_with_so():
     assert get_task("copa").example(row) == Example("It rained so", (" I ran.", " we ran."), (0,))
 
 
+def test_wsc_asks_for_a_noun_on_one_line():
+    row = {"text": "A b is it.", "span1_text": "A\nb", "span2_text": "it", "label": 1}
+    assert get_task("wsc").example(row).prompt.splitlines()[1].startswith('In this text, does "it" stand for "A b"?')
+
+
+@pytest.mark.parametrize("name", ["snli", "mnli"])
+def test_the_middle_label_of_the_three_way_pairs_is_the_open_one_unlike_cb(name):
+    row = {"premise": "P.", "hypothesis": "H.", "label": 0}
+    answers = [task.example(row).options for task in (get_task(name), get_task("cb"))]
+    assert answers == [("Yes", "Maybe", "No"), ("Yes", "No", "Maybe")]
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -110,6 +160,8 @@ def test_copa_continues_an_effect_with_so():
         ("sst2", {"sentence": 3}, r"field 'sentence' must be a string, not 3"),
         ("copa", {"question": "why"}, r"field 'question' must be 'cause' or 'effect', not 'why'"),
         ("copa", {"choice1": "  "}, r"cannot render"),
+        ("snli", {"label": -1}, r"field 'label' must be a whole number in 0..2, not -1"),
+        ("wsc", {"span1_text": 4}, r"field 'span1_text' must be a string, not 4"),
         ("squad", {"answers": {"text": []}}, r"'answers' holds no answer text"),
         ("squad", {"answers": {}}, r"cannot render this row: 'text'"),
     ],
@@ -126,3 +178,20 @@ def test_every_row_of_the_real_data_renders(name, shared):
 
     for split in ("train", "validation"):
         assert len(load_rows(get_task(name), split, shared / "data")) > 50
+
+
+@pytest.mark.parametrize("name", ["snli", "mnli", "wic", "wsc", "multirc"])
+def test_every_row_of_the_real_data_encodes_to_options_that_differ(name, shared):
+    from l2l.models.load import load_tokenizer
+    from l2l.tasks.encode import encode
+    from l2l.tasks.rows import load_rows
+
+    task, tokenizer = get_task(name), load_tokenizer(shared / "models" / "stories260K")
+    for split in ("train", "validation"):
+        rows = load_rows(task, split, shared / "data")
+        encoded = encode(task, rows, tokenizer, 256)
+        assert {example.gold[0] for example in encoded} == set(range(len(encoded[0].options)))
+        for row, example in zip(rows, encoded, strict=True):
+            assert example.gold == (row["label"],)
+            assert max(len(option.ids) for option in example.options) <= 256
+            assert len({option.ids[-option.length :] for option in example.options}) == len(example.options)

@@ -164,6 +164,54 @@ def test_a_script_data_set_is_read_from_the_hubs_parquet_copy(monkeypatch):
     assert load_rows(get_task("trec"), "validation", None) == [{"text": "Who ?", "coarse_label": 3}]
 
 
+def hub_snli(monkeypatch, labels: list[int]) -> list[int]:
+    """Labels of the rows that come from a hub whose SNLI has these labels, one row each."""
+    import datasets
+
+    rows = [{"premise": f"p {number}", "hypothesis": "h", "label": label} for number, label in enumerate(labels)]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+    return [row["label"] for row in load_rows(get_task("snli"), "validation", None, 4)]
+
+
+def test_rows_of_snli_without_an_agreed_label_are_dropped_before_the_sample_is_drawn(monkeypatch):
+    labelled = [0, 1, 2, 0, 1]
+    assert hub_snli(monkeypatch, [-1, 0, -1, 1, 2, 0, -1, 1, -1]) == hub_snli(monkeypatch, labelled)
+    assert len(hub_snli(monkeypatch, labelled)) == 4
+
+
+def test_any_other_wrong_label_of_snli_is_still_an_error(monkeypatch):
+    with pytest.raises(ValueError, match=r"stanfordnlp/snli validation row \d: .*'label' must be .* not -2"):
+        hub_snli(monkeypatch, [0, -1, -2])
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("mnli", ("nyu-mll/glue", "mnli", "validation_matched")),
+        ("wsc", ("aps/super_glue", "wsc.fixed", "validation")),
+        ("wic", ("aps/super_glue", "wic", "validation")),
+        ("multirc", ("aps/super_glue", "multirc", "validation")),
+        ("snli", ("stanfordnlp/snli", None, "validation")),
+    ],
+)
+def test_a_task_asks_the_hub_for_its_own_validation_split(monkeypatch, name, asked):
+    import datasets
+
+    def fake(path, config, split):
+        raise ConnectionError(f"asked for {(path, config, split)}")
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    with pytest.raises(FileNotFoundError) as caught:
+        load_rows(get_task(name), "validation", None)
+    assert str(asked) in str(caught.value)
+
+
+def test_wsc_is_cut_to_what_it_has_and_says_so(shared):
+    splits = load_splits(get_task("wsc"), shared / "data", train=1000, dev=500, test=104)
+    assert (len(splits.train), len(splits.dev), len(splits.test)) == (370, 184, 104)
+    assert splits.note == "task 'wsc' has too few rows: 370 train rows instead of 1000, 184 dev rows instead of 500"
+
+
 @pytest.mark.parametrize("error", [ConnectionError("no route"), FileNotFoundError("no such repository\nlong tale")])
 def test_an_unreachable_hub_gives_one_line_that_says_what_to_do(monkeypatch, error):
     import datasets

@@ -15,6 +15,7 @@ HELPERS = {"base", "render", "rows", "hub", "encode", "losses", "closure", "gene
 def test_the_list_holds_tasks_and_no_helper_module():
     names = task_names()
     assert {"sst2", "sst5", "rte", "cb", "boolq", "copa", "trec", "ag_news", "squad"} <= set(names)
+    assert {"snli", "mnli", "wic", "wsc", "multirc"} <= set(names)
     assert not HELPERS & set(names)
     assert names == sorted(names)
 

@@ -1,0 +1,28 @@
+"""MNLI: does a premise, of one of several genres, entail (0), leave open (1) or contradict (2) a hypothesis?
+
+Validation is the hub's matched one: the genres of the train split.
+"""
+
+from __future__ import annotations
+
+from l2l.tasks.base import Example, HubData, Row, Task
+from l2l.tasks.render import label_index, text_of
+
+_OPTIONS = ("Yes", "Maybe", "No")
+
+
+def _example(row: Row) -> Example:
+    premise, hypothesis = text_of(row, "premise"), text_of(row, "hypothesis")
+    return Example(
+        prompt=f'{premise}\nDoes it follow that "{hypothesis}"? Answer Yes, Maybe or No.\n',
+        options=_OPTIONS,
+        gold=(label_index(row, "label", len(_OPTIONS)),),
+    )
+
+
+TASK = Task(
+    name="mnli",
+    source=HubData("nyu-mll/glue", "mnli", splits=("train", "validation_matched")),
+    fields=("premise", "hypothesis", "label"),
+    example=_example,
+)

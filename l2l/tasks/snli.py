@@ -1,0 +1,30 @@
+"""SNLI: does a picture's caption entail (0), leave open (1) or contradict (2) a hypothesis?
+
+The hub's copy has rows whose annotators did not agree, with the label -1. They have no right answer and are dropped
+before rows are sampled (:mod:`l2l.tasks.hub`). A data directory must hold labelled rows only: a -1 there is an error
+that names the line.
+"""
+
+from __future__ import annotations
+
+from l2l.tasks.base import Example, HubData, Row, Task
+from l2l.tasks.render import label_index, text_of
+
+_OPTIONS = ("Yes", "Maybe", "No")
+
+
+def _example(row: Row) -> Example:
+    premise, hypothesis = text_of(row, "premise"), text_of(row, "hypothesis")
+    return Example(
+        prompt=f'{premise}\nDoes it follow that "{hypothesis}"? Answer Yes, Maybe or No.\n',
+        options=_OPTIONS,
+        gold=(label_index(row, "label", len(_OPTIONS)),),
+    )
+
+
+TASK = Task(
+    name="snli",
+    source=HubData("stanfordnlp/snli"),
+    fields=("premise", "hypothesis", "label"),
+    example=_example,
+)
