@@ -160,7 +160,7 @@ class MetaEvaluateConfig:
     """Learning rates, the same for all contenders."""
     beta_grid: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.4])
     """Values of beta for contenders with ``lr: auto``, the same for all of them."""
-    passes: int = 1200
+    passes: int = 1000
     """Forward passes per run, probes and searches included."""
     seeds: int = 3
     """Seeds of the table, counted from 0."""

@@ -78,7 +78,9 @@ class MetaTrainConfig:
     Ten are cheap and tell little: a hundred, where they can be afforded, judge more firmly."""
     validation_lrs: list[float] = field(default_factory=list)
     """Learning rates of these steps; on each task the best of them counts, so that a tuner which merely asks for another
-    learning rate does not win. Empty: ``lr`` and a third of it."""
+    learning rate does not win. Empty, and no betas: ``lr`` and a third of it."""
+    validation_betas: list[float] = field(default_factory=list)
+    """Values of beta for such steps at ``lr="auto"``, tried beside ``validation_lrs``."""
     architecture: str = "per_block_mlp"
     """Tuner network: a module of ``l2l.tuners``."""
     architecture_args: dict[str, Any] = field(default_factory=dict)
@@ -122,6 +124,7 @@ class MetaTrainConfig:
             epsilon=self.epsilon,
             embedding_rows_per_sample=self.embedding_rows_per_sample,
             validation_lrs=min(self.validation_lrs, default=1.0),
+            validation_betas=min(self.validation_betas, default=1.0),
         )
         self.travels()
         self._check_objective()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import Closure
+from l2l.finetune.control import StepControl
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.labels import SampledLoss, sampled_loss
 from l2l.meta.objectives.base import Outcome, Point
@@ -156,17 +157,18 @@ class MetaLearner:
         return loss
 
     def _mean_loss(self, method: Any) -> float:
-        """Mean over the validation tasks of the loss at each task's best learning rate."""
-        lrs = self.config.validation_lrs or [self.config.lr, self.config.lr / 3]
-        best = [min(self._loss_after(method, pool, lr) for lr in lrs) for pool in self.parts.validation]
+        """Mean over the validation tasks of the loss at each task's best learning rate or beta."""
+        config = self.config
+        lrs = [(lr, False) for lr in config.validation_lrs] + [(beta, True) for beta in config.validation_betas]
+        lrs = lrs or [(config.lr, False), (config.lr / 3, False)]
+        best = [min(self._loss_after(method, pool, *lr) for lr in lrs) for pool in self.parts.validation]
         return sum(best) / len(best)
 
-    def _loss_after(self, method: Any, pool: PoolTask, lr: float) -> float:
+    def _loss_after(self, method: Any, pool: PoolTask, lr: float, auto: bool) -> float:
         parts, config = self.parts, self.config
         self.theta.assign(read_tensors(self.folder.path / "initial.pt"))
-        return short_run(
-            parts.model, parts.tokenizer, self.theta, pool, method, config.validation_steps, lr, config.seed
-        )
+        steps, control = config.validation_steps, StepControl(lr) if auto else None
+        return short_run(parts.model, parts.tokenizer, self.theta, pool, method, steps, lr, config.seed, control)
 
     def state(self) -> dict[str, Any]:
         """All that an exact continuation needs beside the tuner's weights and its optimizer."""

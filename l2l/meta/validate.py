@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from l2l.finetune.control import ControlState, StepControl
 from l2l.finetune.step import zo_step
 from l2l.meta.pool import PoolTask
 from l2l.methods.base import Method
 from l2l.noise import Key
 from l2l.perturb import Theta
 from l2l.tasks.closure import batch_loss
+from l2l.tasks.encode import Batch
 from l2l.tasks.evaluate import evaluate
 
 if TYPE_CHECKING:
@@ -25,23 +29,25 @@ def short_run(
     steps: int,
     lr: float,
     seed: int,
+    control: StepControl | None = None,
 ) -> float:
     """Dev loss after ``steps`` steps of a method on a task; infinite if the run diverged. Theta stays where they led.
 
     The same seed gives every method the same batches and the same noise.
+
+    Args:
+        control: for runs at ``lr="auto"``; ``lr`` is beta then.
     """
-    state, rates = method.init(theta.blocks), [lr] * len(theta.blocks)
+    state, rates, seen = method.init(theta.blocks), [lr] * len(theta.blocks), ControlState()
     try:
         for step in range(steps):
-            batch = pool.feeder.at(step)
-            state, _ = zo_step(
-                lambda batch=batch: batch_loss(model, batch, pool.feeder.form),
-                theta,
-                method,
-                state,
-                Key(seed, step),
-                rates,
-            )
+            batch, key = pool.feeder.at(step), Key(seed, step)
+
+            def closure(batch: Batch = batch) -> Tensor:
+                return batch_loss(model, batch, pool.feeder.form)
+
+            state, report = zo_step(closure, theta, method, state, key, rates, control=control, control_state=seen)
+            seen = report.control
     except FloatingPointError:
         return float("inf")
     return evaluate(model, tokenizer, pool.task, pool.dev, grouping=pool.feeder.grouping).loss

@@ -33,6 +33,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ratio", {}),
     ("unrolled", {"steps": 3}),
     ("evolution", {"population": 2, "steps": 2}),
+    ("runs", {"population": 2, "steps": 4}),
 ]
 each = pytest.mark.parametrize(("name", "args"), VARIANTS, ids=lambda value: str(value))
 
