@@ -158,7 +158,7 @@ class MetaEvaluateConfig:
     """Label of the tuner that the figures are about and that the controls are modelled on; None: the first."""
     grid: list[float] = field(default_factory=lambda: [1e-5, 3e-5, 1e-4, 3e-4])
     """Learning rates, the same for all contenders."""
-    beta_grid: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.4])
+    beta_grid: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3])
     """Values of beta for contenders with ``lr: auto``, the same for all of them."""
     passes: int = 1000
     """Forward passes per run, probes and searches included."""

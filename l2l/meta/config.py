@@ -90,6 +90,12 @@ class MetaTrainConfig:
     normaliser: str = "energy"
     """What the common factor of sigma keeps constant: ``energy`` (MeZO's, as in the paper), ``curvature`` (measured on the
     pool before the first step) or ``none``."""
+    basis: Literal["none", "gradients", "activations", "random"] = "none"
+    """Where the tuner's basis comes from, a few input-side directions of each weight matrix: ``gradients`` of the pool's
+    tasks, ``activations`` of linear layers (forward passes only), or ``random``, the control; see
+    :mod:`l2l.meta.bases`. It is found before the first step and stays."""
+    basis_rank: int = 8
+    """Its directions per matrix; matrices of at most twice as many columns have none."""
     embedding_rows_per_sample: float = 15.0
     """Rows of an embedding that one sample is expected to touch, for the normaliser."""
     normalise: bool = True
@@ -134,6 +140,7 @@ class MetaTrainConfig:
             raise ValueError("task_weights are given, but the tasks come in turn: set sampling to 'random'")
         if self.outer_optimizer not in ("sgd", "adam"):
             raise ValueError(f"outer_optimizer={self.outer_optimizer!r} must be 'sgd' or 'adam'")
+        self._check_basis()
         check_counts(
             steps=self.steps,
             batch_size=self.batch_size,
@@ -144,6 +151,7 @@ class MetaTrainConfig:
             dev_size=self.dev_size,
             checkpoint_every=self.checkpoint_every,
             log_every=self.log_every,
+            basis_rank=self.basis_rank,
         )
 
     def travels(self) -> TrajectoryConfig:
@@ -168,6 +176,15 @@ class MetaTrainConfig:
                 "trajectory to 'zo', or trajectory_gradient to 'own'"
             )
         self.learns_by()
+
+    def _check_basis(self) -> None:
+        if self.basis not in ("none", "gradients", "activations", "random"):
+            raise ValueError(f"basis={self.basis!r} must be 'none', 'gradients', 'activations' or 'random'")
+        outputs = self.architecture_args.get("outputs", 2)
+        if self.basis != "none" and outputs != 2:
+            raise ValueError(
+                f"architecture_args have outputs={outputs}, but a basis needs a sigma of its own: leave outputs out"
+            )
 
 
 def task_list(value: list[str] | str) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from l2l.blocks import Blocks
 from l2l.meta.components import Components
@@ -12,6 +14,7 @@ from l2l.meta.labels import sampled_loss
 from l2l.meta.pool import PoolTask
 from l2l.meta.statistics import squared_norms
 from l2l.noise import Key
+from l2l.tuners.basis import bind
 from l2l.tuners.normalise import NORMALISERS, CurvatureNormaliser, EnergyNormaliser, Normaliser, build_normaliser
 
 if TYPE_CHECKING:
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
 BATCHES = 8
 """Batches of every task that the curvature is averaged over."""
+FLOOR = 1e-6
+"""Least trace of a block, as a share of the mean over the blocks: what the loss does not reach has none, up to rounding,
+and may be perturbed at next to no cost, but not without bounds."""
 
 
 def check_normaliser(config: MetaTrainConfig) -> None:
@@ -29,27 +35,51 @@ def check_normaliser(config: MetaTrainConfig) -> None:
         raise ValueError(f"normalise is off, but normaliser is {config.normaliser!r}: leave one of them out")
 
 
-def make_normaliser(config: MetaTrainConfig, model: PreTrainedModel, pool: Sequence[PoolTask]) -> Normaliser:
-    """The normaliser of a configuration; for ``curvature``, with the traces of the model as it stands."""
+def make_normaliser(
+    config: MetaTrainConfig,
+    model: PreTrainedModel,
+    pool: Sequence[PoolTask],
+    basis: Mapping[str, Tensor] | None = None,
+) -> Normaliser:
+    """The normaliser of a configuration; for ``curvature``, with the traces of the model as it stands.
+
+    Args:
+        basis: the tuner's, by block name.
+    """
     if config.normaliser == EnergyNormaliser.name:
         return EnergyNormaliser(config.embedding_rows_per_sample, config.batch_size, config.normalise)
     if config.normaliser == CurvatureNormaliser.name:
-        return CurvatureNormaliser(model_traces(model, pool, config.seed))
+        return CurvatureNormaliser(*model_traces(model, pool, config.seed, basis=basis))
     return build_normaliser(config.normaliser)
 
 
 def model_traces(
-    model: PreTrainedModel, pool: Sequence[PoolTask], seed: int, batches: int = BATCHES
-) -> dict[str, float]:
-    """Trace of the Gauss-Newton matrix by block, mean over the tasks' first batches: labels drawn from the model.
+    model: PreTrainedModel,
+    pool: Sequence[PoolTask],
+    seed: int,
+    batches: int = BATCHES,
+    basis: Mapping[str, Tensor] | None = None,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Traces of the Gauss-Newton matrix by block, and along the noise inside the basis, (n / r) E|g V|^2, by block with one.
 
-    One forward and backward pass per batch; nothing is kept but a number per block.
+    Means over the tasks' first batches, labels drawn from the model. One forward and backward pass per batch; nothing is
+    kept but a number per trace.
     """
     blocks = Blocks.of(model)
-    components = Components(blocks)
+    bound = bind(basis or {}, blocks)
+    components = Components(blocks, bound.vectors if bound else None)
     total = components.zeros()
     for index, task in enumerate(pool):
         for number in range(batches):
             drawn = sampled_loss(model, task.feeder.at(number), task.feeder.form, Key(seed, number, index))
             total += drawn.count * squared_norms(blocks, components, drawn.closure)
-    return dict(zip(blocks.names, (total / (batches * len(pool))).tolist(), strict=True))
+    found = floored(total / (batches * len(pool)), len(blocks)).tolist()
+    dense, inside = found[: len(blocks)], found[len(blocks) :]
+    return dict(zip(blocks.names, dense, strict=True)), {
+        blocks.names[i]: trace for i, trace in zip(components.bases, inside, strict=True)
+    }
+
+
+def floored(traces: Tensor, blocks: int) -> Tensor:
+    """[components] traces, each at least ``FLOOR`` of the mean over the first ``blocks``. NaN stays."""
+    return traces.clamp(min=FLOOR * traces[:blocks].mean().item())

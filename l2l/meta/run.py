@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import read_loss
+from l2l.meta.bases import pool_basis
 from l2l.meta.config import MetaTrainConfig, task_list
 from l2l.meta.learner import MetaLearner, MetaParts
 from l2l.meta.normaliser import check_normaliser, make_normaliser
 from l2l.meta.pool import PoolTask, check_weights, load_pool
 from l2l.models.load import EMBEDDED, context_length, load_model, load_tokenizer, model_identity
 from l2l.perturb.exact import HALF
-from l2l.report.files import read_tensors
+from l2l.report.files import read_tensors, write_tensors
 from l2l.report.metrics import MetricsLog, read
 from l2l.report.plots import plot_panels, smooth
 from l2l.report.progress import progress_bar
@@ -25,11 +26,17 @@ from l2l.tasks import get_task
 from l2l.tasks.closure import batch_loss
 from l2l.tuners.card import movement
 from l2l.tuners.features import feature_set
+from l2l.tuners.normalise import Normaliser, build_normaliser, normaliser_config
 from l2l.tuners.tuner import Provenance, Tuner, load_weights
 from l2l.world import POOL, VALIDATION
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MEASURED = "measured.pt"
+"""What was measured on the pool before the first step, while the run is not finished: a run that goes on measures nothing
+again, so that it is the same run to the last bit wherever it goes on."""
 
 
 def meta_train(
@@ -64,11 +71,15 @@ def run(
 ) -> Tuner:
     """See :func:`meta_train`."""
     config = with_defaults(config)
-    folder = RunDirectory(config.out, asdict(config), config.overwrite)
-    parts = prepare(config, model, tokenizer)
+    folder = RunDirectory(config.out, _settings(config), config.overwrite)
+    measured = folder.path / MEASURED
+    known = folder.resumed and measured.exists()
+    parts = prepare(config, model, tokenizer, measured if known else None)
     learner = MetaLearner(parts, config, folder.create())
     began = time.perf_counter()
     learner.begin(folder.resumed)
+    if not known:
+        _keep(parts.tuner, measured)
     try:
         _train(learner, folder)
     finally:
@@ -102,9 +113,16 @@ def with_defaults(config: MetaTrainConfig) -> MetaTrainConfig:
 
 
 def prepare(
-    config: MetaTrainConfig, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
+    config: MetaTrainConfig,
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    measured: Path | None = None,
 ) -> MetaParts:
-    """Load model and pool, make a fresh tuner, read one loss per task. Nothing is written."""
+    """Load model and pool, read one loss per task, make a fresh tuner. Nothing is written.
+
+    Args:
+        measured: where the run that goes on keeps its basis and its normaliser. None: they are found on the pool.
+    """
     if model is None:
         model = load_model(config.model, config.dtype, config.device, config.revision)
     if tokenizer is None:
@@ -122,16 +140,37 @@ def prepare(
     for task in [*pool, *validation]:
         _read_first_loss(model, task)
     identity = model_identity(model)
+    basis, normaliser = _measure(config, model, pool) if measured is None else _kept(measured)
     tuner = Tuner.for_model(
         model,
         config.architecture,
         config.seed,
-        make_normaliser(config, model, pool),
+        normaliser,
         Provenance(identity.id or type(model).__name__, identity.revision, recipe=_recipe(config)),
         config.features,
+        basis,
         **config.architecture_args,
     )
     return MetaParts(model, tokenizer, tuner, pool, validation)
+
+
+def _measure(
+    config: MetaTrainConfig, model: PreTrainedModel, pool: list[PoolTask]
+) -> tuple[dict[str, Tensor], Normaliser]:
+    """Basis, empty where none is wanted, and normaliser."""
+    basis = {}
+    if config.basis != "none":
+        basis = pool_basis(model, pool, config.basis, config.basis_rank, config.seed, trajectory=config.travels())
+    return basis, make_normaliser(config, model, pool, basis)
+
+
+def _keep(tuner: Tuner, path: Path) -> None:
+    write_tensors(path, {"basis": tuner.basis or {}, "normaliser": normaliser_config(tuner.normaliser)})
+
+
+def _kept(path: Path) -> tuple[dict[str, Tensor], Normaliser]:
+    found = read_tensors(path)
+    return found["basis"], build_normaliser(**found["normaliser"])
 
 
 def _read_first_loss(model: PreTrainedModel, pool: PoolTask) -> None:
@@ -140,6 +179,15 @@ def _read_first_loss(model: PreTrainedModel, pool: PoolTask) -> None:
         read_loss(lambda: batch_loss(model, batch, pool.feeder.form))
     except FloatingPointError as error:
         raise FloatingPointError(f"task {pool.task.name!r}, step 0, before any update: {error}") from error
+
+
+def _settings(config: MetaTrainConfig) -> dict[str, Any]:
+    """The configuration as plain values. Without a basis nothing is said of one, so that runs begun before there were any
+    can go on."""
+    settings = asdict(config)
+    if config.basis == "none":
+        del settings["basis"], settings["basis_rank"]
+    return settings
 
 
 def _recipe(config: MetaTrainConfig) -> dict[str, Any]:
@@ -202,7 +250,7 @@ def _finish(learner: MetaLearner, folder: RunDirectory, seconds: float) -> Tuner
             "config": asdict(learner.config),
         }
     )
-    for name in ("initial.pt", "theta.pt"):  # last: until the run is finished it can be continued
+    for name in ("initial.pt", "theta.pt", MEASURED):  # last: until the run is finished it can be continued
         (folder.path / name).unlink(missing_ok=True)
     return tuner
 
