@@ -101,8 +101,9 @@ def test_a_configuration_runs_for_three_steps_on_a_tiny_model_of_its_family(path
     command, _ = COMMANDS[path.parent.name]
     small = f"{SMALL} {SMALL_BY_KIND[path.parent.name]}".split()
     out = tmp_path / "out"
-    code = main([command, "--config", str(path), "--model", models[path.stem], "--out", str(out), *small])
+    model = models[max((name for name in models if path.stem.startswith(name)), key=len)]
+    code = main([command, "--config", str(path), "--model", model, "--out", str(out), *small])
     assert code == 0
     assert {"config.yaml", "metrics.csv", "summary.json"} <= {entry.name for entry in out.iterdir()}
     if path.parent.name == "meta_train":
-        assert Tuner.from_pretrained(out).provenance.base_model in (models[path.stem], "l2l/tiny")
+        assert Tuner.from_pretrained(out).provenance.base_model in (model, "l2l/tiny")

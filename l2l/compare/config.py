@@ -148,10 +148,10 @@ class MetaEvaluateConfig:
 
     out: str = "runs/meta-evaluate"
     """Directory for everything the run leaves. The same command again continues an interrupted run."""
-    settings: list[Setting] = field(default_factory=_held_out)
-    """Models with their held-out tasks."""
-    contenders: list[Contender] = field(default_factory=_three)
-    """Who takes part, beside the controls that the protocol builds itself."""
+    settings: list[Setting] = field(default_factory=list)
+    """Models with their held-out tasks. Empty: the embedded model with its own."""
+    contenders: list[Contender] = field(default_factory=list)
+    """Who takes part, beside the controls that the protocol builds itself. Empty: MeZO, DiZO and the bundled tuner."""
     controls: list[str] = field(default_factory=lambda: list(CONTROLS))
     """Controls to build; the protocol asks for all of them, and what is left out is noted in the result."""
     judged: str | None = None
@@ -189,8 +189,8 @@ class MetaEvaluateConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        _set(self, "settings", [_made(Setting, entry) for entry in self.settings])
-        _set(self, "contenders", [_made(Contender, entry) for entry in self.contenders])
+        _set(self, "settings", [_made(Setting, entry) for entry in self.settings] or _held_out())
+        _set(self, "contenders", [_made(Contender, entry) for entry in self.contenders] or _three())
         counts = (
             "passes",
             "seeds",
