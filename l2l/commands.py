@@ -100,6 +100,18 @@ def _meta_evaluate(config: Any) -> None:
     run(config)
 
 
+def _compare_config() -> type:
+    from l2l.compare.compare_config import CompareConfig
+
+    return CompareConfig
+
+
+def _compare(config: Any) -> None:
+    from l2l.compare.compare import run
+
+    run(config)
+
+
 def _bench_config() -> type:
     from l2l.bench.config import BenchConfig
 
@@ -201,14 +213,10 @@ def _lr_probe(config: Any) -> None:
 
 
 def _methods_list(_: ListConfig) -> None:
-    from l2l.finetune.baselines import baseline_kind, baseline_names
-    from l2l.methods import method_class, method_names
+    from l2l.finetune.method_list import method_list
     from l2l.report.tables import print_table
 
-    kinds = {name: method_class(name) for name in method_names()} | {n: baseline_kind(n) for n in baseline_names()}
-    print_table(
-        "methods", [{"method": name, "what": (kind.__doc__ or "").splitlines()[0]} for name, kind in kinds.items()]
-    )
+    print_table("methods", method_list())
 
 
 COMMANDS = (
@@ -217,6 +225,7 @@ COMMANDS = (
     Command("fine-tune", "fine-tune a model on a task with forward passes only", _fine_tune_config, _fine_tune),
     Command("lr-probe", "recommend lr and epsilon from a few dozen probes of the loss", _lr_probe_config, _lr_probe),
     Command("meta-evaluate", "judge tuners by the frozen protocol", _meta_evaluate_config, _meta_evaluate),
+    Command("compare", "compare methods at equal passes and equal tuning effort", _compare_config, _compare),
     Command("evaluate", "loss and metric of a model on a task", _evaluate_config, _evaluate),
     Command("bench", "measure a step beside its two forwards and the textbook loop", _bench_config, _bench),
     Command("estimate", "peak memory and time per step, before a run", _estimate_config, _estimate),
@@ -231,6 +240,7 @@ COMMANDS = (
     Command(
         "tuners verify", "files, blocks, sigma and card of a tuner", lambda: on_tuners.VerifyConfig, on_tuners.verify
     ),
+    Command("tuners card", "licence and results into a tuner's card", lambda: on_tuners.CardConfig, on_tuners.card),
     Command("tuners diff", "what two tuners differ in", on_tuners.diff_config, on_tuners.diff),
     Command("tuners test", "go or no-go on a derivative of the base model", on_tuners.trial_config, on_tuners.trial),
     Command("tuners import", "a published pickle, read safely", lambda: on_tuners.ImportConfig, on_tuners.import_tuner),
@@ -243,7 +253,7 @@ COMMANDS = (
 )
 
 POSITIONAL: dict[str, tuple[str, ...]] = {
-    **{f"tuners {verb}": ("tuner",) for verb in ("show", "verify", "test", "download")},
+    **{f"tuners {verb}": ("tuner",) for verb in ("show", "verify", "card", "test", "download")},
     "tuners diff": ("first", "second"),
     "tuners import": ("file",),
     "tuners push": ("tuner", "repo_id"),

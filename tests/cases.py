@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from l2l.blocks import Blocks
+from l2l.enhancements import enhancement_names
+from l2l.finetune.methods import build_method
 from l2l.finetune.optimizer import ZOOptimizer
+from l2l.methods import is_first_order, method_names
 from l2l.methods.base import Method
-from l2l.methods.dizo import DiZO, projected_blocks
-from l2l.methods.learned import Learned
-from l2l.methods.mezo import MeZO
 from l2l.tuners.tuner import Tuner
 
 
@@ -96,6 +95,8 @@ class Problem:
     name: str
     make: Callable[[], nn.Module]
     lr: float
+    own_lr: float
+    """Of methods whose step has a length of its own: about how far a coordinate goes in one."""
     steps: int
     """Steps after which every method has clearly descended."""
     below: float
@@ -103,47 +104,74 @@ class Problem:
 
 
 PROBLEMS = [
-    Problem("quadratic", Quadratic, lr=0.03, steps=60, below=0.5),
-    Problem("logistic", LogisticRegression, lr=0.1, steps=80, below=0.7),
-    Problem("tied_lm", TiedLM, lr=0.01, steps=150, below=0.85),
+    Problem("quadratic", Quadratic, lr=0.03, own_lr=0.03, steps=60, below=0.5),
+    Problem("logistic", LogisticRegression, lr=0.1, own_lr=0.03, steps=80, below=0.7),
+    Problem("tied_lm", TiedLM, lr=0.01, own_lr=0.003, steps=150, below=0.85),
 ]
 
 
 @dataclass(frozen=True)
 class MethodCase:
     name: str
-    make: Callable[[nn.Module], Method[Any]]
-    state_bytes: Callable[[Blocks], int]
-    """What the method's docstring declares to keep between steps."""
-    projects: bool = False
-    """Changes weights other than along the directions looked at."""
+    args: dict[str, Any]
+
+    def make(self, model: nn.Module) -> Method[Any]:
+        tuner = Tuner.for_model(model, seed=5) if "learned" in self.name.split("+") else None
+        made = build_method(self.name, 1e-3, self.args, tuner, model)
+        assert isinstance(made, Method), "first-order methods have contracts of their own"
+        return made
 
 
-def nothing(blocks: Blocks) -> int:
-    return 0
+def zeroth_order() -> list[str]:
+    """Names of all methods of the package but first-order ones: a file that is added is held against the contracts."""
+    return [name for name in method_names() if not is_first_order(name)]
 
 
-def sigma_and_moments(blocks: Blocks) -> int:
-    return (4 + 2 * 8 + 8 * 4 + 8) * len(blocks)  # sigma, moments, constants, first variances
+ARGS: dict[str, dict[str, Any]] = {
+    "adam": {"draws": 8},
+    "adamu": {"horizon": 60},
+    "conmezo": {"beta": 0.9, "warm_up": 5},
+    "dizo": {"interval": 3, "iterations": 2},
+    "forward_grad": {"draws": 2},
+    "hizoo": {"smooth": 0.01},
+    "lozo": {"interval": 5},
+    "lozo_m": {"interval": 5},
+    "momentum": {"momentum": 0.5},
+    "sign": {"draws": 8},
+    "sparse_mezo": {"sparsity": 0.1},
+    "subzero": {"interval": 5, "rank": 3},
+}
+"""Where defaults would make nothing happen in a few steps."""
 
-
-def projected_copy(blocks: Blocks) -> int:
-    chosen = [blocks[i].tensor for i in projected_blocks(blocks, None)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in chosen)
-
+SHORT: dict[str, float] = {"fzoo": 8**0.5}
+"""Of methods whose coordinates go but a part of the learning rate in a step: how many of these make it whole."""
 
 METHODS = [
-    MethodCase("mezo", lambda model: MeZO(), nothing),
-    MethodCase("mezo_rademacher", lambda model: MeZO(distribution="rademacher"), nothing),
-    MethodCase("mezo_3_draws", lambda model: MeZO(draws=3), nothing),
-    MethodCase("dizo_zo", lambda model: DiZO(interval=3, iterations=2), projected_copy, projects=True),
-    MethodCase("dizo_fo", lambda model: DiZO(interval=3, iterations=2, search="fo"), projected_copy, projects=True),
-    MethodCase("learned", lambda model: Learned(Tuner.for_model(model, seed=5)), sigma_and_moments),
+    *(MethodCase(name, ARGS.get(name, {})) for name in zeroth_order()),
+    *(MethodCase(f"{name}+mezo", ARGS.get(name, {})) for name in enhancement_names()),
+    MethodCase("mezo", {"distribution": "rademacher"}),
+    MethodCase("mezo", {"draws": 3}),
+    MethodCase("dizo", {"interval": 3, "iterations": 2, "search": "fo"}),
+    MethodCase("learned+lozo", {"lozo": ARGS["lozo"]}),
+    MethodCase("tezo", {"update": "adam"}),
+    MethodCase("tezo", {"update": "momentum"}),
 ]
 
 
-def optimizer_for(case: MethodCase, model: nn.Module, lr: float, seed: int = 0) -> ZOOptimizer:
-    return ZOOptimizer(model, case.make(model), lr=lr, seed=seed)
+ALONG_NOISE = [case for case in METHODS if case.name in ("mezo", "dizo", "learned")]
+"""Methods whose walks are sums of noise alone, bit for bit; along shapes they are within one rounding per walk."""
+STEPPED = [case for case in METHODS if not case.make(TiedLM()).normalised]
+"""Methods to which a learning rate of ``auto`` means something."""
+
+
+def named(case: MethodCase) -> str:
+    return "-".join([case.name, *(f"{key}={value}" for key, value in case.args.items())])
+
+
+def optimizer_for(case: MethodCase, model: nn.Module, problem: Problem, seed: int = 0, **more: Any) -> ZOOptimizer:
+    method = case.make(model)
+    lr = problem.own_lr * SHORT.get(case.name.split("+")[-1], 1.0) if method.normalised else problem.lr
+    return ZOOptimizer(model, method, lr=lr, seed=seed, **more)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

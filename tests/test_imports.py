@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "l2l"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
-ENGINE = {"noise", "blocks", "perturb", "estimators", "tuners", "methods"}
+ENGINE = {"noise", "blocks", "perturb", "estimators", "tuners", "methods", "enhancements"}
 LEAVES = {"tasks", "models", "report", "world"}
 MAY_IMPORT: dict[str, set[str]] = {
     "noise": set(),
@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "estimators": {"blocks", "perturb"},
     "tuners": {"blocks", "noise", "perturb"},
     "methods": {"noise", "blocks", "perturb", "estimators", "tuners"},
+    "enhancements": {"noise", "blocks", "perturb", "estimators", "tuners", "methods"},
     "estimate": ENGINE | LEAVES,
     "finetune": ENGINE | LEAVES | {"estimate"},
     "meta": ENGINE | LEAVES | {"finetune"},

@@ -22,10 +22,23 @@ class Estimate:
     direction: Direction
     loss_plus: float
     """Loss at theta + epsilon * u."""
-    loss_minus: float
-    """Loss at theta - epsilon * u."""
+    loss_minus: float | None
+    """Loss at theta - epsilon * u; None where nobody looked there."""
     projected_gradient: float
     """Estimate of <gradient, u>."""
+    loss_home: float | None = None
+    """Loss at theta; None where nobody looked there."""
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """The losses seen around theta: at both sides, else at the one side and at theta."""
+        other = self.loss_home if self.loss_minus is None else self.loss_minus
+        return (self.loss_plus,) if other is None else (self.loss_plus, other)
+
+    @property
+    def loss(self) -> float:
+        """Their mean."""
+        return sum(self.losses) / len(self.losses)
 
 
 def read_loss(closure: Closure) -> float:

@@ -22,6 +22,7 @@ from l2l.methods.mezo import MeZO as MeZOMethod
 from l2l.noise import Key
 from l2l.perturb import Theta
 from l2l.report.memory import available_bytes
+from l2l.tuners.match import Level
 from l2l.tuners.tuner import Tuner
 
 STATE = "zeroth_order"
@@ -70,6 +71,11 @@ class ZOOptimizer(Optimizer):
         self.control_state = ControlState()
         _check_decay(weight_decay)
         Key(seed)  # refuses what is no seed
+        if lr == "auto" and isinstance(method, Method) and method.normalised:
+            raise ValueError(
+                f"lr='auto' is a share of the way to the bottom of the parabola seen, and the step of {_named(method)} has a "
+                "length of its own: give lr as a number"
+            )
         found = Blocks.of(model)
         split = _split(found, groups)
         super().__init__(
@@ -175,6 +181,10 @@ def _check_first_order(theta: Theta, lr: LearningRate, sparse_embeddings: bool) 
         raise ValueError("a first-order method moves half-precision weights by a float32 copy: use update='master'")
 
 
+def _named(method: object) -> str:
+    return type(method).__name__
+
+
 def _check_decay(value: float) -> None:
     if not 0 <= value < float("inf"):
         raise ValueError(f"weight_decay={value} must be finite and not negative")
@@ -202,18 +212,21 @@ def _split(blocks: Blocks, groups: Sequence[Mapping[str, Any]]) -> list[tuple[li
 
 
 def _plain(state: Any) -> Any:
+    """A method's state as dictionaries; states of what is wrapped lie inside."""
     if not is_dataclass(state):
         return state
-    return {field.name: getattr(state, field.name) for field in fields(state)}
+    return {field.name: _plain(getattr(state, field.name)) for field in fields(state)}
 
 
 def _restored(fresh: Any, kept: Any) -> Any:
     names = {field.name for field in fields(fresh)} if is_dataclass(fresh) else None
-    if names != (set(kept) if isinstance(kept, Mapping) else None):
+    alike = names == set(kept) if names and isinstance(kept, Mapping) else not names
+    if not alike or (isinstance(kept, Mapping) and not names and not isinstance(fresh, Mapping)):
         raise ValueError(f"the saved method state does not fit {type(fresh).__name__}: was it another method?")
     if names is None:
         return kept
-    return type(fresh)(**kept)  # pyright: ignore[reportCallIssue]
+    values = {name: _restored(getattr(fresh, name), kept[name]) for name in names}
+    return type(fresh)(**values)  # pyright: ignore[reportCallIssue]
 
 
 class Engine(TypedDict, total=False):
@@ -266,13 +279,17 @@ def ZOFineTuner(
     epsilon: float = 1e-3,
     seed: int = 0,
     weight_decay: float = 0.0,
+    match: Level = "exact",
     **more: Any,
 ) -> ZOOptimizer:
     """The learned method as a torch optimizer; further arguments: :class:`l2l.methods.learned.Learned`, :class:`Engine`.
 
+    Args:
+        match: how alike the model must be to the tuner's own; see :func:`l2l.tuners.transfer.matched`.
+
     Raises:
         ValueError: the tuner was made for another model; missing and extra blocks are named.
     """
-    tuner.check(model)
+    tuner = tuner.matched(model, match)
     method, engine = _parted(more)
     return ZOOptimizer(model, Learned(tuner, epsilon=epsilon, **method), lr, seed, weight_decay, **engine)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.base import Closure, Estimate
-from l2l.estimators.two_point import third_point, two_point
+from l2l.estimators.one_sided import home_loss, loss_along
+from l2l.estimators.two_point import third_point
 from l2l.finetune.control import ControlState, StepControl, averaged, curvature, rates
 from l2l.finetune.micro import pieces_of
-from l2l.methods.base import FirstOrder, Method, StepContext, widened
+from l2l.methods.base import FirstOrder, Looking, Method, Sight, StepContext, seen_by, widened
 from l2l.noise import Key
 from l2l.perturb import Theta
 from l2l.perturb.safety import uninterrupted
@@ -29,7 +31,8 @@ class StepReport:
     key: Key
     estimates: tuple[Estimate, ...]
     passes: int
-    """Evaluations of a closure, those of searches and third losses included; a backward pass counts as two more."""
+    """Evaluations of a closure, those of searches and third losses included; a backward pass counts as two more,
+    the tangents of a forward-mode one as one more."""
     lr: tuple[float, ...]
     """Learning rate of each block, as it was used."""
     curvature: float | None
@@ -46,7 +49,7 @@ class StepReport:
         """Mean of the losses seen along the directions; of a first-order step, the loss at theta."""
         if self.loss_home is not None:
             return self.loss_home
-        return sum(e.loss_plus + e.loss_minus for e in self.estimates) / (2 * len(self.estimates))
+        return sum(e.loss for e in self.estimates) / len(self.estimates)
 
     @property
     def projected_gradient(self) -> float:
@@ -65,10 +68,19 @@ class _Counter:
     def __call__(self, closure: Closure) -> Closure:
         def counted() -> Tensor | float:
             value = closure()
-            self.passes += 3 if isinstance(value, Tensor) and value.requires_grad else 1
+            self.passes += _cost(value)
             return value
 
         return counted
+
+
+def _cost(value: Tensor | float) -> int:
+    """Passes of an evaluation: a graph means that two more follow backwards, a tangent that it cost one more."""
+    if not isinstance(value, Tensor):
+        return 1
+    if value.requires_grad:
+        return 3
+    return 1 if forward_ad.unpack_dual(value).tangent is None else 2
 
 
 def zo_step(
@@ -104,14 +116,10 @@ def zo_step(
         return lambda: theta.evaluate(own)
 
     with theta.step():
-        # Directions first: they read theta at home.
-        directions = [method.direction(theta.blocks, state, key.with_draw(draw)) for draw in range(method.draws)]
-        due = control is not None and control.due(key.step)
-        middle = third_point(counted, theta, directions[0]) if due else None
-        bend = None
-        estimates = tuple(two_point(counted, theta, direction, method.epsilon) for direction in directions)
+        due, bend = control is not None and control.due(key.step), None
+        estimates, state = _look(Sight(theta, key, counted, lambda direction: direction), method, state, due)
         if control is not None:
-            bend, control_state = _measured(control, control_state, estimates[0], middle, method.epsilon)
+            bend, control_state = _measured(control, control_state, estimates[0], due, method.epsilon)
             lr = rates(lr, control_state)
         following = method.update_(
             theta, state, estimates, StepContext(key, tuple(lr), lambda: theta.evaluate(counted), further, bend)
@@ -164,11 +172,36 @@ def _norm(gradient: Tensor) -> float:
     return torch.linalg.vector_norm(gradient, dtype=widened(gradient.dtype)).item()
 
 
+def _look(sight: Sight, method: Method[Any], state: Any, due: bool) -> tuple[tuple[Estimate, ...], Any]:
+    """What the method sees. Where curvature is ``due``, the first estimate has the losses at both sides and at theta."""
+    if not due:
+        return seen_by(method, sight, state)
+    if isinstance(method, Looking):
+        estimates, state = method.look(sight, state)
+        return (_completed(sight, estimates[0], method.epsilon), *estimates[1:]), state
+    first = method.direction(sight.theta.blocks, state, sight.key)
+    middle = third_point(sight.closure, sight.theta, first)  # before both sides: a traversal less than after
+    estimates, state = seen_by(method, sight, state)
+    return (replace(estimates[0], loss_home=middle), *estimates[1:]), state
+
+
+def _completed(sight: Sight, seen: Estimate, epsilon: float) -> Estimate:
+    """The estimate with the losses that its method did without. The direction is the one walked: it is not aimed again."""
+    plus, minus, home = seen.loss_plus, seen.loss_minus, seen.loss_home
+    if plus == home and minus is None:  # a derivative at theta, from no side; of a difference it is the same number again
+        plus = loss_along(sight.closure, sight.theta, seen.direction, epsilon)
+    if minus is None:
+        minus = loss_along(sight.closure, sight.theta, seen.direction, -epsilon)
+    if home is None:
+        home = home_loss(sight.closure, sight.theta)
+    return replace(seen, loss_plus=plus, loss_minus=minus, loss_home=home)
+
+
 def _measured(
-    control: StepControl, state: ControlState, seen: Estimate, middle: float | None, epsilon: float
+    control: StepControl, state: ControlState, seen: Estimate, due: bool, epsilon: float
 ) -> tuple[float | None, ControlState]:
     """Curvature along the direction seen, and the state with it; without a third loss there is nothing to add."""
-    if middle is None:
+    if not due or seen.loss_minus is None or seen.loss_home is None:
         return None, state
-    found = curvature(seen.loss_plus, seen.loss_minus, middle, epsilon, control.resolution)
+    found = curvature(seen.loss_plus, seen.loss_minus, seen.loss_home, epsilon, control.resolution)
     return found, averaged(state, found, control.decay)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from l2l.blocks import Blocks
-from l2l.methods.base import FirstOrder, check_positive, widened
+from l2l.methods.base import About, FirstOrder, check_positive, widened
 from l2l.perturb import Theta
 
 
@@ -33,6 +33,7 @@ class AdamWState:
 class AdamW(FirstOrder[AdamWState]):
     """Adam with decoupled weight decay, by backpropagation. Extra memory: the gradients and two float32 copies."""
 
+    about: ClassVar = About("Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2", "the gradients, and 2P")
     beta1: float = 0.9
     """What the mean of gradients keeps of itself at each step."""
     beta2: float = 0.999

@@ -7,18 +7,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import Closure, Estimate
+from l2l.estimators.one_sided import home_loss, loss_along, one_sided
+from l2l.estimators.two_point import two_point
 from l2l.noise import Key
-from l2l.perturb import Direction, Theta
+from l2l.perturb import Direction, Theta, written
 
 State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a list of methods says of one."""
+
+    paper: str
+    """Who and where, with the equation or algorithm."""
+    memory: str
+    """What is kept between steps beside the weights, in copies of them (``1P``) or as a formula."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +48,68 @@ class StepContext:
     """Along the first direction, at the steps where ``lr="auto"`` measures it."""
 
 
-class Method(ABC, Generic[State]):
-    """Abstract method. States are frozen dataclasses of tensors and numbers, or None: they are saved as they stand."""
+@dataclass(frozen=True)
+class Sight:
+    """What a method that looks in its own way is given: the ways to look. Every pass is counted."""
 
+    theta: Theta
+    key: Key
+    closure: Closure
+    """Loss on this step's batch at the parameters as they stand."""
+    aim: Callable[[Direction], Direction]
+    """What becomes of a direction before anybody looks along it: what is wrapped around the method (a tuner's sigma, a
+    mask) acts here. The functions below apply it; the estimates hold the direction that was walked."""
+
+    def through(self, aim: Callable[[Direction], Direction]) -> Sight:
+        """The sight of what is wrapped: its directions pass through ``aim``, and then through what lies around."""
+        return replace(self, aim=lambda direction: self.aim(aim(direction)))
+
+    def home(self) -> float:
+        """The loss at theta."""
+        return home_loss(self.closure, self.theta)
+
+    def along(self, direction: Direction, distance: float) -> float:
+        """The loss at theta + distance * u."""
+        return loss_along(self.closure, self.theta, self.aim(direction), distance)
+
+    def two_point(self, direction: Direction, epsilon: float) -> Estimate:
+        """See :func:`l2l.estimators.two_point.two_point`."""
+        return two_point(self.closure, self.theta, self.aim(direction), epsilon)
+
+    def one_sided(
+        self, directions: Sequence[Direction], epsilon: float, home: float | None = None
+    ) -> tuple[Estimate, ...]:
+        """See :func:`l2l.estimators.one_sided.one_sided`."""
+        return one_sided(self.closure, self.theta, [self.aim(d) for d in directions], epsilon, home)
+
+
+class Method(ABC, Generic[State]):
+    """Abstract method. States are frozen dataclasses of tensors and numbers, or None: they are saved as they stand.
+
+    Tensors of a state may be changed in place by an update, once nothing can go wrong any more: after the last evaluation,
+    and after ``theta.home()`` where a direction is made of them.
+    """
+
+    about: ClassVar[About]
+    normalised: bool = False
+    """Whether the step's length does not follow the gradient's: its learning rate is then of another size than MeZO's,
+    and ``lr="auto"``, a share of the way to the bottom of the parabola seen, has no meaning for it."""
+    elementwise: bool = False
+    """Whether coordinates are changed one by one on the way from what was seen to the step (a sign, a running variance): it
+    then leaves the span of the directions looked along."""
     epsilon: float
     """How far along u each evaluation lies: a coordinate of block b moves by about epsilon * sigma_b."""
     draws: int
-    """Directions looked along per step; their estimates are averaged. Two forward passes each."""
+    """Directions looked along per step; their estimates are averaged."""
+
+    @property
+    @abstractmethod
+    def passes(self) -> float:
+        """Forward passes of a step on average, those of step control apart; a backward pass counts as two more."""
+
+    @abstractmethod
+    def kept(self, blocks: Blocks) -> int:
+        """Most bytes of tensors that are kept between steps for these blocks."""
 
     @abstractmethod
     def init(self, blocks: Blocks) -> State:
@@ -57,11 +124,31 @@ class Method(ABC, Generic[State]):
         """Move theta according to what was seen; give the next state."""
 
 
+class Looking(Method[State]):
+    """Abstract method that looks in its own way: to one side, at more points, or where earlier looks tell it to."""
+
+    @abstractmethod
+    def look(self, sight: Sight, state: State) -> tuple[tuple[Estimate, ...], State]:
+        """What was seen, and the state with which the update goes on. Nothing has moved in the end."""
+
+
+def seen_by(method: Method[Any], sight: Sight, state: Any) -> tuple[tuple[Estimate, ...], Any]:
+    """What a method sees, in its own way or to both sides of each of its directions; and its state for the update."""
+    if isinstance(method, Looking):
+        return method.look(sight, state)
+    keys = [sight.key.with_draw(draw) for draw in range(method.draws)]
+    # Directions first: they read theta at home.
+    directions = [method.direction(sight.theta.blocks, state, key) for key in keys]
+    return tuple(sight.two_point(direction, method.epsilon) for direction in directions), state
+
+
 class FirstOrder(ABC, Generic[State]):
     """Abstract first-order baseline: the ceiling that forward passes alone are held against.
 
     States are as those of :class:`Method`; their tensors are float32 and may be changed in place by an update.
     """
+
+    about: ClassVar[About]
 
     @property
     @abstractmethod
@@ -93,6 +180,14 @@ def descend(theta: Theta, estimates: Sequence[Estimate], lr: Sequence[float]) ->
     for estimate in estimates:
         weight = -estimate.projected_gradient / len(estimates)
         theta.add(estimate.direction, [weight * rate for rate in lr])
+
+
+def gradient(blocks: Blocks, index: int, estimates: Sequence[Estimate]) -> Tensor:
+    """The estimated gradient of a block, mean(projected gradient * u_b), of its shape and at least float32."""
+    total = written(estimates[0].direction, blocks, index).mul_(estimates[0].projected_gradient)
+    for estimate in estimates[1:]:
+        total.add_(written(estimate.direction, blocks, index), alpha=estimate.projected_gradient)
+    return total.div_(len(estimates)) if len(estimates) > 1 else total
 
 
 def check_positive(**values: float) -> None:

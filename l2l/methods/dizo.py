@@ -10,19 +10,18 @@ r and sets theta = anchor + r * D (gamma = r * |D| in the paper). Differs from i
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
 from l2l.blocks import Blocks
-from l2l.estimators.backward import consume_gradients
-from l2l.estimators.base import Estimate, read_loss
-from l2l.methods.base import Method, StepContext, check_counts, check_positive, descend
+from l2l.estimators.base import Estimate
+from l2l.estimators.ratio_search import clipped, search_backward, search_two_point
+from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key, standard_noise
 from l2l.perturb import Direction, Theta
 
@@ -39,6 +38,7 @@ class DiZOState:
 class DiZO(Method[DiZOState]):
     """MeZO with learned layer-wise projections. Extra memory: the projected blocks, twice during a search."""
 
+    about: ClassVar = About("Tan et al. 2025, arXiv:2502.03304", "a copy of the projected blocks")
     epsilon: float = 1e-3
     draws: int = 1
     distribution: Distribution = "gaussian"
@@ -73,6 +73,14 @@ class DiZO(Method[DiZOState]):
         if self.search not in ("zo", "fo"):
             raise ValueError(f"search={self.search!r} must be 'zo' or 'fo'")
 
+    @property
+    def passes(self) -> float:
+        return 2.0 * self.draws + (2 if self.search == "zo" else 3) * self.iterations / self.interval
+
+    def kept(self, blocks: Blocks) -> int:
+        chosen = [blocks[i].tensor for i in projected_blocks(blocks, self.projected)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in chosen)
+
     def init(self, blocks: Blocks) -> DiZOState:
         return DiZOState(tuple(blocks[i].tensor.detach().clone() for i in projected_blocks(blocks, self.projected)))
 
@@ -98,63 +106,19 @@ class DiZO(Method[DiZOState]):
 
         if not moved:
             return
+        losses, far = [context.fresh(i) for i in range(self.iterations)], {i: norms[i] for i in moved}
         if self.search == "zo":
-            ratios = self._search_zo(stand_at, {i: norms[i] for i in moved}, theta.blocks, context)
+            draws = [self._draw(context.key.with_draw(k), theta.blocks, far) for k in range(self.iterations)]
+            ratios = search_two_point(stand_at, losses, draws, far, self.epsilon_projection, self.step_size, self.clip)
         else:
             deltas = {i: here[i] - anchor[i].to(here[i].dtype) for i in moved}
-            ratios = self._search_fo(stand_at, deltas, {i: norms[i] for i in moved}, theta.blocks, context)
+            ratios = search_backward(
+                stand_at, losses, theta.blocks, deltas, far, self.fo_lr, self.fo_penalty, self.clip
+            )
         stand_at(ratios)
 
-    def _search_zo(
-        self,
-        stand_at: Callable[[dict[int, float]], None],
-        norms: dict[int, float],
-        blocks: Blocks,
-        context: StepContext,
-    ) -> dict[int, float]:
-        ratios = dict.fromkeys(norms, 1.0)
-        for iteration in range(self.iterations):
-            closure = context.fresh(iteration)
-            key = context.key.with_draw(iteration)
-            z = {i: clipped_draw(key, blocks[i].name, norms[i] * self.clip / self.epsilon_projection) for i in norms}
-            reach = {i: self.epsilon_projection * z[i] / norms[i] for i in norms}
-            stand_at({i: ratios[i] + reach[i] for i in norms})
-            plus = read_loss(closure)
-            stand_at({i: ratios[i] - reach[i] for i in norms})
-            minus = read_loss(closure)
-            slope = (plus - minus) / (2 * self.epsilon_projection)
-            ratios = {i: self._clipped(ratios[i] - self.step_size * slope * z[i]) for i in norms}
-        return ratios
-
-    def _search_fo(
-        self,
-        stand_at: Callable[[dict[int, float]], None],
-        deltas: dict[int, Tensor],
-        norms: dict[int, float],
-        blocks: Blocks,
-        context: StepContext,
-    ) -> dict[int, float]:
-        indices = list(norms)
-        ratio = torch.ones(len(indices), dtype=torch.float64, requires_grad=True)
-        penalty = self.fo_penalty * torch.tensor([norms[i] for i in indices], dtype=torch.float64)
-        adam = torch.optim.Adam([ratio], lr=self.fo_lr)
-        chosen = Blocks(blocks[i] for i in indices)
-        for iteration in range(self.iterations):
-            stand_at(dict(zip(indices, ratio.tolist(), strict=True)))
-            slopes = torch.zeros_like(ratio)
-
-            def take(position: int, gradient: Tensor, slopes: Tensor = slopes) -> None:
-                slopes[position] = torch.sum(gradient.double() * deltas[indices[position]].double()).item()
-
-            consume_gradients(context.fresh(iteration), chosen, take)
-            ratio.grad = slopes + penalty * ratio.detach().sign()
-            adam.step()
-            with torch.no_grad():
-                ratio.clamp_(1 - self.clip, 1 + self.clip)
-        return dict(zip(indices, ratio.tolist(), strict=True))
-
-    def _clipped(self, ratio: float) -> float:
-        return min(max(ratio, 1 - self.clip), 1 + self.clip)
+    def _draw(self, key: Key, blocks: Blocks, norms: Mapping[int, float]) -> dict[int, float]:
+        return {i: clipped_draw(key, blocks[i].name, norms[i] * self.clip / self.epsilon_projection) for i in norms}
 
 
 def projected_blocks(blocks: Blocks, pattern: str | None) -> list[int]:
@@ -175,4 +139,4 @@ def projected_blocks(blocks: Blocks, pattern: str | None) -> list[int]:
 def clipped_draw(key: Key, name: str, limit: float) -> float:
     """A standard normal scalar of the projection search, clipped to +-limit; its stream is not the block's own."""
     value = standard_noise(f"{name}#projection", key, torch.Size([1]), dtype=torch.float64).item()
-    return math.copysign(min(abs(value), limit), value)
+    return clipped(value, limit)

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import Estimate
-from l2l.methods.base import Method, StepContext, check_counts, check_positive, descend
+from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key
 from l2l.perturb import Direction, Theta
 from l2l.tuners.features import History
 from l2l.tuners.tuner import Tuner
+
+HISTORY_BYTES = 4 + 2 * 8 + 8 * 4 + 8
+"""Of a block: sigma, moments, constants, the first variance."""
 
 
 @final
@@ -28,6 +31,7 @@ from l2l.tuners.tuner import Tuner
 class Learned(Method[History]):
     """Sigma from a tuner, by what the run has shown so far. Extra memory: some sixty bytes per block, and the basis."""
 
+    about: ClassVar = About("ZO Fine-tuner, arXiv:2510.00419", "some 60 bytes per block, and the basis")
     tuner: Tuner
     epsilon: float = 1e-3
     draws: int = 1
@@ -38,6 +42,15 @@ class Learned(Method[History]):
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
         check_counts(draws=self.draws, horizon=1 if self.horizon is None else self.horizon)
+
+    @property
+    def passes(self) -> float:
+        return 2.0 * self.draws
+
+    def kept(self, blocks: Blocks) -> int:
+        basis = self.tuner.basis_for(blocks)
+        vectors = () if basis is None else basis.vectors.values()
+        return HISTORY_BYTES * len(blocks) + sum(v.numel() * v.element_size() for v in vectors)
 
     def init(self, blocks: Blocks) -> History:
         self.tuner.rows(blocks.names)
@@ -63,7 +76,7 @@ class Learned(Method[History]):
         return state.after(
             last.sigma,
             theta.moments(last),
-            losses=[(estimate.loss_plus, estimate.loss_minus) for estimate in estimates],
+            losses=[(estimate.losses[0], estimate.losses[-1]) for estimate in estimates],
             gradients=[estimate.projected_gradient for estimate in estimates],
             curvature=context.curvature,
             horizon=self.horizon,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import Estimate
-from l2l.methods.base import Method, StepContext, check_counts, check_positive, descend
+from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key
 from l2l.perturb import Direction, Theta
 
@@ -22,6 +22,7 @@ from l2l.perturb import Direction, Theta
 class MeZO(Method[None]):
     """theta -= lr * g * z with z of unit variance in every coordinate. Extra memory: none."""
 
+    about: ClassVar = About("Malladi et al. 2023, arXiv:2305.17333, Algorithm 1", "0P")
     epsilon: float = 1e-3
     draws: int = 1
     distribution: Distribution = "gaussian"
@@ -30,6 +31,13 @@ class MeZO(Method[None]):
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
         check_counts(draws=self.draws)
+
+    @property
+    def passes(self) -> float:
+        return 2.0 * self.draws
+
+    def kept(self, blocks: Blocks) -> int:
+        return 0
 
     def init(self, blocks: Blocks) -> None:
         return None

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from l2l.blocks import Blocks
-from l2l.methods.base import FirstOrder, widened
+from l2l.methods.base import About, FirstOrder, widened
 from l2l.perturb import Theta
 
 
@@ -30,6 +30,7 @@ class SGDState:
 class SGD(FirstOrder[SGDState]):
     """theta -= lr * gradient, by backpropagation. Extra memory: the gradients, and a float32 copy with momentum."""
 
+    about: ClassVar = About("torch.optim.SGD, by backpropagation", "the gradients; 1P with momentum")
     momentum: float = 0.0
     """What the sum of past gradients keeps of itself at each step; 0 keeps no sum."""
 

@@ -7,6 +7,8 @@ reads a parameter during an evaluation is given a transient copy that is.
 
 from l2l.perturb.basis import Basis
 from l2l.perturb.direction import Direction, Move
+from l2l.perturb.shape import Shape
 from l2l.perturb.theta import Journal, Theta
+from l2l.perturb.written import written
 
-__all__ = ["Basis", "Direction", "Journal", "Move", "Theta"]
+__all__ = ["Basis", "Direction", "Journal", "Move", "Shape", "Theta", "written"]

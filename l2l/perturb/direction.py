@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l2l.noise import Distribution, Key, Term, standard_deviation
 from l2l.perturb.basis import Basis
+from l2l.perturb.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,11 @@ class Direction:
     """A recipe, never a tensor: u_b = factor * (sigma[b] * z_b + basis_sigma[b] * sqrt(n / r) * R_b V_b^T).
 
     z_b and R_b are standard noise, V_b the block's vectors in ``basis`` [n, r]. Without a basis, the first term is all.
+    For blocks that a ``shape`` covers, u_b = factor * sigma[b] * s_b with what the shape writes.
 
     Raises:
-        ValueError: a scale is negative or not finite, or there is one along a basis that does not exist.
+        ValueError: a scale is negative or not finite, there is one along a basis that does not exist, or both a basis
+            and a shape are given.
     """
 
     key: Key
@@ -35,6 +38,8 @@ class Direction:
     basis_sigma: tuple[float, ...] = ()
     """One scale per block where there is a basis, 0 for blocks that it leaves out: like sigma the root mean square of
     a coordinate. All 0: the direction without a basis."""
+    shape: Shape | None = None
+    """What takes the noise's place in the blocks that it covers."""
 
     def __post_init__(self) -> None:
         for name, values in (("sigma", self.sigma), ("basis_sigma", self.basis_sigma)):
@@ -46,6 +51,8 @@ class Direction:
         self._check_basis()
 
     def _check_basis(self) -> None:
+        if self.basis is not None and self.shape is not None:
+            raise ValueError("a direction goes along a basis or a shape, not both: take a tuner without a basis")
         if len(self.basis_sigma) != (0 if self.basis is None else len(self.sigma)):
             raise ValueError(
                 f"basis_sigma has {len(self.basis_sigma)} scales for {len(self.sigma)} blocks: it needs one per block "
@@ -63,10 +70,19 @@ class Direction:
         """Whether any block moves along its basis."""
         return any(self.basis_sigma)
 
+    def shaped(self, index: int) -> bool:
+        """Whether the shape covers block ``index``."""
+        return self.shape is not None and self.shape.covers(index)
+
     def scales(self, amounts: Sequence[float]) -> list[float]:
-        """Per block, what the noise integers are multiplied by to move by ``amounts[b] * u_b``."""
+        """Per block, what the noise integers are multiplied by to move by ``amounts[b] * u_b``; 0 where it is shaped."""
         unit = self.factor / standard_deviation(self.distribution)
-        return [amount * sigma * unit for amount, sigma in zip(amounts, self.sigma, strict=True)]
+        found = [amount * sigma * unit for amount, sigma in zip(amounts, self.sigma, strict=True)]
+        return found if self.shape is None else [0.0 if self.shaped(i) else scale for i, scale in enumerate(found)]
+
+    def shape_scale(self, index: int, amount: float) -> float:
+        """What s_b is multiplied by to move block ``index`` by ``amount * u_b``; 0 where no shape covers it."""
+        return amount * self.factor * self.sigma[index] if self.shaped(index) else 0.0
 
     def basis_scale(self, index: int, amount: float) -> float:
         """What the integers of R are multiplied by to move block ``index`` by ``amount * u_b``; 0 without a basis."""
@@ -96,12 +112,16 @@ class Move:
 
     def dense(self, index: int) -> bool:
         """Whether a block moves along its dense noise."""
-        return bool(self.amounts[index] * self.direction.sigma[index])
+        return bool(self.amounts[index] * self.direction.sigma[index]) and not self.direction.shaped(index)
 
     def term(self, indices: Sequence[int]) -> Term:
         """The dense noise to add to pieces of these blocks."""
         scales = self.direction.scales(self.amounts)
         return Term(self.direction.key, [(scales[i],) for i in indices], self.direction.distribution)
+
+    def shape_scale(self, index: int) -> float:
+        """See :meth:`Direction.shape_scale`."""
+        return self.direction.shape_scale(index, self.amounts[index])
 
     def basis_scale(self, index: int) -> float:
         """See :meth:`Direction.basis_scale`."""

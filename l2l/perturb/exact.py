@@ -17,8 +17,8 @@ from torch import Tensor
 from l2l.blocks import Blocks
 from l2l.noise import Key, Piece
 from l2l.noise.reference import traverse as eager_traverse
+from l2l.perturb.adding import parts_of
 from l2l.perturb.direction import Direction, Move
-from l2l.perturb.low_rank import parts_of
 from l2l.perturb.moments import Moments, measure
 from l2l.perturb.safety import uninterrupted
 from l2l.perturb.transient import Substitution

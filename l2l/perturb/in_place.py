@@ -109,8 +109,8 @@ class InPlace(Walker):
 
 
 def _summable(direction: Direction) -> bool:
-    """Whether sums are wanted, and tell the moments behind a step: those of the dense noise know nothing of a basis."""
-    return direction.centre is not None and not direction.along_basis
+    """Whether sums are wanted, and tell the moments behind a step: those of the dense noise know nothing of the rest."""
+    return direction.centre is not None and not direction.along_basis and direction.shape is None
 
 
 def _opposite(one: Look, other: Look) -> bool:

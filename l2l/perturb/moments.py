@@ -10,7 +10,7 @@ import numpy as np
 
 from l2l.blocks import Blocks
 from l2l.noise import Gather, Piece, Sums, Term, traverse
-from l2l.perturb.low_rank import Part
+from l2l.perturb.part import Part
 
 Moments = tuple[tuple[float, float], ...]
 """(mean, unbiased variance) per block; the variance of a single number is 0."""

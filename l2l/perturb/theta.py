@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal, TypeVar, final
 
 import torch
@@ -15,27 +14,12 @@ from l2l.perturb.basis import Basis
 from l2l.perturb.direction import Direction, Move
 from l2l.perturb.exact import HALF, Exact
 from l2l.perturb.in_place import InPlace
+from l2l.perturb.journal import Journal
 from l2l.perturb.moments import Moments
 from l2l.perturb.safety import deliver, uninterrupted
 from l2l.perturb.walker import Look, Walker, check_finite
 
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Journal:
-    """What separates the memory of the parameters from theta. Nothing does, except inside a step or a managed loop."""
-
-    direction: Direction | None
-    """Memory stands at theta + distance * u of this direction, the waiting moves not yet made."""
-    distance: float
-    waiting: tuple[Move, ...]
-    """Moves that belong to theta and are made together with the next look."""
-
-    @property
-    def home(self) -> bool:
-        """Whether the parameters hold exactly theta."""
-        return self.direction is None and not self.waiting
 
 
 @final
@@ -168,6 +152,19 @@ class Theta:
     def shift(self, deltas: Mapping[int, Tensor], scale: float) -> None:
         """Add ``scale * delta`` to the blocks listed: a first-order step. Not undone."""
         self._rewrite({i: lambda w, d=delta: w.add_(d, alpha=scale) for i, delta in deltas.items()})
+
+    def shift_each(self, delta: Callable[[int], Tensor], scales: Sequence[float]) -> None:
+        """Add ``scales[b] * delta(b)`` to each block, one after the other: a step that lies along no direction.
+
+        ``delta`` is called once per block, at home, with the block's index; what it changes of a method's state changes
+        together with the weights: an interrupt waits. Not undone.
+
+        Raises:
+            ValueError: embeddings are sparse: such a step knows nothing of rows.
+        """
+        if self._walker.touched():
+            raise ValueError("sparse_embeddings needs a method that moves along its directions: leave it off")
+        self._rewrite({i: lambda w, i=i, by=by: w.add_(delta(i), alpha=by) for i, by in enumerate(scales)})
 
     def assign(self, values: Mapping[str, Tensor]) -> None:
         """Set every block to the tensor of its name: what a checkpoint holds.

@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from l2l.blocks import Blocks
 from l2l.noise import Piece, Term, traverse
+from l2l.perturb.adding import copy_blocks, copy_rows, parts_of, rows_part
 from l2l.perturb.ahead import CopiesAhead
 from l2l.perturb.direction import Move
-from l2l.perturb.low_rank import copy_blocks, copy_rows, parts_of, rows_part
 from l2l.perturb.walker import Look, row_piece
 
 _ASKS = (

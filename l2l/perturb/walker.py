@@ -13,9 +13,10 @@ from torch import Tensor
 
 from l2l.blocks import Blocks
 from l2l.noise import Gather, Key, Piece, Sums, round_scale, traverse
+from l2l.perturb.adding import add_part, parts_of, rounds, rows_part
 from l2l.perturb.direction import Direction, Move
-from l2l.perturb.low_rank import Part, add_part, parts_of, rounds, rows_part
 from l2l.perturb.moments import Moments
+from l2l.perturb.part import Part
 
 
 @dataclass(frozen=True)

@@ -121,23 +121,35 @@ def _message(
             "names and shapes are the same, the weights are others, as after fine-tuning: see with `l2l tuners test` "
             "whether the tuner still gains"
         )
-    lacks = f"{len(missing)} blocks of the tuner are not in the model: {some(missing)}" if missing else ""
-    more = f"{len(extra)} blocks of the model are unknown to the tuner: {some(extra)}" if extra else ""
-    rest = "; ".join(part for part in (lacks, more, _tied(mine, extra)) if part)
+    rest = "; ".join([*_differing(_shapes(mine), _shapes(other), missing, extra), *_tied(mine, extra)])
     if kind == "renamed":
         name, source = next((name, source) for name, source in mapping.items() if name != source)
         return f"the shapes are the same under other names: {source!r} is {name!r}"
     if kind == "subset":
         return f"{len(mapping)} blocks are the same; {rest}"
     if kind == "other size":
-        return f"the blocks have the same roles, but other shapes or numbers; {rest}"
-    return f"the model has blocks of other names and shapes; {rest}"
+        return f"the blocks have the same roles in other shapes or numbers; {rest}"
+    return f"the blocks have other names and shapes; {rest}"
 
 
-def _tied(mine: Fingerprint, extra: Sequence[str]) -> str:
+def _differing(
+    mine: Mapping[str, Shape], theirs: Mapping[str, Shape], missing: Sequence[str], extra: Sequence[str]
+) -> list[str]:
+    """How many blocks have another shape, and how many only one of the two has; some of each by name."""
+    resized = [name for name in missing if name in theirs and name in extra]
+    said = f": {resized[0]!r} is {list(mine[resized[0]])} there, {list(theirs[resized[0]])} here" if resized else ""
+    lists = {
+        "missing in the model": [name for name in missing if name not in resized],
+        "not in the tuner": [name for name in extra if name not in resized],
+    }
+    parts = [f"{len(names)} {label}: {some(names)}" for label, names in lists.items() if names]
+    return [f"{len(resized)} of another shape{said}", *parts] if resized else parts
+
+
+def _tied(mine: Fingerprint, extra: Sequence[str]) -> list[str]:
     """Says where a block is unknown because it was tied in the tuner's model."""
     tied = {name: group[0] for group in mine.ties or () for name in group[1:]}
-    return "; ".join(f"{name!r} was tied to {tied[name]!r} in the tuner's model" for name in extra if name in tied)
+    return [f"{name!r} was tied to {tied[name]!r} in the tuner's model" for name in extra if name in tied]
 
 
 def renaming(mine: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> dict[str, str]:

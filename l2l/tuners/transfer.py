@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -50,12 +50,12 @@ def matched(tuner: Tuner, model: nn.Module, match: Level = "exact") -> Tuner:
     if tuner.size_free:
         tuner.check(model)
         return tuner.with_basis(tuner.basis, model)
-    found = compare(tuner, model)
-    base = tuner.provenance.base_model
+    prints = Fingerprint.of(model)  # with other weights it would be bound just the same: they are not looked at
+    found, base = classify(tuner.fingerprint, prints), tuner.provenance.base_model
     if not found.accepted(match):
         raise ValueError(
-            f"the tuner was made for {base!r}, and this model is another ({found.kind}): {found.message}. Use a tuner of "
-            f"this model, learn one with `l2l meta-train`, or try `--match {found.needed}` and judge it with "
+            f"the tuner was made for {base!r} and does not fit this model ({found.kind}): {found.message}. Use a tuner of "
+            f"this model, learn one with `l2l meta-train`, or try --match {_level_for(found, model)} and judge it with "
             "`l2l tuners test`"
         )
     if found.needed == "exact":
@@ -64,17 +64,27 @@ def matched(tuner: Tuner, model: nn.Module, match: Level = "exact") -> Tuner:
         _check_frozen(found, model, base)
     if found.needed == "kind":
         _check_free_of_blocks(tuner, base)
-    return _dealt(tuner, found, Fingerprint.of(model))
+    dealt = _dealt(tuner, found, prints)
+    dealt.normaliser.counts(Blocks.of(model), dealt.basis or ())  # refuses blocks that nothing was measured on
+    return dealt
+
+
+def _unknown(found: Match, moving: Collection[str]) -> list[str]:
+    """Blocks that the tuner lacks and that are trained."""
+    return [name for name in found.extra if name in moving]
+
+
+def _level_for(found: Match, model: nn.Module) -> Level:
+    """The strictest level that serves the model as it is to be trained."""
+    return "kind" if _unknown(found, Blocks.of(model).names) else found.needed
 
 
 def _check_frozen(found: Match, model: nn.Module, base: str) -> None:
-    moving = {block.name for block in Blocks.of(model)}
-    unknown = [name for name in found.extra if name in moving]
-    if unknown:
-        known = len(moving) - len(unknown)
+    moving = Blocks.of(model).names
+    if unknown := _unknown(found, moving):
         raise ValueError(
-            f"the tuner for {base!r} knows {known} of the {len(moving)} blocks that are trained, but not {some(unknown)}: "
-            "freeze these, or give them the sigma of similar blocks with `--match kind`"
+            f"the tuner for {base!r} knows {len(moving) - len(unknown)} of the {len(moving)} blocks that are trained, but "
+            f"not {some(unknown)}: freeze these, or give them the sigma of similar blocks with --match kind"
         )
 
 

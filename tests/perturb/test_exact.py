@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import METHODS, MethodCase, Problem, TiedLM, optimizer_for, same_bits, weights
+from cases import ALONG_NOISE, MethodCase, Problem, TiedLM, named, optimizer_for, same_bits, weights
 from perturbed import language_loss, perturbed_in_place
 from torch import Tensor, nn
 from torch.nn import functional
@@ -114,7 +114,7 @@ def test_half_precision_descends(make: Any, update: Any):
 
 
 @pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize("case", METHODS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ALONG_NOISE, ids=named)
 def test_after_an_error_the_same_bits_are_back(case: MethodCase, update: Any):
     model = TiedLM().to(torch.bfloat16)
     optimizer = ZOOptimizer(model, case.make(model), lr=0.01, update=update)
@@ -131,7 +131,7 @@ def test_after_an_error_the_same_bits_are_back(case: MethodCase, update: Any):
                 raise RuntimeError("out of something")
             return model().float()
 
-        if failing_call > 2 * optimizer.method.draws and not case.projects:
+        if failing_call > 2 * optimizer.method.draws and case.name != "dizo":
             continue
         with pytest.raises(RuntimeError, match="out of something"):
             optimizer.step(failing)
@@ -216,7 +216,7 @@ def test_float16_works_with_masters():
     assert last < 0.95 * first
 
 
-@pytest.mark.parametrize("case", METHODS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ALONG_NOISE, ids=named)
 def test_exact_and_in_place_steps_agree_in_float32(case: MethodCase, problem: Problem):
     ends = []
     for walk in ("exact", "in_place"):
@@ -227,4 +227,4 @@ def test_exact_and_in_place_steps_agree_in_float32(case: MethodCase, problem: Pr
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-4)
     for name, value in ends[0][1].items():
         torch.testing.assert_close(value, ends[1][1][name], rtol=2e-2, atol=2e-3)
-    assert optimizer_for(case, problem.make(), 0.1).theta.walk == "in_place"
+    assert optimizer_for(case, problem.make(), problem).theta.walk == "in_place"

@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from cases import METHODS, MethodCase, Problem, TiedLM, farthest, optimizer_for, same_bits, weights
+from cases import (
+    ALONG_NOISE,
+    METHODS,
+    PROBLEMS,
+    MethodCase,
+    Problem,
+    TiedLM,
+    farthest,
+    named,
+    optimizer_for,
+    same_bits,
+    weights,
+)
 from torch import Tensor
 
 import l2l.perturb.walker
@@ -34,7 +46,7 @@ def traversals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def run(case: MethodCase, problem: Problem, steps: int, managed: bool) -> tuple[list[float], dict[str, Tensor]]:
     model = problem.make()
-    optimizer = optimizer_for(case, model, problem.lr)
+    optimizer = optimizer_for(case, model, problem)
     losses: list[float] = []
 
     def loop() -> None:
@@ -48,7 +60,7 @@ def run(case: MethodCase, problem: Problem, steps: int, managed: bool) -> tuple[
     return losses, weights(model)
 
 
-@pytest.mark.parametrize("case", METHODS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ALONG_NOISE, ids=named)
 def test_two_hundred_merged_steps_equal_plain_ones_bit_for_bit(case: MethodCase, problem: Problem):
     plain, merged = (run(case, problem, 200, managed) for managed in (False, True))
     assert plain[0] == merged[0]
@@ -59,7 +71,7 @@ def test_two_hundred_merged_steps_equal_plain_ones_bit_for_bit(case: MethodCase,
 def test_a_merged_step_takes_two_traversals_and_a_plain_one_three(name: str, traversals: list[int]):
     case = next(case for case in METHODS if case.name == name)
     model = TiedLM()
-    optimizer = optimizer_for(case, model, 0.01)
+    optimizer = optimizer_for(case, model, PROBLEMS[-1])
     optimizer.step(model)
     assert len(traversals) == 3
     with optimizer.theta.managed():

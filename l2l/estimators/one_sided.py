@@ -1,0 +1,47 @@
+"""Differences against the loss at theta: a pass less per direction, and a bias of the order of epsilon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from l2l.estimators.base import Closure, Estimate, read_loss
+from l2l.perturb import Direction, Theta
+
+
+def home_loss(closure: Closure, theta: Theta) -> float:
+    """The loss at theta. One forward pass.
+
+    Raises:
+        FloatingPointError: it is not finite.
+    """
+    theta.home()
+    return theta.evaluate(lambda: read_loss(closure))
+
+
+def loss_along(closure: Closure, theta: Theta, direction: Direction, distance: float) -> float:
+    """The loss at ``theta + distance * u``. One forward pass; theta is left there.
+
+    Raises:
+        FloatingPointError: it is not finite.
+    """
+    theta.look(direction, distance)
+    return theta.evaluate(lambda: read_loss(closure))
+
+
+def one_sided(
+    closure: Closure, theta: Theta, directions: Sequence[Direction], epsilon: float, home: float | None = None
+) -> tuple[Estimate, ...]:
+    """g = (L+ - L0) / epsilon along each direction, with one loss at theta for all of them.
+
+    One forward pass per direction, and one for L0 unless ``home`` has it. Theta is left at the last look.
+    Used by FZOO (arXiv:2506.09034, Algorithm 1) and AGZO, for example.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    base = home_loss(closure, theta) if home is None else home
+    plus = [loss_along(closure, theta, direction, epsilon) for direction in directions]
+    return tuple(
+        Estimate(direction, loss, None, (loss - base) / epsilon, base)
+        for direction, loss in zip(directions, plus, strict=True)
+    )

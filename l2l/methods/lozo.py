@@ -1,0 +1,89 @@
+"""LOZO: MeZO along matrices of low rank, whose row space stays for a while.
+
+Chen et al. 2024, arXiv:2410.07698, Algorithm 1. A matrix [m, n] moves along U V^T / sqrt(r), U [m, r] fresh at every step
+and V [n, r] redrawn every ``interval`` steps; other blocks along plain noise. Differs from the paper in the factor: 1 / sqrt(r)
+makes a coordinate's variance 1 as MeZO's is, so that epsilon does not depend on the rank; the step is the paper's, which
+divides by r in the update alone. Differs from the released code in that U is the same in perturbation and update where V
+is redrawn too, because each has a stream of its own. V is made anew from its key whenever it is needed: nothing is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from l2l.blocks import Block, Blocks
+from l2l.estimators.base import Estimate
+from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend
+from l2l.noise import Distribution, Key
+from l2l.perturb import Direction, Shape, Theta
+from l2l.perturb.factors import factor, matrices, product, sides
+
+
+@final
+class LowRank(Shape):
+    """U V^T / sqrt(r) with a V that several steps share.
+
+    Args:
+        since: the key that V is drawn by.
+    """
+
+    def __init__(self, blocks: Blocks, rank: int, since: Key) -> None:
+        self.rank, self.since = rank, since
+        self._matrices = matrices(blocks)
+
+    def covers(self, index: int) -> bool:
+        return index in self._matrices
+
+    def left(self, block: Block, key: Key, distribution: Distribution) -> Tensor:
+        """U [m, r]."""
+        return factor(block, "rows", key, (sides(block)[0], self.rank), distribution)
+
+    def right(self, block: Block, distribution: Distribution) -> Tensor:
+        """V [n, r]."""
+        return factor(block, "columns", self.since, (sides(block)[1], self.rank), distribution)
+
+    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+        u = self.left(block, key, distribution).div_(math.sqrt(self.rank))
+        return product(u, self.right(block, distribution)).view(block.tensor.shape)
+
+
+@final
+@dataclass(frozen=True)
+class LOZO(Method[None]):
+    """theta -= lr * g * U V^T / sqrt(r) in matrices. Extra memory: none."""
+
+    about: ClassVar = About("Chen et al. 2024, arXiv:2410.07698, Algorithm 1", "0P")
+    epsilon: float = 1e-3
+    draws: int = 1
+    distribution: Distribution = "gaussian"
+    rank: int = 2
+    """Of a matrix's direction."""
+    interval: int = 50
+    """Steps that share a V."""
+
+    def __post_init__(self) -> None:
+        check_positive(epsilon=self.epsilon)
+        check_counts(draws=self.draws, rank=self.rank, interval=self.interval)
+
+    @property
+    def passes(self) -> float:
+        return 2.0 * self.draws
+
+    def kept(self, blocks: Blocks) -> int:
+        return 0
+
+    def init(self, blocks: Blocks) -> None:
+        return None
+
+    def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
+        since = Key(key.seed, key.step - key.step % self.interval)
+        shape = LowRank(blocks, self.rank, since)
+        return Direction(key, (1.0,) * len(blocks), self.distribution, shape=shape)
+
+    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+        descend(theta, estimates, context.lr)
