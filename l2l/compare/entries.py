@@ -16,7 +16,7 @@ from l2l.report.files import UNFINISHED
 from l2l.tuners.store import CONFIG, WEIGHTS
 from l2l.tuners.tuner import Tuner
 
-ABOUT = {"base_model", "revision", "recipe", "results", "versions"}
+ABOUT = {"base_model", "revision", "recipe", "results", "versions", "fingerprint"}
 """What a tuner's config says about it, beside what it is."""
 
 

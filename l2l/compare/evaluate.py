@@ -173,9 +173,13 @@ def _verdict(
 
 
 def departures(config: MetaEvaluateConfig, entered: Sequence[Entered]) -> list[str]:
-    """Where an evaluation asks less than the protocol does."""
+    """Where an evaluation asks less than the protocol does, whose numbers are the configuration's defaults."""
     missing = [name for name in CONTROLS if name not in config.controls]
     found = [f"no controls {', '.join(missing)}"] if missing else []
+    asked = {"passes": min(setting.passes or config.passes for setting in config.settings)}
+    asked |= {name: getattr(config, name) for name in ("train_size", "dev_size", "test_size")}
+    whole = MetaEvaluateConfig()
+    found += [f"{n} {asked[n]} instead of {getattr(whole, n)}" for n in asked if asked[n] < getattr(whole, n)]
     if config.seeds < SEEDS:
         found.append(f"{config.seeds} seeds instead of {SEEDS}")
     if not any(contender.role == BASELINE_DIZO for contender in config.contenders):

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any, Literal, TypeAlias
 
 
@@ -79,6 +79,15 @@ def _begin_process() -> None:
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, _leave)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its processes; what they still wrote would meet those that continue."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _leave(*_: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
@@ -54,13 +54,20 @@ def trial(
         shared_options(config, setting) | entry.options | {"method_args": entry.method_args} | dict(point)
     )
     lr, tuner = options.pop("lr"), entry.tuners[task]
-    decided = {"l2l": version("l2l"), "torch": version("torch"), "method": entry.method, "tuner": tuner}
-    decided |= {"lr": lr, "task": task, "seed": seed, **_unlike_defaults(options)}
-    digest = hashlib.blake2b(json.dumps(decided, sort_keys=True).encode(), digest_size=6).hexdigest()
-    out = str(runs / setting.name / f"{Path(task).stem}-{entry.method}-s{seed}-{digest}")
-    return Trial(
-        setting, entry, task, point, seed, tuning, Job(entry.label, task, entry.method, lr, seed, out, tuner, options)
-    )
+    job = Job(entry.label, task, entry.method, lr, seed, "", tuner, options)
+    out = str(runs / setting.name / f"{Path(task).stem}-{entry.method}-s{seed}-{digest(job)}")
+    return Trial(setting, entry, task, point, seed, tuning, replace(job, out=out))
+
+
+def digest(job: Job, **more: Any) -> str:
+    """Hash of everything that decides a run, wherever it is kept.
+
+    Args:
+        more: what decides it beside the job, by name.
+    """
+    decided = {"l2l": version("l2l"), "torch": version("torch"), "method": job.method, "tuner": job.tuner, **more}
+    decided |= {"lr": job.lr, "task": job.task, "seed": job.seed, **_unlike_defaults(job.options)}
+    return hashlib.blake2b(json.dumps(decided, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def _unlike_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,5 +168,5 @@ def step_curve(folder: Path) -> Curve:
 
 
 def _seen(step: Mapping[str, Any]) -> float:
-    losses = [loss for _, plus, minus in step["draws"] for loss in (plus, minus)]
-    return sum(losses) / len(losses)
+    losses = [loss for _, *sides in step["draws"] for loss in sides if loss is not None]
+    return sum(losses) / len(losses) if losses else float(step["loss"])

@@ -181,7 +181,10 @@ def test_it_leaves_a_verdict_records_and_pictures(configured, tmp_path, monkeypa
     by_dev = {row["lr"]: row["dev_loss"] for row in found["runs"] if row["tuning"] and row["contender"] == "MeZO"}
     assert chosen["MeZO"]["lr"] == min(by_dev, key=lambda lr: by_dev[lr])
     assert chosen["tuner"]["lr"] == "auto"
-    assert found["departures"][1:] == ["1 seeds instead of 3", "no DiZO"]
+    assert found["departures"][1:] == [
+        *("passes 8 instead of 1000", "train_size 16 instead of 1000", "dev_size 8 instead of 200"),
+        *("test_size 8 instead of 500", "1 seeds instead of 3", "no DiZO"),
+    ]
     summary = json.loads(next((out / "runs" / "tiny").glob("*/summary.json")).read_text())
     assert summary["config"]["max_passes"] == 8
     assert summary["config"]["test_size"] == 8

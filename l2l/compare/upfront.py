@@ -1,0 +1,204 @@
+"""What is refused or left out before a comparison begins: every method is made on every model under every scheme."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l2l.blocks import Blocks
+from l2l.compare.cells import Place, shared_options
+from l2l.compare.checks import seen_by
+from l2l.compare.compare_config import CompareConfig, MethodEntry, SchemeEntry
+from l2l.compare.config import Setting
+from l2l.compare.entries import Entry, freeze
+from l2l.compare.lineup import lineup, points
+from l2l.finetune.adapt import adapted, fitting_tuner
+from l2l.finetune.config import FineTuneConfig
+from l2l.finetune.ground import load_ground
+from l2l.finetune.methods import build_method
+from l2l.finetune.optimizer import ZOOptimizer
+from l2l.methods import method_class
+from l2l.models.load import context_length
+from l2l.tuners.tuner import Tuner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method says of itself where it was made."""
+
+    memory: str = ""
+    """What it keeps beside the weights, in its own words."""
+    paper: str = ""
+    kept_bytes: int | None = None
+    """Most bytes of tensors that it keeps between steps; None where it does not say."""
+    trained_bytes: int = 0
+    """Bytes of the weights that are trained."""
+    normalised: bool = False
+    """Whether its learning rate is of another size than MeZO's."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A place whose model, data and tuners are there, before anything is written."""
+
+    setting: Setting
+    scheme: SchemeEntry
+    entries: Mapping[str, MethodEntry]
+    tuners: Mapping[str, Tuner]
+    facts: Mapping[str, Facts]
+    steps: Mapping[str, int]
+    """Steps that the passes allow, of methods that look at the share of the run that lies behind."""
+    left_out: Mapping[str, str]
+
+    def place(self, tuners: Path) -> Place:
+        """The same with the tuners saved below a folder, as they are now."""
+        found = {}
+        for label, given in self.entries.items():
+            directory = str(freeze(self.tuners[label], tuners)) if label in self.tuners else None
+            entry = Entry.of(given.contender, directory, self.setting.tasks)
+            ahead = {"steps": self.steps[label]} if label in self.steps else {}
+            found[label] = (given, replace(entry, options=entry.options | ahead))
+        return Place(self.setting, self.scheme, found, self.left_out)
+
+
+def check_all(config: CompareConfig) -> list[Checked]:
+    """Load every model and make every method on it under every scheme.
+
+    A method that is refused in some combinations is left out of these, with the reason.
+
+    Raises:
+        ValueError, FileNotFoundError: a model, task or data that cannot be had, a method that takes part nowhere, or a
+            tuner that has learned from a task of the comparison; named.
+    """
+    entries = lineup(config)
+    for entry in entries:
+        method_of(entry.method)
+    found = [
+        _check_place(config, setting, scheme, entries)
+        for setting in config.settings
+        for scheme in config.tuning_schemes
+    ]
+    for entry in entries:
+        reasons = [place.left_out.get(entry.label) for place in found]
+        if all(reasons):
+            raise ValueError(f"method {entry.label!r} can take part nowhere: {reasons[0]}; mend it, or leave it out")
+    return found
+
+
+def method_of(name: str) -> None:
+    """Refuse a name that no method goes by. Of composed names (``a+b``), those who compose them know the parts.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    if re.fullmatch(r"[\w.]+", name):
+        method_class(name)
+
+
+def _check_place(
+    config: CompareConfig, setting: Setting, scheme: SchemeEntry, entries: Sequence[MethodEntry]
+) -> Checked:
+    options = shared_options(config, setting, scheme)
+    model = _loaded(setting, options)
+    kept: dict[str, MethodEntry] = {}
+    tuners: dict[str, Tuner] = {}
+    facts: dict[str, Facts] = {}
+    steps: dict[str, int] = {}
+    left_out: dict[str, str] = {}
+    for entry in entries:
+        try:
+            tuner = _tuner(setting, entry, entry.contender.tuner_for(setting.name))
+            made = _made(options, config, setting, scheme, entry, tuner, model)
+        except ValueError as error:
+            left_out[entry.label] = " ".join(str(error).split())
+            continue
+        facts[entry.label] = _facts(made, model)
+        kept[entry.label] = entry
+        if _looks_ahead(made):
+            steps[entry.label] = ceil(options["max_passes"] / made.passes)
+        if tuner is not None:
+            tuners[entry.label] = tuner
+    return Checked(setting, scheme, kept, tuners, facts, steps, left_out)
+
+
+def _loaded(setting: Setting, options: Mapping[str, Any]) -> PreTrainedModel:
+    """The model under the scheme; the rows of all tasks are read, so that missing or malformed data show."""
+    configs = [FineTuneConfig(**{**options, "task": task}) for task in setting.tasks]
+    first = load_ground(configs[0])
+    for config in configs[1:]:
+        load_ground(config, first.model, first.tokenizer)
+    context_length(first.model, setting.max_length)
+    model = adapted(first.model, configs[0])
+    model.eval()
+    return model
+
+
+def _tuner(setting: Setting, entry: MethodEntry, name: str | None) -> Tuner | None:
+    if name is None:
+        return None
+    tuner = Tuner.from_pretrained(name)
+    both = [task for task in setting.tasks if task in seen_by(tuner)]
+    if both:
+        raise ValueError(
+            f"tuner {name!r} of method {entry.label!r} has learned from task {both[0]!r} of setting {setting.name!r}: "
+            "compare it on tasks that took no part in making it"
+        )
+    return tuner
+
+
+def _made(
+    options: Mapping[str, Any],
+    config: CompareConfig,
+    setting: Setting,
+    scheme: SchemeEntry,
+    entry: MethodEntry,
+    tuner: Tuner | None,
+    model: PreTrainedModel,
+) -> Any:
+    """The method, made as a run would make it: what it refuses shows here."""
+    own = {**options, **entry.options, "method": entry.method, "method_args": entry.method_args}
+    configs = [FineTuneConfig(**own | dict(point)) for point in points(config, setting, scheme, entry)]
+    fitting = fitting_tuner(tuner, model, scheme.name)
+    epsilon = configs[0].epsilon
+    assert epsilon is not None, "a configuration fills it in"
+    built = build_method(entry.method, epsilon, entry.method_args, fitting, model, configs[0].steps)
+    for one in configs:
+        assert one.lr is not None, "a configuration fills it in"
+        ZOOptimizer(
+            model,
+            built,
+            one.lr,
+            weight_decay=one.weight_decay,
+            walk=one.walk,
+            update=one.update,
+            control=one.control(),
+            sparse_embeddings=one.sparse_embeddings,
+        )
+    return built
+
+
+def _looks_ahead(made: Any) -> bool:
+    """Whether the method, or one that it is put around, takes the number of steps into account."""
+    inner = getattr(made, "inner", None)
+    return getattr(made, "horizon", None) is not None or (inner is not None and _looks_ahead(inner))
+
+
+def _facts(made: Any, model: PreTrainedModel) -> Facts:
+    about = getattr(made, "about", None)
+    kept: Any = getattr(made, "kept", None)
+    blocks = Blocks.of(model)
+    said = re.search(r"Extra memory: (.+?)\.?$", (type(made).__doc__ or "").split("\n\n")[0].strip(), re.DOTALL)
+    return Facts(
+        memory=about.memory if about else " ".join(said[1].split()) if said else "",
+        paper=about.paper if about else "",
+        kept_bytes=None if kept is None else kept(blocks),
+        trained_bytes=sum(block.numel * block.tensor.element_size() for block in blocks),
+        normalised=getattr(made, "normalised", False),
+    )
