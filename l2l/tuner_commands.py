@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l2l.tuners.match import Level
+
 if TYPE_CHECKING:
     from l2l.tuners.fingerprint import Fingerprint
 
@@ -94,6 +96,30 @@ def diff(config: Any) -> None:
 
 
 @dataclass(frozen=True)
+class CardConfig:
+    """Put licence, results or base model into a tuner's config and card; its weights stay as they are."""
+
+    tuner: str
+    """Directory of the tuner."""
+    results: str | None = None
+    """``meta_evaluate.json`` of an evaluation, or ``summary.json`` of a test: becomes a table in the card."""
+    label: str | None = None
+    """What the evaluation calls the tuner; None: the contender of the directory's name, or the only one."""
+    licence: str | None = None
+    """Licence of the tuner's weights, such as MIT."""
+    base_model: str | None = None
+    """Id by which others know the model, where the tuner was learned from a directory."""
+
+
+def card(config: CardConfig) -> None:
+    """Write the card anew; where it lies."""
+    from l2l.tuners.amend import amend
+
+    results = None if config.results is None else Path(config.results)
+    print(amend(Path(config.tuner), results, config.label, config.licence, config.base_model))
+
+
+@dataclass(frozen=True)
 class PushConfig:
     """Upload a tuner to the hub."""
 
@@ -149,30 +175,40 @@ class VerifyConfig:
     tuner: str
     """Directory, bundled name or hub id."""
     model: str | None = None
-    """Directory or hub id of the model that it shall serve; None: blocks are not compared."""
+    """Model that it shall serve: ``l2l/tiny``, a directory or a hub id; None: blocks are not compared. Of a hub model only
+    the config is read."""
+    match: Level = "exact"
+    """How alike the model must be to the tuner's own: ``exact``, ``shape`` or ``kind``."""
     revision: str | None = None
     """Revision of a hub tuner."""
 
 
 def verify(config: VerifyConfig) -> None:
     """Findings; exit code 2 where one is an error."""
-    from l2l.report.tables import print_table
     from l2l.tuners.verify import refuse_errors, verify
 
-    prints = None if config.model is None else prints_of(config.model)
-    findings = verify(config.tuner, prints, config.revision)
-    print_table(f"verify: {config.tuner}", [{"": f.level, "what": f.what, "finding": f.text} for f in findings])
+    prints = None if config.model is None else prints_of(config.model, weights=True)
+    findings = verify(config.tuner, prints, config.revision, config.match)
+    for found in findings:
+        print(f"{found.level:8} {found.what:9} {found.text}")
     refuse_errors(config.tuner, findings)
 
 
-def prints_of(model: str) -> Fingerprint:
-    """Blocks of a model, from its config alone; of those that published tuners are for, without a network."""
+def prints_of(model: str, weights: bool = False) -> Fingerprint:
+    """Blocks of a model, from its config alone; of those that published tuners are for, without a network.
+
+    Args:
+        weights: look at the weights too where they are at hand, in a directory or in the package.
+    """
     from l2l.estimate.shape import config_of, meta_model
+    from l2l.models.load import EMBEDDED, load_model
     from l2l.tuners.fingerprint import Fingerprint
     from l2l.tuners.known_models import KNOWN_MODELS, known_fingerprint
 
     if model.lower() in {name.lower() for name in KNOWN_MODELS}:
         return known_fingerprint(model)
+    if weights and (model == EMBEDDED or any(Path(model).glob("*.safetensors"))):
+        return Fingerprint.of(load_model(model), identity=True)
     return Fingerprint.of(meta_model(config_of(model)))
 
 

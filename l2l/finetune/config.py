@@ -10,9 +10,11 @@ from l2l.finetune.defaults import resolve
 from l2l.finetune.objectives import check_objective
 from l2l.methods import is_first_order
 from l2l.methods.base import check_counts, check_positive
+from l2l.models.freeze import check_pattern
 from l2l.models.kinds import Head
 from l2l.models.quantized import Quantize, check_quantize
 from l2l.models.schemes import Scheme, check_scheme
+from l2l.tuners.match import Level, check_level
 
 Walk: TypeAlias = Literal["auto", "in_place", "exact"]
 Update: TypeAlias = Literal["auto", "master", "stochastic"]
@@ -32,6 +34,10 @@ class FineTuneConfig:
     no steps."""
     tuner: str | None = None
     """Directory, bundled name or hub id of the tuner that ``learned`` needs."""
+    match: Level = "exact"
+    """How alike the model must be to the tuner's own. ``exact``: names and shapes of all blocks, frozen ones included;
+    ``shape``: these under other names, or parts of them; ``kind``: any, its blocks take the sigma of similar ones. A
+    size-free tuner serves every model."""
     out: str = "runs/fine-tune"
     """Directory for everything the run leaves. The same command again continues an interrupted run."""
     data_dir: str | None = None
@@ -114,6 +120,8 @@ class FineTuneConfig:
     output ``head`` alone."""
     scheme_args: dict[str, Any] = field(default_factory=dict)
     """Further fields of peft's configuration of the scheme, e.g. ``{r: 16}`` for lora or ``{num_virtual_tokens: 20}``."""
+    freeze: str | None = None
+    """Regular expression: parameters whose name it finds stay as they are."""
     quantize: Quantize = "none"
     """Load the frozen base in 4 or 8 bits: ``bnb4``, ``bnb8`` or ``torchao-int8``. Adapters stay float32."""
     dtype: str = "float32"
@@ -140,7 +148,9 @@ class FineTuneConfig:
 
     def __post_init__(self) -> None:
         check_scheme(self.scheme, self.scheme_args)
+        check_pattern(self.freeze)
         check_quantize(self.quantize, self.scheme)
+        check_level(self.match)
         if self.lr is None and is_first_order(self.method):
             raise ValueError(
                 f"method {self.method!r} takes a learning rate of its own size, and lr is not given: try 1e-5"

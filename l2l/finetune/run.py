@@ -125,7 +125,7 @@ def prepare(
     tokenizer, task, splits = ground.tokenizer, ground.task, ground.splits
     model = adapted(ground.model, config)
     model.eval()  # two looks at one batch must not differ by dropout
-    named = fitting_tuner(tuner or config.tuner, model, config.scheme)
+    named = fitting_tuner(tuner or config.tuner, model, config.scheme, config.match, config.progress)
     lr, epsilon = resolve(config.scheme, config.lr, config.epsilon)
     built = build_method(method or config.method, epsilon, config.method_args, named, model, config.steps)
     warn_of_steps(model, config, built)

@@ -9,6 +9,7 @@ from l2l.meta.objectives import make_objective
 from l2l.meta.objectives.base import Objective
 from l2l.meta.trajectory import TrajectoryConfig
 from l2l.methods.base import check_counts, check_positive
+from l2l.models.freeze import check_pattern
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class MetaTrainConfig:
     """Outer steps between rows of metrics.csv and TensorBoard."""
     max_length: int | None = None
     """Most tokens per row; None: the model's context, at most 2048."""
+    freeze: str | None = None
+    """Regular expression: parameters whose name it finds stay as they are, and the tuner has nothing to say of them."""
     dtype: str = "float32"
     """Dtype the weights are loaded in."""
     device: str | None = None
@@ -127,6 +130,7 @@ class MetaTrainConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        check_pattern(self.freeze)
         check_positive(
             outer_lr=self.outer_lr,
             lr=self.lr,

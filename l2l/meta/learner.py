@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import Closure
@@ -41,6 +41,8 @@ class MetaParts:
     tuner: Tuner
     pool: list[PoolTask]
     validation: list[PoolTask]
+    frozen: list[nn.Parameter] = field(default_factory=list)
+    """Parameters that were trainable and are to be again."""
 
 
 @dataclass

@@ -14,6 +14,7 @@ from l2l.meta.config import MetaTrainConfig, task_list
 from l2l.meta.learner import MetaLearner, MetaParts
 from l2l.meta.normaliser import check_normaliser, make_normaliser
 from l2l.meta.pool import PoolTask, check_weights, load_pool
+from l2l.models.freeze import freeze_matching, thaw
 from l2l.models.load import EMBEDDED, context_length, load_model, load_tokenizer, model_identity
 from l2l.perturb.exact import HALF
 from l2l.report.files import read_tensors, write_tensors
@@ -27,6 +28,7 @@ from l2l.tasks.closure import batch_loss
 from l2l.tuners.card import movement
 from l2l.tuners.features import feature_set
 from l2l.tuners.normalise import Normaliser, build_normaliser, normaliser_config
+from l2l.tuners.transfer import identified
 from l2l.tuners.tuner import Provenance, Tuner, load_weights
 from l2l.tuners.turns import Turns
 from l2l.world import POOL, VALIDATION
@@ -85,6 +87,7 @@ def run(
         _train(learner, folder)
     finally:
         learner.restart()  # the model was only lent
+        thaw(parts.frozen)
     return _finish(learner, folder, time.perf_counter() - began)
 
 
@@ -129,6 +132,7 @@ def prepare(
     if tokenizer is None:
         tokenizer = load_tokenizer(model.config._name_or_path or config.model, config.revision)
     model.eval()
+    frozen = freeze_matching(model, config.freeze)
     half = next((block for block in Blocks.of(model) if block.tensor.dtype in HALF), None)
     if half is not None:
         raise ValueError(
@@ -147,13 +151,19 @@ def prepare(
         config.architecture,
         config.seed,
         normaliser,
-        Provenance(identity.id or type(model).__name__, identity.revision, recipe=_recipe(config)),
+        Provenance(_known_as(model), identity.revision, recipe=_recipe(config)),
         config.features,
         basis,
         Turns.by_role(Blocks.of(model, trainable=False)) if config.turns == "role" else None,
         **config.architecture_args,
     )
-    return MetaParts(model, tokenizer, tuner, pool, validation)
+    return MetaParts(model, tokenizer, identified(tuner, model), pool, validation, frozen)
+
+
+def _known_as(model: PreTrainedModel) -> str:
+    """What to call the model in the tuner: its hub id, or the name of its directory, which may lie elsewhere for others."""
+    found = model_identity(model).id or type(model).__name__
+    return Path(found).resolve().name if found != EMBEDDED and Path(found).is_dir() else found
 
 
 def _measure(
@@ -184,20 +194,22 @@ def _read_first_loss(model: PreTrainedModel, pool: PoolTask) -> None:
 
 
 def _settings(config: MetaTrainConfig) -> dict[str, Any]:
-    """The configuration as plain values. Without a basis or turns nothing is said of them, so that runs begun before there
-    were any can go on."""
+    """The configuration as plain values. Without a basis, turns or frozen parameters nothing is said of them, so that runs
+    begun before there were any can go on."""
     settings = asdict(config)
     if config.basis == "none":
         del settings["basis"], settings["basis_rank"]
     if config.turns == "none":
         del settings["turns"]
+    if config.freeze is None:
+        del settings["freeze"]
     return settings
 
 
 def _recipe(config: MetaTrainConfig) -> dict[str, Any]:
     """The part of the configuration that says how a tuner was made, not where."""
     private = ("out", "data_dir", "overwrite", "progress", "device")
-    absent = ("turns",) if config.turns == "none" else ()
+    absent = [*(["turns"] if config.turns == "none" else []), *(["freeze"] if config.freeze is None else [])]
     return {name: value for name, value in asdict(config).items() if name not in (*private, *absent)}
 
 

@@ -16,6 +16,7 @@ from l2l.tuners.anatomy import (
     sigma_change,
     turns_line,
 )
+from l2l.tuners.results import EVALUATION, TESTS, sections
 from l2l.tuners.tuner import Tuner
 
 __all__ = ["movement", "render"]
@@ -40,10 +41,23 @@ def render(tuner: Tuner, config: dict[str, Any]) -> str:
         "## Recipe",
         _json(config["recipe"]),
         "## Results",
-        _json(config["results"]),
+        *_results(config["results"]),
         f"Made with {', '.join(f'{name} {number}' for name, number in config['versions'].items())}.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _results(results: dict[str, Any]) -> list[str]:
+    """Tables of what was found since, then what its own training found."""
+    tables = sections(results)
+    if not results:
+        return ["None are recorded."]
+    own = {name: value for name, value in results.items() if not tables or name not in (EVALUATION, TESTS)}
+    return [
+        *tables,
+        *(["In its own training:"] if tables and own else []),
+        *([_json(own)] if own or not tables else []),
+    ]
 
 
 def _header(base: str, licence: object) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ class Difference:
 def difference(first: Tuner, second: Tuner, most: int = MOST) -> Difference:
     """Compare two tuners. Sigma is taken at ordinary weights and losses, see :mod:`l2l.tuners.anatomy`."""
     match = classify(first.fingerprint, second.fingerprint)
+    first, second = _with_kinds(first, second), _with_kinds(second, first)
     return Difference(
         f"{match.kind}: {match.message}",
         config_changes(to_config(first), to_config(second)),
@@ -57,6 +59,16 @@ def difference(first: Tuner, second: Tuner, most: int = MOST) -> Difference:
         distance(first, second),
         _largest(first, second, match.mapping, most),
     )
+
+
+def _with_kinds(tuner: Tuner, other: Tuner) -> Tuner:
+    """A tuner that was saved without kinds of blocks, with those that another one for the same blocks names."""
+    kinds = dict(zip(other.fingerprint.names, other.fingerprint.kinds, strict=False))
+    if tuner.fingerprint.kinds or not kinds or tuner.fingerprint.differences(other.fingerprint):
+        return tuner
+    found = copy(tuner)
+    found.fingerprint = replace(tuner.fingerprint, kinds=tuple(kinds[name] for name in tuner.fingerprint.names))
+    return found
 
 
 def config_changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -140,10 +140,20 @@ def _open(url: str, have: int) -> HTTPResponse:
 
 @contextmanager
 def progress_bar(label: str, visible: bool = True) -> Iterator[Report]:
-    """A bar in bytes; what it yields is a :data:`Report`."""
+    """A bar in bytes, from the first report on; what it yields is a :data:`Report`."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), disable=not visible) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda have, total: bar.update(task, completed=have, total=total)
+    bar = Progress(*columns, TimeRemainingColumn(), disable=not visible)
+
+    def report(have: int, total: int | None) -> None:
+        if not bar.tasks:
+            bar.add_task(label, total=total)
+            bar.start()
+        bar.update(bar.task_ids[0], completed=have, total=total)
+
+    try:
+        yield report
+    finally:
+        if bar.tasks:
+            bar.stop()

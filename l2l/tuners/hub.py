@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from l2l.tuners.tuner import Tuner
@@ -29,7 +33,8 @@ def hub_folder(repo_id: str, revision: str | None) -> Path:
     )
 
     try:
-        files = [Path(hf_hub_download(repo_id, name, revision=revision)) for name in (CONFIG, WEIGHTS)]
+        with _without_retries_told():
+            files = [Path(hf_hub_download(repo_id, name, revision=revision)) for name in (CONFIG, WEIGHTS)]
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
             f"tuner {repo_id!r} is not in the local cache and the hub cannot be reached: run `l2l tuners download "
@@ -40,6 +45,18 @@ def hub_folder(repo_id: str, revision: str | None) -> Path:
             _refuse_pickles(repo_id, revision)
         raise FileNotFoundError(f"no tuner {repo_id!r} on the hub: {str(error).splitlines()[0]}") from error
     return files[1].parent
+
+
+@contextmanager
+def _without_retries_told() -> Iterator[None]:
+    """The hub's client says of each try that it failed, in two lines; our error says it once."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _refuse_pickles(repo_id: str, revision: str | None) -> None:
@@ -79,26 +96,47 @@ def licensed(tuner: Tuner, licence: str | None) -> Tuner:
     return Tuner(tuner.network, tuner.fingerprint, *known, tuner.basis, tuner.turns)
 
 
+def _check_public(tuner: Tuner) -> None:
+    base = tuner.provenance.base_model
+    if Path(base).is_absolute() or base.startswith("."):
+        raise ValueError(
+            f"the tuner says that its model is {base!r}, a directory that others do not have: name the model with "
+            "`l2l tuners card DIR --base_model ID` before it is pushed"
+        )
+
+
 def push(tuner: Tuner, repo_id: str, private: bool, revision: str | None, licence: str | None = None) -> str:
     """Upload a tuner's three files in one commit; gives the commit's address. Needs a logged-in hub account.
 
     Raises:
-        ValueError: the licence is unknown, or the hub refuses.
+        ValueError: the licence is unknown, the hub refuses or cannot be reached, or the base model is a directory.
     """
     import tempfile
 
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    unreachable = import_module("huggingface_hub.errors").HTTPError  # of its HTTP client, whichever that is
     tuner = licensed(tuner, licence)
+    _check_public(tuner)
     api = HfApi()
     with tempfile.TemporaryDirectory() as folder:
         tuner.save_pretrained(folder)
         try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision).commit_url)
+            with _without_retries_told():
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                return str(api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision).commit_url)
         except (HfHubHTTPError, HFValidationError, RuntimeError) as error:  # RuntimeError: an upload broke off
             raise ValueError(
-                f"the hub did not take {repo_id!r} ({str(error).splitlines()[0]}): log in with `hf auth login`, and name "
+                f"the hub did not take {repo_id!r} ({_first_line(error)}): log in with `hf auth login`, and name "
                 "a repository that is yours"
             ) from error
+        except (unreachable, ConnectionError) as error:  # ConnectionError: HF_HUB_OFFLINE is set
+            raise ValueError(
+                f"the hub cannot be reached ({_first_line(error)}), so nothing was pushed: run the command where there is a "
+                "network"
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -54,7 +54,10 @@ def known_config(base_model: str) -> PreTrainedConfig:
 
     fields = {name.lower(): dict(found) for name, found in KNOWN_MODELS.items()}.get(base_model.lower())
     if fields is None:
-        raise ValueError(f"the blocks of {base_model!r} are not known here: {', '.join(KNOWN_MODELS)} are")
+        raise ValueError(
+            f"the blocks of {base_model!r} are not known here: {', '.join(KNOWN_MODELS)} are. Of another model, name a "
+            "directory or hub id whose config tells them, as --model"
+        )
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from l2l.tuners import store
 from l2l.tuners.download import ready
 from l2l.tuners.registry import Entry, entries
-
-SHOWN = 3
-"""Results that are listed."""
+from l2l.tuners.results import brief
 
 
 def rows() -> list[dict[str, str]]:
@@ -44,14 +41,14 @@ def _row(name: str, here: str, folder: Path | None, entry: Entry | None) -> dict
         "where": here,
         "base model": entry.base_model if entry else config["base_model"],
         "blocks": "-" if blocks is None else str(blocks),
-        "KiB": "-" if size is None else f"{size / 1024:.0f}",
+        "size": "-" if size is None else sized(size),
         "licence": entry.licence if entry else str(recipe.get("licence", "-")),
         "results": brief(config.get("results", {})) or (entry.note if entry else "") or "-",
     }
 
 
-def brief(results: dict[str, Any]) -> str:
-    """The first few numbers among the results."""
-    numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
-    shown = [f"{name} {value:.4g}" for name, value in numbers.items() if not isinstance(value, bool)]
-    return ", ".join(shown[:SHOWN])
+def sized(size: int) -> str:
+    """A number of bytes in the unit that keeps it short."""
+    if size < 1024:
+        return f"{size} B"
+    return f"{size / 1024:.0f} KiB" if size < 1 << 20 else f"{size / (1 << 20):.1f} MiB"

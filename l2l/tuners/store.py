@@ -198,10 +198,13 @@ def locate(name: str, revision: str | None = None) -> Path:
     Raises:
         FileNotFoundError: there is none of that name; what was looked for is said.
     """
-    if Path(name).is_dir():
-        return Path(name)
     bundled = bundled_folder() / name.replace("/", "-")
-    if (bundled / CONFIG).is_file():
+    known = (bundled / CONFIG).is_file()
+    if Path(name).is_dir() and not (
+        known and not (Path(name) / WEIGHTS).exists()
+    ):  # the model may lie under its tuner's name
+        return Path(name)
+    if known:
         return bundled
     registered = import_module("l2l.tuners.download").located(name) if revision is None else None
     if registered is not None:

@@ -17,12 +17,15 @@ from l2l.tuners.constants import block_constants
 from l2l.tuners.features import History
 from l2l.tuners.fingerprint import Fingerprint, some
 from l2l.tuners.guard import SHA256
+from l2l.tuners.match import Level, check_level, classify
 from l2l.tuners.tuner import Tuner
 
 LOSSES = (0.0, 0.7, 2.0, 5.0, 11.0)
 """At which sigma is looked at: from a solved task to the guesses of a fresh model over a large vocabulary."""
 WIDEST = 20.0
 """Sigma after normalisation above which a block is named: MeZO's is 1, and no published tuner reaches 10."""
+BARELY = 0.01
+"""Movement of the median block, relative, below which a tuner is mostly what it began as."""
 SECTIONS = ("## Recipe", "## Results")
 UNKNOWN = "unknown"
 
@@ -36,23 +39,28 @@ class Finding:
     text: str
 
 
-def verify(name: str | Path, prints: Fingerprint | None = None, revision: str | None = None) -> list[Finding]:
+def verify(
+    name: str | Path, prints: Fingerprint | None = None, revision: str | None = None, match: Level = "exact"
+) -> list[Finding]:
     """Findings on a tuner, errors included; only a name that is nowhere raises.
 
     Args:
         name: directory, bundled name or hub id.
         prints: blocks of the model that it shall serve; None: they are not compared.
+        match: how alike that model must be to the tuner's own.
 
     Raises:
         FileNotFoundError: there is no such tuner.
+        ValueError: there is no such level of likeness.
     """
+    check_level(match)
     directory = store.locate(str(name), revision)
     try:
         tuner = store.load(directory)
     except ValueError as error:
         return [Finding("error", "files", str(error))]
     found = [Finding("ok", "files", f"{len(tuner.fingerprint.names)} blocks, names, shapes and numbers are whole")]
-    found += [_checksum(directory), _blocks(tuner, prints), *_sigma(tuner), _learned(tuner)]
+    found += [_checksum(directory), _blocks(tuner, prints, match), *_sigma(tuner), _learned(tuner)]
     return found + _card(directory, tuner)
 
 
@@ -70,16 +78,19 @@ def _checksum(directory: Path) -> Finding:
     return Finding("warning", "checksum", "the config has none: damage that leaves finite numbers would not be seen")
 
 
-def _blocks(tuner: Tuner, prints: Fingerprint | None) -> Finding:
+def _blocks(tuner: Tuner, prints: Fingerprint | None, match: Level) -> Finding:
     base = tuner.provenance.base_model
     if tuner.size_free:
         return Finding("ok", "blocks", "it belongs to no blocks and serves any model")
     if prints is None:
         return Finding("warning", "blocks", f"not compared with a model: name one, as --model {base}")
-    differences = tuner.fingerprint.differences(prints)
-    if differences:
-        return Finding("error", "blocks", f"made for {base!r}, does not fit the model: {'; '.join(differences)}")
-    return Finding("ok", "blocks", f"all {len(prints.names)} are the model's, by name and shape")
+    found = classify(tuner.fingerprint, prints)
+    if not found.accepted(match):
+        text = f"made for {base!r}, does not fit the model ({found.kind}): {found.message}; --match {found.needed} allows it"
+        return Finding("error", "blocks", text)
+    if found.kind == "exact":
+        return Finding("ok", "blocks", f"exact: all {len(prints.names)} are the model's, {found.message}")
+    return Finding("warning", "blocks", f"{found.kind}: {found.message}")
 
 
 def _sigma(tuner: Tuner) -> list[Finding]:
@@ -122,6 +133,8 @@ def _learned(tuner: Tuner) -> Finding:
     text = f"moved from its initialisation by {median(moved):.2g} (median block) to {max(moved):.2g} of its norm"
     if max(moved) == 0:
         return Finding("warning", "learning", "it is as it was initialised: nothing was learned")
+    if median(moved) < BARELY:
+        return Finding("warning", "learning", f"{text}: most of it still is its random start")
     return Finding("ok", "learning", text)
 
 

@@ -14,7 +14,8 @@ from torch import nn
 from l2l.tuners import registry
 from l2l.tuners.diff import config_changes, difference, distance
 from l2l.tuners.heat import draw, heat, place, table
-from l2l.tuners.listing import brief, rows
+from l2l.tuners.listing import rows
+from l2l.tuners.results import brief
 from l2l.tuners.store import load
 from l2l.tuners.tuner import Provenance, Tuner
 
@@ -78,7 +79,7 @@ def test_the_list_says_of_every_tuner_whether_it_is_here(apart: Path):
         "where": "bundled",
         "base model": "l2l/tiny",
         "blocks": "38",
-        "KiB": "67",
+        "size": "67 KiB",
         "licence": "MIT",
         "results": brief(load("l2l-tiny").provenance.results),
     }

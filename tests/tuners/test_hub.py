@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,26 @@ def test_a_push_that_the_hub_refuses_is_one_clear_error(hub: FakeHub, monkeypatc
     monkeypatch.setenv("HF_TOKEN", "hf_of_you")
     with pytest.raises(ValueError, match="the hub did not take 'me/tuner'"):
         made().push_to_hub("me/tuner")
+
+
+def test_without_a_network_a_push_is_one_clear_error(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
+    broken = import_module("huggingface_hub.errors").HTTPError
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise broken("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", unreachable)
+    with pytest.raises(ValueError, match=r"the hub cannot be reached \(no route\), so nothing was pushed"):
+        made().push_to_hub("me/tiny")
+
+
+@pytest.mark.parametrize("base", ["/home/me/model", "../model"])
+def test_a_tuner_whose_model_is_a_directory_is_not_pushed(hub: FakeHub, base: str):
+    tuner = Tuner.for_model(TiedLM(), provenance=Provenance(base))
+    with pytest.raises(
+        ValueError, match=rf"its model is '{base}', a directory .* `l2l tuners card DIR --base_model ID`"
+    ):
+        tuner.push_to_hub("me/tiny")
 
 
 def test_a_private_repository_stays_private(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,6 +15,7 @@ from l2l.tuners import store
 from l2l.tuners.fingerprint import Fingerprint
 from l2l.tuners.guard import SHA256
 from l2l.tuners.normalise import NoNormaliser
+from l2l.tuners.transfer import identified
 from l2l.tuners.tuner import Provenance, Tuner
 from l2l.tuners.verify import Finding, refuse_errors, verify
 
@@ -58,8 +59,31 @@ def test_without_a_model_the_blocks_are_not_compared_and_that_is_said(tmp_path: 
 def test_another_model_is_an_error_that_names_blocks(tmp_path: Path):
     findings = verify(learned(tmp_path), Fingerprint(("a.weight",), ((2, 2),)))
     assert levels(findings)["blocks"] == "error"
-    with pytest.raises(ValueError, match=r"fails on blocks: made for 'me/tied', does not fit the model: 6 missing"):
+    with pytest.raises(ValueError, match=r"does not fit the model \(other family\): .*; 6 missing"):
         refuse_errors(tmp_path, findings)
+
+
+def test_the_model_itself_and_its_derivatives_are_told_apart_by_their_weights(tmp_path: Path):
+    tuner = Tuner.for_model(TiedLM(), provenance=Provenance("me/tied"))
+    identified(tuner, TiedLM()).save_pretrained(tmp_path)
+    same = verify(tmp_path, Fingerprint.of(TiedLM(), identity=True))
+    assert text_of(same, "blocks") == "exact: all 6 are the model's, names, shapes and weights are the same"
+    other = TiedLM()
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    findings = verify(tmp_path, Fingerprint.of(other, identity=True))
+    assert levels(findings)["blocks"] == "warning"
+    assert text_of(findings, "blocks").startswith("derivative: names and shapes are the same, the weights are others")
+
+
+def test_a_model_less_like_the_own_is_accepted_at_the_level_that_allows_it(tmp_path: Path):
+    wider = Fingerprint(PRINTS.names, tuple(tuple(2 * size for size in shape) for shape in PRINTS.shapes))
+    refused = verify(learned(tmp_path), wider, match="shape")
+    assert levels(refused)["blocks"] == "error"
+    assert text_of(refused, "blocks").endswith("--match kind allows it")
+    assert levels(verify(tmp_path, wider, match="kind"))["blocks"] == "warning"
+    with pytest.raises(ValueError, match="match is 'loose'"):
+        verify(tmp_path, wider, match="loose")  # pyright: ignore[reportArgumentType]
 
 
 def test_files_that_do_not_load_are_the_only_finding(tmp_path: Path):
