@@ -74,6 +74,8 @@ def warn_of_steps(model: Any, config: FineTuneConfig, method: Any) -> None:
         return
     parameters = sum(parameter.numel() for parameter in model.parameters())
     lr, _ = resolve(config.scheme, config.lr, None)
+    if method.normalised:
+        lr = "auto"  # its learning rates are of another size, of which nothing is known here
     warn(config.scheme, lr, method.epsilon, parameters)
 
 

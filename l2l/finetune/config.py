@@ -29,9 +29,9 @@ class FineTuneConfig:
     task: str = "world_topic"
     """Name of a task; `l2l tasks list` shows them."""
     method: str = "mezo"
-    """``mezo``, ``dizo``, ``learned``, or the path of a module that defines a method. Baselines: ``adamw`` and ``sgd``, by
-    backpropagation, which take a learning rate of their own size; ``zero_shot``, ``icl`` and ``linear_probe``, which take
-    no steps."""
+    """A name of `l2l methods list`, or the path of a module that defines a method. ``a+b+c`` puts a around b around c:
+    ``learned+lozo``, ``sparse+mezo``. Baselines: ``adamw`` and ``sgd``, by backpropagation, which take a learning rate of
+    their own size; ``zero_shot``, ``icl`` and ``linear_probe``, which take no steps."""
     tuner: str | None = None
     """Directory, bundled name or hub id of the tuner that ``learned`` needs."""
     match: Level = "exact"
@@ -114,7 +114,8 @@ class FineTuneConfig:
     loop: Literal["bare", "lightning"] = "bare"
     """Who runs the loop: plain Python, or a Lightning trainer. The losses are the same, bit for bit."""
     method_args: dict[str, Any] = field(default_factory=dict)
-    """Further fields of the method, e.g. ``{interval: 100}`` for dizo or ``{draws: 4}``."""
+    """Further fields of the method, e.g. ``{interval: 100}`` for dizo or ``{draws: 4}``; of one put together, by part:
+    ``{lozo: {rank: 4}}``."""
     scheme: Scheme = "full"
     """What is trained: every weight, an adapter (``lora``, ``prefix``, ``prompt``, ``ia3``) beside a frozen base, or the
     output ``head`` alone."""

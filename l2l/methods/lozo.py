@@ -55,7 +55,7 @@ class LowRank(Shape):
 @final
 @dataclass(frozen=True)
 class LOZO(Method[None]):
-    """theta -= lr * g * U V^T / sqrt(r) in matrices. Extra memory: none."""
+    """MeZO along matrices of low rank, whose row space stays for a while. Extra memory: none."""
 
     about: ClassVar = About("Chen et al. 2024, arXiv:2410.07698, Algorithm 1", "0P")
     epsilon: float = 1e-3
