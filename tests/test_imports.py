@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": set(),
     "tasks": {"world", "models"},
     "perturb": {"noise", "blocks"},
-    "estimators": {"blocks", "perturb"},
+    "estimators": {"noise", "blocks", "perturb"},
     "tuners": {"blocks", "noise", "perturb"},
     "methods": {"noise", "blocks", "perturb", "estimators", "tuners"},
     "enhancements": {"noise", "blocks", "perturb", "estimators", "tuners", "methods"},

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from l2l.estimators.base import Closure, Estimate, read_loss
+from l2l.noise import Key
 from l2l.perturb import Direction, Theta
 
 
 def home_loss(closure: Closure, theta: Theta) -> float:
     """The loss at theta. One forward pass.
 
+    Half-precision weights are read as the copies that looks make, at distance 0: norms and biases then have the same
+    float32 values as at either side, not rounded ones, which would lie between this loss and theirs.
+
     Raises:
         FloatingPointError: it is not finite.
     """
-    theta.home()
+    if theta.update is None:
+        theta.home()
+    else:
+        theta.look(Direction(Key(0), (0.0,) * len(theta.blocks)), 0.0)
     return theta.evaluate(lambda: read_loss(closure))
 
 
@@ -34,7 +41,7 @@ def one_sided(
     """g = (L+ - L0) / epsilon along each direction, with one loss at theta for all of them.
 
     One forward pass per direction, and one for L0 unless ``home`` has it. Theta is left at the last look.
-    Used by FZOO (arXiv:2506.09034, Algorithm 1) and AGZO, for example.
+    Used by FZOO (arXiv:2506.09034) and AGZO, for example.
 
     Raises:
         FloatingPointError: a loss is not finite.

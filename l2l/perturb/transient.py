@@ -27,7 +27,7 @@ _ASKS = (
     *("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "requires_grad", "grad", "grad_fn", "is_leaf"),
     *("is_sparse", "is_quantized", "is_meta", "is_nested", "itemsize", "nbytes", "names", "_version", "output_nr"),
 )
-_PASSIVE = {getattr(Tensor, name).__get__ for name in _ASKS if hasattr(Tensor, name)} | {
+PASSIVE = {getattr(Tensor, name).__get__ for name in _ASKS if hasattr(Tensor, name)} | {
     getattr(Tensor, name)
     for name in (
         *("size", "dim", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "is_complex", "__hash__"),
@@ -148,12 +148,12 @@ class _Mode(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        found = [value for value in _flat((*args, *kwargs.values())) if self._own.index_of(value) is not None]
-        if not found or func in _PASSIVE:
+        found = [value for value in flat((*args, *kwargs.values())) if self._own.index_of(value) is not None]
+        if not found or func in PASSIVE:
             return func(*args, **kwargs)
         if torch.is_grad_enabled():
             raise RuntimeError("gradients can only be taken where theta is at home: call theta.home() before")
-        if func is functional.embedding and len(args) > 1 and not _renormalises(args, kwargs):
+        if func is functional.embedding and len(args) > 1 and not renormalises(args, kwargs):
             ids, looked_up = args[0], self._own.index_of(args[1])
             if looked_up is not None:
                 rows, where = self._own.rows(looked_up, ids)
@@ -173,7 +173,7 @@ class _Mode(TorchFunctionMode):
         return self._own.weight(index, getattr(func, "__name__", str(func)))
 
 
-def _renormalises(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+def renormalises(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether an embedding lookup also rescales the rows it reads."""
     return kwargs.get("max_norm") is not None or (len(args) > 3 and args[3] is not None)
 
@@ -188,17 +188,17 @@ def _call(
     the function computes in float32, unless a half-precision matrix takes part: then the copy is rounded."""
     promoted = {key for key, copy in copies.items() if copy.dtype != dtypes[key]}
     if not promoted or func in _CONVERSIONS:
-        return func(*_mapped(args, copies), **_mapped(kwargs, copies))
+        return func(*mapped(args, copies), **mapped(kwargs, copies))
     half = dtypes[next(iter(promoted))]
     if len(promoted) < len(copies):
         copies = {key: copy.to(dtypes[key]) for key, copy in copies.items()}
-        return func(*_mapped(args, copies), **_mapped(kwargs, copies))
-    widened = {id(v): v.float() for v in _flat((*args, *kwargs.values())) if isinstance(v, Tensor) and v.dtype == half}
-    result = func(*_mapped(args, widened | copies), **_mapped(kwargs, widened | copies))
+        return func(*mapped(args, copies), **mapped(kwargs, copies))
+    widened = {id(v): v.float() for v in flat((*args, *kwargs.values())) if isinstance(v, Tensor) and v.dtype == half}
+    result = func(*mapped(args, widened | copies), **mapped(kwargs, widened | copies))
     return result.to(half) if isinstance(result, Tensor) and result.dtype == torch.float32 else result
 
 
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
+def flat(values: Iterable[Any]) -> Iterator[Any]:
     for value in values:
         if isinstance(value, tuple | list):
             yield from value
@@ -206,9 +206,9 @@ def _flat(values: Iterable[Any]) -> Iterator[Any]:
             yield value
 
 
-def _mapped(values: Any, copies: Mapping[int, Tensor]) -> Any:
+def mapped(values: Any, copies: Mapping[int, Tensor]) -> Any:
     if isinstance(values, dict):
-        return {name: _mapped(value, copies) for name, value in values.items()}
+        return {name: mapped(value, copies) for name, value in values.items()}
     if type(values) in (tuple, list):
-        return type(values)(_mapped(value, copies) for value in values)
+        return type(values)(mapped(value, copies) for value in values)
     return copies.get(id(values), values)

@@ -13,7 +13,7 @@ from torch import Tensor
 from l2l.blocks import Blocks
 from l2l.noise import Piece, Term, traverse
 from l2l.noise.pieces import computed_in
-from l2l.perturb.basis import low_rank_noise
+from l2l.perturb.basis import full_precision, low_rank_noise
 from l2l.perturb.direction import Direction, Move
 from l2l.perturb.part import RUN, Part
 
@@ -69,7 +69,7 @@ def written(direction: Direction, blocks: Blocks, index: int) -> Tensor:
 
 def _shaped(direction: Direction, blocks: Blocks, index: int) -> Tensor:
     assert direction.shape is not None, "a shape covers the block"
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(blocks[index].tensor.device):
         return direction.shape.write(blocks[index], index, direction.key, direction.distribution)
 
 

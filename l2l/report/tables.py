@@ -37,4 +37,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """As it stands: brackets are no markup."""
+    from rich.markup import escape
+
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))

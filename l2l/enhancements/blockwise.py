@@ -1,0 +1,142 @@
+"""Blocks in groups around any method: each group is looked at by itself, the others at home. ``blockwise+mezo``.
+
+Zhang et al. 2024 (ZO-Bench), arXiv:2402.11592, block-wise estimates. The step is the sum of what the groups give, so that the
+mean of the estimate is the gradient and its variance in a group that of the group alone, for as many times the passes. Differs
+from the released code in
+- groups by structure, in any architecture, or by patterns: the code has lists of the layers of one,
+- noise of its own for each group: the code sows the same seed for all, so that equal groups move in step,
+- moving every block: the code leaves embeddings, last norm and head as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, final
+
+from l2l.blocks import Blocks
+from l2l.estimators.base import Estimate, read_loss
+from l2l.methods.base import About, Looking, Method, Sight, StepContext, check_counts, seen_by
+from l2l.noise import Key
+from l2l.perturb import Direction, Theta
+from l2l.perturb.layers import Group, in_groups, layers, matched, within
+
+
+@dataclass(frozen=True)
+class BlockwiseState:
+    """That of the method; and within a step what the groups whose turn is still to come will look along."""
+
+    inner: Any
+    directions: tuple[Direction, ...] = ()
+
+
+@final
+@dataclass(frozen=True)
+class Blockwise(Looking[BlockwiseState]):
+    """Estimates of one group of blocks at a time, under another method. Extra memory: none."""
+
+    about: ClassVar = About("Zhang et al. 2024, arXiv:2402.11592", "0P")
+    inner: Method[Any]
+    level: Literal["block", "layer", "all"] = "layer"
+    """What is not divided: a tensor; a layer, by :func:`l2l.perturb.layers.layers`; nothing is, which is the method inside."""
+    groups: int = 4
+    """Neighbours are put together to so many groups; a model of fewer layers (or tensors) has as many groups as these."""
+    patterns: Sequence[str] = ()
+    """Instead of level and groups: a regular expression over block names for each group, the first that matches holds."""
+    apply: Literal["after", "at once"] = "after"
+    """Whether theta moves when all groups are seen, or after each: then the next sees it moved."""
+    epsilon: float = field(init=False)
+    draws: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_counts(groups=self.groups)
+        for name, known in (("level", ("block", "layer", "all")), ("apply", ("after", "at once"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
+        for pattern in self.patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"patterns: {pattern!r} is no regular expression: {error}") from error
+        for name in ("epsilon", "draws", "normalised", "elementwise"):
+            object.__setattr__(self, name, getattr(self.inner, name))
+
+    @property
+    def passes(self) -> float:
+        """What is looked at, as often as there may be groups; what the method inside spends on more, once."""
+        looked = self.inner.passes if isinstance(self.inner, Looking) else 2.0 * self.draws
+        times = len(self.patterns) or (1 if self.level == "all" else self.groups)
+        return times * looked + self.inner.passes - looked
+
+    def kept(self, blocks: Blocks) -> int:
+        return self.inner.kept(blocks)
+
+    def init(self, blocks: Blocks) -> BlockwiseState:
+        self.parts(blocks)
+        state = self.inner.init(blocks)
+        if self.apply == "at once" and (isinstance(self.inner, Looking) or state is not None):
+            raise ValueError(
+                "apply='at once' takes a step of the method inside for every group, which one that remembers steps or looks "
+                "in its own way would mistake for steps: use apply='after', or put it outside (learned+blockwise+mezo)"
+            )
+        return BlockwiseState(state)
+
+    def parts(self, blocks: Blocks) -> list[Group]:
+        """The groups. Raises ValueError where patterns leave a block out, or a group empty."""
+        if self.patterns:
+            return matched(blocks, self.patterns)
+        units = [[i] for i in range(len(blocks))]
+        if self.level == "layer":
+            inside, outside = layers(blocks)
+            units = [*inside, outside] if outside else inside
+        return in_groups(units, 1 if self.level == "all" else self.groups)
+
+    def direction(self, blocks: Blocks, state: BlockwiseState, key: Key) -> Direction:
+        return within(self.inner.direction(blocks, state.inner, key), self.parts(blocks)[0])
+
+    def look(self, sight: Sight, state: BlockwiseState) -> tuple[tuple[Estimate, ...], BlockwiseState]:
+        blocks, inner, seen = sight.theta.blocks, state.inner, []
+        parts = self.parts(blocks)
+        if isinstance(self.inner, Looking):
+            for part in parts:
+                estimates, inner = seen_by(self.inner, _of(sight, part), inner)
+                seen += estimates
+            return tuple(seen), BlockwiseState(inner)
+        keys = [sight.key.with_draw(draw) for draw in range(self.draws)]
+        along = [sight.aim(self.inner.direction(blocks, inner, key)) for key in keys]  # all of them at home
+        waiting = tuple(along) if self.apply == "at once" else ()
+        for part in parts[: 1 if waiting else None]:
+            seen += [replace(sight, aim=lambda u: u).two_point(within(u, part), self.epsilon) for u in along]
+        return tuple(seen), BlockwiseState(inner, waiting)
+
+    def update_(
+        self, theta: Theta, state: BlockwiseState, estimates: Sequence[Estimate], context: StepContext
+    ) -> BlockwiseState:
+        parts = self.parts(theta.blocks)
+        if not state.directions:
+            # The method inside takes the mean over estimates: over groups that must be the sum.
+            summed = [_times(estimate, len(parts)) for estimate in estimates]
+            return BlockwiseState(self.inner.update_(theta, state.inner, summed, context))
+        inner = self.inner.update_(theta, state.inner, estimates, context)
+        for part in parts[1:]:
+            seen = [self._seen(theta, within(u, part), context) for u in state.directions]
+            inner = self.inner.update_(theta, inner, seen, context)
+        return BlockwiseState(inner)
+
+    def _seen(self, theta: Theta, direction: Direction, context: StepContext) -> Estimate:
+        theta.look(direction, self.epsilon)
+        plus = read_loss(context.closure)  # the closure evaluates where theta stands
+        theta.look(direction, -self.epsilon)
+        minus = read_loss(context.closure)
+        return Estimate(direction, plus, minus, (plus - minus) / (2 * self.epsilon))
+
+
+def _times(estimate: Estimate, count: int) -> Estimate:
+    direction = estimate.direction
+    return estimate if count == 1 else replace(estimate, direction=replace(direction, factor=count * direction.factor))
+
+
+def _of(sight: Sight, part: Group) -> Sight:
+    """The sight of a group. What is wrapped around acts first: it sees all blocks."""
+    return replace(sight, aim=lambda direction: within(sight.aim(direction), part))

@@ -1,0 +1,138 @@
+"""What a model gives to its loss, seen from outside: the tensors, and the loss's gradient with respect to them.
+
+A closure shows only its value. Watched while it runs, all that it does after the last function that reads a parameter
+is a function of tensors that were there before: the outputs. It is done once more with gradients on, from them: a
+backward pass through the loss alone, with the memory of that, whatever the model is.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from l2l.estimators.base import Closure
+
+_DETACHING = {Tensor.detach, torch.detach, Tensor.data.__get__}  # pyright: ignore[reportAttributeAccessIssue]
+"""Cut gradients, and change no value: done again, they are left out."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    function: Callable[..., Any]
+    args: Any
+    kwargs: dict[str, Any]
+    result: Any
+
+
+@final
+class Outputs(TorchFunctionMode):
+    """Watches one evaluation. What it holds of it is what :attr:`tensors` and :meth:`gradients` need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[_Call] = []
+        self._made_of_parameters: dict[int, weakref.ref[Tensor]] = {}
+        self._versions: dict[int, int] = {}
+        self._loss: Tensor = torch.zeros(())
+
+    def during(self, closure: Closure) -> Tensor | float:
+        """The closure's value, watched."""
+        with self:
+            value = closure()
+        self._loss = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+        self._made_of_parameters.clear()
+        return value
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = list(_tensors((args, kwargs)))
+        versions = {id(tensor): _version(tensor) for tensor in given}
+        result = func(*args, **kwargs)
+        made = list(_tensors(result))
+        of_parameters = [self._is_of_parameters(tensor) for tensor in given]
+        if given and all(of_parameters):
+            self._made_of_parameters |= {id(tensor): weakref.ref(tensor) for tensor in made}
+        elif any(of_parameters) and made:
+            self._calls, self._versions = [], {}
+        elif given and (made or func is Tensor.__setitem__):
+            self._calls.append(_Call(func, args, kwargs, result))
+            self._versions = versions | self._versions
+        return result
+
+    def _is_of_parameters(self, tensor: Tensor) -> bool:
+        known = self._made_of_parameters.get(id(tensor))
+        return isinstance(tensor, nn.Parameter) or (known is not None and known() is tensor)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The outputs, in the order in which the loss reads them. The loss itself where it cannot be told apart."""
+        made: set[int] = set()
+        found: dict[int, Tensor] = {}
+        for call in self._calls:
+            for tensor in _tensors((call.args, call.kwargs)):
+                if tensor.is_floating_point() and id(tensor) not in made:
+                    found[id(tensor)] = tensor
+            made |= {id(tensor) for tensor in _tensors(call.result)}
+        return list(found.values()) if id(self._loss) in made else [self._loss]
+
+    def gradients(self) -> list[Tensor]:
+        """Gradient of the loss with respect to each of :attr:`tensors`.
+
+        Raises:
+            RuntimeError: what the loss reads was changed in place while it was computed.
+        """
+        outputs = self.tensors
+        if any(
+            self._versions.get(id(tensor), -1) != _version(tensor) for tensor in outputs if tensor is not self._loss
+        ):
+            raise RuntimeError(
+                "the loss changes the model's outputs in place: copy them before, so that they can be read"
+            )
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = [tensor.clone().requires_grad_() for tensor in outputs]
+            known = {id(tensor): leaf for tensor, leaf in zip(outputs, leaves, strict=True)}
+            if id(self._loss) in known:
+                return [torch.ones_like(self._loss)]
+            for call in self._calls:
+                again = self._again(call, known)
+                known |= {id(old): new for old, new in zip(_tensors(call.result), _tensors(again), strict=True)}
+            found = torch.autograd.grad(known[id(self._loss)], leaves, allow_unused=True)
+        return [torch.zeros_like(out) if own is None else own for out, own in zip(outputs, found, strict=True)]
+
+    def _again(self, call: _Call, known: dict[int, Tensor]) -> Any:
+        args, kwargs = _mapped(call.args, known), _mapped(call.kwargs, known)
+        return args[0] if call.function in _DETACHING else call.function(*args, **kwargs)
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        for value in values.values():
+            yield from _tensors(value)
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _mapped(values: Any, known: dict[int, Tensor]) -> Any:
+    if isinstance(values, Tensor):
+        plain = values.clone() if values.is_inference() else values
+        return known.get(id(values), plain)
+    if isinstance(values, dict):
+        return {name: _mapped(value, known) for name, value in values.items()}
+    if type(values) in (tuple, list):
+        return type(values)(_mapped(value, known) for value in values)
+    return values

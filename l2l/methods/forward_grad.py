@@ -1,0 +1,59 @@
+"""Forward-Grad: the derivative along a random direction, exactly, by forward-mode automatic differentiation.
+
+Baydin et al. 2022, arXiv:2202.08587; a baseline of Zhang et al. 2024, arXiv:2402.11592. There is no epsilon and
+so no bias of it: MeZO with an ever smaller one comes to this. It needs a differentiable loss, weights that are not
+quantised, and a forward-mode rule for every operation. Differs from the benchmark's code in that u is not stored as the
+model's tangents: a block's tangent is made when the block is read, so that no copy of the weights is held; and any closure
+will do, where the code calls a functional form of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from l2l.blocks import Blocks
+from l2l.estimators.base import Estimate
+from l2l.estimators.forward_gradient import forward_gradient
+from l2l.methods.base import About, Looking, Sight, StepContext, check_counts, check_positive, descend
+from l2l.noise import Distribution, Key
+from l2l.perturb import Direction, Theta
+
+
+@final
+@dataclass(frozen=True)
+class ForwardGrad(Looking[None]):
+    """theta -= lr * <gradient, u> * u, without finite differences. Extra memory: none."""
+
+    about: ClassVar = About("Baydin et al. 2022, arXiv:2202.08587", "0P")
+    epsilon: float = 1e-3
+    """How far the losses of ``lr="auto"`` lie from theta; the derivative itself needs none."""
+    draws: int = 1
+    distribution: Distribution = "gaussian"
+
+    def __post_init__(self) -> None:
+        check_positive(epsilon=self.epsilon)
+        check_counts(draws=self.draws)
+
+    @property
+    def passes(self) -> float:
+        """A pass with tangents costs about two without, and is counted as two."""
+        return 2.0 * self.draws
+
+    def kept(self, blocks: Blocks) -> int:
+        return 0
+
+    def init(self, blocks: Blocks) -> None:
+        return None
+
+    def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
+        return Direction(key, (1.0,) * len(blocks), self.distribution)
+
+    def look(self, sight: Sight, state: None) -> tuple[tuple[Estimate, ...], None]:
+        keys = [sight.key.with_draw(draw) for draw in range(self.draws)]
+        directions = [sight.aim(self.direction(sight.theta.blocks, state, key)) for key in keys]
+        return tuple(forward_gradient(sight.closure, sight.theta, direction) for direction in directions), state
+
+    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+        descend(theta, estimates, context.lr)

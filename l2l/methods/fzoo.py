@@ -1,0 +1,71 @@
+"""FZOO: several one-sided probes that share a base loss; the step is divided by how much their losses differ.
+
+Dang et al. 2025, arXiv:2506.09034: theta -= lr * sum c_i u_i with c_i = (L_i - L0) / (N std(L_1 .. L_N)),
+u_i of plus or minus one, and std over N as in the released code. Epsilon cancels, and along a linear loss so does the
+length of the gradient: normalised SGD. Differs from the released code in that
+- where all probes have the very same loss no step is taken (the code divides by zero; a small number added to the
+  divisor would make the largest step of the run out of a rounding);
+- every step has N probes of its own, as in the paper (the code has a branch that reuses the last losses, never
+  reached).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from l2l.blocks import Blocks
+from l2l.estimators.base import Estimate
+from l2l.methods.base import About, Looking, Sight, StepContext, check_counts, check_positive, descend
+from l2l.noise import Distribution, Key
+from l2l.perturb import Direction, Theta
+
+
+@final
+@dataclass(frozen=True)
+class FZOO(Looking[None]):
+    """N one-sided probes, and a step divided by the spread of their losses. Extra memory: none."""
+
+    about: ClassVar = About("Dang et al. 2025, arXiv:2506.09034", "0P")
+    normalised = True
+    epsilon: float = 1e-3
+    draws: int = 8
+    """Probes of a step, N."""
+    distribution: Distribution = "rademacher"
+
+    def __post_init__(self) -> None:
+        check_positive(epsilon=self.epsilon)
+        check_counts(draws=self.draws)
+        if self.draws == 1:
+            raise ValueError("draws=1 must be at least 2: the step is divided by the spread of the probes' losses")
+
+    @property
+    def passes(self) -> float:
+        return self.draws + 1.0
+
+    def kept(self, blocks: Blocks) -> int:
+        return 0
+
+    def init(self, blocks: Blocks) -> None:
+        return None
+
+    def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
+        return Direction(key, (1.0,) * len(blocks), self.distribution)
+
+    def look(self, sight: Sight, state: None) -> tuple[tuple[Estimate, ...], None]:
+        keys = [sight.key.with_draw(draw) for draw in range(self.draws)]
+        directions = [self.direction(sight.theta.blocks, state, key) for key in keys]
+        return sight.one_sided(directions, self.epsilon), state
+
+    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+        spread = deviation([estimate.loss_plus for estimate in estimates])
+        if spread != 0:
+            descend(theta, estimates, [rate * self.epsilon / spread for rate in context.lr])
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation of all there is, over their count."""
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))

@@ -1,0 +1,107 @@
+"""MeZO-GV: a few probes tell a guide, low losses against high ones, and MeZO looks along the guide.
+
+Jin et al. 2026, arXiv:2601.04710 (MeZO-GV). Of M probes z_j, v = mean(z of the lowest losses) - mean(z of the rest);
+then a two-sided estimate along v. Differs from the released code in that
+- v has mean square 1 per coordinate (it is divided by sqrt(1 / k + 1 / (M - k)), k of M being low), so that lr and
+  epsilon mean what they do for MeZO;
+- v is made from its keys whenever it is needed: nothing is stored, and probes, looks and update see the same noise
+  (the code seeds again for each tensor, so that v is no combination of the probes, and equal shapes get equal noise);
+- no probe of an earlier step is used again.
+An estimate to both sides is blind to the sign of v. With two probes, as in the code, v is their difference, whichever
+had the lower loss: MeZO along fresh noise at twice the price. From three on, the choice tells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from l2l.blocks import Block, Blocks
+from l2l.estimators.base import Estimate
+from l2l.methods.base import About, Looking, Sight, StepContext, check_counts, check_positive, descend
+from l2l.noise import Distribution, Key, Piece, Term, standard_deviation, traverse
+from l2l.noise.pieces import computed_in
+from l2l.perturb import Direction, Shape, Theta
+
+
+@final
+class Combined(Shape):
+    """A sum of noise streams, with a coefficient each: sum c_j z_j."""
+
+    def __init__(self, coefficients: Mapping[Key, float]) -> None:
+        self._coefficients = dict(coefficients)
+
+    def covers(self, index: int) -> bool:
+        return True
+
+    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+        out = torch.zeros(block.numel, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
+        unit = 1 / standard_deviation(distribution)
+        terms = [Term(own, [(weight * unit,)], distribution) for own, weight in self._coefficients.items()]
+        traverse([Piece(out, block.name)], terms)
+        return out.view(block.tensor.shape)
+
+
+@final
+@dataclass(frozen=True)
+class Guided(Looking[None]):
+    """MeZO along a guide: probes of low loss against those of high loss. Extra memory: none."""
+
+    about: ClassVar = About("Jin et al. 2026, arXiv:2601.04710, MeZO-GV", "0P")
+    epsilon: float = 1e-3
+    distribution: Distribution = "gaussian"
+    probes: int = 4
+    """M, evaluated to one side."""
+    share: float = 0.5
+    """Of the probes, those that count as low, alpha."""
+    draws: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        check_positive(epsilon=self.epsilon)
+        check_counts(probes=self.probes)
+        if not 0 < self.share < 1:
+            raise ValueError(f"share={self.share} must be above 0 and below 1")
+        if self.probes == 1:
+            raise ValueError("probes=1 must be at least 2: one is low and another is high")
+
+    @property
+    def passes(self) -> float:
+        return self.probes + 2.0
+
+    @property
+    def low(self) -> int:
+        """How many probes count as low: at least one, and never all."""
+        return min(max(round(self.share * self.probes), 1), self.probes - 1)
+
+    def kept(self, blocks: Blocks) -> int:
+        return 0
+
+    def init(self, blocks: Blocks) -> None:
+        return None
+
+    def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
+        return Direction(key, (1.0,) * len(blocks), self.distribution)
+
+    def look(self, sight: Sight, state: None) -> tuple[tuple[Estimate, ...], None]:
+        keys = [sight.key.with_draw(probe) for probe in range(self.probes)]
+        blocks = sight.theta.blocks
+        losses = [sight.along(self.direction(blocks, state, key), self.epsilon) for key in keys]
+        guide = Combined(dict(zip(keys, contrast(losses, self.low), strict=True)))
+        towards = Direction(sight.key, (1.0,) * len(blocks), self.distribution, shape=guide)
+        return (sight.two_point(towards, self.epsilon),), state
+
+    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+        descend(theta, estimates, context.lr)
+
+
+def contrast(losses: Sequence[float], low: int) -> list[float]:
+    """Coefficients whose squares add up to 1: positive for the ``low`` lowest losses, negative for the others."""
+    high = len(losses) - low
+    order = sorted(range(len(losses)), key=losses.__getitem__)
+    unit = math.sqrt(1 / low + 1 / high)
+    return [1 / low / unit if i in order[:low] else -1 / high / unit for i in range(len(losses))]

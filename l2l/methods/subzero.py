@@ -1,0 +1,124 @@
+"""SubZero: MeZO inside a small subspace of every matrix, which is redrawn from time to time.
+
+Yu et al. 2024, arXiv:2410.08989. A matrix [m, n] moves along (sqrt(m n) / r) U Z V^T with U [m, r] and V [n, r] of orthonormal
+columns, redrawn every ``interval`` steps, and Z [r, r] fresh noise: a coordinate's mean square is 1. Other blocks move along
+plain noise. U and V are kept, as in the paper: to make them anew at every move would take a QR decomposition each time.
+A matrix with a side of at most r is first read as one that is nearly square, as the paper does with those of LoRA and
+prefixes; where that is too small as well, r is its shorter side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from l2l.blocks import Block, Blocks
+from l2l.estimators.base import Estimate
+from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend, widened
+from l2l.noise import Distribution, Key
+from l2l.perturb import Direction, Shape, Theta
+from l2l.perturb.factors import factor, matrices, orthonormal, product, sides
+
+Subspace = tuple[Tensor, Tensor]
+"""U [m, r] and V [n, r] of a matrix."""
+
+
+@dataclass(frozen=True)
+class SubZeroState:
+    """The subspaces in use."""
+
+    subspaces: dict[int, Subspace]
+    """By index of the block; nothing before the first step."""
+    since: int
+    """The step that drew them; -1: nothing is drawn."""
+
+
+@final
+class InSubspace(Shape):
+    """(sqrt(m n) / r) U Z V^T."""
+
+    def __init__(self, subspaces: dict[int, Subspace]) -> None:
+        self.subspaces = subspaces
+
+    def covers(self, index: int) -> bool:
+        return index in self.subspaces
+
+    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+        u, v = self.subspaces[index]
+        rank = u.shape[1]
+        core = factor(block, "core", key, (rank, rank), distribution).mul_(math.sqrt(len(u) * len(v)) / rank)
+        return product(product(u, core.t()), v).view(block.tensor.shape)
+
+
+def drawn(blocks: Blocks, rank: int, key: Key) -> dict[int, Subspace]:
+    """Subspaces of all matrices under ``key``: of Gaussian noise, by a QR decomposition."""
+    found: dict[int, Subspace] = {}
+    for i in sorted(matrices(blocks)):
+        m, n = folded(blocks[i], rank)
+        r = min(rank, m, n)
+        u, v = factor(blocks[i], "rows", key, (m, r)), factor(blocks[i], "columns", key, (n, r))
+        found[i] = orthonormal(u), orthonormal(v)
+    return found
+
+
+def folded(block: Block, rank: int) -> tuple[int, int]:
+    """(rows, columns) that a block is read as: its own if both are above ``rank``, else as nearly square as can be."""
+    m, n = sides(block)
+    if min(m, n) > rank:
+        return m, n
+    short = next(d for d in range(math.isqrt(block.numel), 0, -1) if block.numel % d == 0)
+    return short, block.numel // short
+
+
+@final
+@dataclass(frozen=True)
+class SubZero(Method[SubZeroState]):
+    """MeZO inside a small subspace of every matrix. Extra memory: r numbers per row and column."""
+
+    about: ClassVar = About("Yu et al. 2024, arXiv:2410.08989", "r per row and column of a matrix")
+    epsilon: float = 1e-3
+    draws: int = 1
+    distribution: Distribution = "gaussian"
+    rank: int = 24
+    """Of a matrix's subspace on either side."""
+    interval: int = 1000
+    """Steps that share a subspace."""
+
+    def __post_init__(self) -> None:
+        check_positive(epsilon=self.epsilon)
+        check_counts(draws=self.draws, rank=self.rank, interval=self.interval)
+
+    @property
+    def passes(self) -> float:
+        return 2.0 * self.draws
+
+    def kept(self, blocks: Blocks) -> int:
+        total = 0
+        for i in matrices(blocks):
+            m, n = folded(blocks[i], self.rank)
+            total += min(self.rank, m, n) * (m + n) * widened(blocks[i].tensor.dtype).itemsize
+        return total
+
+    def init(self, blocks: Blocks) -> SubZeroState:
+        return SubZeroState({}, -1)
+
+    def direction(self, blocks: Blocks, state: SubZeroState, key: Key) -> Direction:
+        shape = InSubspace(self._at(blocks, state, key).subspaces)
+        return Direction(key, (1.0,) * len(blocks), self.distribution, shape=shape)
+
+    def _at(self, blocks: Blocks, state: SubZeroState, key: Key) -> SubZeroState:
+        """The state whose subspaces the key's step uses: this one, or a fresh one."""
+        since = key.step - key.step % self.interval
+        return state if since == state.since else SubZeroState(drawn(blocks, self.rank, Key(key.seed, since)), since)
+
+    def update_(
+        self, theta: Theta, state: SubZeroState, estimates: Sequence[Estimate], context: StepContext
+    ) -> SubZeroState:
+        descend(theta, estimates, context.lr)
+        walked, following = estimates[0].direction.shape, self._at(theta.blocks, state, context.key)
+        # The subspaces walked along are the same bits: kept, they lie in memory once.
+        return SubZeroState(walked.subspaces, following.since) if isinstance(walked, InSubspace) else following

@@ -1,0 +1,150 @@
+"""TeZO: MeZO along sums of few matrices of rank one, of which only the weights change over time.
+
+Sun et al. 2025, arXiv:2501.19057. A matrix [m, n] moves along U diag(tau) V^T / sqrt(r), U [m, r] and V [n, r] drawn once and
+tau [r] at every step; other blocks along plain noise. Momentum and Adam act on tau: M and S are running means of g * tau and
+of its square, and a matrix moves by U diag(M) V^T, with Adam over the root of (U * U) diag(S) (V * V)^T. Differs from the paper
+in the factor 1 / sqrt(r), which makes a coordinate's mean square 1, in making U and V anew from their key instead of keeping
+them, and in that a matrix's rank follows from its own spectrum, not from the least within a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from l2l.blocks import Block, Blocks
+from l2l.estimators.base import Estimate
+from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend, gradient, widened
+from l2l.noise import Distribution, Key
+from l2l.perturb import Direction, Shape, Theta
+from l2l.perturb.factors import factor, matrices, product, sides, spectral_rank
+
+Seen = Sequence[Estimate]
+_MEANS = {"sgd": 0, "momentum": 1, "adam": 2}
+
+
+@dataclass(frozen=True)
+class TeZOState:
+    """The ranks, and what is averaged over time."""
+
+    ranks: dict[int, int]
+    """Of each matrix, by index of the block."""
+    means: tuple[tuple[Tensor, ...], ...]
+    """Momentum of every block, and with Adam mean squares: [r] of matrices, of the block's shape otherwise."""
+
+
+@final
+class Fixed(Shape):
+    """U diag(tau) V^T / sqrt(r) with U and V that a run keeps."""
+
+    def __init__(self, ranks: dict[int, int], seed: int) -> None:
+        self.ranks, self._key = ranks, Key(seed)
+
+    def covers(self, index: int) -> bool:
+        return index in self.ranks
+
+    def sides(self, block: Block, index: int, distribution: Distribution) -> tuple[Tensor, Tensor]:
+        """U / sqrt(r) and V."""
+        (m, n), r = sides(block), self.ranks[index]
+        u = factor(block, "rows", self._key, (m, r), distribution).div_(math.sqrt(r))
+        return u, factor(block, "columns", self._key, (n, r), distribution)
+
+    def weights(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+        """tau [r]."""
+        return factor(block, "weights", key, (self.ranks[index],), distribution)
+
+    def seen(self, block: Block, index: int, estimates: Seen) -> Tensor:
+        """Mean of g * tau [r], tau as long as it was walked."""
+        seen = [(e.direction, e.projected_gradient / len(estimates)) for e in estimates]
+        taus = [self.weights(block, index, u.key, u.distribution).mul_(u.factor * u.sigma[index] * g) for u, g in seen]
+        return torch.stack(taus).sum(0)
+
+    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+        u, v = self.sides(block, index, distribution)
+        return product(u.mul_(self.weights(block, index, key, distribution)), v).view(block.tensor.shape)
+
+
+@final
+@dataclass(frozen=True)
+class TeZO(Method[TeZOState]):
+    """MeZO along fixed matrices of rank one with fresh weights. Extra memory: none, or running means of the weights."""
+
+    about: ClassVar = About("Sun et al. 2025, arXiv:2501.19057", "0P; momentum r per matrix, 1P of vectors; Adam twice")
+    epsilon: float = 1e-3
+    draws: int = 1
+    distribution: Distribution = "gaussian"
+    rank: int = 64
+    """Of a matrix's direction, at most."""
+    threshold: float = 0.0
+    """A matrix has no more than the number of its singular values above this share of the largest, as it is before the
+    first step; 0: ``rank`` everywhere."""
+    update: Literal["sgd", "momentum", "adam"] = "sgd"
+    betas: tuple[float, float] = (0.9, 0.99)
+    """What momentum and mean squares keep of themselves at each step."""
+    delta: float = 1e-8
+    """Added to Adam's root."""
+
+    def __post_init__(self) -> None:
+        check_positive(epsilon=self.epsilon, delta=self.delta)
+        check_counts(draws=self.draws, rank=self.rank)
+        if self.update not in _MEANS:
+            raise ValueError(f"update={self.update!r} must be 'sgd', 'momentum' or 'adam'")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold={self.threshold} must be at least 0 and below 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={self.betas} must be two numbers, each at least 0 and below 1")
+        object.__setattr__(self, "normalised", self.update == "adam")
+        object.__setattr__(self, "elementwise", self.update == "adam")
+
+    @property
+    def passes(self) -> float:
+        return 2.0 * self.draws
+
+    def kept(self, blocks: Blocks) -> int:
+        whole = matrices(blocks)
+        sizes = [
+            (self.rank if i in whole else b.numel) * widened(b.tensor.dtype).itemsize for i, b in enumerate(blocks)
+        ]
+        return _MEANS[self.update] * sum(sizes)
+
+    def init(self, blocks: Blocks) -> TeZOState:
+        ranks = {i: spectral_rank(blocks[i], self.rank, self.threshold) for i in sorted(matrices(blocks))}
+
+        def empty(index: int) -> Tensor:
+            tensor = blocks[index].tensor.detach()
+            form = (ranks[index],) if index in ranks else tensor.shape
+            return torch.zeros(form, dtype=widened(tensor.dtype), device=tensor.device)
+
+        return TeZOState(ranks, tuple(tuple(map(empty, range(len(blocks)))) for _ in range(_MEANS[self.update])))
+
+    def direction(self, blocks: Blocks, state: TeZOState, key: Key) -> Direction:
+        return Direction(key, (1.0,) * len(blocks), self.distribution, shape=Fixed(state.ranks, key.seed))
+
+    def update_(self, theta: Theta, state: TeZOState, estimates: Seen, context: StepContext) -> TeZOState:
+        if self.update == "sgd":
+            descend(theta, estimates, context.lr)
+        else:
+            shape = Fixed(state.ranks, context.key.seed)
+            theta.shift_each(self._mover(theta.blocks, state, shape, estimates), [-rate for rate in context.lr])
+        return state
+
+    def _mover(self, blocks: Blocks, state: TeZOState, shape: Fixed, estimates: Seen) -> Callable[[int], Tensor]:
+        """What a block moves by, once what was seen is in its means."""
+
+        def move(index: int) -> Tensor:
+            block, means = blocks[index], [mean[index] for mean in state.means]
+            seen = shape.seen(block, index, estimates) if shape.covers(index) else gradient(blocks, index, estimates)
+            for mean, beta, value in zip(means, self.betas, (seen, seen * seen), strict=False):
+                mean.mul_(beta).add_(value, alpha=1 - beta)
+            if shape.covers(index):
+                u, v = shape.sides(block, index, self.distribution)
+                means = [product(u**power * mean, v**power) for power, mean in enumerate(means, 1)]
+            moved = means[0] if len(means) == 1 else means[0] / means[1].sqrt().add_(self.delta)
+            return moved.view(block.tensor.shape)
+
+        return move
