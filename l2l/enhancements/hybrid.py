@@ -33,9 +33,7 @@ from l2l.perturb.safety import uninterrupted
 class Hybrid(Looking[Any]):
     """Backpropagation in the last layers, under another method. Extra memory: none between steps."""
 
-    about: ClassVar = About(
-        "Zhang et al. 2024, arXiv:2402.11592", "0P; activations of the last layers in a step"
-    )
+    about: ClassVar = About("Zhang et al. 2024, arXiv:2402.11592", "0P; activations of the last layers in a step")
     inner: Method[Any]
     layers: int = 1
     """How many of the last; 0 is the method inside. As many as there are, or more: all blocks, which is SGD."""

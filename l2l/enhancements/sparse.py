@@ -47,9 +47,7 @@ class SparseState:
 class Sparse(Looking[SparseState]):
     """Some coordinates stay where they are, under another method. Extra memory: none, or a bit per weight."""
 
-    about: ClassVar = About(
-        "Zhang et al. 2024, arXiv:2402.11592", "0P; by magnitude or wanda, 1 bit per weight"
-    )
+    about: ClassVar = About("Zhang et al. 2024, arXiv:2402.11592", "0P; by magnitude or wanda, 1 bit per weight")
     inner: Method[Any]
     kind: Literal["random", "magnitude", "wanda"] = "random"
     """Which stay: drawn by the key; by |theta|; or by |theta| times the norm of its inputs, for a pass more per mask."""

@@ -188,7 +188,9 @@ def _look(sight: Sight, method: Method[Any], state: Any, due: bool) -> tuple[tup
 def _completed(sight: Sight, seen: Estimate, epsilon: float) -> Estimate:
     """The estimate with the losses that its method did without. The direction is the one walked: it is not aimed again."""
     plus, minus, home = seen.loss_plus, seen.loss_minus, seen.loss_home
-    if plus == home and minus is None:  # a derivative at theta, from no side; of a difference it is the same number again
+    if (
+        plus == home and minus is None
+    ):  # a derivative at theta, from no side; of a difference it is the same number again
         plus = loss_along(sight.closure, sight.theta, seen.direction, epsilon)
     if minus is None:
         minus = loss_along(sight.closure, sight.theta, seen.direction, -epsilon)

@@ -3,8 +3,8 @@
 Wang et al. 2026, arXiv:2603.21725, with named tensors as blocks. Block i takes part with probability pi_i = min(1, c * p_i), p
 a mixture of the sensitivities' shares and of equal ones, c such that sum pi = budget * count; it moves by (g / pi_i) z_i, which
 is right on average whatever the probabilities. Sensitivities follow |g|, budget and mixture how evenly they are spread.
-Differs from paper and released code in
-- drawing again where no block takes part, and dividing by the probability of taking part given that some do: the code
+Differs from the paper, and from a re-implementation of it, in
+- drawing again where no block takes part, and dividing by the probability of taking part given that some do: the latter
   then takes the likeliest block and divides by its unchanged pi, which is biased,
 - a running mean of |g| that begins with the first one, not with almost 0, which makes the first sensitivities tenfold,
 - |z_i|^2, in the weights of sensitivities, taken as its mean: the number of coordinates.

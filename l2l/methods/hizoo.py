@@ -61,7 +61,7 @@ class HiZOO(Looking[HiZOOState]):
     draws: int = 1
     distribution: Distribution = "gaussian"
     smooth: float = 1e-6
-    """alpha: how much of H a step renews; 0 leaves H at 1, which is MeZO. What the paper's runs took is from 1e-8 on."""
+    """alpha: how much of H a step renews; 0 leaves H at 1, which is MeZO. The authors' example for 13B weights has 1e-8."""
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)

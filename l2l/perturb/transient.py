@@ -199,6 +199,7 @@ def _call(
 
 
 def flat(values: Iterable[Any]) -> Iterator[Any]:
+    """Arguments, those in lists and tuples one by one."""
     for value in values:
         if isinstance(value, tuple | list):
             yield from value
@@ -207,6 +208,7 @@ def flat(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def mapped(values: Any, copies: Mapping[int, Tensor]) -> Any:
+    """Arguments with the copies, which are known by their originals' identities, in their place."""
     if isinstance(values, dict):
         return {name: mapped(value, copies) for name, value in values.items()}
     if type(values) in (tuple, list):

@@ -89,8 +89,8 @@ class _Prober:
 
     def sides(self, step: int, number: int, direction: Direction, epsilon: float) -> tuple[float, float]:
         seen = two_point(self._closure(step, number), self.theta, direction, epsilon)
-        self.advance((seen.loss_plus + seen.loss_minus) / 2)
-        return seen.loss_plus, seen.loss_minus
+        self.advance(seen.loss)
+        return seen.losses[0], seen.losses[1]
 
 
 def measure(
