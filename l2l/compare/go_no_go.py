@@ -18,6 +18,7 @@ from l2l.report.plots import plot_panels, smooth
 from l2l.report.progress import progress_bar
 from l2l.report.rundir import RunDirectory
 from l2l.tuners.match import Level, check_level
+from l2l.tuners.tuner import Tuner
 
 Verdict = Literal["go", "no-go", "undecided"]
 TUNER, PLAIN = "tuner", "sigma = 1"
@@ -79,8 +80,10 @@ def run(config: GoNoGoConfig) -> dict[str, Any]:
         FileNotFoundError: there is no such tuner or model.
         ValueError: the tuner does not fit the model, or ``out`` holds another run.
     """
-    folder = RunDirectory(config.out, asdict(config), config.overwrite).create()
-    tuner, relation = _fitting(config, folder.path)
+    folder = RunDirectory(config.out, asdict(config), config.overwrite)
+    fitted, relation = _fitting(config)  # a tuner that does not fit is refused before anything is written
+    folder.create()
+    tuner = config.tuner if fitted is None else str(fitted.save_pretrained(folder.path / "tuner"))
     jobs = jobs_of(config, tuner, folder.path)
     with progress_bar("test", len(jobs), visible=config.progress) as advance:
         records = run_jobs(jobs, config.processes, lambda record: advance(record["final_loss"]), run_tolerantly)
@@ -97,18 +100,15 @@ def run(config: GoNoGoConfig) -> dict[str, Any]:
 LABELS = (TUNER, PLAIN)
 
 
-def _fitting(config: GoNoGoConfig, out: Path) -> tuple[str, str]:
-    """The tuner to run with, saved in ``out`` where it had to be bound to other blocks, and what the model is to it."""
+def _fitting(config: GoNoGoConfig) -> tuple[Tuner | None, str]:
+    """The tuner where it has to be bound to other blocks than its own, and what the model is to it."""
     from l2l.models.load import load_model
     from l2l.tuners.transfer import compare
-    from l2l.tuners.tuner import Tuner
 
     tuner, model = Tuner.from_pretrained(config.tuner), load_model(config.model)
     fitted = tuner.matched(model, config.match)
     relation = "any model will do" if tuner.size_free else f"{(found := compare(tuner, model)).kind}: {found.message}"
-    if fitted is tuner or tuner.size_free:
-        return config.tuner, relation
-    return str(fitted.save_pretrained(out / "tuner")), relation
+    return (None if fitted is tuner or tuner.size_free else fitted), relation
 
 
 def jobs_of(config: GoNoGoConfig, tuner: str, root: Path) -> list[Job]:

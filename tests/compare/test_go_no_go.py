@@ -12,6 +12,7 @@ import torch
 
 from l2l.compare.go_no_go import PICTURE, PLAIN, TUNER, GoNoGoConfig, jobs_of, judge, report, run, verdict
 from l2l.models.load import load_model, load_tokenizer
+from l2l.models.tiny_random import tiny_random
 from l2l.tuners.transfer import identified
 from l2l.tuners.tuner import Tuner
 
@@ -103,3 +104,12 @@ def test_on_a_derivative_of_the_embedded_model_it_prints_the_gain_with_its_inter
     assert f"verdict: {found['verdict']}" in text
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["gain"] == found["gain"]
     assert (tmp_path / "out" / PICTURE).is_file()
+
+
+def test_a_tuner_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    model = tmp_path / "model"
+    tiny_random("llama").save_pretrained(model)
+    config = GoNoGoConfig(tuner="l2l-tiny-ratio", model=str(model), task="world_topic", out=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="does not fit this model"):
+        run(config)
+    assert not (tmp_path / "out").exists()
