@@ -50,7 +50,8 @@ class Hybrid(Looking[Any]):
             raise ValueError(f"layers={self.layers} must be a whole number, at least 0")
         for name in ("epsilon", "draws", "normalised"):
             object.__setattr__(self, name, getattr(self.inner, name))
-        object.__setattr__(self, "elementwise", self.inner.elementwise or self._backward)
+        for name in ("elementwise", "differentiates"):
+            object.__setattr__(self, name, getattr(self.inner, name) or self._backward)
 
     @property
     def _backward(self) -> bool:

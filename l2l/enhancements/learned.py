@@ -45,7 +45,7 @@ class Scaled(Looking[ScaledState]):
     draws: int = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "draws", "normalised", "elementwise"):
+        for name in ("epsilon", "draws", "normalised", "elementwise", "differentiates"):
             object.__setattr__(self, name, getattr(self.inner, name))
 
     @property

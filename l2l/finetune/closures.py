@@ -100,7 +100,7 @@ def choose_closures(
         ValueError: no such objective, one that the task has no answers or options for, or one without a gradient for a
             method that needs one.
     """
-    if config.objective != LOSS and isinstance(method, FirstOrder):
+    if config.objective != LOSS and (isinstance(method, FirstOrder) or getattr(method, "differentiates", False)):
         raise ValueError(
             f"method {config.method!r} needs the gradient of what it minimises, and objective {config.objective!r} has "
             "none: use objective loss, or a method of forward passes"

@@ -97,6 +97,9 @@ class Method(ABC, Generic[State]):
     elementwise: bool = False
     """Whether coordinates are changed one by one on the way from what was seen to the step (a sign, a running variance): it
     then leaves the span of the directions looked along."""
+    differentiates: bool = False
+    """Whether it takes derivatives of the loss (in forward mode, or by backpropagation in part), which an objective such as
+    F1 has not."""
     epsilon: float
     """How far along u each evaluation lies: a coordinate of block b moves by about epsilon * sigma_b."""
     draws: int

@@ -72,6 +72,7 @@ class DiZO(Method[DiZOState]):
         check_counts(draws=self.draws, interval=self.interval, iterations=self.iterations)
         if self.search not in ("zo", "fo"):
             raise ValueError(f"search={self.search!r} must be 'zo' or 'fo'")
+        object.__setattr__(self, "differentiates", self.search == "fo")
 
     @property
     def passes(self) -> float:

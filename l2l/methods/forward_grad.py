@@ -27,6 +27,7 @@ class ForwardGrad(Looking[None]):
     """theta -= lr * <gradient, u> * u, without finite differences. Extra memory: none."""
 
     about: ClassVar = About("Baydin et al. 2022, arXiv:2202.08587", "0P")
+    differentiates = True
     epsilon: float = 1e-3
     """How far the losses of ``lr="auto"`` lie from theta; the derivative itself needs none."""
     draws: int = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from cases import TiedLM
 
+import l2l
 from l2l.enhancements.learned import Scaled
 from l2l.finetune.methods import build_method, method_name
 from l2l.methods.lozo import LOZO
@@ -41,3 +42,23 @@ def test_a_tuner_goes_around_a_method_with_arguments_by_part():
 def test_a_composition_that_means_nothing_is_refused_in_words(name: str, args: dict, tuner: bool, message: str):
     with pytest.raises(ValueError, match=message):
         build(name, args, tuner)
+
+
+@pytest.mark.parametrize(
+    ("method", "args"),
+    [("forward_grad", {}), ("hybrid+mezo", {}), ("sparse+forward_grad", {}), ("dizo", {"search": "fo"})],
+)
+def test_an_objective_without_a_derivative_is_refused_before_anything_is_written(method: str, args: dict, tmp_path):
+    small = {"train_size": 8, "dev_size": 4, "test_size": 4, "progress": False, "method_args": args}
+    with pytest.raises(ValueError, match="needs the gradient of what it minimises"):
+        l2l.fine_tune(
+            "l2l/tiny",
+            "world_topic",
+            method,
+            objective="accuracy",
+            steps=2,
+            lr=1e-4,
+            out=str(tmp_path / "out"),
+            **small,
+        )
+    assert not (tmp_path / "out").exists()
