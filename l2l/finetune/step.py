@@ -18,7 +18,7 @@ from l2l.estimators.one_sided import home_loss, loss_along
 from l2l.estimators.two_point import third_point
 from l2l.finetune.control import ControlState, StepControl, averaged, curvature, rates
 from l2l.finetune.micro import pieces_of
-from l2l.methods.base import FirstOrder, Looking, Method, Sight, StepContext, seen_by, widened
+from l2l.methods.base import FirstOrder, Looking, Method, Sight, StepContext, directions_of, seen_by, widened
 from l2l.noise import Key
 from l2l.perturb import Theta
 from l2l.perturb.safety import uninterrupted
@@ -179,18 +179,16 @@ def _look(sight: Sight, method: Method[Any], state: Any, due: bool) -> tuple[tup
     if isinstance(method, Looking):
         estimates, state = method.look(sight, state)
         return (_completed(sight, estimates[0], method.epsilon), *estimates[1:]), state
-    first = method.direction(sight.theta.blocks, state, sight.key)
-    middle = third_point(sight.closure, sight.theta, first)  # before both sides: a traversal less than after
-    estimates, state = seen_by(method, sight, state)
-    return (replace(estimates[0], loss_home=middle), *estimates[1:]), state
+    directions = directions_of(method, sight, state)
+    middle = third_point(sight.closure, sight.theta, directions[0])  # before both sides: a traversal less than after
+    first, *others = (sight.two_point(direction, method.epsilon) for direction in directions)
+    return (replace(first, loss_home=middle), *others), state
 
 
 def _completed(sight: Sight, seen: Estimate, epsilon: float) -> Estimate:
     """The estimate with the losses that its method did without. The direction is the one walked: it is not aimed again."""
     plus, minus, home = seen.loss_plus, seen.loss_minus, seen.loss_home
-    if (
-        plus == home and minus is None
-    ):  # a derivative at theta, from no side; of a difference it is the same number again
+    if plus == home and minus is None:  # a derivative, taken at theta; a difference would be 0
         plus = loss_along(sight.closure, sight.theta, seen.direction, epsilon)
     if minus is None:
         minus = loss_along(sight.closure, sight.theta, seen.direction, -epsilon)

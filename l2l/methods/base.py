@@ -139,10 +139,14 @@ def seen_by(method: Method[Any], sight: Sight, state: Any) -> tuple[tuple[Estima
     """What a method sees, in its own way or to both sides of each of its directions; and its state for the update."""
     if isinstance(method, Looking):
         return method.look(sight, state)
-    keys = [sight.key.with_draw(draw) for draw in range(method.draws)]
-    # Directions first: they read theta at home.
-    directions = [method.direction(sight.theta.blocks, state, key) for key in keys]
+    directions = directions_of(method, sight, state)
     return tuple(sight.two_point(direction, method.epsilon) for direction in directions), state
+
+
+def directions_of(method: Method[Any], sight: Sight, state: Any) -> list[Direction]:
+    """Where the method looks, a direction per draw. Before any look: they may read theta at home."""
+    keys = [sight.key.with_draw(draw) for draw in range(method.draws)]
+    return [method.direction(sight.theta.blocks, state, key) for key in keys]
 
 
 class FirstOrder(ABC, Generic[State]):
