@@ -146,8 +146,9 @@ ARGS: dict[str, dict[str, Any]] = {
 }
 """Where defaults would make nothing happen in a few steps."""
 
-SHORT: dict[str, float] = {"fzoo": 8**0.5}
-"""Of methods whose coordinates go but a part of the learning rate in a step: how many of these make it whole."""
+SHORT: dict[str, float] = {"fzoo": 8**0.5, "sign-reading=scalar": 2.0}
+"""Of methods, or cases of one, whose coordinates go but a part of the learning rate in a step: how many of these make it
+whole."""
 
 METHODS = [
     *(MethodCase(name, ARGS.get(name, {})) for name in zeroth_order()),
@@ -157,6 +158,8 @@ METHODS = [
     MethodCase("dizo", {"interval": 3, "iterations": 2, "search": "fo"}),
     MethodCase("learned+lozo", {"lozo": ARGS["lozo"]}),
     MethodCase("sparse+learned+lozo", {"lozo": ARGS["lozo"]}),
+    MethodCase("sign", {"reading": "scalar"}),
+    MethodCase("sparse+lozo_m", {"sparse": {"interval": 3}, "lozo_m": ARGS["lozo_m"]}),
     MethodCase("sparse+mezo", {"sparse": {"kind": "magnitude", "interval": 3}}),
     MethodCase("sparse+mezo", {"sparse": {"kind": "wanda", "interval": 3}}),
     MethodCase("tezo", {"update": "adam"}),
@@ -176,7 +179,8 @@ def named(case: MethodCase) -> str:
 
 def optimizer_for(case: MethodCase, model: nn.Module, problem: Problem, seed: int = 0, **more: Any) -> ZOOptimizer:
     method = case.make(model)
-    lr = problem.own_lr * SHORT.get(case.name.split("+")[-1], 1.0) if method.normalised else problem.lr
+    short = SHORT.get(named(case), SHORT.get(case.name.split("+")[-1], 1.0))
+    lr = problem.own_lr * short if method.normalised else problem.lr
     return ZOOptimizer(model, method, lr=lr, seed=seed, **more)
 
 

@@ -65,9 +65,12 @@ class Blockwise(Looking[BlockwiseState]):
     @property
     def passes(self) -> float:
         """What is looked at, as often as there may be groups; what the method inside spends on more, once."""
-        looked = self.inner.passes if isinstance(self.inner, Looking) else 2.0 * self.draws
         times = len(self.patterns) or (1 if self.level == "all" else self.groups)
-        return times * looked + self.inner.passes - looked
+        return times * (self.inner.passes - self.passes_once) + self.passes_once
+
+    @property
+    def passes_once(self) -> float:
+        return self.inner.passes_once
 
     def kept(self, blocks: Blocks) -> int:
         return self.inner.kept(blocks)

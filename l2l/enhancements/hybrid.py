@@ -61,6 +61,10 @@ class Hybrid(Looking[Any]):
     def passes(self) -> float:
         return self.inner.passes + (3 if self._backward else 0)
 
+    @property
+    def passes_once(self) -> float:
+        return self.inner.passes_once + (3 if self._backward else 0)
+
     def kept(self, blocks: Blocks) -> int:
         return self.inner.kept(blocks)
 

@@ -52,6 +52,10 @@ class Scaled(Looking[ScaledState]):
     def passes(self) -> float:
         return self.inner.passes
 
+    @property
+    def passes_once(self) -> float:
+        return self.inner.passes_once
+
     def kept(self, blocks: Blocks) -> int:
         return self.inner.kept(blocks) + HISTORY_BYTES * len(blocks)
 

@@ -6,7 +6,8 @@ from the released code in that
   (69 % where half is asked for),
 - ``magnitude`` and ``wanda`` (the weight times the norm of its inputs, Sun et al. 2023, arXiv:2306.11695) choose
   coordinates; the code uses sizes for the shares of random masks alone (here ``scope="global"``) and never scores by inputs.
-Directions are not scaled up for the coordinates that stay, there nor here.
+Directions are not scaled up for the coordinates that stay, there nor here. What a method remembers (momentum, running means)
+moves no coordinate that stays either.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from l2l.methods.base import About, Looking, Method, Sight, StepContext, check_c
 from l2l.noise import Key
 from l2l.perturb import Direction, Shape, Theta
 from l2l.perturb.inputs import InputNorms
-from l2l.perturb.masks import Drawn, Masked, Stored, largest, packed, packed_bytes
+from l2l.perturb.masks import Drawn, Mask, Masked, Stored, largest, packed, packed_bytes
 
 SAMPLE = 10**7
 """Most weights of which a quantile over all blocks is taken; of larger models, every n-th."""
@@ -79,6 +80,10 @@ class Sparse(Looking[SparseState]):
         return self.inner.passes + (1 / self.interval if self.kind == "wanda" and self.sparsity else 0)
 
     @property
+    def passes_once(self) -> float:
+        return self.inner.passes_once
+
+    @property
     def _scored(self) -> bool:
         return self.kind != "random" and self.sparsity > 0
 
@@ -104,11 +109,17 @@ class Sparse(Looking[SparseState]):
         known: dict[tuple[Shape | None, Key], Masked] = {}
 
         def mask(direction: Direction) -> Direction:
-            since = Key(direction.key.seed, direction.key.step - direction.key.step % self.interval)
-            chosen = Stored(state.bits) if self._scored else Drawn(since, state.shares)
-            return replace(direction, shape=known.setdefault((direction.shape, since), Masked(chosen, direction.shape)))
+            since, shape = self._since(direction.key), direction.shape
+            return replace(direction, shape=known.setdefault((shape, since), Masked(self._mask(state, since), shape)))
 
         return mask if self.sparsity else lambda direction: direction
+
+    def _since(self, key: Key) -> Key:
+        """Of the step that chose the coordinates."""
+        return Key(key.seed, key.step - key.step % self.interval)
+
+    def _mask(self, state: SparseState, since: Key) -> Mask:
+        return Stored(state.bits) if self._scored else Drawn(since, state.shares)
 
     def look(self, sight: Sight, state: SparseState) -> tuple[tuple[Estimate, ...], SparseState]:
         if self._scored and sight.key.step % self.interval == 0:
@@ -134,7 +145,16 @@ class Sparse(Looking[SparseState]):
     def update_(
         self, theta: Theta, state: SparseState, estimates: Sequence[Estimate], context: StepContext
     ) -> SparseState:
-        return replace(state, inner=self.inner.update_(theta, state.inner, estimates, context))
+        if not self.sparsity:
+            return replace(state, inner=self.inner.update_(theta, state.inner, estimates, context))
+        mask = self._mask(state, self._since(context.key))
+
+        def masked(index: int, delta: Tensor) -> Tensor:
+            own = delta.clone(memory_format=torch.contiguous_format)  # it may be the method's memory itself
+            return mask.clear_(own, theta.blocks[index], index)
+
+        with theta.shifting(masked):
+            return replace(state, inner=self.inner.update_(theta, state.inner, estimates, context))
 
 
 def global_shares(blocks: Blocks, sparsity: float) -> tuple[float, ...]:

@@ -110,6 +110,11 @@ class Method(ABC, Generic[State]):
     def passes(self) -> float:
         """Forward passes of a step on average, those of step control apart; a backward pass counts as two more."""
 
+    @property
+    def passes_once(self) -> float:
+        """Of the passes, those that a step takes once, however many estimates it has."""
+        return self.passes - 2.0 * self.draws
+
     @abstractmethod
     def kept(self, blocks: Blocks) -> int:
         """Most bytes of tensors that are kept between steps for these blocks."""
@@ -129,6 +134,10 @@ class Method(ABC, Generic[State]):
 
 class Looking(Method[State]):
     """Abstract method that looks in its own way: to one side, at more points, or where earlier looks tell it to."""
+
+    @property
+    def passes_once(self) -> float:
+        return 0.0
 
     @abstractmethod
     def look(self, sight: Sight, state: State) -> tuple[tuple[Estimate, ...], State]:

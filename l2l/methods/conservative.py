@@ -52,7 +52,12 @@ class Conservative(Looking[None]):
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws + 3
+        return 2.0 * self.draws + 1 + self.passes_once
+
+    @property
+    def passes_once(self) -> float:
+        """The two candidates."""
+        return 2.0
 
     def kept(self, blocks: Blocks) -> int:
         return 0

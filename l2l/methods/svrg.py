@@ -38,6 +38,8 @@ class SVRGState:
     """Along each draw's direction."""
     along: tuple[Direction, ...] = ()
     """These directions, while a step is under way."""
+    walked: tuple[Direction, ...] = ()
+    """What this step has looked along, each as it was walked."""
 
 
 @final
@@ -81,7 +83,8 @@ class SVRG(Looking[SVRGState]):
         if not self._due(state, sight.key):
             along = tuple(sight.aim(direction) for direction in directions(Key(sight.key.seed, state.since)))
         seen = tuple(sight.two_point(direction, self.epsilon) for direction in directions(sight.key))
-        return seen, replace(state, along=along)
+        walked = (*state.walked, *(estimate.direction for estimate in seen))
+        return seen, replace(state, along=(*state.along, *along), walked=walked)
 
     def _due(self, state: SVRGState, key: Key) -> bool:
         return state.since < 0 or key.step % self.interval == 0
@@ -89,13 +92,13 @@ class SVRG(Looking[SVRGState]):
     def update_(self, theta: Theta, state: SVRGState, estimates: Sequence[Estimate], context: StepContext) -> SVRGState:
         if self._due(state, context.key):
             return self._anchored(theta, state, estimates, context)
-        there = self._at_anchor(theta, state, estimates, context)
+        there = self._at_anchor(theta, state, context)
         lr = [self.ratio * rate for rate in context.lr]
         for seen, own in zip(estimates, there, strict=True):
-            _step(theta, seen.direction, (seen.projected_gradient - own) / self.draws, lr)
+            _step(theta, seen.direction, (seen.projected_gradient - own) / len(estimates), lr)
         for direction, slope in zip(state.along, state.gradients, strict=True):
             _step(theta, direction, slope / self.draws, lr)
-        return replace(state, along=())
+        return replace(state, along=(), walked=())
 
     def _anchored(
         self, theta: Theta, state: SVRGState, estimates: Sequence[Estimate], context: StepContext
@@ -103,26 +106,24 @@ class SVRG(Looking[SVRGState]):
         """A step along the full batch's estimate, from what is the anchor now."""
         further = [context.fresh(i) for i in range(self.anchor_batches - 1)]
         gradients = []
-        for seen in estimates:
-            slopes = [self._slope(theta, seen.direction, closure) for closure in further]
+        for seen, walked in zip(estimates, state.walked, strict=True):
+            slopes = [self._slope(theta, walked, closure) for closure in further]
             gradients.append((seen.projected_gradient + sum(slopes)) / self.anchor_batches)
         theta.home()
         with torch.no_grad(), uninterrupted():
             for kept, block in zip(state.anchor, theta.blocks, strict=True):
                 kept.copy_(block.tensor)
         for seen, slope in zip(estimates, gradients, strict=True):
-            _step(theta, seen.direction, slope / self.draws, context.lr)
+            _step(theta, seen.direction, slope / len(estimates), context.lr)
         return SVRGState(state.anchor, context.key.step, tuple(gradients))
 
-    def _at_anchor(
-        self, theta: Theta, state: SVRGState, estimates: Sequence[Estimate], context: StepContext
-    ) -> list[float]:
+    def _at_anchor(self, theta: Theta, state: SVRGState, context: StepContext) -> list[float]:
         """This batch's projected gradients at the anchor, along the directions that theta was looked from."""
         theta.home()
         here = {i: theta.value(i).clone() for i in range(len(theta.blocks))}
         anchor = dict(enumerate(state.anchor))
         theta.interpolate(anchor, here, dict.fromkeys(here, 0.0))
-        slopes = [self._slope(theta, seen.direction, context.closure) for seen in estimates]
+        slopes = [self._slope(theta, walked, context.closure) for walked in state.walked]
         theta.interpolate(anchor, here, dict.fromkeys(here, 1.0))
         return slopes
 

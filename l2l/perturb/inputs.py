@@ -1,10 +1,11 @@
-"""How large the inputs are that each weight of a matrix is multiplied by, seen during one evaluation.
+"""What weight matrices are multiplied by, seen during an evaluation; and how large it is for each weight.
 
 As with transient weights, interception is by argument, not by module: linear maps and embedding lookups, in any code.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, final
 
@@ -15,19 +16,71 @@ from torch.overrides import TorchFunctionMode
 
 from l2l.blocks import Blocks
 
-_PRODUCTS = (torch.addmm, torch.matmul, torch.mm, Tensor.matmul, Tensor.__matmul__)
-"""Of inputs that meet the rows of a weight matrix."""
+_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
+_SUMS = (torch.addmm, Tensor.addmm)
+_TURNS = (Tensor.t, torch.t, *(getattr(Tensor, name).__get__ for name in ("T", "mT")))
 
 
-@final
-class InputNorms(TorchFunctionMode):
-    """While it is active, adds up squares of what weight matrices are given; only sums are kept."""
+class Watch(TorchFunctionMode, ABC):
+    """While it is active, watches what blocks that are matrices are given, transposed views of them too."""
 
     def __init__(self, blocks: Blocks) -> None:
         super().__init__()
         self._index = {id(block.tensor): i for i, block in enumerate(blocks) if block.tensor.ndim == 2}
+        self._turned: dict[int, tuple[Tensor, int]] = {}  # transposed views, held so that their identity stays theirs
+
+    @abstractmethod
+    def multiplied(self, index: int, inputs: Tensor, over_rows: bool) -> None:
+        """Block ``index`` has been multiplied.
+
+        Args:
+            inputs: [..., width], floating point.
+            over_rows: whether they meet the matrix's rows, as in ``x @ weight``; else its columns, as in
+                ``linear(x, weight)``.
+        """
+
+    def looked_up(self, index: int, rows: Tensor) -> None:
+        """Rows of block ``index``, integers of any shape, have been looked up."""
+
+    def __exit__(self, *error: Any) -> None:
+        self._turned.clear()
+        super().__exit__(*error)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in _TURNS and id(args[0]) in self._index:
+            self._turned[id(result)] = (result, self._index[id(args[0])])
+            return result
+        values = [*args, *(kwargs[name] for name in ("input", "weight") if name in kwargs)]
+        first = 1 if func in _SUMS else 0
+        if len(values) < first + 2:
+            return result
+        given, weight = values[first], values[first + 1]
+        index, turned = self._index.get(id(weight)), False
+        if index is None and id(weight) in self._turned:
+            index, turned = self._turned[id(weight)][1], True
+        if index is None:
+            return result
+        if func is functional.embedding and not turned:
+            self.looked_up(index, given)
+        linear = func is functional.linear
+        if (linear or func in _PRODUCTS or func in _SUMS) and given.is_floating_point() and given.numel():
+            self.multiplied(index, given.detach(), over_rows=turned == linear)
+        return result
+
+
+@final
+class InputNorms(Watch):
+    """While it is active, adds up squares of what weight matrices are given; only sums are kept."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        super().__init__(blocks)
         self._rows: dict[int, Tensor] = {}
         self._columns: dict[int, Tensor] = {}
+        self._heights = [len(block.tensor) if block.tensor.ndim else 1 for block in blocks]
 
     def of(self, index: int) -> Tensor | None:
         """Norm of the inputs of each weight of block ``index``, [rows, columns] or with 1 in place of one of them.
@@ -38,26 +91,12 @@ class InputNorms(TorchFunctionMode):
         sides = [side for side in (rows if rows is None else rows[:, None], columns) if side is not None]
         return sum(sides[1:], start=sides[0]).sqrt() if sides else None
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        values = [*args, *(kwargs[name] for name in ("input", "weight") if name in kwargs)]
-        first = 1 if func is torch.addmm else 0
-        index = self._index.get(id(values[first + 1])) if len(values) > first + 1 else None
-        if index is not None and func is functional.linear:
-            _add(self._columns, index, _squares(values[0]))
-        elif index is not None and func is functional.embedding:
-            counts = torch.bincount(values[0].reshape(-1), minlength=len(values[1]))
-            _add(self._rows, index, counts.float())
-        elif index is not None and func in _PRODUCTS:
-            _add(self._rows, index, _squares(values[first]))
-        return func(*args, **kwargs)
+    def multiplied(self, index: int, inputs: Tensor, over_rows: bool) -> None:
+        squares = inputs.reshape(-1, inputs.shape[-1]).float().square().sum(0)
+        _add(self._rows if over_rows else self._columns, index, squares)
 
-
-def _squares(inputs: Tensor) -> Tensor:
-    """[width]: sums over all rows."""
-    return inputs.detach().reshape(-1, inputs.shape[-1]).float().square().sum(0)
+    def looked_up(self, index: int, rows: Tensor) -> None:
+        _add(self._rows, index, torch.bincount(rows.reshape(-1), minlength=self._heights[index]).float())
 
 
 def _add(sums: dict[int, Tensor], index: int, more: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, TypeVar, final
+from typing import Literal, TypeAlias, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from l2l.perturb.safety import deliver, uninterrupted
 from l2l.perturb.walker import Look, Walker, check_finite
 
 Value = TypeVar("Value")
+Change: TypeAlias = Callable[[int, Tensor], Tensor]
+"""(index of a block, a delta of it) -> what is added instead; a new tensor, or the delta itself unchanged."""
 
 
 @final
@@ -73,6 +75,7 @@ class Theta:
         self._shrunk: tuple[float, ...] | None = None
         self._inside = self._managed = False
         self._basis: Basis | None = None  # the last that was checked
+        self._through: Change | None = None
 
     @property
     def journal(self) -> Journal:
@@ -151,7 +154,7 @@ class Theta:
 
     def shift(self, deltas: Mapping[int, Tensor], scale: float) -> None:
         """Add ``scale * delta`` to the blocks listed: a first-order step. Not undone."""
-        self._rewrite({i: lambda w, d=delta: w.add_(d, alpha=scale) for i, delta in deltas.items()})
+        self._shift(deltas.__getitem__, dict.fromkeys(deltas, scale))
 
     def shift_each(self, delta: Callable[[int], Tensor], scales: Sequence[float]) -> None:
         """Add ``scales[b] * delta(b)`` to each block, one after the other: a step that lies along no direction.
@@ -164,7 +167,21 @@ class Theta:
         """
         if self._walker.touched():
             raise ValueError("sparse_embeddings needs a method that moves along its directions: leave it off")
-        self._rewrite({i: lambda w, i=i, by=by: w.add_(delta(i), alpha=by) for i, by in enumerate(scales)})
+        self._shift(delta, dict(enumerate(scales)))
+
+    def _shift(self, delta: Callable[[int], Tensor], scales: Mapping[int, float]) -> None:
+        through = self._through or (lambda _, whole: whole)
+        self._rewrite({i: lambda w, i=i, by=by: w.add_(through(i, delta(i)), alpha=by) for i, by in scales.items()})
+
+    @contextmanager
+    def shifting(self, change: Change) -> Iterator[None]:
+        """Inside, what :meth:`shift` and :meth:`shift_each` add to a block is ``change(index, delta)``."""
+        outer = self._through
+        self._through = change if outer is None else lambda index, delta: outer(index, change(index, delta))
+        try:
+            yield
+        finally:
+            self._through = outer
 
     def assign(self, values: Mapping[str, Tensor]) -> None:
         """Set every block to the tensor of its name: what a checkpoint holds.

@@ -12,13 +12,17 @@ from torch.func import functional_call
 
 from l2l.blocks import Blocks
 from l2l.enhancements.blockwise import Blockwise
+from l2l.enhancements.hybrid import Hybrid
 from l2l.enhancements.learned import Scaled
+from l2l.enhancements.sparse import Sparse
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.base import Method
+from l2l.methods.conservative import Conservative
 from l2l.methods.hizoo import HiZOO
 from l2l.methods.lozo import LOZO
 from l2l.methods.mezo import MeZO
 from l2l.methods.sign import Sign
+from l2l.methods.svrg import SVRG
 from l2l.noise import Key, standard_noise
 from l2l.perturb.layers import layers
 from l2l.tuners.tuner import Tuner
@@ -123,6 +127,21 @@ def test_one_group_is_the_method_inside_bit_for_bit(inner: Method[Any]):
             optimizer.step(m)
         assert optimizer.report is not None and optimizer.report.passes == method.passes
     assert same_bits(weights(model), weights(other))
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [Conservative(), Conservative(draws=2), Sparse(Conservative()), Hybrid(Conservative()), SVRG(interval=2)],
+    ids=lambda inner: type(inner).__name__,
+)
+def test_passes_that_do_not_follow_the_looks_are_declared_once(inner: Method[Any]):
+    model, method = Deep(), Blockwise(inner, groups=3)
+    optimizer, spent = ZOOptimizer(model, method, LR), 0.0
+    for _ in range(4):
+        optimizer.step(model)
+        assert optimizer.report is not None
+        spent += optimizer.report.passes
+    assert spent / 4 == method.passes
 
 
 def test_the_step_is_right_on_average_and_not_divided_by_the_number_of_groups():

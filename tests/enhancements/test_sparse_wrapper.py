@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LogisticRegression, TiedLM, same_bits, weights
+from cases import METHODS, LogisticRegression, MethodCase, TiedLM, named, same_bits, weights
 from torch import Tensor, nn
 
 from l2l.blocks import Block, Blocks
@@ -91,6 +91,20 @@ def test_what_moves_is_what_was_perturbed(kind: Any, inner: Method[Any]):
             assert perturbed.float().mean().item() == pytest.approx(0.4, abs=0.12)
 
 
+@pytest.mark.parametrize("kind", ["random", "magnitude"])
+@pytest.mark.parametrize("case", METHODS, ids=named)
+def test_what_a_method_remembers_moves_no_coordinate_that_stays(case: MethodCase, kind: Any):
+    model = TiedLM().double()
+    start = weights(model)
+    optimizer = run(model, Sparse(case.make(model), kind=kind, sparsity=0.6, interval=3), 3, lr=0.001)
+    state, blocks = optimizer.method_state, optimizer.blocks
+    mask = Stored(state.bits) if kind == "magnitude" else Drawn(Key(0, 0), state.shares)
+    for i, block in enumerate(blocks):
+        stays = mask.clear_(torch.ones_like(block.tensor), block, i) == 0
+        assert torch.equal(block.tensor[stays], start[block.name][stays])
+    assert not same_bits(weights(model), start)
+
+
 def test_the_mask_multiplies_the_inner_direction_and_scales_nothing_up():
     blocks = Blocks.of(TiedLM().double())
     inner = LOZO()
@@ -163,6 +177,13 @@ def test_inputs_are_seen_in_linear_maps_products_and_lookups_in_any_code():
     for index, want in enumerate(expected):
         torch.testing.assert_close(norms.of(index), want.detach())
     assert InputNorms(blocks).of(0) is None
+
+
+def test_a_head_that_is_the_transposed_table_has_its_inputs_in_the_columns():
+    table, hidden = nn.Parameter(torch.randn(5, 3)), torch.randn(4, 3)
+    with torch.no_grad(), InputNorms(Blocks([Block("table", table)])) as norms:
+        torch.matmul(hidden, table.T)
+    torch.testing.assert_close(norms.of(0), hidden.square().sum(0).sqrt())
 
 
 @pytest.mark.parametrize("kind", ["random", "magnitude"])
