@@ -35,6 +35,9 @@ class StepControl:
     """Steps from one third loss to the next: a step takes 1 / every more forward passes on average."""
     warm_up: int = 5
     """First steps, at each of which it is taken, so that the average soon rests on several."""
+    needed: int = 3
+    """Measurements before theta first moves: until then the rate is 0. One alone is close to 0 now and then, where valley and
+    ridge cancel along u, and a step by it would end the run. Theta first moves at step 2."""
     decay: float = 0.9
     """What the average keeps of itself at each measurement. Once many are seen, the rate grows by at most 1 / decay from
     one measurement to the next, whatever is measured."""
@@ -44,7 +47,7 @@ class StepControl:
 
     def __post_init__(self) -> None:
         check_positive(beta=self.beta)
-        check_counts(every=self.every)
+        check_counts(every=self.every, needed=self.needed)
         if not isinstance(self.warm_up, int) or isinstance(self.warm_up, bool) or self.warm_up < 0:
             raise ValueError(f"warm_up={self.warm_up} must be a whole number, at least 0")
         if not 0 <= self.decay < 1:
@@ -56,6 +59,10 @@ class StepControl:
         """Whether step ``step``, counted from 0, takes a third loss; the first one always does."""
         return step < self.warm_up or step % self.every == 0
 
+    def rates(self, betas: Sequence[float], state: ControlState) -> tuple[float, ...]:
+        """:func:`rate` of each block; 0 as long as more measurements are needed."""
+        return tuple(rate(beta, state) if state.count >= self.needed else 0.0 for beta in betas)
+
 
 @dataclass(frozen=True)
 class ControlState:
@@ -63,6 +70,8 @@ class ControlState:
 
     total: float = 0.0
     weight: float = 0.0
+    count: int = 0
+    """Measurements in it."""
 
     @property
     def average(self) -> float:
@@ -90,17 +99,13 @@ def curvature(
 
 def averaged(state: ControlState, measured: float, decay: float) -> ControlState:
     """The state with one more measurement in its mean."""
-    return ControlState(decay * state.total + (1 - decay) * measured, decay * state.weight + (1 - decay))
+    total, weight = decay * state.total + (1 - decay) * measured, decay * state.weight + (1 - decay)
+    return ControlState(total, weight, state.count + 1)
 
 
 def rate(beta: float, state: ControlState) -> float:
     """The learning rate: beta over the mean curvature. 0 where that is 0: who has seen nothing does not move."""
     return beta / state.average if state.average else 0.0
-
-
-def rates(betas: Sequence[float], state: ControlState) -> tuple[float, ...]:
-    """:func:`rate` of each block."""
-    return tuple(rate(beta, state) for beta in betas)
 
 
 def choose_control(lr: LearningRate, beta: float | None, control: StepControl | None) -> StepControl | None:

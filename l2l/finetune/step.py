@@ -16,7 +16,7 @@ from l2l.estimators.backward import consume_gradients
 from l2l.estimators.base import Closure, Estimate
 from l2l.estimators.one_sided import home_loss, loss_along
 from l2l.estimators.two_point import third_point
-from l2l.finetune.control import ControlState, StepControl, averaged, curvature, rates
+from l2l.finetune.control import ControlState, StepControl, averaged, curvature
 from l2l.finetune.micro import pieces_of
 from l2l.methods.base import FirstOrder, Looking, Method, Sight, StepContext, directions_of, seen_by, widened
 from l2l.noise import Key
@@ -120,7 +120,7 @@ def zo_step(
         estimates, state = _look(Sight(theta, key, counted, lambda direction: direction), method, state, due)
         if control is not None:
             bend, control_state = _measured(control, control_state, estimates[0], due, method.epsilon)
-            lr = rates(lr, control_state)
+            lr = control.rates(lr, control_state)
         following = method.update_(
             theta, state, estimates, StepContext(key, tuple(lr), lambda: theta.evaluate(counted), further, bend)
         )

@@ -169,7 +169,8 @@ class MetaLearner:
     def _loss_after(self, method: Any, pool: PoolTask, lr: float, auto: bool) -> float:
         parts, config = self.parts, self.config
         self.theta.assign(read_tensors(self.folder.path / "initial.pt"))
-        steps, control = config.validation_steps, StepControl(lr) if auto else None
+        # From the first step on: runs are too short to give two away, and all start alike.
+        steps, control = config.validation_steps, StepControl(lr, needed=1) if auto else None
         return short_run(parts.model, parts.tokenizer, self.theta, pool, method, steps, lr, config.seed, control)
 
     def state(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def controlled(model: nn.Module, control: StepControl, state: ControlState, meth
 def test_on_a_quadratic_the_curvature_is_that_of_the_hessian_along_the_first_direction(draws: int, epsilon: float):
     model = Quadratic().double()
     wanted = true_curvature(model, KEY)
-    control = StepControl(beta=0.25, resolution=FINE)
+    control = StepControl(beta=0.25, resolution=FINE, needed=1)
     report = controlled(model, control, ControlState(), MeZO(epsilon=epsilon, draws=draws))
     assert report.curvature == pytest.approx(wanted, rel=1e-7)
     assert report.lr == pytest.approx((0.25 / wanted,) * 2, rel=1e-7)
@@ -79,7 +79,7 @@ def test_on_a_quadratic_the_curvature_is_that_of_the_hessian_along_the_first_dir
 def test_beta_one_goes_to_the_bottom_along_the_direction():
     model = Quadratic().double()
     theta = Theta(Blocks.of(model))
-    zo_step(model, theta, MeZO(), None, KEY, [1.0, 1.0], control=StepControl(resolution=FINE))
+    zo_step(model, theta, MeZO(), None, KEY, [1.0, 1.0], control=StepControl(resolution=FINE, needed=1))
     u = MeZO().direction(theta.blocks, None, KEY)
     assert abs(two_point(model, theta, u, 1e-3).projected_gradient) < 1e-6 * true_curvature(model, KEY)
     theta.home()
@@ -113,7 +113,7 @@ def test_a_curvature_below_the_rounding_of_losses_counts_as_what_rounding_could_
 def test_the_rate_on_flat_losses_is_bounded_and_a_loss_of_zero_does_not_move():
     flat, nothing = TiedLM(), TiedLM()
     before = weights(nothing)
-    optimizer = l2l.MeZO(flat, lr="auto")
+    optimizer = l2l.MeZO(flat, lr="auto", control=StepControl(needed=1))
     optimizer.step(lambda: 3.0 + 0 * flat())
     assert optimizer.report is not None
     assert optimizer.report.lr[0] == pytest.approx(0.1 * 1e-6 / (3 * 2**-21))
@@ -122,6 +122,25 @@ def test_the_rate_on_flat_losses_is_bounded_and_a_loss_of_zero_does_not_move():
     assert still.report is not None
     assert (still.report.curvature, still.report.lr[0]) == (0.0, 0.0)
     assert farthest(before, weights(nothing)) < 1e-6
+
+
+@pytest.mark.parametrize(("every", "warm_up", "first"), [(5, 5, 2), (5, 0, 10), (1, 0, 2)])
+def test_theta_stays_until_three_curvatures_are_known(every: int, warm_up: int, first: int):
+    """The first alone may be next to 0: here by a loss that is flat, and steep along the gradient, in the first step."""
+    model = Quadratic().double()
+    start = weights(model)
+    optimizer = l2l.MeZO(model, lr="auto", control=StepControl(every=every, warm_up=warm_up, resolution=FINE))
+    flat = sum(parameter.sum() for parameter in model.parameters())
+    optimizer.step(lambda: 100 * sum(parameter.sum() for parameter in model.parameters()) - 100 * flat)
+    assert optimizer.report is not None and optimizer.report.curvature is not None
+    assert optimizer.report.curvature < 1e-3 and abs(optimizer.report.projected_gradient) > 1
+    for _ in range(first - 1):
+        assert optimizer.report.lr == (0.0, 0.0)
+        optimizer.step(model)
+    assert farthest(weights(model), start) < 1e-12
+    optimizer.step(model)
+    assert optimizer.report.lr[0] == pytest.approx(0.1 / optimizer.control_state.average)
+    assert 1e-6 < farthest(weights(model), start) < 1
 
 
 def test_an_epsilon_whose_square_vanishes_is_named():
@@ -135,7 +154,7 @@ def test_with_the_average_frozen_a_step_is_that_of_a_constant_learning_rate(case
     one = ZOOptimizer(fixed, case.make(fixed), lr=0.01 / 4, seed=3)
     two = ZOOptimizer(auto, case.make(auto), lr="auto", seed=3, beta=0.01, control=StepControl(every=NEVER, warm_up=0))
     one.steps_done = two.steps_done = 1  # step 0 always measures
-    two.control_state = ControlState(4.0, 1.0)
+    two.control_state = ControlState(4.0, 1.0, 3)
     losses = [(one.step(fixed), two.step(auto)) for _ in range(7)]
     assert all(left == right for left, right in losses)
     assert same_bits(weights(fixed), weights(auto))
@@ -270,7 +289,7 @@ def test_in_half_precision_the_third_loss_reads_what_both_sides_read():
 def test_torch_schedulers_act_on_beta_groups_override_it_and_decay_takes_the_rate_used():
     model = TiedLM().double()
     groups = [{"match": "attention", "lr": 0.3}]
-    control = StepControl(resolution=FINE)
+    control = StepControl(resolution=FINE, needed=1)
     optimizer = ZOOptimizer(model, MeZO(), "auto", groups=groups, weight_decay=0.5, beta=0.2, control=control)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.2]

@@ -71,12 +71,12 @@ def test_the_logs_tell_the_rate_used_and_the_curvature_where_it_was_measured(tmp
     assert [line["passes"] for line in steps] == [3 if line["step"] in due else 2 for line in steps]
     assert summary["passes"] == sum(line["passes"] for line in steps) == 22
     assert summary["lr"] == "auto"
-    total = weight = 0.0
+    total, weight, held = 0.0, 0.0, {0: 0.0, 1: 0.0}
     for row, line in zip(rows, steps, strict=True):
         if "curvature" in line:
             assert float(row["curvature"]) == line["curvature"]
             total, weight = 0.9 * total + 0.1 * line["curvature"], 0.9 * weight + 0.1
-        assert float(row["lr"]) == line["lr"] == pytest.approx(0.2 / (total / weight))
+        assert float(row["lr"]) == line["lr"] == pytest.approx(held.get(line["step"], 0.2 / (total / weight)))
 
 
 def test_a_run_at_a_constant_rate_logs_no_curvature(tmp_path):
