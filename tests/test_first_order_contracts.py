@@ -15,7 +15,7 @@ from cases import Attention, Problem, Quadratic, TiedLM, same_bits, weights
 from torch import Tensor, nn
 
 import l2l.methods
-from l2l.finetune.micro import MicroBatched
+from l2l.estimators.micro import MicroBatched
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.adamw import AdamW
 from l2l.methods.base import FirstOrder

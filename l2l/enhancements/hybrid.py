@@ -21,6 +21,7 @@ from torch import Tensor
 from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.base import Closure, Estimate
+from l2l.estimators.micro import pieces_of
 from l2l.methods.base import About, Looking, Method, Sight, StepContext, check_positive, seen_by, widened
 from l2l.noise import Key
 from l2l.perturb import Direction, Theta
@@ -110,9 +111,14 @@ class Hybrid(Looking[Any]):
     def _gradients(self, theta: Theta, last: Sequence[int], closure: Closure) -> dict[int, Tensor]:
         """At theta, before anything has moved."""
         found: dict[int, Tensor] = {}
+
+        def gather(index: int, gradient: Tensor) -> None:
+            found[index] = found[index].add_(gradient) if index in found else gradient
+
         theta.home()
         with _frozen([theta.blocks[i].tensor for i in range(len(theta.blocks)) if i not in last]):
-            consume_gradients(_with_graph(closure), Blocks(theta.blocks[i] for i in last), found.__setitem__)
+            for piece in pieces_of(closure):
+                consume_gradients(_with_graph(piece), Blocks(theta.blocks[i] for i in last), gather)
         norm = math.hypot(*(torch.linalg.vector_norm(g, dtype=widened(g.dtype)).item() for g in found.values()))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradient is {norm}: lower fo_lr, or look for overflowing inputs")

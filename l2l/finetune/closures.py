@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, final
 from torch import Tensor
 
 from l2l.estimators.base import Closure
+from l2l.estimators.micro import MicroBatched
 from l2l.finetune.batches import Feeder, batch_indices, further_indices
 from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.micro import MicroBatched
 from l2l.finetune.objectives import LOSS, Objective, find_objective
 from l2l.methods.base import FirstOrder
 from l2l.tasks.base import Row, Task

@@ -14,10 +14,10 @@ from torch.autograd import forward_ad
 
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.base import Closure, Estimate
+from l2l.estimators.micro import MicroBatched, pieces_of
 from l2l.estimators.one_sided import home_loss, loss_along
 from l2l.estimators.two_point import third_point
 from l2l.finetune.control import ControlState, StepControl, averaged, curvature
-from l2l.finetune.micro import pieces_of
 from l2l.methods.base import FirstOrder, Looking, Method, Sight, StepContext, directions_of, seen_by, widened
 from l2l.noise import Key
 from l2l.perturb import Theta
@@ -66,12 +66,24 @@ class _Counter:
         self.passes = 0
 
     def __call__(self, closure: Closure) -> Closure:
+        if isinstance(closure, MicroBatched):  # all pieces are one pass
+            *others, last = closure.pieces
+            return MicroBatched((*others, self(last)))
+
         def counted() -> Tensor | float:
             value = closure()
             self.passes += _cost(value)
             return value
 
         return counted
+
+
+def _evaluated(theta: Theta, closure: Closure) -> Closure:
+    """The closure where theta stands, in pieces if it is."""
+    if isinstance(closure, MicroBatched):
+        pieces = tuple(partial(theta.evaluate, piece) for piece in closure.pieces)
+        return MicroBatched(pieces, lambda: theta.evaluate(closure))
+    return lambda: theta.evaluate(closure)
 
 
 def _cost(value: Tensor | float) -> int:
@@ -112,8 +124,7 @@ def zo_step(
     counted = counter(closure)
 
     def further(number: int) -> Closure:
-        own = counted if fresh is None else counter(fresh(number))
-        return lambda: theta.evaluate(own)
+        return _evaluated(theta, counted if fresh is None else counter(fresh(number)))
 
     with theta.step():
         due, bend = control is not None and control.due(key.step), None
@@ -122,7 +133,7 @@ def zo_step(
             bend, control_state = _measured(control, control_state, estimates[0], due, method.epsilon)
             lr = control.rates(lr, control_state)
         following = method.update_(
-            theta, state, estimates, StepContext(key, tuple(lr), lambda: theta.evaluate(counted), further, bend)
+            theta, state, estimates, StepContext(key, tuple(lr), _evaluated(theta, counted), further, bend)
         )
         if weight_decay is not None and any(weight_decay):
             theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])

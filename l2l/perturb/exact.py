@@ -164,3 +164,22 @@ class Exact(Walker):
                 master.copy_(state[self._blocks[i].name])
                 self._blocks[i].flat.copy_(master)
         self._seen = self._versions()
+
+
+def check_walk(blocks: Blocks, walk: str, update: str) -> bool:
+    """Whether a block is of half precision.
+
+    Raises:
+        ValueError: in-place walking is asked for such a block, or a value is none that there is.
+    """
+    half = next((block for block in blocks if block.tensor.dtype in HALF), None)
+    if walk == "in_place" and half is not None:
+        raise ValueError(
+            f"walk='in_place', but block {half.name!r} is {half.tensor.dtype}: walking half-precision weights in "
+            "place makes them drift; use walk='exact' or load the model with dtype float32"
+        )
+    if walk not in ("auto", "in_place", "exact"):
+        raise ValueError(f"walk={walk!r} must be 'auto', 'in_place' or 'exact'")
+    if update not in ("master", "stochastic"):
+        raise ValueError(f"update={update!r} must be 'master' or 'stochastic'")
+    return half is not None

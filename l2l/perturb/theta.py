@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, TypeAlias, TypeVar, final
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from l2l.blocks import Blocks
 from l2l.perturb.basis import Basis
 from l2l.perturb.direction import Direction, Move
-from l2l.perturb.exact import HALF, Exact
+from l2l.perturb.exact import Exact, check_walk
 from l2l.perturb.in_place import InPlace
 from l2l.perturb.journal import Journal
 from l2l.perturb.moments import Moments
@@ -48,23 +49,14 @@ class Theta:
         update: Literal["master", "stochastic"] = "master",
         sparse_embeddings: bool = False,
     ) -> None:
-        half = next((block for block in blocks if block.tensor.dtype in HALF), None)
-        if walk == "in_place" and half is not None:
-            raise ValueError(
-                f"walk='in_place', but block {half.name!r} is {half.tensor.dtype}: walking half-precision weights in "
-                "place makes them drift; use walk='exact' or load the model with dtype float32"
-            )
-        if walk not in ("auto", "in_place", "exact"):
-            raise ValueError(f"walk={walk!r} must be 'auto', 'in_place' or 'exact'")
-        if update not in ("master", "stochastic"):
-            raise ValueError(f"update={update!r} must be 'master' or 'stochastic'")
+        half = check_walk(blocks, walk, update)
         sparse = [i for i, block in enumerate(blocks) if block.embedding] if sparse_embeddings else []
         if sparse_embeddings and not sparse:
             raise ValueError("sparse_embeddings is set, but no embedding is trained: leave it off")
-        exact = walk == "exact" or half is not None
+        exact = walk == "exact" or half
         self.blocks = blocks
         self.walk: Literal["in_place", "exact"] = "exact" if exact else "in_place"
-        self.update = update if half is not None else None
+        self.update = update if half else None
         self._walker: Walker = Exact(blocks, update, sparse) if exact else InPlace(blocks, sparse)
         self._away: Look | None = None
         self._pending: list[Move] = []
@@ -75,7 +67,7 @@ class Theta:
         self._shrunk: tuple[float, ...] | None = None
         self._inside = self._managed = False
         self._basis: Basis | None = None  # the last that was checked
-        self._through: Change | None = None
+        self._through: Change = lambda _, delta: delta
 
     @property
     def journal(self) -> Journal:
@@ -132,7 +124,7 @@ class Theta:
         if found is None:
             self.home()
             found = self._walker.moments(direction, [])
-        assert found is not None, "measured at home"
+            assert found is not None, "measured at home"
         return found
 
     def value(self, index: int) -> Tensor:
@@ -170,14 +162,14 @@ class Theta:
         self._shift(delta, dict(enumerate(scales)))
 
     def _shift(self, delta: Callable[[int], Tensor], scales: Mapping[int, float]) -> None:
-        through = self._through or (lambda _, whole: whole)
-        self._rewrite({i: lambda w, i=i, by=by: w.add_(through(i, delta(i)), alpha=by) for i, by in scales.items()})
+        self._rewrite(
+            {i: lambda w, i=i, by=by: w.add_(self._through(i, delta(i)), alpha=by) for i, by in scales.items()}
+        )
 
     @contextmanager
     def shifting(self, change: Change) -> Iterator[None]:
         """Inside, what :meth:`shift` and :meth:`shift_each` add to a block is ``change(index, delta)``."""
-        outer = self._through
-        self._through = change if outer is None else lambda index, delta: outer(index, change(index, delta))
+        outer, self._through = self._through, lambda index, delta: outer(index, change(index, delta))
         try:
             yield
         finally:
@@ -208,10 +200,10 @@ class Theta:
         self.home()
         self._undo = lambda: self._copy(here)
 
-        def between(index: int) -> Callable[[Tensor], object]:
-            return lambda w: torch.lerp(anchor[index].to(w.dtype), here[index].to(w.dtype), ratios[index], out=w)
+        def between(w: Tensor, index: int) -> Tensor:
+            return torch.lerp(anchor[index].to(w.dtype), here[index].to(w.dtype), ratios[index], out=w)
 
-        self._rewrite({index: between(index) for index in ratios})
+        self._rewrite({i: partial(between, index=i) for i in ratios})
 
     @contextmanager
     def step(self) -> Iterator[Theta]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from l2l.blocks import Blocks
 from l2l.enhancements.hybrid import Hybrid
 from l2l.enhancements.learned import Scaled
+from l2l.estimators.micro import MicroBatched
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.adam import Adam
 from l2l.methods.base import FirstOrder, Method
@@ -128,6 +130,34 @@ def test_only_the_activations_of_the_last_layers_are_stored():
     assert stored(MeZO()) == 0
     assert 0 < one < three < whole
     assert one < 0.5 * whole
+
+
+def test_micro_batches_are_gone_back_through_one_by_one_and_count_as_one_pass():
+    """No two pieces' activations are held at a time, and the step is that of the whole batch."""
+    model, whole, held, most = Deep().double(), Deep().double(), [], []
+
+    def piece(rows: slice) -> Callable[[], Tensor]:
+        def loss() -> Tensor:
+            x = model.embed(torch.arange(9)[rows])
+            for layer in model.layers:
+                x = x + torch.tanh(layer(x))
+            logits = model.head(model.norm(x))
+            if logits.requires_grad:
+                held.append(rows)
+                most.append(len(held))
+                logits.register_hook(lambda gradient: (held.remove(rows), gradient)[1])
+            return nn.functional.cross_entropy(logits, torch.arange(9)[rows] % 3) / 3
+
+        return loss
+
+    one, other = ZOOptimizer(model, Hybrid(MeZO()), LR), ZOOptimizer(whole, Hybrid(MeZO()), LR)
+    for _ in range(3):
+        one.step(MicroBatched(tuple(piece(slice(at, at + 3)) for at in (0, 3, 6))))
+        other.step(whole)
+        assert one.report is not None and one.report.passes == 5
+    assert most == [1] * 9
+    for name, value in weights(model).items():
+        torch.testing.assert_close(value, weights(whole)[name], rtol=0, atol=1e-9)
 
 
 def test_no_gradient_is_left_and_what_requires_one_stays_so_also_after_an_error():

@@ -16,12 +16,16 @@ class MicroBatched:
     """A closure that adds up pieces; each is weighted already, so that the sum is the loss of the whole batch.
 
     Where gradients are off, as in looks along a direction, each piece's activations are freed before the next begins.
-    A first-order step reads ``pieces`` and goes back through each by itself; any other backward pass keeps them all.
+    A backward pass reads ``pieces`` and goes back through each by itself; one through the sum keeps them all.
     """
 
     pieces: tuple[Closure, ...]
+    whole: Closure | None = None
+    """Adds them up in its own way; None: one after the other."""
 
     def __call__(self) -> Tensor | float:
+        if self.whole is not None:
+            return self.whole()
         first, *rest = self.pieces
         total = first()
         for piece in rest:
