@@ -3,7 +3,7 @@
 With L+ and L- at theta +- epsilon u and L0 at theta, all on one batch, (L+ + L- - 2 L0) / epsilon^2 is u^T H u up to
 O(epsilon^2), and exactly on a quadratic. Along u the step of a parabola is 1 / (u^T H u) times the projected gradient;
 beta / mean(|u^T H u|) goes a share beta of it. Losses in another unit, a longer u or another model change the curvature
-as they change the step, so beta is a pure number. Pure functions; the state is two numbers.
+as they change the step, so beta is a pure number. Pure functions; the state is three numbers.
 """
 
 from __future__ import annotations
