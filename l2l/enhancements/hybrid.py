@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from l2l.blocks import Blocks
-from l2l.estimators.backward import consume_gradients
+from l2l.estimators.backward import summed_gradients
 from l2l.estimators.base import Closure, Estimate
 from l2l.estimators.micro import pieces_of
 from l2l.methods.base import About, Looking, Method, Sight, StepContext, check_positive, seen_by, widened
@@ -110,15 +110,10 @@ class Hybrid(Looking[Any]):
 
     def _gradients(self, theta: Theta, last: Sequence[int], closure: Closure) -> dict[int, Tensor]:
         """At theta, before anything has moved."""
-        found: dict[int, Tensor] = {}
-
-        def gather(index: int, gradient: Tensor) -> None:
-            found[index] = found[index].add_(gradient) if index in found else gradient
-
         theta.home()
         with _frozen([theta.blocks[i].tensor for i in range(len(theta.blocks)) if i not in last]):
-            for piece in pieces_of(closure):
-                consume_gradients(_with_graph(piece), Blocks(theta.blocks[i] for i in last), gather)
+            pieces, blocks = map(_with_graph, pieces_of(closure)), Blocks(theta.blocks[i] for i in last)
+            _, found = summed_gradients(pieces, blocks)
         norm = math.hypot(*(torch.linalg.vector_norm(g, dtype=widened(g.dtype)).item() for g in found.values()))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradient is {norm}: lower fo_lr, or look for overflowing inputs")

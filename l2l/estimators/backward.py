@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -31,6 +31,20 @@ def consume_gradients(closure: Closure, blocks: Blocks, consume: Callable[[int, 
         _add_in_place(loss)
         loss.backward(inputs=[block.tensor for block in blocks])  # other parameters gather no gradient
     return value
+
+
+def summed_gradients(pieces: Iterable[Closure], blocks: Blocks) -> tuple[float, dict[int, Tensor]]:
+    """(loss, gradient by index of the block) of what the pieces add up to, gone back through one by one.
+
+    Raises:
+        TypeError, FloatingPointError: as :func:`consume_gradients`.
+    """
+    found: dict[int, Tensor] = {}
+
+    def gather(index: int, gradient: Tensor) -> None:
+        found[index] = found[index].add_(gradient) if index in found else gradient
+
+    return sum(consume_gradients(piece, blocks, gather) for piece in pieces), found
 
 
 def _add_in_place(loss: Tensor) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from l2l.estimators.backward import consume_gradients
+from l2l.estimators.backward import summed_gradients
 from l2l.estimators.base import Closure, Estimate
 from l2l.estimators.micro import MicroBatched, pieces_of
 from l2l.estimators.one_sided import home_loss, loss_along
@@ -159,16 +159,10 @@ def fo_step(
         TypeError: the closure's value carries no graph.
         FloatingPointError: loss or gradient is not finite. Nothing has moved then, nor after any other error.
     """
-    gradients: dict[int, Tensor] = {}
-
-    def gather(index: int, gradient: Tensor) -> None:
-        gradients[index] = gradients[index].add_(gradient) if index in gradients else gradient
-
     with theta.step():
         theta.home()
-        loss = 0.0
-        for piece in pieces_of(closure):
-            loss += consume_gradients(partial(theta.evaluate, piece), theta.blocks, gather)
+        pieces = (partial(theta.evaluate, piece) for piece in pieces_of(closure))
+        loss, gradients = summed_gradients(pieces, theta.blocks)
         norm = math.sqrt(sum(_norm(gradient) ** 2 for gradient in gradients.values()))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradient is {norm}: lower lr, or look for overflowing inputs")
