@@ -18,7 +18,7 @@ import torch
 
 from l2l.bench.tables import markdown_table
 from l2l.blocks import Blocks
-from l2l.estimate.memory import Load, Update, Walk, backward_bytes, inference_bytes, memory_parts
+from l2l.estimate.memory import Load, Update, PerturbMode, backward_bytes, inference_bytes, memory_parts
 from l2l.estimate.predict import named_method_costs, plan_of
 from l2l.estimate.shape import ModelShape, meta_model, model_shape
 from l2l.meta.noise_dots import WAITING
@@ -110,7 +110,7 @@ def cost(config: PreTrainedConfig) -> Cost:
 
 
 def _parts(
-    model: PreTrainedModel, shape: ModelShape, method: str, dtype: torch.dtype, walk: Walk, update: Update
+    model: PreTrainedModel, shape: ModelShape, method: str, dtype: torch.dtype, walk: PerturbMode, update: Update
 ) -> dict[str, int]:
     costs = named_method_costs(method, {}, model, Blocks.of(model))
     return memory_parts(shape, LOAD, plan_of(dtype, walk, update, costs))

@@ -29,7 +29,7 @@ from l2l.bench.measure import ratio, rounds
 from l2l.bench.shapes import build
 from l2l.bench.tables import GIB, cell, document, markdown_table
 from l2l.blocks import Blocks
-from l2l.finetune.batches import Feeder
+from l2l.finetune.batches import Batcher
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.learner import MetaLearner, MetaParts
 from l2l.meta.pool import PoolTask
@@ -95,7 +95,7 @@ def ours(gradient: str, given: argparse.Namespace, answer: int) -> Step:
     tuner = Tuner.for_model(model)
     ids = rows_of_tokens(given, model.config.vocab_size)
     examples = [Encoded((EncodedOption(tuple(row), answer or given.length),), (0,)) for row in ids.tolist()]
-    pool = [PoolTask(get_task("copa"), Feeder(examples, "lm", 0, given.batch_size, 0), [])]
+    pool = [PoolTask(get_task("copa"), Batcher(examples, "lm", 0, given.batch_size, 0), [])]
     parts = MetaParts(model, None, tuner, pool, [])  # pyright: ignore[reportArgumentType]  # nothing is tokenised
     learner = MetaLearner(parts, config(given, gradient), RunDirectory("unused", {}))
     sgd = torch.optim.SGD(tuner.network.parameters(), lr=learner.config.outer_lr)
@@ -103,7 +103,7 @@ def ours(gradient: str, given: argparse.Namespace, answer: int) -> Step:
 
     def step() -> float:
         number = next(numbers)
-        outcome, closure = learner.look(number)
+        outcome, closure = learner.outer_loss(number)
         sgd.zero_grad()
         outcome.surrogate.backward()
         sgd.step()
@@ -124,7 +124,7 @@ class Textbook:
         self.model = build(given.model, "fp32", CPU, length=given.length)
         self.config = config(given)
         tuner = Tuner.for_model(self.model)
-        self.counts = tuner.normaliser.counts(Blocks.of(self.model))
+        self.counts = tuner.normalizer.counts(Blocks.of(self.model))
         self.networks = one_network_per_block(tuner)
         self.tuner_sgd = torch.optim.SGD(self.networks.parameters(), lr=self.config.outer_lr)
         self.model_sgd = torch.optim.SGD(

@@ -170,7 +170,7 @@ def learn_tuner(plan: Plan, root: str, out: Path) -> None:
     Raises:
         ValueError: it was done before by another recipe, or the recipe is refused.
     """
-    from l2l.meta.run import run
+    from l2l.meta.run import run_meta_training
 
     target = out / "tuner"
     if not isinstance(plan.tuner, dict) or LEARNED not in plan.methods:
@@ -184,7 +184,7 @@ def learn_tuner(plan: Plan, root: str, out: Path) -> None:
             )
         return
     data_dir = None if plan.data_dir is None else str(Path(root) / plan.data_dir)
-    run(MetaTrainConfig(model=located(plan.model, root), data_dir=data_dir, out=str(target), **plan.tuner))
+    run_meta_training(MetaTrainConfig(model=located(plan.model, root), data_dir=data_dir, out=str(target), **plan.tuner))
 
 
 def row_of(task: str, scheme: str, method: str, group: Group) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def speed(repeats: int) -> dict[str, float]:
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat, name in itertools.product(range(repeats + 1), contenders):
-        with contenders[name].theta.managed():
+        with contenders[name].theta.fused_steps():
             contenders[name].step(closure)
             began = time.perf_counter()
             contenders[name].step(closure)

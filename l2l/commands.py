@@ -28,7 +28,7 @@ def _fine_tune_config() -> type:
 def _fine_tune(config: Any) -> None:
     from dataclasses import asdict
 
-    from l2l.finetune.run import start
+    from l2l.finetune.run import start_fine_tuning
     from l2l.report.rundir import RunDirectory
     from l2l.report.tables import print_table
     from l2l.tasks.intervals import in_words
@@ -36,7 +36,7 @@ def _fine_tune(config: Any) -> None:
     folder = RunDirectory(config.out, asdict(config), config.overwrite)
     if folder.resumed:
         print(f"continuing the run in {config.out}")
-    result = start(config, folder)
+    result = start_fine_tuning(config, folder)
     summary = result.summary
     if summary["note"]:
         print(summary["note"])
@@ -56,10 +56,10 @@ def _meta_train_config() -> type:
 
 
 def _meta_train(config: Any) -> None:
-    from l2l.meta.run import run
+    from l2l.meta.run import run_meta_training
     from l2l.report.tables import print_table
 
-    results = run(config).provenance.results
+    results = run_meta_training(config).provenance.results
     print_table(f"tuner: {config.out}", [results])
 
 
@@ -70,10 +70,10 @@ def _evaluate_config() -> type:
 
 
 def _evaluate(config: Any) -> None:
-    from l2l.finetune.evaluate import run
+    from l2l.finetune.evaluate import run_evaluation
     from l2l.report.tables import print_table
 
-    print_table("evaluate", [run(config)])
+    print_table("evaluate", [run_evaluation(config)])
 
 
 def _quickstart_config() -> type:
@@ -83,9 +83,9 @@ def _quickstart_config() -> type:
 
 
 def _quickstart(config: Any) -> None:
-    from l2l.compare.quickstart import run
+    from l2l.compare.quickstart import run_quickstart
 
-    run(config)
+    run_quickstart(config)
 
 
 def _meta_evaluate_config() -> type:
@@ -95,9 +95,9 @@ def _meta_evaluate_config() -> type:
 
 
 def _meta_evaluate(config: Any) -> None:
-    from l2l.compare.evaluate import run
+    from l2l.compare.evaluate import run_meta_evaluation
 
-    run(config)
+    run_meta_evaluation(config)
 
 
 def _compare_config() -> type:
@@ -107,9 +107,9 @@ def _compare_config() -> type:
 
 
 def _compare(config: Any) -> None:
-    from l2l.compare.compare import run
+    from l2l.compare.compare import run_comparison
 
-    run(config)
+    run_comparison(config)
 
 
 def _bench_config() -> type:
@@ -119,11 +119,11 @@ def _bench_config() -> type:
 
 
 def _bench(config: Any) -> None:
-    from l2l.bench.run import run
+    from l2l.bench.run import run_bench
     from l2l.bench.tables import headline
     from l2l.report.tables import print_table
 
-    print_table(f"bench: {config.out}", [headline(run(config))])
+    print_table(f"bench: {config.out}", [headline(run_bench(config))])
 
 
 def _doctor_config() -> type:
@@ -133,9 +133,9 @@ def _doctor_config() -> type:
 
 
 def _doctor(config: Any) -> None:
-    from l2l.bench.doctor import run
+    from l2l.bench.doctor import run_doctor
 
-    run(config)
+    run_doctor(config)
 
 
 def _estimate_config() -> type:
@@ -145,10 +145,10 @@ def _estimate_config() -> type:
 
 
 def _estimate(config: Any) -> None:
-    from l2l.estimate.run import run
+    from l2l.estimate.run import run_estimate
     from l2l.report.tables import print_table
 
-    found = run(config)
+    found = run_estimate(config)
     print_table("estimate", [{name: value for name, value in found.items() if isinstance(value, str | int | float)}])
     print_table("bytes", [found["bytes"]])
 
@@ -207,9 +207,9 @@ def _lr_probe_config() -> type:
 
 
 def _lr_probe(config: Any) -> None:
-    from l2l.probe.run import run
+    from l2l.probe.run import run_lr_probe
 
-    run(config)
+    run_lr_probe(config)
 
 
 def _methods_list(_: ListConfig) -> None:

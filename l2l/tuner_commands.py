@@ -69,9 +69,9 @@ def download_config() -> type:
 
 def download(config: Any) -> None:
     """Fetch a tuner; where it lies now."""
-    from l2l.tuners.download import run
+    from l2l.tuners.download import run_download
 
-    print(run(config))
+    print(run_download(config))
 
 
 def diff_config() -> type:
@@ -113,10 +113,10 @@ class CardConfig:
 
 def card(config: CardConfig) -> None:
     """Write the card anew; where it lies."""
-    from l2l.tuners.amend import amend
+    from l2l.tuners.amend import edit_card
 
     results = None if config.results is None else Path(config.results)
-    print(amend(Path(config.tuner), results, config.label, config.licence, config.base_model))
+    print(edit_card(Path(config.tuner), results, config.label, config.licence, config.base_model))
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def import_tuner(config: ImportConfig) -> None:
     """Import; what it is now."""
     from l2l.tuners.published import import_published
 
-    prints = None if config.model is None else prints_of(config.model)
+    prints = None if config.model is None else fingerprint_of(config.model)
     tuner = import_published(Path(config.file), config.base_model, Path(config.out), prints)
     print(
         f"{config.out}: {len(tuner.fingerprint.names)} blocks of {config.base_model}; the file's own licence is unknown"
@@ -187,14 +187,14 @@ def verify(config: VerifyConfig) -> None:
     """Findings; exit code 2 where one is an error."""
     from l2l.tuners.verify import refuse_errors, verify
 
-    prints = None if config.model is None else prints_of(config.model, weights=True)
+    prints = None if config.model is None else fingerprint_of(config.model, weights=True)
     findings = verify(config.tuner, prints, config.revision, config.match)
     for found in findings:
         print(f"{found.level:8} {found.what:9} {found.text}")
     refuse_errors(config.tuner, findings)
 
 
-def prints_of(model: str, weights: bool = False) -> Fingerprint:
+def fingerprint_of(model: str, weights: bool = False) -> Fingerprint:
     """Blocks of a model, from its config alone; of those that published tuners are for, without a network.
 
     Args:
@@ -221,6 +221,6 @@ def trial_config() -> type:
 
 def trial(config: Any) -> None:
     """Go or no-go on a derivative of the base model."""
-    from l2l.compare.go_no_go import report, run
+    from l2l.compare.go_no_go import report, run_tuner_test
 
-    print(report(run(config)))
+    print(report(run_tuner_test(config)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from l2l.enhancements import enhancement_names
+from l2l.enhancements import wrapper_names
 from l2l.finetune.methods import build_method
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods import is_first_order, method_names
@@ -152,7 +152,7 @@ whole."""
 
 METHODS = [
     *(MethodCase(name, ARGS.get(name, {})) for name in zeroth_order()),
-    *(MethodCase(f"{name}+mezo", ARGS.get(f"{name}+mezo", {})) for name in enhancement_names()),
+    *(MethodCase(f"{name}+mezo", ARGS.get(f"{name}+mezo", {})) for name in wrapper_names()),
     MethodCase("mezo", {"distribution": "rademacher"}),
     MethodCase("mezo", {"draws": 3}),
     MethodCase("dizo", {"interval": 3, "iterations": 2, "search": "fo"}),
@@ -169,7 +169,7 @@ METHODS = [
 
 ALONG_NOISE = [case for case in METHODS if case.name in ("mezo", "dizo", "learned")]
 """Methods whose walks are sums of noise alone, bit for bit; along shapes they are within one rounding per walk."""
-STEPPED = [case for case in METHODS if not case.make(TiedLM()).normalised]
+STEPPED = [case for case in METHODS if not case.make(TiedLM()).step_is_normalized]
 """Methods to which a learning rate of ``auto`` means something."""
 
 
@@ -180,7 +180,7 @@ def named(case: MethodCase) -> str:
 def optimizer_for(case: MethodCase, model: nn.Module, problem: Problem, seed: int = 0, **more: Any) -> ZOOptimizer:
     method = case.make(model)
     short = SHORT.get(named(case), SHORT.get(case.name.split("+")[-1], 1.0))
-    lr = problem.own_lr * short if method.normalised else problem.lr
+    lr = problem.own_lr * short if method.step_is_normalized else problem.lr
     return ZOOptimizer(model, method, lr=lr, seed=seed, **more)
 
 

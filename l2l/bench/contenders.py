@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from l2l.bench.config import BenchConfig
 from l2l.bench.textbook import textbook_step
-from l2l.estimators.base import Closure, read_loss
+from l2l.estimators.base import Closure, finite_loss
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.base import Method
 from l2l.methods.learned import Learned
@@ -78,12 +78,12 @@ def contenders(model: PreTrainedModel, closure: Closure, config: BenchConfig) ->
 
 @contextmanager
 def _forwards(closure: Closure) -> Iterator[Step]:
-    yield lambda: (read_loss(closure) + read_loss(closure)) / 2
+    yield lambda: (finite_loss(closure) + finite_loss(closure)) / 2
 
 
 @contextmanager
 def _managed(optimizer: ZOOptimizer, closure: Closure) -> Iterator[Step]:
-    with optimizer.theta.managed():
+    with optimizer.theta.fused_steps():
         yield lambda: optimizer.step(closure)
 
 

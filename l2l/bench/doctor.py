@@ -15,7 +15,7 @@ from torch import Tensor
 
 from l2l.bench.hardware import hardware
 from l2l.bench.measure import wait
-from l2l.noise import Gather, Key, Piece, Sums, Term, active_backend, backend_problem, reference, traverse
+from l2l.noise import MomentRequest, Key, TensorSlice, Sums, NoiseTerm, active_backend, backend_problem, reference, add_noise
 from l2l.noise.backend import BACKENDS, VARIABLE
 from l2l.noise.build import compiler, folders
 from l2l.report.memory import available_bytes
@@ -38,7 +38,7 @@ class DoctorConfig:
     """Remove what an earlier run left in ``out``."""
 
 
-def run(config: DoctorConfig) -> dict[str, Any]:
+def run_doctor(config: DoctorConfig) -> dict[str, Any]:
     """Look, print, and write to ``out`` where one is given; what was found. A problem is advice, never an error.
 
     Raises:
@@ -94,17 +94,17 @@ def _sample(device: str, dtype: torch.dtype) -> Tensor:
     return torch.linspace(-1.0, 1.0, ELEMENTS, dtype=torch.float32).to(dtype).to(device)
 
 
-def _terms() -> list[Term]:
-    return [Term(Key(7, 3), [(1e-3 / 147.8, -2e-3 / 147.8)])]
+def _terms() -> list[NoiseTerm]:
+    return [NoiseTerm(Key(7, 3), [(1e-3 / 147.8, -2e-3 / 147.8)])]
 
 
 def elements_per_second(device: str, dtype: torch.dtype) -> float:
     """Weights per second of a traversal by the backend that serves: the median of a few."""
-    pieces, seconds = [Piece(_sample(device, dtype), "sample")], []
+    pieces, seconds = [TensorSlice(_sample(device, dtype), "sample")], []
     for _ in range(REPEATS + 1):  # the first may compile
         wait(torch.device(device))
         start = time.perf_counter()
-        traverse(pieces, _terms())
+        add_noise(pieces, _terms())
         wait(torch.device(device))
         seconds.append(time.perf_counter() - start)
     return ELEMENTS / median(seconds[1:])
@@ -113,9 +113,9 @@ def elements_per_second(device: str, dtype: torch.dtype) -> float:
 def equals_reference(device: str, dtype: torch.dtype) -> bool:
     """Whether weights and sums of a traversal there are, bit for bit, those of the specification on the CPU."""
     there, here = _sample(device, dtype), _sample("cpu", dtype)
-    gather = Gather([1e-3 / 147.8], [0.01])
-    fast = traverse([Piece(there, "sample", 5)], _terms(), gather)
-    slow = reference.traverse([Piece(here, "sample", 5)], _terms(), gather)
+    gather = MomentRequest([1e-3 / 147.8], [0.01])
+    fast = add_noise([TensorSlice(there, "sample", 5)], _terms(), gather)
+    slow = reference.add_noise([TensorSlice(here, "sample", 5)], _terms(), gather)
     bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
     return torch.equal(there.cpu().view(bits), here.view(bits)) and _same_sums(fast, slow)
 

@@ -17,7 +17,7 @@ from l2l.bench.hardware import hardware
 from l2l.bench.measure import checksum, peaks, ratio, rounds
 from l2l.bench.shapes import build
 from l2l.blocks import Blocks
-from l2l.estimators.base import Closure, read_loss
+from l2l.estimators.base import Closure, finite_loss
 from l2l.estimators.two_point import two_point
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.base import FirstOrder
@@ -41,7 +41,7 @@ SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 logger = logging.getLogger("l2l")
 
 
-def run(config: BenchConfig) -> dict[str, Any]:
+def run_bench(config: BenchConfig) -> dict[str, Any]:
     """Measure, and leave ``bench.json``, ``config.yaml`` and ``summary.json`` in ``out``; the figures.
 
     Raises:
@@ -133,7 +133,7 @@ def _figures(config: BenchConfig, model: PreTrainedModel) -> dict[str, Any]:
 
 def _beside_weights(model: PreTrainedModel, closure: Closure, device: torch.device) -> int:
     """Bytes in use that are not weights; measured after a forward pass, which loads libraries."""
-    read_loss(closure)
+    finite_loss(closure)
     weights = sum(block.numel * block.tensor.element_size() for block in Blocks.of(model, trainable=False))
     return current_bytes(device) - weights
 

@@ -10,7 +10,7 @@ from torch import nn
 from l2l.blocks import Block, Blocks
 from l2l.models.load import DTYPES, context_length, load_model
 from l2l.models.shapes import SHAPES, shape_config
-from l2l.noise import Key, Piece, Term, standard_deviation, traverse
+from l2l.noise import Key, TensorSlice, NoiseTerm, standard_deviation, add_noise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,5 +52,5 @@ def fill(model: nn.Module, seed: int) -> None:
         block.flat.fill_(1.0 if id(block.tensor) in ones else 0.0)
     matrices: list[Block] = [block for block in blocks if block.tensor.ndim > 1]
     scale = SPREAD / standard_deviation("gaussian")
-    pieces = [Piece(block.flat, block.name) for block in matrices]
-    traverse(pieces, [Term(Key(seed), [(scale,)] * len(pieces))])
+    pieces = [TensorSlice(block.flat, block.name) for block in matrices]
+    add_noise(pieces, [NoiseTerm(Key(seed), [(scale,)] * len(pieces))])

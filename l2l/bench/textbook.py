@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from l2l.estimators.base import Closure, read_loss
+from l2l.estimators.base import Closure, finite_loss
 
 
 def textbook_step(
@@ -24,9 +24,9 @@ def textbook_step(
         FloatingPointError: a loss is not finite; the weights stay perturbed then.
     """
     _perturb(parameters, seed, 1.0, epsilon)
-    plus = read_loss(closure)
+    plus = finite_loss(closure)
     _perturb(parameters, seed, -2.0, epsilon)
-    minus = read_loss(closure)
+    minus = finite_loss(closure)
     _perturb(parameters, seed, 1.0, epsilon)
     projected_gradient = (plus - minus) / (2 * epsilon)
     torch.manual_seed(seed)

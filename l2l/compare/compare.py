@@ -26,7 +26,7 @@ Chosen = dict[tuple[Cell, str], tuple[Point, Sequence[float]]]
 """(cell, method) -> the step size chosen, and the grid that it was chosen from."""
 
 
-def run(config: CompareConfig) -> dict[str, Any]:
+def run_comparison(config: CompareConfig) -> dict[str, Any]:
     """Run what is missing of the comparison, and write what it comes to; what ``summary.json`` holds.
 
     Raises:

@@ -99,7 +99,7 @@ class CompareConfig:
     """Tuning schemes, by name or as entries with fields of their own."""
     grid: list[float] = field(default_factory=lambda: [3e-5, 1e-4, 3e-4, 1e-3])
     """Learning rates to choose among, the same for all methods up to their ``scale``."""
-    beta_grid: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.3])
+    step_fraction_grid: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.3])
     """Values of beta for methods with ``lr: auto``; as many as there are learning rates."""
     passes: int = 1000
     """Forward passes per run, probes and searches included."""
@@ -136,7 +136,7 @@ class CompareConfig:
             _set(self, "methods", given)
         counts = ("passes", "seeds", "train_size", "dev_size", "test_size", "evaluations", "processes")
         check_counts(**{name: getattr(self, name) for name in counts})
-        check_positive(grid=min(self.grid, default=0.0), beta_grid=min(self.beta_grid, default=0.0))
+        check_positive(grid=min(self.grid, default=0.0), beta_grid=min(self.step_fraction_grid, default=0.0))
         if self.executor not in get_args(ExecutorName):
             raise ValueError(f"executor is {self.executor!r}; use one of {', '.join(get_args(ExecutorName))}")
         if 0 <= self.tuning_seed < self.seeds:

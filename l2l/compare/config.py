@@ -159,7 +159,7 @@ class MetaEvaluateConfig:
     """Label of the tuner that the figures are about and that the controls are modelled on; None: the first."""
     grid: list[float] = field(default_factory=lambda: [1e-5, 3e-5, 1e-4, 3e-4])
     """Learning rates, the same for all contenders."""
-    beta_grid: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3])
+    step_fraction_grid: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3])
     """Values of beta for contenders with ``lr: auto``, the same for all of them."""
     passes: int = 1000
     """Forward passes per run, probes and searches included."""
@@ -203,7 +203,7 @@ class MetaEvaluateConfig:
             "processes",
         )
         check_counts(**{name: getattr(self, name) for name in counts})
-        check_positive(grid=min(self.grid, default=0.0), beta_grid=min(self.beta_grid, default=0.0))
+        check_positive(grid=min(self.grid, default=0.0), beta_grid=min(self.step_fraction_grid, default=0.0))
         _check_distinct("setting", [setting.name for setting in self.settings])
         unknown = sorted(set(self.controls) - set(CONTROLS))
         if unknown:

@@ -21,7 +21,7 @@ from l2l.compare.config import BASELINE, BASELINE_DIZO, CONTROL, CONTROLS, Conte
 from l2l.compare.entries import Entry, freeze
 from l2l.compare.sigma_tables import boosted, sigma_from, task_agreement
 from l2l.compare.trials import shared_options
-from l2l.finetune.batches import Feeder
+from l2l.finetune.batches import Batcher
 from l2l.finetune.control import Schedule
 from l2l.models.buckets import Grouping
 from l2l.models.load import context_length
@@ -30,7 +30,7 @@ from l2l.tasks.closure import batch_loss
 from l2l.tasks.reader import reader_for
 from l2l.tasks.rows import load_splits
 from l2l.tuners.basis import random_basis, ranks
-from l2l.tuners.history import History
+from l2l.tuners.history import RunStatistics
 from l2l.tuners.tuner import Provenance, Tuner
 
 CONTROL_SEED = 1
@@ -87,7 +87,7 @@ class _Making:
         given = dict(zip(Blocks.of(model).names, sigma.tolist(), strict=True))
         every = [given.get(block, 1.0) for block in Blocks.of(model, trainable=False).names]
         provenance = Provenance(self.tuner.provenance.base_model, recipe={"control": name, **about})
-        return Tuner.for_model(model, "table", 0, self.tuner.normaliser, provenance, values=every)
+        return Tuner.for_model(model, "table", 0, self.tuner.normalizer, provenance, values=every)
 
 
 def build_controls(config: MetaEvaluateConfig, prepared: Prepared, folder: Path) -> Controls:
@@ -135,7 +135,7 @@ def _fresh_networks(making: _Making) -> Found:
         making.prepared.model,
         architecture,
         CONTROL_SEED,
-        tuner.normaliser,
+        tuner.normalizer,
         Provenance(tuner.provenance.base_model, recipe={"control": "fresh networks"}),
         tuner.feature_set if architecture == tuner.architecture else "paper",
         tuner.basis,
@@ -156,14 +156,14 @@ def _random_sigma(making: _Making) -> Found:
     cv = spread_of(making.tuner, blocks) or PUBLISHED_SPREAD
     drawn = Tuner.for_model(model, "table", CONTROL_SEED, start="random", cv=cv)
     with torch.no_grad():
-        sigma = drawn.sigma(drawn.features(History.start(blocks)), blocks.names)
+        sigma = drawn.sigma(drawn.features(RunStatistics.start(blocks)), blocks.names)
     return making.learned("random_sigma", making.table("fixed random sigma", sigma, cv=cv, seed=CONTROL_SEED))
 
 
 def spread_of(tuner: Tuner, blocks: Blocks) -> float:
     """Coefficient of variation over the blocks of a tuner's sigma before the first step."""
     with torch.no_grad():
-        sigma = tuner.sigma(tuner.features(History.start(blocks)), blocks.names)
+        sigma = tuner.sigma(tuner.features(RunStatistics.start(blocks)), blocks.names)
     return float(sigma.std(unbiased=False) / sigma.mean())
 
 
@@ -193,7 +193,7 @@ def _agreement(making: _Making, task: str) -> Tensor:
     return task_agreement(making.prepared.model, _feeder(making, task), making.config.control_batches)
 
 
-def _feeder(making: _Making, name: str) -> Feeder:
+def _feeder(making: _Making, name: str) -> Batcher:
     """Batches of a task's train rows, of the tuning seed."""
     config, prepared, task = making.config, making.prepared, get_task(name)
     options = shared_options(config, prepared.setting)
@@ -203,7 +203,7 @@ def _feeder(making: _Making, name: str) -> Feeder:
     encoded = reader.encode(task, splits.train, prepared.tokenizer, limit)
     size = prepared.setting.batch_size
     pad_id, grouping = reader.pad_id(prepared.tokenizer), Grouping.of(prepared.model, None)
-    return Feeder(encoded, task.form, pad_id, size, config.tuning_seed, prepared.model.device, grouping)
+    return Batcher(encoded, task.form, pad_id, size, config.tuning_seed, prepared.model.device, grouping)
 
 
 def _random_basis(making: _Making) -> Found:
@@ -218,9 +218,9 @@ def _random_basis(making: _Making) -> Found:
 def _random_turns(making: _Making) -> Found:
     """The tuner with its blocks dealt at random into as many groups of the same sizes."""
     tuner = making.tuner
-    if tuner.turns is None:
+    if tuner.block_schedule is None:
         return "the tuner takes no turns"
-    return making.learned("random_turns", tuner.with_turns(tuner.turns.dealt(CONTROL_SEED)))
+    return making.learned("random_turns", tuner.with_turns(tuner.block_schedule.dealt(CONTROL_SEED)))
 
 
 MAKERS: Mapping[str, Callable[[_Making], Found]] = {

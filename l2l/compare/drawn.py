@@ -17,7 +17,7 @@ from l2l.compare.show import plot_matrix
 from l2l.compare.standings import average_ranks, by_rank, rank_intervals, win_shares
 from l2l.compare.trials import step_curve
 from l2l.report.files import write_whole
-from l2l.report.metrics import read
+from l2l.report.metrics import read_metrics
 from l2l.report.rundir import METRICS
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _at(where: Sequence[float], curve: Curve) -> NDArray[np.float64]:
 
 def clock(folder: Path) -> Curve:
     """(passes spent, seconds of training by then) of a run, from 0 to its end."""
-    rows = read(folder / METRICS)
+    rows = read_metrics(folder / METRICS)
     return [(0.0, 0.0), *((float(row["passes"]), float(row["seconds"])) for row in rows)]
 
 

@@ -37,7 +37,7 @@ class Entered:
     left_out: Mapping[str, str]
 
 
-def run(config: MetaEvaluateConfig) -> dict[str, Any]:
+def run_meta_evaluation(config: MetaEvaluateConfig) -> dict[str, Any]:
     """Run the evaluation; what ``meta_evaluate.json`` holds.
 
     Raises:
@@ -80,7 +80,7 @@ def _cells(entered: Entered) -> list[tuple[str, Entry]]:
 
 
 def _points(config: MetaEvaluateConfig, entered: Entered, entry: Entry) -> list[Point]:
-    return entry.points(entered.prepared.setting.grid or config.grid, config.beta_grid)
+    return entry.points(entered.prepared.setting.grid or config.grid, config.step_fraction_grid)
 
 
 def _tuning(config: MetaEvaluateConfig, entered: Entered, runs: Path) -> list[Trial]:
@@ -198,7 +198,7 @@ def _choices(config: MetaEvaluateConfig, entered: Sequence[Entered], points: Cho
             "task": task,
             "contender": contender,
             **point,
-            "at_edge": at_edge(point, config.beta_grid if point["lr"] == "auto" else grids[setting]),
+            "at_edge": at_edge(point, config.step_fraction_grid if point["lr"] == "auto" else grids[setting]),
         }
         for (setting, task, contender), point in points.items()
     ]

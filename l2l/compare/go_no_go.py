@@ -45,7 +45,7 @@ class GoNoGoConfig:
     """Forward passes per run, those of the step control included."""
     seeds: int = 5
     """Runs each; the interval is over them."""
-    beta: float = 0.2
+    step_fraction: float = 0.2
     """Of the step control, the same for both."""
     batch_size: int = 16
     """Examples per step."""
@@ -65,13 +65,13 @@ class GoNoGoConfig:
     def __post_init__(self) -> None:
         names = ("passes", "seeds", "batch_size", "train_size", "test_size", "processes")
         check_counts(**{name: getattr(self, name) for name in names})
-        check_positive(beta=self.beta)
+        check_positive(beta=self.step_fraction)
         check_level(self.match)
         if self.seeds < 2:
             raise ValueError("seeds=1 gives no interval: take at least 2, better 5")
 
 
-def run(config: GoNoGoConfig) -> dict[str, Any]:
+def run_tuner_test(config: GoNoGoConfig) -> dict[str, Any]:
     """Run the test; what ``summary.json`` holds: the gain (nats), its interval, the verdict, every run.
 
     The gain is the final training loss with sigma = 1 less that with the tuner, in the mean over seeds.
@@ -126,7 +126,7 @@ def jobs_of(config: GoNoGoConfig, tuner: str, root: Path) -> list[Job]:
         "max_passes": config.passes,
         "eval_every": steps,
         "checkpoint_every": steps,
-        "beta": config.beta,
+        "beta": config.step_fraction,
     }
     chosen = {TUNER: ("learned", tuner), PLAIN: ("mezo", None)}
     return [

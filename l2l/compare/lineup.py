@@ -29,7 +29,7 @@ def _is_plain(kind: type) -> bool:
     return issubclass(kind, Method) and not needed
 
 
-def lineup(config: CompareConfig) -> list[MethodEntry]:
+def contenders(config: CompareConfig) -> list[MethodEntry]:
     """Every entry of a comparison, in order.
 
     Raises:
@@ -95,7 +95,7 @@ def points(config: CompareConfig, setting: Setting, scheme: SchemeEntry, entry: 
         ValueError: a value is there twice.
     """
     if entry.auto:
-        values = entry.grid or config.beta_grid
+        values = entry.grid or config.step_fraction_grid
     else:
         factor = entry.scale * scheme.scale
         values = [float(f"{value * factor:.6g}") for value in entry.grid or setting.grid or config.grid]

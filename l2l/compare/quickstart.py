@@ -14,7 +14,7 @@ import yaml
 from l2l.compare.curves import mean_by_x
 from l2l.compare.jobs import Job, run_folder, run_jobs
 from l2l.methods.base import check_counts
-from l2l.report.metrics import read
+from l2l.report.metrics import read_metrics
 from l2l.report.plots import plot_panels
 from l2l.report.progress import progress_bar
 from l2l.report.rundir import METRICS, SUMMARY, RunDirectory
@@ -60,7 +60,7 @@ class QuickstartConfig:
         )
 
 
-def run(config: QuickstartConfig) -> dict[str, Any]:
+def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
     """Run the quickstart; what ``summary.json`` holds.
 
     Raises:
@@ -182,7 +182,7 @@ def table(results: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 def _draw(root: Path, results: Sequence[dict[str, Any]]) -> None:
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for record in results:
-        rows = [row for row in read(Path(record["run"]) / METRICS) if row["dev_loss"]]
+        rows = [row for row in read_metrics(Path(record["run"]) / METRICS) if row["dev_loss"]]
         points = [(float(row["passes"]), float(row["dev_loss"])) for row in rows]
         panels.setdefault(record["task"], {}).setdefault(record["method"], []).extend(points)
     averaged = {

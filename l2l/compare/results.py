@@ -12,14 +12,14 @@ import yaml
 from l2l.compare.cells import Cell, Result
 from l2l.compare.compare_config import HOW, CompareConfig
 from l2l.compare.drawn import draw_all
-from l2l.compare.lineup import lineup
+from l2l.compare.lineup import contenders
 from l2l.compare.page import page
 from l2l.compare.paper import markdown
 from l2l.compare.protocol import SEEDS, Point, at_edge
 from l2l.compare.records import write_records
 from l2l.compare.sheets import Field, Sheet, figures, memory, standings, step_sizes
 from l2l.compare.standings import average_ranks, rank_intervals, wins
-from l2l.compare.upfront import Facts
+from l2l.compare.upfront import MethodFacts
 from l2l.compare.written import finite
 from l2l.report.files import write_whole
 from l2l.report.rundir import RunDirectory, environment
@@ -38,7 +38,7 @@ class Outcome:
     results: Sequence[Result]
     records: Sequence[Mapping[str, Any]]
     chosen: Mapping[tuple[Cell, str], tuple[Point, Sequence[float]]]
-    facts: Mapping[str, Facts]
+    facts: Mapping[str, MethodFacts]
     left_out: Sequence[str]
 
 
@@ -107,8 +107,8 @@ def _ill_suited(outcome: Outcome) -> list[str]:
     """Who runs at learning rates that were meant for steps of another size."""
     labels = [
         entry.label
-        for entry in lineup(outcome.config)
-        if entry.scale == 1 and not entry.grid and outcome.facts.get(entry.label, Facts()).normalised
+        for entry in contenders(outcome.config)
+        if entry.scale == 1 and not entry.grid and outcome.facts.get(entry.label, MethodFacts()).step_is_normalized
     ]
     if not labels:
         return []

@@ -15,7 +15,7 @@ from l2l.compare.cells import Cell, Result
 from l2l.compare.protocol import Point, at_edge
 from l2l.compare.show import named
 from l2l.compare.standings import average_ranks, by_rank, rank_intervals, wins
-from l2l.compare.upfront import Facts
+from l2l.compare.upfront import MethodFacts
 from l2l.report.tables import spread
 
 MEBIBYTE = 2**20
@@ -172,11 +172,11 @@ def _over_seeds(field: Field, cell: Cell, label: str, quantity: str) -> str:
     return "diverged" if not ok else spread(ok) + (f" ({lost} of {len(runs)} diverged)" if lost else "")
 
 
-def memory(field: Field, facts: Mapping[str, Facts]) -> Sheet:
+def memory(field: Field, facts: Mapping[str, MethodFacts]) -> Sheet:
     """Memory of each method: what it says it keeps, and the peak that was seen."""
     rows = []
     for label in field.ordered:
-        found, said = [least_peak(part, label) for part in field.places.values()], facts.get(label, Facts())
+        found, said = [least_peak(part, label) for part in field.places.values()], facts.get(label, MethodFacts())
         kept = said.kept_bytes
         share = "-" if kept is None or not said.trained_bytes else f"{kept / said.trained_bytes:.2f}"
         peaks = [Text("-" if peak is None else f"{peak / MEBIBYTE:.0f}") for peak in found]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from l2l.blocks import Block, Blocks
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.base import Closure
-from l2l.finetune.batches import Feeder
+from l2l.finetune.batches import Batcher
 from l2l.tasks.closure import batch_loss
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def gradient_agreement(closures: Sequence[Closure], blocks: Blocks) -> Tensor:
     return (whole.double() - squares) / (count * (count - 1))
 
 
-def task_agreement(model: PreTrainedModel, feeder: Feeder, batches: int) -> Tensor:
+def task_agreement(model: PreTrainedModel, feeder: Batcher, batches: int) -> Tensor:
     """:func:`gradient_agreement` [blocks] of a model on the first batches of a task, at its weights as they stand."""
 
     def loss(number: int) -> Tensor:

@@ -19,7 +19,7 @@ from l2l.compare.protocol import Point, Run
 from l2l.finetune import runlog
 from l2l.finetune.config import FineTuneConfig
 from l2l.report.files import write_json
-from l2l.report.metrics import read
+from l2l.report.metrics import read_metrics
 from l2l.report.rundir import METRICS
 
 
@@ -157,12 +157,12 @@ def outcome(done: Trial, curve: bool) -> Run:
 
 def last_dev_loss(folder: Path) -> float:
     """Dev loss with the weights of the last step: every run ends with an evaluation."""
-    return float([row["dev_loss"] for row in read(folder / METRICS) if row["dev_loss"]][-1])
+    return float([row["dev_loss"] for row in read_metrics(folder / METRICS) if row["dev_loss"]][-1])
 
 
 def step_curve(folder: Path) -> Curve:
     """(passes spent, mean of the losses seen along the step's directions), step by step."""
-    _, steps = runlog.read(folder / runlog.NAME)
+    _, steps = runlog.read_run_log(folder / runlog.NAME)
     spent = accumulate(step["passes"] for step in steps)
     return [(float(passes), _seen(step)) for passes, step in zip(spent, steps, strict=True)]
 

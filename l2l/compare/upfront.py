@@ -15,10 +15,10 @@ from l2l.compare.checks import seen_by
 from l2l.compare.compare_config import CompareConfig, MethodEntry, SchemeEntry
 from l2l.compare.config import Setting
 from l2l.compare.entries import Entry, freeze
-from l2l.compare.lineup import lineup, points
-from l2l.finetune.adapt import adapted, fitting_tuner
+from l2l.compare.lineup import contenders, points
+from l2l.finetune.adapt import setup_scheme, fitting_tuner
 from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.ground import load_ground
+from l2l.finetune.ground import load_run_inputs
 from l2l.finetune.methods import build_method
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods import method_class
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Facts:
+class MethodFacts:
     """What a method says of itself where it was made."""
 
     memory: str = ""
@@ -40,7 +40,7 @@ class Facts:
     """Most bytes of tensors that it keeps between steps; None where it does not say."""
     trained_bytes: int = 0
     """Bytes of the weights that are trained."""
-    normalised: bool = False
+    step_is_normalized: bool = False
     """Whether its learning rate is of another size than MeZO's."""
 
 
@@ -52,7 +52,7 @@ class Checked:
     scheme: SchemeEntry
     entries: Mapping[str, MethodEntry]
     tuners: Mapping[str, Tuner]
-    facts: Mapping[str, Facts]
+    facts: Mapping[str, MethodFacts]
     steps: Mapping[str, int]
     """Steps that the passes allow, of methods that look at the share of the run that lies behind."""
     left_out: Mapping[str, str]
@@ -77,7 +77,7 @@ def check_all(config: CompareConfig) -> list[Checked]:
         ValueError, FileNotFoundError: a model, task or data that cannot be had, a method that takes part nowhere, or a
             tuner that has learned from a task of the comparison; named.
     """
-    entries = lineup(config)
+    entries = contenders(config)
     for entry in entries:
         method_of(entry.method)
     found = [
@@ -109,7 +109,7 @@ def _check_place(
     model = _loaded(setting, options)
     kept: dict[str, MethodEntry] = {}
     tuners: dict[str, Tuner] = {}
-    facts: dict[str, Facts] = {}
+    facts: dict[str, MethodFacts] = {}
     steps: dict[str, int] = {}
     left_out: dict[str, str] = {}
     for entry in entries:
@@ -131,11 +131,11 @@ def _check_place(
 def _loaded(setting: Setting, options: Mapping[str, Any]) -> PreTrainedModel:
     """The model under the scheme; the rows of all tasks are read, so that missing or malformed data show."""
     configs = [FineTuneConfig(**{**options, "task": task}) for task in setting.tasks]
-    first = load_ground(configs[0])
+    first = load_run_inputs(configs[0])
     for config in configs[1:]:
-        load_ground(config, first.model, first.tokenizer)
+        load_run_inputs(config, first.model, first.tokenizer)
     context_length(first.model, setting.max_length)
-    model = adapted(first.model, configs[0])
+    model = setup_scheme(first.model, configs[0])
     model.eval()
     return model
 
@@ -176,9 +176,9 @@ def _made(
             built,
             one.lr,
             weight_decay=one.weight_decay,
-            walk=one.walk,
+            perturb=one.perturb,
             update=one.update,
-            control=one.control(),
+            curvature_lr=one.curvature_lr(),
             sparse_embeddings=one.sparse_embeddings,
         )
     return built
@@ -190,15 +190,15 @@ def _looks_ahead(made: Any) -> bool:
     return getattr(made, "horizon", None) is not None or (inner is not None and _looks_ahead(inner))
 
 
-def _facts(made: Any, model: PreTrainedModel) -> Facts:
+def _facts(made: Any, model: PreTrainedModel) -> MethodFacts:
     about = getattr(made, "about", None)
     kept: Any = getattr(made, "kept", None)
     blocks = Blocks.of(model)
     said = re.search(r"Extra memory: (.+?)\.?$", (type(made).__doc__ or "").split("\n\n")[0].strip(), re.DOTALL)
-    return Facts(
+    return MethodFacts(
         memory=about.memory if about else " ".join(said[1].split()) if said else "",
         paper=about.paper if about else "",
         kept_bytes=None if kept is None else kept(blocks),
         trained_bytes=sum(block.numel * block.tensor.element_size() for block in blocks),
-        normalised=getattr(made, "normalised", False),
+        step_is_normalized=getattr(made, "normalised", False),
     )

@@ -13,46 +13,46 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from l2l.methods.base import Looking
+from l2l.methods.base import CustomEstimator
 
 AROUND = "+"
 """Between the names of enhancements and the method that they are put around, the outermost first."""
 
 
-def enhancement_names() -> list[str]:
+def wrapper_names() -> list[str]:
     """Names that :func:`enhancement_class` knows."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def enhancement_class(name: str) -> type[Looking[Any]]:
+def wrapper_class(name: str) -> type[CustomEstimator[Any]]:
     """The class of an enhancement of that name.
 
     Raises:
         ValueError: there is none.
     """
-    if name not in enhancement_names():
-        near = difflib.get_close_matches(name, enhancement_names(), n=1)
+    if name not in wrapper_names():
+        near = difflib.get_close_matches(name, wrapper_names(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        known = ", ".join(enhancement_names())
+        known = ", ".join(wrapper_names())
         raise ValueError(f"{name!r} can be put around no method; known enhancements are {known}{hint}")
     module = import_module(f"{__name__}.{name}")
     classes = [value for _, value in inspect.getmembers(module, inspect.isclass) if value.__module__ == module.__name__]
-    return next(kind for kind in classes if issubclass(kind, Looking))
+    return next(kind for kind in classes if issubclass(kind, CustomEstimator))
 
 
-def parted(name: str) -> tuple[list[str], str]:
+def split_method_name(name: str) -> tuple[list[str], str]:
     """(enhancements, the outermost first; the method) of a name such as ``sparse+learned+lozo``."""
     *around, method = name.split(AROUND)
     return around, method
 
 
-def parted_args(name: str, args: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def split_method_args(name: str, args: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Arguments by part of the name. Of a method alone they are given as they are, else by part: ``{lozo: {rank: 2}}``.
 
     Raises:
         ValueError: they name no part of it, or are no mapping.
     """
-    around, method = parted(name)
+    around, method = split_method_name(name)
     if not around:
         return {method: dict(args)}
     parts = [*around, method]

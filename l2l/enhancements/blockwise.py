@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, final
 
 from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate, read_loss
-from l2l.methods.base import About, Looking, Method, Sight, StepContext, check_counts, seen_by
+from l2l.estimators.base import Estimate, finite_loss
+from l2l.methods.base import MethodInfo, CustomEstimator, Method, LossEvaluator, StepContext, check_counts, run_estimator
 from l2l.noise import Key
-from l2l.perturb import Direction, Theta
-from l2l.perturb.layers import Group, in_groups, layers, matched, within
+from l2l.perturb import Direction, PerturbedParameters
+from l2l.perturb.layers import Group, group_blocks, layers, matched, layer_groups_of
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class BlockwiseState:
 
 @final
 @dataclass(frozen=True)
-class Blockwise(Looking[BlockwiseState]):
+class Blockwise(CustomEstimator[BlockwiseState]):
     """Estimates of one group of blocks at a time, under another method. Extra memory: none."""
 
-    about: ClassVar = About("Zhang et al. 2024, arXiv:2402.11592", "0P")
+    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592", "0P")
     inner: Method[Any]
     level: Literal["block", "layer", "all"] = "layer"
     """What is not divided: a tensor; a layer, by :func:`l2l.perturb.layers.layers`; nothing is, which is the method inside."""
@@ -47,7 +47,7 @@ class Blockwise(Looking[BlockwiseState]):
     apply: Literal["after", "at once"] = "after"
     """Whether theta moves when all groups are seen, or after each: then the next sees it moved."""
     epsilon: float = field(init=False)
-    draws: int = field(init=False)
+    num_directions: int = field(init=False)
 
     def __post_init__(self) -> None:
         check_counts(groups=self.groups)
@@ -72,13 +72,13 @@ class Blockwise(Looking[BlockwiseState]):
     def passes_once(self) -> float:
         return self.inner.passes_once
 
-    def kept(self, blocks: Blocks) -> int:
-        return self.inner.kept(blocks)
+    def state_bytes(self, blocks: Blocks) -> int:
+        return self.inner.state_bytes(blocks)
 
     def init(self, blocks: Blocks) -> BlockwiseState:
         self.parts(blocks)
         state = self.inner.init(blocks)
-        if self.apply == "at once" and (isinstance(self.inner, Looking) or state is not None):
+        if self.apply == "at once" and (isinstance(self.inner, CustomEstimator) or state is not None):
             raise ValueError(
                 "apply='at once' takes a step of the method inside for every group, which one that remembers steps or looks "
                 "in its own way would mistake for steps: use apply='after', or put it outside (learned+blockwise+mezo)"
@@ -93,28 +93,28 @@ class Blockwise(Looking[BlockwiseState]):
         if self.level == "layer":
             inside, outside = layers(blocks)
             units = [*inside, outside] if outside else inside
-        return in_groups(units, 1 if self.level == "all" else self.groups)
+        return group_blocks(units, 1 if self.level == "all" else self.groups)
 
     def direction(self, blocks: Blocks, state: BlockwiseState, key: Key) -> Direction:
-        return within(self.inner.direction(blocks, state.inner, key), self.parts(blocks)[0])
+        return layer_groups_of(self.inner.direction(blocks, state.inner, key), self.parts(blocks)[0])
 
-    def look(self, sight: Sight, state: BlockwiseState) -> tuple[tuple[Estimate, ...], BlockwiseState]:
-        blocks, inner, seen = sight.theta.blocks, state.inner, []
+    def estimate(self, evaluator: LossEvaluator, state: BlockwiseState) -> tuple[tuple[Estimate, ...], BlockwiseState]:
+        blocks, inner, seen = evaluator.theta.blocks, state.inner, []
         parts = self.parts(blocks)
-        if isinstance(self.inner, Looking):
+        if isinstance(self.inner, CustomEstimator):
             for part in parts:
-                estimates, inner = seen_by(self.inner, _of(sight, part), inner)
+                estimates, inner = run_estimator(self.inner, _of(evaluator, part), inner)
                 seen += estimates
             return tuple(seen), BlockwiseState(inner)
-        keys = [sight.key.with_draw(draw) for draw in range(self.draws)]
-        along = [sight.aim(self.inner.direction(blocks, inner, key)) for key in keys]  # all of them at home
+        keys = [evaluator.key.with_draw(draw) for draw in range(self.num_directions)]
+        along = [evaluator.transform(self.inner.direction(blocks, inner, key)) for key in keys]  # all of them at home
         waiting = tuple(along) if self.apply == "at once" else ()
         for part in parts[: 1 if waiting else None]:
-            seen += [replace(sight, aim=lambda u: u).two_point(within(u, part), self.epsilon) for u in along]
+            seen += [replace(evaluator, aim=lambda u: u).two_point(layer_groups_of(u, part), self.epsilon) for u in along]
         return tuple(seen), BlockwiseState(inner, waiting)
 
     def update_(
-        self, theta: Theta, state: BlockwiseState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: BlockwiseState, estimates: Sequence[Estimate], context: StepContext
     ) -> BlockwiseState:
         parts = self.parts(theta.blocks)
         if not state.directions:
@@ -123,15 +123,15 @@ class Blockwise(Looking[BlockwiseState]):
             return BlockwiseState(self.inner.update_(theta, state.inner, summed, context))
         inner = self.inner.update_(theta, state.inner, estimates, context)
         for part in parts[1:]:
-            seen = [self._seen(theta, within(u, part), context) for u in state.directions]
+            seen = [self._seen(theta, layer_groups_of(u, part), context) for u in state.directions]
             inner = self.inner.update_(theta, inner, seen, context)
         return BlockwiseState(inner)
 
-    def _seen(self, theta: Theta, direction: Direction, context: StepContext) -> Estimate:
-        theta.look(direction, self.epsilon)
-        plus = read_loss(context.closure)  # the closure evaluates where theta stands
-        theta.look(direction, -self.epsilon)
-        minus = read_loss(context.closure)
+    def _seen(self, theta: PerturbedParameters, direction: Direction, context: StepContext) -> Estimate:
+        theta.perturb(direction, self.epsilon)
+        plus = finite_loss(context.closure)  # the closure evaluates where theta stands
+        theta.perturb(direction, -self.epsilon)
+        minus = finite_loss(context.closure)
         return Estimate(direction, plus, minus, (plus - minus) / (2 * self.epsilon))
 
 
@@ -140,6 +140,6 @@ def _times(estimate: Estimate, count: int) -> Estimate:
     return estimate if count == 1 else replace(estimate, direction=replace(direction, factor=count * direction.factor))
 
 
-def _of(sight: Sight, part: Group) -> Sight:
+def _of(evaluator: LossEvaluator, part: Group) -> LossEvaluator:
     """The sight of a group. What is wrapped around acts first: it sees all blocks."""
-    return replace(sight, aim=lambda direction: within(sight.aim(direction), part))
+    return replace(evaluator, aim=lambda direction: layer_groups_of(evaluator.transform(direction), part))

@@ -22,19 +22,19 @@ from l2l.blocks import Blocks
 from l2l.estimators.backward import summed_gradients
 from l2l.estimators.base import Closure, Estimate
 from l2l.estimators.micro import pieces_of
-from l2l.methods.base import About, Looking, Method, Sight, StepContext, check_positive, seen_by, widened
+from l2l.methods.base import MethodInfo, CustomEstimator, Method, LossEvaluator, StepContext, check_positive, run_estimator, accumulation_dtype
 from l2l.noise import Key
-from l2l.perturb import Direction, Theta
-from l2l.perturb.layers import Group, layers, within
-from l2l.perturb.safety import uninterrupted
+from l2l.perturb import Direction, PerturbedParameters
+from l2l.perturb.layers import Group, layers, layer_groups_of
+from l2l.perturb.safety import defer_interrupt
 
 
 @final
 @dataclass(frozen=True)
-class Hybrid(Looking[Any]):
+class Hybrid(CustomEstimator[Any]):
     """Backpropagation in the last layers, under another method. Extra memory: none between steps."""
 
-    about: ClassVar = About("Zhang et al. 2024, arXiv:2402.11592", "0P; activations of the last layers in a step")
+    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592", "0P; activations of the last layers in a step")
     inner: Method[Any]
     layers: int = 1
     """How many of the last; 0 is the method inside. As many as there are, or more: all blocks, which is SGD."""
@@ -43,7 +43,7 @@ class Hybrid(Looking[Any]):
     fo_lr: float = 1.0
     """Learning rate of these layers, in multiples of the run's: that of SGD is often a thousand times MeZO's."""
     epsilon: float = field(init=False)
-    draws: int = field(init=False)
+    num_directions: int = field(init=False)
 
     def __post_init__(self) -> None:
         check_positive(fo_lr=self.fo_lr)
@@ -66,8 +66,8 @@ class Hybrid(Looking[Any]):
     def passes_once(self) -> float:
         return self.inner.passes_once + (3 if self._backward else 0)
 
-    def kept(self, blocks: Blocks) -> int:
-        return self.inner.kept(blocks)
+    def state_bytes(self, blocks: Blocks) -> int:
+        return self.inner.state_bytes(blocks)
 
     def init(self, blocks: Blocks) -> Any:
         self.last(blocks)
@@ -89,32 +89,32 @@ class Hybrid(Looking[Any]):
         return frozenset(i for layer in chosen for i in layer) | frozenset(behind if chosen else ())
 
     def _others(self, blocks: Blocks, direction: Direction) -> Direction:
-        return within(direction, frozenset(range(len(blocks))) - self.last(blocks))
+        return layer_groups_of(direction, frozenset(range(len(blocks))) - self.last(blocks))
 
     def direction(self, blocks: Blocks, state: Any, key: Key) -> Direction:
         return self._others(blocks, self.inner.direction(blocks, state, key))
 
-    def look(self, sight: Sight, state: Any) -> tuple[tuple[Estimate, ...], Any]:
+    def estimate(self, evaluator: LossEvaluator, state: Any) -> tuple[tuple[Estimate, ...], Any]:
         # What is wrapped around acts first: it sees all blocks.
-        still = replace(sight, aim=lambda direction: self._others(sight.theta.blocks, sight.aim(direction)))
-        return seen_by(self.inner, still if self._backward else sight, state)
+        still = replace(evaluator, aim=lambda direction: self._others(evaluator.theta.blocks, evaluator.transform(direction)))
+        return run_estimator(self.inner, still if self._backward else evaluator, state)
 
-    def update_(self, theta: Theta, state: Any, estimates: Sequence[Estimate], context: StepContext) -> Any:
+    def update_(self, theta: PerturbedParameters, state: Any, estimates: Sequence[Estimate], context: StepContext) -> Any:
         last = sorted(self.last(theta.blocks)) if self._backward else []
         gradients = self._gradients(theta, last, context.closure) if last else {}
         following = self.inner.update_(theta, state, estimates, context)
-        with uninterrupted():
+        with defer_interrupt():
             for index in sorted(gradients):
-                theta.shift({index: gradients.pop(index)}, -context.lr[index] * self.fo_lr)
+                theta.add_dense({index: gradients.pop(index)}, -context.lr[index] * self.fo_lr)
         return following
 
-    def _gradients(self, theta: Theta, last: Sequence[int], closure: Closure) -> dict[int, Tensor]:
+    def _gradients(self, theta: PerturbedParameters, last: Sequence[int], closure: Closure) -> dict[int, Tensor]:
         """At theta, before anything has moved."""
-        theta.home()
+        theta.restore()
         with _frozen([theta.blocks[i].tensor for i in range(len(theta.blocks)) if i not in last]):
             pieces, blocks = map(_with_graph, pieces_of(closure)), Blocks(theta.blocks[i] for i in last)
             _, found = summed_gradients(pieces, blocks)
-        norm = math.hypot(*(torch.linalg.vector_norm(g, dtype=widened(g.dtype)).item() for g in found.values()))
+        norm = math.hypot(*(torch.linalg.vector_norm(g, dtype=accumulation_dtype(g.dtype)).item() for g in found.values()))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradient is {norm}: lower fo_lr, or look for overflowing inputs")
         return {last[i]: gradient for i, gradient in found.items()}

@@ -13,28 +13,28 @@ from typing import Any, ClassVar, final
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Looking, Method, Sight, StepContext, seen_by
+from l2l.methods.base import MethodInfo, CustomEstimator, Method, LossEvaluator, StepContext, run_estimator
 from l2l.methods.learned import HISTORY_BYTES, Learned
 from l2l.noise import Key
-from l2l.perturb import Direction, Theta
-from l2l.tuners.features import History
+from l2l.perturb import Direction, PerturbedParameters
+from l2l.tuners.features import RunStatistics
 from l2l.tuners.tuner import Tuner
 
 
 @dataclass(frozen=True)
-class ScaledState:
+class LearnedWrapperState:
     """That of the method, and what the tuner remembers."""
 
     inner: Any
-    history: History
+    history: RunStatistics
 
 
 @final
 @dataclass(frozen=True)
-class Scaled(Looking[ScaledState]):
+class LearnedWrapper(CustomEstimator[LearnedWrapperState]):
     """Sigma from a tuner under another method. Extra memory: some sixty bytes per block."""
 
-    about: ClassVar = About(
+    info: ClassVar = MethodInfo(
         "ZO Fine-tuner, arXiv:2510.00419, under any direction and update", "some 60 bytes per block"
     )
     inner: Method[Any]
@@ -42,7 +42,7 @@ class Scaled(Looking[ScaledState]):
     horizon: int | None = None
     """Steps that the run is to take, for tuners that look at the share that lies behind; None: unknown."""
     epsilon: float = field(init=False)
-    draws: int = field(init=False)
+    num_directions: int = field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("epsilon", "draws", "normalised", "elementwise", "differentiates"):
@@ -56,20 +56,20 @@ class Scaled(Looking[ScaledState]):
     def passes_once(self) -> float:
         return self.inner.passes_once
 
-    def kept(self, blocks: Blocks) -> int:
-        return self.inner.kept(blocks) + HISTORY_BYTES * len(blocks)
+    def state_bytes(self, blocks: Blocks) -> int:
+        return self.inner.state_bytes(blocks) + HISTORY_BYTES * len(blocks)
 
-    def init(self, blocks: Blocks) -> ScaledState:
-        return ScaledState(self.inner.init(blocks), self._own.init(blocks))
+    def init(self, blocks: Blocks) -> LearnedWrapperState:
+        return LearnedWrapperState(self.inner.init(blocks), self._own.init(blocks))
 
     @property
     def _own(self) -> Learned:
         return Learned(self.tuner, horizon=self.horizon)
 
-    def direction(self, blocks: Blocks, state: ScaledState, key: Key) -> Direction:
+    def direction(self, blocks: Blocks, state: LearnedWrapperState, key: Key) -> Direction:
         return self._scaled(blocks, state, self.inner.direction(blocks, state.inner, key))
 
-    def _scaled(self, blocks: Blocks, state: ScaledState, direction: Direction) -> Direction:
+    def _scaled(self, blocks: Blocks, state: LearnedWrapperState, direction: Direction) -> Direction:
         """The direction with the tuner's sigma.
 
         Raises:
@@ -85,15 +85,15 @@ class Scaled(Looking[ScaledState]):
             basis_sigma=own.basis_sigma,
         )
 
-    def look(self, sight: Sight, state: ScaledState) -> tuple[tuple[Estimate, ...], ScaledState]:
-        blocks = sight.theta.blocks
-        through = sight.through(lambda direction: self._scaled(blocks, state, direction))
-        estimates, inner = seen_by(self.inner, through, state.inner)
+    def estimate(self, evaluator: LossEvaluator, state: LearnedWrapperState) -> tuple[tuple[Estimate, ...], LearnedWrapperState]:
+        blocks = evaluator.theta.blocks
+        through = evaluator.with_transform(lambda direction: self._scaled(blocks, state, direction))
+        estimates, inner = run_estimator(self.inner, through, state.inner)
         return estimates, replace(state, inner=inner)
 
     def update_(
-        self, theta: Theta, state: ScaledState, estimates: Sequence[Estimate], context: StepContext
-    ) -> ScaledState:
+        self, theta: PerturbedParameters, state: LearnedWrapperState, estimates: Sequence[Estimate], context: StepContext
+    ) -> LearnedWrapperState:
         last = estimates[-1].direction
         own = self._own.direction(theta.blocks, state.history, last.key)
         inner = self.inner.update_(theta, state.inner, estimates, context)
@@ -105,4 +105,4 @@ class Scaled(Looking[ScaledState]):
             curvature=context.curvature,
             horizon=self.horizon,
         )
-        return ScaledState(inner, history)
+        return LearnedWrapperState(inner, history)

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Looking, Method, Sight, StepContext, check_counts, seen_by, widened
+from l2l.methods.base import MethodInfo, CustomEstimator, Method, LossEvaluator, StepContext, check_counts, run_estimator, accumulation_dtype
 from l2l.noise import Key
-from l2l.perturb import Direction, Shape, Theta
+from l2l.perturb import Direction, DirectionOperator, PerturbedParameters
 from l2l.perturb.inputs import InputNorms
 from l2l.perturb.masks import Drawn, Mask, Masked, Stored, largest, packed, packed_bytes
 
@@ -45,10 +45,10 @@ class SparseState:
 
 @final
 @dataclass(frozen=True)
-class Sparse(Looking[SparseState]):
+class Sparse(CustomEstimator[SparseState]):
     """Some coordinates stay where they are, under another method. Extra memory: none, or a bit per weight."""
 
-    about: ClassVar = About("Zhang et al. 2024, arXiv:2402.11592", "0P; by magnitude or wanda, 1 bit per weight")
+    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592", "0P; by magnitude or wanda, 1 bit per weight")
     inner: Method[Any]
     kind: Literal["random", "magnitude", "wanda"] = "random"
     """Which stay: drawn by the key; by |theta|; or by |theta| times the norm of its inputs, for a pass more per mask."""
@@ -61,7 +61,7 @@ class Sparse(Looking[SparseState]):
     keep: Literal["largest", "smallest"] = "largest"
     """Which scores go on moving, of magnitude and wanda."""
     epsilon: float = field(init=False)
-    draws: int = field(init=False)
+    num_directions: int = field(init=False)
 
     def __post_init__(self) -> None:
         check_counts(interval=self.interval)
@@ -91,8 +91,8 @@ class Sparse(Looking[SparseState]):
     def _inverted(self) -> bool:
         return self._scored and self.keep == "smallest"
 
-    def kept(self, blocks: Blocks) -> int:
-        return self.inner.kept(blocks) + (sum(packed_bytes(b.numel) for b in blocks) if self._scored else 0)
+    def state_bytes(self, blocks: Blocks) -> int:
+        return self.inner.state_bytes(blocks) + (sum(packed_bytes(b.numel) for b in blocks) if self._scored else 0)
 
     def init(self, blocks: Blocks) -> SparseState:
         shares = (self.sparsity,) * len(blocks)
@@ -106,7 +106,7 @@ class Sparse(Looking[SparseState]):
 
     def _masking(self, state: SparseState) -> Callable[[Direction], Direction]:
         """Masks directions; of those with one shape, with one shape again."""
-        known: dict[tuple[Shape | None, Key], Masked] = {}
+        known: dict[tuple[DirectionOperator | None, Key], Masked] = {}
 
         def mask(direction: Direction) -> Direction:
             since, shape = self._since(direction.key), direction.shape
@@ -121,29 +121,29 @@ class Sparse(Looking[SparseState]):
     def _mask(self, state: SparseState, since: Key) -> Mask:
         return Stored(state.bits) if self._scored else Drawn(since, state.shares)
 
-    def look(self, sight: Sight, state: SparseState) -> tuple[tuple[Estimate, ...], SparseState]:
-        if self._scored and sight.key.step % self.interval == 0:
-            state = replace(state, bits=self._bits(sight, state.shares))
-        estimates, inner = seen_by(self.inner, sight.through(self._masking(state)), state.inner)
+    def estimate(self, evaluator: LossEvaluator, state: SparseState) -> tuple[tuple[Estimate, ...], SparseState]:
+        if self._scored and evaluator.key.step % self.interval == 0:
+            state = replace(state, bits=self._bits(evaluator, state.shares))
+        estimates, inner = run_estimator(self.inner, evaluator.with_transform(self._masking(state)), state.inner)
         return estimates, replace(state, inner=inner)
 
-    def _bits(self, sight: Sight, shares: Sequence[float]) -> dict[int, Tensor]:
-        sight.theta.home()
-        blocks, norms = sight.theta.blocks, InputNorms(sight.theta.blocks)
+    def _bits(self, evaluator: LossEvaluator, shares: Sequence[float]) -> dict[int, Tensor]:
+        evaluator.theta.restore()
+        blocks, norms = evaluator.theta.blocks, InputNorms(evaluator.theta.blocks)
         if self.kind == "wanda":
             with norms:
-                sight.home()
+                evaluator.center()
         found: dict[int, Tensor] = {}
         for i, block in enumerate(blocks):
             weights, inputs = block.tensor.detach(), norms.of(i)
-            scores = weights.abs().to(widened(weights.dtype))
+            scores = weights.abs().to(accumulation_dtype(weights.dtype))
             scores = scores if inputs is None else scores.mul_(inputs)
             moving = block.numel - math.floor(shares[i] * block.numel)
             found[i] = packed(largest(scores.neg_() if self.keep == "smallest" else scores, moving))
         return found
 
     def update_(
-        self, theta: Theta, state: SparseState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: SparseState, estimates: Sequence[Estimate], context: StepContext
     ) -> SparseState:
         if not self.sparsity:
             return replace(state, inner=self.inner.update_(theta, state.inner, estimates, context))
@@ -153,13 +153,13 @@ class Sparse(Looking[SparseState]):
             own = delta.clone(memory_format=torch.contiguous_format)  # it may be the method's memory itself
             return mask.clear_(own, theta.blocks[index], index)
 
-        with theta.shifting(masked):
+        with theta.transform_dense_updates(masked):
             return replace(state, inner=self.inner.update_(theta, state.inner, estimates, context))
 
 
 def global_shares(blocks: Blocks, sparsity: float) -> tuple[float, ...]:
     """Of each block, how many of its weights are among the smallest ``sparsity`` of all blocks together."""
     every = math.ceil(blocks.numel / SAMPLE)
-    sample = torch.cat([block.flat[::every].to(widened(block.tensor.dtype)).abs().cpu() for block in blocks])
+    sample = torch.cat([block.flat[::every].to(accumulation_dtype(block.tensor.dtype)).abs().cpu() for block in blocks])
     limit = sample.kthvalue(math.ceil(sparsity * len(sample))).values.item()
     return tuple((block.flat.abs() <= limit).sum().item() / max(1, block.numel) for block in blocks)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from l2l.estimate.memory import Load
 from l2l.estimate.shape import ModelShape
 from l2l.estimate.time import Speeds
-from l2l.noise import Key, Piece, Term, active_backend, standard_deviation, traverse
+from l2l.noise import Key, TensorSlice, NoiseTerm, active_backend, standard_deviation, add_noise
 
 CALLS_PER_MODULE = 4
 """A model's module costs about as many small calls: its own, and those around it (views, additions, checks)."""
@@ -42,10 +42,10 @@ def speeds_for(shape: ModelShape, load: Load, dtype: torch.dtype, device: torch.
     products = [
         _product_speed(_rounded(rows), shape.width, dtype, device, threads) for rows in (load.tokens, load.read)
     ]
-    attention, elementwise = _layer_seconds(shape, load, dtype, device, threads)
+    attention, leaves_span = _layer_seconds(shape, load, dtype, device, threads)
     one, two, piece = _traversal_speeds(dtype, device, threads)
     logits, module = _small_seconds(device, threads)
-    return Speeds(products[0], products[1], attention, elementwise, logits, module, one, two, piece)
+    return Speeds(products[0], products[1], attention, leaves_span, logits, module, one, two, piece)
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
@@ -156,11 +156,11 @@ def _traversal_speeds(dtype: torch.dtype, device: torch.device, threads: int) ->
     count = _WEIGHTS[backend] if backend in _WEIGHTS else _limit(_WEIGHTS, device)
     flat = torch.zeros(count, dtype=dtype, device=device)
     unit = 2.0**-20 / standard_deviation("gaussian")
-    here, there = Term(Key(0), [(unit,)]), Term(Key(0, 1), [(unit,)])
-    both = Term(Key(0), [(unit, -unit)])
-    whole = [Piece(flat, "calibration")]
-    one = seconds_of(lambda: traverse(whole, [here]), device)
-    two = seconds_of(lambda: traverse(whole, [both, there]), device)
-    pieces = [Piece(flat[16 * i : 16 * (i + 1)], f"calibration.{i}") for i in range(_PIECES)]
-    small = Term(Key(0), [(unit,)] * _PIECES)
-    return count / one, count / two, seconds_of(lambda: traverse(pieces, [small]), device) / _PIECES
+    here, there = NoiseTerm(Key(0), [(unit,)]), NoiseTerm(Key(0, 1), [(unit,)])
+    both = NoiseTerm(Key(0), [(unit, -unit)])
+    whole = [TensorSlice(flat, "calibration")]
+    one = seconds_of(lambda: add_noise(whole, [here]), device)
+    two = seconds_of(lambda: add_noise(whole, [both, there]), device)
+    pieces = [TensorSlice(flat[16 * i : 16 * (i + 1)], f"calibration.{i}") for i in range(_PIECES)]
+    small = NoiseTerm(Key(0), [(unit,)] * _PIECES)
+    return count / one, count / two, seconds_of(lambda: add_noise(pieces, [small]), device) / _PIECES

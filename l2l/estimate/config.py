@@ -27,7 +27,7 @@ class EstimateConfig:
     """``mezo``, ``dizo``, ``learned``, or the path of a module that defines a method without memory of its own."""
     method_args: dict[str, Any] = field(default_factory=dict)
     """Further fields of the method, e.g. ``{interval: 100}`` for dizo or ``{draws: 4}``."""
-    walk: Literal["auto", "in_place", "exact"] = "auto"
+    perturb: Literal["auto", "in_place", "exact"] = "auto"
     """``in_place`` perturbs the stored weights (float32 only), ``exact`` transient copies; ``auto``: by dtype."""
     update: Literal["auto", "master", "stochastic"] = "auto"
     """Half precision: updates to a float32 ``master`` copy, or rounded ``stochastic``; ``auto``: the master if it

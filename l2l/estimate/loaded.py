@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from l2l.blocks import Blocks
-from l2l.estimate.memory import Load, Walk, activation_bytes, passing_bytes
+from l2l.estimate.memory import Load, PerturbMode, activation_bytes, passing_bytes
 from l2l.estimate.predict import gib, method_costs, plan_of, predict
 from l2l.estimate.shape import model_shape
 from l2l.report.memory import available_bytes, current_bytes
@@ -42,7 +42,7 @@ class Expectation:
 def expect(
     model: PreTrainedModel,
     blocks: Blocks,
-    walk: Walk,
+    perturb: PerturbMode,
     masters: bool,
     method: Any,
     batches: Sequence[Batch],
@@ -66,7 +66,7 @@ def expect(
     costs = replace(method_costs(method, blocks), every=every)
     calls = [load for batch in (*batches, *evaluated) for load in loads_of(batch)]
     largest = max(calls, key=lambda load: activation_bytes(shape, load, dtype))
-    plan = plan_of(dtype, walk, "master" if masters else "direct", costs)
+    plan = plan_of(dtype, perturb, "master" if masters else "direct", costs)
     used, room = current_bytes(model.device), available_bytes(model.device)  # before anything is measured
     found = predict(
         shape,

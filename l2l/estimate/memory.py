@@ -9,7 +9,7 @@ import torch
 
 from l2l.estimate.shape import ModelShape
 
-Walk = Literal["in_place", "exact"]
+PerturbMode = Literal["in_place", "exact"]
 Update = Literal["direct", "master", "stochastic"]
 
 LOSS_BYTES = 4
@@ -40,7 +40,7 @@ class Plan:
     """How a model is fine-tuned."""
 
     dtype: torch.dtype
-    walk: Walk
+    perturb: PerturbMode
     update: Update
     anchor: int = 0
     """Coordinates of which the method holds a copy throughout."""
@@ -56,16 +56,16 @@ class Plan:
     """Float32 coordinates that a first-order method keeps from step to step."""
 
 
-def choose_walk(dtype: torch.dtype, walk: str) -> Walk:
+def choose_perturb_mode(dtype: torch.dtype, perturb: str) -> PerturbMode:
     """The way of walking; ``auto`` is in place where coming back costs one rounding.
 
     Raises:
         ValueError: half precision cannot be walked in place.
     """
     whole = dtype in (torch.float32, torch.float64)
-    if walk == "in_place" and not whole:
+    if perturb == "in_place" and not whole:
         raise ValueError(f"walk='in_place' needs float32 weights, these are {dtype}: use walk='exact' or dtype float32")
-    return "exact" if walk == "exact" or not whole else "in_place"
+    return "exact" if perturb == "exact" or not whole else "in_place"
 
 
 def activation_bytes(shape: ModelShape, load: Load, dtype: torch.dtype) -> int:
@@ -108,7 +108,7 @@ def memory_parts(shape: ModelShape, load: Load, plan: Plan) -> dict[str, int]:
         "weights": shape.parameters * size,
         "activations": max(activations, plan.scratch),
         "batch": load.tokens * _BATCH_BYTES,
-        "walk": 0 if plan.backward else walk_bytes(shape, plan),
+        "walk": 0 if plan.backward else perturb_bytes(shape, plan),
         "master": master_bytes(shape, plan),
         "method": plan.anchor * size + (plan.tuner + plan.states) * LOSS_BYTES,
         "search": plan.search * size,
@@ -141,9 +141,9 @@ def passing_bytes(parts: dict[str, int]) -> int:
     return sum(parts.get(name, 0) for name in ("activations", "batch", "walk", "search", "gradients"))
 
 
-def walk_bytes(shape: ModelShape, plan: Plan) -> int:
+def perturb_bytes(shape: ModelShape, plan: Plan) -> int:
     """Transient copies: none in place, else of the two largest blocks that are read whole."""
-    return 0 if plan.walk == "in_place" else sum(sorted(shape.whole)[-2:]) * plan.dtype.itemsize
+    return 0 if plan.perturb == "in_place" else sum(sorted(shape.whole)[-2:]) * plan.dtype.itemsize
 
 
 def master_bytes(shape: ModelShape, plan: Plan) -> int:

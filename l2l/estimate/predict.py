@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from l2l.blocks import Blocks
-from l2l.estimate.memory import LOSS_BYTES, Load, Plan, Update, Walk, choose_update, choose_walk, memory_parts
+from l2l.estimate.memory import LOSS_BYTES, Load, Plan, Update, PerturbMode, choose_update, choose_perturb_mode, memory_parts
 from l2l.estimate.shape import ModelShape
 from l2l.estimate.time import Passes, first_order_passes, forward_seconds, step_passes, step_seconds
 
@@ -22,7 +22,7 @@ _DOUBLES = 3 * 8
 class Costs:
     """What a method costs beyond two forward passes."""
 
-    draws: int = 1
+    num_directions: int = 1
     learned: bool = False
     interval: int = 0
     """Steps between searches; 0: there is none."""
@@ -69,11 +69,11 @@ def method_costs(method: Any, blocks: Blocks) -> Costs:
 
     if isinstance(method, Learned):
         kept = [*method.tuner.network.parameters(), *(method.tuner.basis or {}).values()]
-        return Costs(method.draws, True, tuner=sum(tensor.numel() for tensor in kept))
+        return Costs(method.num_directions, True, tuner=sum(tensor.numel() for tensor in kept))
     if isinstance(method, DiZO):
         sizes = [blocks[i].numel for i in projected_blocks(blocks, method.projected)]
         return Costs(
-            draws=method.draws,
+            num_directions=method.num_directions,
             interval=method.interval,
             iterations=method.iterations,
             anchor=sum(sizes),
@@ -82,7 +82,7 @@ def method_costs(method: Any, blocks: Blocks) -> Costs:
         )
     if isinstance(method, FirstOrder):
         return Costs(backward=True, states=method.copies * blocks.numel)
-    return Costs(method.draws)
+    return Costs(method.num_directions)
 
 
 def named_method_costs(name: str, args: Mapping[str, Any], model: Any, blocks: Blocks) -> Costs:
@@ -103,7 +103,7 @@ def named_method_costs(name: str, args: Mapping[str, Any], model: Any, blocks: B
         raise ValueError(f"method {name!r}: {error}") from error
 
 
-def make_plan(shape: ModelShape, dtype: torch.dtype, walk: str, update: str, costs: Costs, room: int) -> Plan:
+def make_plan(shape: ModelShape, dtype: torch.dtype, perturb: str, update: str, costs: Costs, room: int) -> Plan:
     """The plan with its choices made.
 
     Args:
@@ -114,13 +114,13 @@ def make_plan(shape: ModelShape, dtype: torch.dtype, walk: str, update: str, cos
     """
     left, master = room - shape.parameters * dtype.itemsize, shape.trained * LOSS_BYTES
     chosen = choose_update(dtype, update, left, master)
-    return plan_of(dtype, choose_walk(dtype, walk), chosen, costs)
+    return plan_of(dtype, choose_perturb_mode(dtype, perturb), chosen, costs)
 
 
-def plan_of(dtype: torch.dtype, walk: Walk, update: Update, costs: Costs) -> Plan:
+def plan_of(dtype: torch.dtype, perturb: PerturbMode, update: Update, costs: Costs) -> Plan:
     """The plan of choices made."""
     return Plan(
-        dtype, walk, update, costs.anchor, costs.search, costs.scratch, costs.tuner, costs.backward, costs.states
+        dtype, perturb, update, costs.anchor, costs.search, costs.scratch, costs.tuner, costs.backward, costs.states
     )
 
 
@@ -142,7 +142,7 @@ def predict(
     passes = (
         first_order_passes()
         if costs.backward
-        else step_passes(plan.walk, costs.draws, costs.learned, costs.interval, costs.iterations, costs.every)
+        else step_passes(plan.perturb, costs.num_directions, costs.learned, costs.interval, costs.iterations, costs.every)
     )
     forward, step = (None, None) if device is None else _seconds(shape, mean, plan, passes, device)
     return Prediction(memory_parts(shape, peak, plan), passes.forwards, forward, step)

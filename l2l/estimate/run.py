@@ -19,7 +19,7 @@ from l2l.report.memory import available_bytes, current_bytes
 from l2l.report.rundir import RunDirectory
 
 
-def run(config: EstimateConfig) -> dict[str, Any]:
+def run_estimate(config: EstimateConfig) -> dict[str, Any]:
     """Predict; the figures, written to ``out`` where one is given. Nothing but a config is read.
 
     Raises:
@@ -35,7 +35,7 @@ def run(config: EstimateConfig) -> dict[str, Any]:
     load = Load(config.batch_size, config.length, config.batch_size * (config.answer_tokens or config.length))
     costs = named_method_costs(config.method, config.method_args, model, blocks)
     room = available_bytes(device)
-    plan = make_plan(shape, dtype, config.walk, config.update, costs, room)
+    plan = make_plan(shape, dtype, config.perturb, config.update, costs, room)
     found = predict(shape, load, load, plan, costs, device)
     process = current_bytes(device)  # with the libraries that a step loads: the measurement has used them
     summary = _summary(config, shape, load, plan, found, process, room)
@@ -71,7 +71,7 @@ def _summary(
         "parameters": shape.parameters,
         "dtype": str(plan.dtype).removeprefix("torch."),
         "method": config.method,
-        "walk": plan.walk,
+        "walk": plan.perturb,
         "update": plan.update,
         "backend": active_backend(_device(config.device), plan.dtype),
         "threads": torch.get_num_threads(),

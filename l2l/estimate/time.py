@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from l2l.estimate.memory import Load, Walk
+from l2l.estimate.memory import Load, PerturbMode
 from l2l.estimate.shape import ModelShape
 
 
@@ -21,7 +21,7 @@ class Speeds:
     """FLOP/s of a product with as many rows as tokens are read in a call."""
     attention: float
     """Seconds of one layer's attention on the rows fed, projections apart."""
-    elementwise: float
+    leaves_span: float
     """Seconds of one layer's norms, activation and additions on the tokens fed."""
     logits: float
     """Seconds to turn one logit into a log-probability."""
@@ -58,12 +58,12 @@ def forward_seconds(shape: ModelShape, load: Load, speeds: Speeds) -> float:
     """Seconds of one forward pass with its loss."""
     flops = forward_flops(shape, load)
     products = flops["matrices"] / speeds.matrices + flops["head"] / speeds.head
-    around = shape.layers * (speeds.attention + speeds.elementwise) + load.calls * shape.modules * speeds.module
+    around = shape.layers * (speeds.attention + speeds.leaves_span) + load.calls * shape.modules * speeds.module
     return products + around + load.read * shape.vocabulary * speeds.logits
 
 
 def step_passes(
-    walk: Walk, draws: int = 1, learned: bool = False, interval: int = 0, iterations: int = 0, every: int = 0
+    perturb: PerturbMode, num_directions: int = 1, learned: bool = False, interval: int = 0, iterations: int = 0, every: int = 0
 ) -> Passes:
     """What a step consists of, in a loop that owns the model.
 
@@ -77,10 +77,10 @@ def step_passes(
     """
     searching = 2 * iterations / interval if interval else 0.0
     third = 1 / every if every else 0.0
-    forwards = 2 * draws + searching + third
-    if walk == "in_place":
-        return Passes(forwards, draws + 2 * third, draws - third)
-    return Passes(forwards, 3 * draws + third + learned, 0)
+    forwards = 2 * num_directions + searching + third
+    if perturb == "in_place":
+        return Passes(forwards, num_directions + 2 * third, num_directions - third)
+    return Passes(forwards, 3 * num_directions + third + learned, 0)
 
 
 def first_order_passes() -> Passes:

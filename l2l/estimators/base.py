@@ -26,13 +26,13 @@ class Estimate:
     """Loss at theta - epsilon * u; None where nobody looked there."""
     projected_gradient: float
     """Estimate of <gradient, u>."""
-    loss_home: float | None = None
+    loss_center: float | None = None
     """Loss at theta; None where nobody looked there."""
 
     @property
     def losses(self) -> tuple[float, ...]:
         """The losses seen around theta: at both sides, else at the one side and at theta."""
-        other = self.loss_home if self.loss_minus is None else self.loss_minus
+        other = self.loss_center if self.loss_minus is None else self.loss_minus
         return (self.loss_plus,) if other is None else (self.loss_plus, other)
 
     @property
@@ -41,7 +41,7 @@ class Estimate:
         return sum(self.losses) / len(self.losses)
 
 
-def read_loss(closure: Closure) -> float:
+def finite_loss(closure: Closure) -> float:
     """The closure's loss as a Python float.
 
     Raises:

@@ -18,11 +18,11 @@ from torch.overrides import TorchFunctionMode
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import Closure, Estimate, as_loss
-from l2l.perturb import Direction, Theta, written
+from l2l.perturb import Direction, PerturbedParameters, dense_direction
 from l2l.perturb.transient import PASSIVE, flat, mapped, renormalises
 
 
-def forward_gradient(closure: Closure, theta: Theta, direction: Direction) -> Estimate:
+def forward_gradient(closure: Closure, theta: PerturbedParameters, direction: Direction) -> Estimate:
     """g = <grad L, u> at theta, to rounding. One evaluation that costs about two: every activation has a tangent.
 
     Attention runs by the plain kernel, as the fused ones have no forward-mode rule. Tangents have the dtype of the weights.
@@ -33,7 +33,7 @@ def forward_gradient(closure: Closure, theta: Theta, direction: Direction) -> Es
             rule.
         FloatingPointError: the loss or its derivative is not finite.
     """
-    theta.look(direction, 0.0)  # at home, where sparse embeddings still note which rows are read
+    theta.perturb(direction, 0.0)  # at home, where sparse embeddings still note which rows are read
     slope, duals = None, _Duals(theta.blocks, direction)
 
     def differentiated() -> Tensor | float:
@@ -97,7 +97,7 @@ class _Duals(TorchFunctionMode):
         return forward_ad.make_dual(self._home[index], self._tangent(index))
 
     def _tangent(self, index: int) -> Tensor:
-        return written(self._direction, self._blocks, index).to(self._home[index].dtype)
+        return dense_direction(self._direction, self._blocks, index).to(self._home[index].dtype)
 
     def _looked_up(self, index: int, args: Any, kwargs: dict[str, Any]) -> Tensor:
         """Rows of the stored weights, read as any look reads them, with the same rows of u as tangent."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from l2l.estimators.base import Closure, Estimate, read_loss
+from l2l.estimators.base import Closure, Estimate, finite_loss
 from l2l.noise import Key
-from l2l.perturb import Direction, Theta
+from l2l.perturb import Direction, PerturbedParameters
 
 
-def home_loss(closure: Closure, theta: Theta) -> float:
+def center_loss(closure: Closure, theta: PerturbedParameters) -> float:
     """The loss at theta. One forward pass.
 
     Half-precision weights are read as the copies that looks make, at distance 0: norms and biases then have the same
@@ -19,24 +19,24 @@ def home_loss(closure: Closure, theta: Theta) -> float:
         FloatingPointError: it is not finite.
     """
     if theta.update is None:
-        theta.home()
+        theta.restore()
     else:
-        theta.look(Direction(Key(0), (0.0,) * len(theta.blocks)), 0.0)
-    return theta.evaluate(lambda: read_loss(closure))
+        theta.perturb(Direction(Key(0), (0.0,) * len(theta.blocks)), 0.0)
+    return theta.evaluate(lambda: finite_loss(closure))
 
 
-def loss_along(closure: Closure, theta: Theta, direction: Direction, distance: float) -> float:
+def loss_along(closure: Closure, theta: PerturbedParameters, direction: Direction, distance: float) -> float:
     """The loss at ``theta + distance * u``. One forward pass; theta is left there.
 
     Raises:
         FloatingPointError: it is not finite.
     """
-    theta.look(direction, distance)
-    return theta.evaluate(lambda: read_loss(closure))
+    theta.perturb(direction, distance)
+    return theta.evaluate(lambda: finite_loss(closure))
 
 
 def one_sided(
-    closure: Closure, theta: Theta, directions: Sequence[Direction], epsilon: float, home: float | None = None
+    closure: Closure, theta: PerturbedParameters, directions: Sequence[Direction], epsilon: float, home: float | None = None
 ) -> tuple[Estimate, ...]:
     """g = (L+ - L0) / epsilon along each direction, with one loss at theta for all of them.
 
@@ -46,7 +46,7 @@ def one_sided(
     Raises:
         FloatingPointError: a loss is not finite.
     """
-    base = home_loss(closure, theta) if home is None else home
+    base = center_loss(closure, theta) if home is None else home
     plus = [loss_along(closure, theta, direction, epsilon) for direction in directions]
     return tuple(
         Estimate(direction, loss, None, (loss - base) / epsilon, base)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
-from l2l.estimators.base import Closure, read_loss
+from l2l.estimators.base import Closure, finite_loss
 
 StandAt: TypeAlias = Callable[[dict[int, float]], None]
 """Sets each block listed to anchor + ratio * (theta - anchor)."""
@@ -23,7 +23,7 @@ StandAt: TypeAlias = Callable[[dict[int, float]], None]
 def search_two_point(
     stand_at: StandAt,
     losses: Sequence[Closure],
-    draws: Sequence[Mapping[int, float]],
+    num_directions: Sequence[Mapping[int, float]],
     norms: Mapping[int, float],
     epsilon: float,
     step_size: float,
@@ -37,12 +37,12 @@ def search_two_point(
         FloatingPointError: a loss is not finite.
     """
     ratios = dict.fromkeys(norms, 1.0)
-    for closure, z in zip(losses, draws, strict=True):
+    for closure, z in zip(losses, num_directions, strict=True):
         reach = {i: epsilon * z[i] / norms[i] for i in norms}
         stand_at({i: ratios[i] + reach[i] for i in norms})
-        plus = read_loss(closure)
+        plus = finite_loss(closure)
         stand_at({i: ratios[i] - reach[i] for i in norms})
-        minus = read_loss(closure)
+        minus = finite_loss(closure)
         slope = (plus - minus) / (2 * epsilon)
         ratios = {i: min(max(ratios[i] - step_size * slope * z[i], 1 - clip), 1 + clip) for i in norms}
     return ratios

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from l2l.estimators.base import Closure, Estimate, read_loss
-from l2l.perturb import Direction, Theta
+from l2l.estimators.base import Closure, Estimate, finite_loss
+from l2l.perturb import Direction, PerturbedParameters
 
 
-def two_point(closure: Closure, theta: Theta, direction: Direction, epsilon: float) -> Estimate:
+def two_point(closure: Closure, theta: PerturbedParameters, direction: Direction, epsilon: float) -> Estimate:
     """Look at ``theta + epsilon * u`` and ``theta - epsilon * u``: g = (L+ - L-) / (2 epsilon) estimates <grad L, u>.
 
     Two forward passes. Theta is left at ``-epsilon * u``, so that a step along the same direction costs no extra
@@ -16,14 +16,14 @@ def two_point(closure: Closure, theta: Theta, direction: Direction, epsilon: flo
     Raises:
         FloatingPointError: a loss is not finite.
     """
-    theta.look(direction, epsilon)
-    plus = theta.evaluate(lambda: read_loss(closure))
-    theta.look(direction, -epsilon)
-    minus = theta.evaluate(lambda: read_loss(closure))
+    theta.perturb(direction, epsilon)
+    plus = theta.evaluate(lambda: finite_loss(closure))
+    theta.perturb(direction, -epsilon)
+    minus = theta.evaluate(lambda: finite_loss(closure))
     return Estimate(direction, plus, minus, (plus - minus) / (2 * epsilon))
 
 
-def third_point(closure: Closure, theta: Theta, direction: Direction) -> float:
+def third_point(closure: Closure, theta: PerturbedParameters, direction: Direction) -> float:
     """The loss between the two that :func:`two_point` sees along ``direction``. One forward pass.
 
     Taken before them it costs a traversal less than after. Half-precision weights are read as the copies that looks
@@ -33,7 +33,7 @@ def third_point(closure: Closure, theta: Theta, direction: Direction) -> float:
         FloatingPointError: the loss is not finite.
     """
     if theta.update is None:
-        theta.home()
+        theta.restore()
     else:
-        theta.look(direction, 0.0)
-    return theta.evaluate(lambda: read_loss(closure))
+        theta.perturb(direction, 0.0)
+    return theta.evaluate(lambda: finite_loss(closure))

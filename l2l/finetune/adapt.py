@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def adapted(model: PreTrainedModel, config: FineTuneConfig) -> PreTrainedModel:
+def setup_scheme(model: PreTrainedModel, config: FineTuneConfig) -> PreTrainedModel:
     """The model with exactly what the run's scheme trains.
 
     Raises:
@@ -74,7 +74,7 @@ def warn_of_steps(model: Any, config: FineTuneConfig, method: Any) -> None:
         return
     parameters = sum(parameter.numel() for parameter in model.parameters())
     lr, _ = resolve(config.scheme, config.lr, None)
-    if method.normalised:
+    if method.step_is_normalized:
         lr = "auto"  # its learning rates are of another size, of which nothing is known here
     warn(config.scheme, lr, method.epsilon, parameters)
 

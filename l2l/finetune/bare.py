@@ -9,7 +9,7 @@ from l2l.finetune.session import Session
 
 def run_bare(session: Session, advance: Callable[[float], None]) -> None:
     """Run a session's remaining steps in a plain loop."""
-    with session.parts.optimizer.theta.managed():
+    with session.parts.optimizer.theta.fused_steps():
         while not session.done:
             session.parts.optimizer.step(**session.arguments())
             advance(session.after_step())

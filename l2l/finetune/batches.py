@@ -36,7 +36,7 @@ def further_indices(rows: int, batch_size: int, seed: int, step: int, number: in
 
 @final
 @dataclass(frozen=True)
-class Feeder:
+class Batcher:
     """Batches of encoded examples by step."""
 
     examples: Sequence[Encoded]

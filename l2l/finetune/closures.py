@@ -11,7 +11,7 @@ from torch import Tensor
 
 from l2l.estimators.base import Closure
 from l2l.estimators.micro import MicroBatched
-from l2l.finetune.batches import Feeder, batch_indices, further_indices
+from l2l.finetune.batches import Batcher, batch_indices, further_indices
 from l2l.finetune.config import FineTuneConfig
 from l2l.finetune.objectives import LOSS, Objective, find_objective
 from l2l.methods.base import FirstOrder
@@ -30,7 +30,7 @@ class Closures:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    feeder: Feeder
+    feeder: Batcher
     rows: Sequence[Row]
     """The rows that the feeder's examples were made from, in the same order."""
     objective: Objective | None = None
@@ -92,7 +92,7 @@ def choose_closures(
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     rows: Sequence[Row],
-    feeder: Feeder,
+    feeder: Batcher,
 ) -> Closures:
     """The closures that a configuration asks for, on the train rows.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
-from l2l.finetune.control import LearningRate, Schedule, StepControl, check_lr, check_schedule
+from l2l.finetune.control import LearningRate, Schedule, CurvatureLR, check_lr, check_schedule
 from l2l.finetune.defaults import resolve
 from l2l.finetune.objectives import check_objective
 from l2l.methods import is_first_order
@@ -16,7 +16,7 @@ from l2l.models.quantized import Quantize, check_quantize
 from l2l.models.schemes import Scheme, check_scheme
 from l2l.tuners.match import Level, check_level
 
-Walk: TypeAlias = Literal["auto", "in_place", "exact"]
+PerturbMode: TypeAlias = Literal["auto", "in_place", "exact"]
 Update: TypeAlias = Literal["auto", "master", "stochastic"]
 
 
@@ -50,10 +50,10 @@ class FineTuneConfig:
     """Learning rate; None: the scheme's, 1e-6 for ``full`` and 5e-5 for ``lora``. Full fine-tuning of large models: 1e-7 to
     1e-6; the embedded model: 1e-4 to 1e-3. ``auto``: beta over the mean curvature along the directions, which a third loss
     at some steps shows."""
-    beta: float = 0.1
+    step_fraction: float = 0.1
     """Under ``lr: auto``, the share to go of the step to the bottom of the parabola seen. Begin with 0.1 or 0.2, whatever
     the model, task and method."""
-    control_every: int = 5
+    curvature_every: int = 5
     """Under ``lr: auto``, steps from one third loss to the next, a forward pass each; the first 5 steps all have one."""
     schedule: Schedule = "constant"
     """What multiplies the learning rate (under ``auto``, beta) over the run: 1, or from 1 to ``schedule_end`` along a
@@ -83,7 +83,7 @@ class FineTuneConfig:
     compile: bool = False
     """Compile the decoder with torch.compile. The first steps take half a minute or more; on the CPU a C++ compiler is
     needed."""
-    walk: Walk = "auto"
+    perturb: PerturbMode = "auto"
     """How perturbed weights are made. ``in_place``: the weights are moved and moved back, which in half precision is
     inexact; ``exact``: transient copies, the stored weights are never touched; ``auto``: ``exact`` for half precision."""
     update: Update = "auto"
@@ -160,9 +160,9 @@ class FineTuneConfig:
         object.__setattr__(self, "lr", lr)  # what is recorded is what runs
         object.__setattr__(self, "epsilon", epsilon)
         check_lr(lr=lr)
-        check_positive(epsilon=epsilon, beta=self.beta)
+        check_positive(epsilon=epsilon, beta=self.step_fraction)
         check_schedule(self.schedule, self.schedule_end)
-        _check_choice("walk", self.walk, get_args(Walk))
+        _check_choice("walk", self.perturb, get_args(PerturbMode))
         _check_choice("update", self.update, get_args(Update))
         check_counts(
             steps=self.steps,
@@ -173,7 +173,7 @@ class FineTuneConfig:
             eval_every=self.eval_every,
             checkpoint_every=self.checkpoint_every,
             log_every=self.log_every,
-            control_every=self.control_every,
+            control_every=self.curvature_every,
             length_groups=1 if self.length_groups is None else self.length_groups,
             max_passes=1 if self.max_passes is None else self.max_passes,
             max_new_tokens=self.max_new_tokens,
@@ -194,9 +194,9 @@ class FineTuneConfig:
         )
         return {name: getattr(self, name) for name in (*names, "quantize")}
 
-    def control(self) -> StepControl | None:
+    def curvature_lr(self) -> CurvatureLR | None:
         """Step control where the learning rate is ``auto``."""
-        return StepControl(self.beta, self.control_every) if self.lr == "auto" else None
+        return CurvatureLR(self.step_fraction, self.curvature_every) if self.lr == "auto" else None
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

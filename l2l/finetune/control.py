@@ -21,14 +21,14 @@ Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
-class StepControl:
+class CurvatureLR:
     """When curvature is measured, and what is made of it.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    beta: float = 0.1
+    step_fraction: float = 0.1
     """The share of the step to the bottom of the parabola along u. Torch schedulers act on it: it is the ``lr`` of the
     parameter groups."""
     every: int = 5
@@ -46,7 +46,7 @@ class StepControl:
     resolution * |loss| / epsilon^2, is the least that counts, so that flat losses cannot make the rate explode."""
 
     def __post_init__(self) -> None:
-        check_positive(beta=self.beta)
+        check_positive(beta=self.step_fraction)
         check_counts(every=self.every, needed=self.needed)
         if not isinstance(self.warm_up, int) or isinstance(self.warm_up, bool) or self.warm_up < 0:
             raise ValueError(f"warm_up={self.warm_up} must be a whole number, at least 0")
@@ -59,13 +59,13 @@ class StepControl:
         """Whether step ``step``, counted from 0, takes a third loss; the first one always does."""
         return step < self.warm_up or step % self.every == 0
 
-    def rates(self, betas: Sequence[float], state: ControlState) -> tuple[float, ...]:
+    def rates(self, betas: Sequence[float], state: CurvatureLRState) -> tuple[float, ...]:
         """:func:`rate` of each block; 0 as long as more measurements are needed."""
-        return tuple(rate(beta, state) if state.count >= self.needed else 0.0 for beta in betas)
+        return tuple(learning_rate(beta, state) if state.count >= self.needed else 0.0 for beta in betas)
 
 
 @dataclass(frozen=True)
-class ControlState:
+class CurvatureLRState:
     """The running mean of curvature, as a sum and the weights in it: nothing seen weighs nothing."""
 
     total: float = 0.0
@@ -80,7 +80,7 @@ class ControlState:
 
 
 def curvature(
-    loss_plus: float, loss_minus: float, loss_home: float, epsilon: float, resolution: float = StepControl.resolution
+    loss_plus: float, loss_minus: float, loss_center: float, epsilon: float, resolution: float = CurvatureLR.resolution
 ) -> float:
     """|u^T H u| from losses at theta + epsilon u, theta - epsilon u and theta; at least what rounding could feign.
 
@@ -89,26 +89,26 @@ def curvature(
     Raises:
         FloatingPointError: epsilon is so small that it overflows.
     """
-    rounding = resolution * max(abs(loss_plus), abs(loss_minus), abs(loss_home))
-    bend = abs((loss_plus - loss_home) + (loss_minus - loss_home))
+    rounding = resolution * max(abs(loss_plus), abs(loss_minus), abs(loss_center))
+    bend = abs((loss_plus - loss_center) + (loss_minus - loss_center))
     value = max(bend, rounding) / epsilon / epsilon
     if not math.isfinite(value):
         raise FloatingPointError(f"the curvature overflows at epsilon={epsilon}: use a larger epsilon")
     return value
 
 
-def averaged(state: ControlState, measured: float, decay: float) -> ControlState:
+def update_average(state: CurvatureLRState, measured: float, decay: float) -> CurvatureLRState:
     """The state with one more measurement in its mean."""
     total, weight = decay * state.total + (1 - decay) * measured, decay * state.weight + (1 - decay)
-    return ControlState(total, weight, state.count + 1)
+    return CurvatureLRState(total, weight, state.count + 1)
 
 
-def rate(beta: float, state: ControlState) -> float:
+def learning_rate(step_fraction: float, state: CurvatureLRState) -> float:
     """The learning rate: beta over the mean curvature. 0 where that is 0: who has seen nothing does not move."""
-    return beta / state.average if state.average else 0.0
+    return step_fraction / state.average if state.average else 0.0
 
 
-def choose_control(lr: LearningRate, beta: float | None, control: StepControl | None) -> StepControl | None:
+def choose_curvature_lr(lr: LearningRate, step_fraction: float | None, curvature_lr: CurvatureLR | None) -> CurvatureLR | None:
     """Step control from the arguments of an optimizer; None where lr is a number.
 
     Raises:
@@ -116,23 +116,23 @@ def choose_control(lr: LearningRate, beta: float | None, control: StepControl | 
     """
     check_lr(lr=lr)
     if lr == "auto":
-        found = control or StepControl()
-        return found if beta is None else replace(found, beta=beta)
-    if beta is not None or control is not None:
+        found = curvature_lr or CurvatureLR()
+        return found if step_fraction is None else replace(found, beta=step_fraction)
+    if step_fraction is not None or curvature_lr is not None:
         raise ValueError(f"lr={lr} is a number, so beta and control mean nothing: pass lr='auto', or leave them out")
     return None
 
 
-def kept_control(control: StepControl | None, state: ControlState) -> dict[str, dict[str, Any]] | None:
+def curvature_lr_state(control: CurvatureLR | None, state: CurvatureLRState) -> dict[str, dict[str, Any]] | None:
     """Step control as plain values; None where there is none."""
     return None if control is None else {"settings": asdict(control), "seen": asdict(state)}
 
 
-def restored_control(kept: Mapping[str, Mapping[str, Any]] | None) -> tuple[StepControl | None, ControlState]:
+def restore_curvature_lr(kept: Mapping[str, Mapping[str, Any]] | None) -> tuple[CurvatureLR | None, CurvatureLRState]:
     """Step control from what :func:`kept_control` gave."""
     if kept is None:
-        return None, ControlState()
-    return StepControl(**kept["settings"]), ControlState(**kept["seen"])
+        return None, CurvatureLRState()
+    return CurvatureLR(**kept["settings"]), CurvatureLRState(**kept["seen"])
 
 
 def schedule_factor(schedule: Schedule, progress: float, end: float = 0.0) -> float:

@@ -75,7 +75,7 @@ class EvaluateConfig:
         return {name: getattr(self, name) for name in (*names, "trust_remote_code", "quantize")}
 
 
-def run(config: EvaluateConfig) -> dict[str, Any]:
+def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate; the figures, written to ``out`` where one is given. ``interval`` is the metric's, at 95 %.
 
     Raises:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ground:
+class RunInputs:
     """Loaded, and not yet touched."""
 
     model: PreTrainedModel
@@ -26,9 +26,9 @@ class Ground:
     splits: Splits
 
 
-def load_ground(
+def load_run_inputs(
     config: FineTuneConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
-) -> Ground:
+) -> RunInputs:
     """Load what is not given.
 
     Raises:
@@ -43,4 +43,4 @@ def load_ground(
         source = model.config._name_or_path or config.model
         tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
     model.eval()
-    return Ground(model, tokenizer, task, splits)
+    return RunInputs(model, tokenizer, task, splits)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from l2l.enhancements import AROUND, enhancement_class, enhancement_names
+from l2l.enhancements import AROUND, wrapper_class, wrapper_names
 from l2l.finetune.baselines import baseline_kind, baseline_names
 from l2l.finetune.methods import build_method
 from l2l.finetune.step import FIRST_ORDER_PASSES
@@ -21,13 +21,13 @@ def method_list() -> list[dict[str, str]]:
     Memory is in copies of the trained weights (``1P``), kept between steps. Rows of enhancements begin with ``…+``.
     """
     rows = [_row(name, name, method_class(name)) for name in method_names()]
-    rows += [_row(f"{name}{AROUND}…", f"{name}{AROUND}mezo", enhancement_class(name)) for name in enhancement_names()]
+    rows += [_row(f"{name}{AROUND}…", f"{name}{AROUND}mezo", wrapper_class(name)) for name in wrapper_names()]
     return rows + [_named(name, baseline_kind(name)) | {"passes": "-", "memory": "-"} for name in baseline_names()]
 
 
 def _row(shown: str, name: str, kind: Any) -> dict[str, str]:
     passes = float(FIRST_ORDER_PASSES) if is_first_order(name) else _passes(name)
-    return _named(shown, kind) | {"passes": f"{passes:g}", "memory": kind.about.memory, "paper": kind.about.paper}
+    return _named(shown, kind) | {"passes": f"{passes:g}", "memory": kind.info.memory, "paper": kind.info.paper}
 
 
 def _named(name: str, kind: Any) -> dict[str, str]:

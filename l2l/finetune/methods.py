@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from l2l.enhancements import AROUND, enhancement_class, parted, parted_args
+from l2l.enhancements import AROUND, wrapper_class, split_method_name, split_method_args
 from l2l.finetune.optimizer import DiZO, MeZO, ZOFineTuner
 from l2l.methods import method_class
 from l2l.methods.base import FirstOrder, Method
@@ -57,9 +57,9 @@ def build_method(
     if isinstance(method, Method | FirstOrder):
         return method
     name = method_name(method)
-    around, base = parted(name)
-    given = parted_args(name, args)
-    kinds: list[tuple[str, Any]] = [(base, method_class(base)), *((n, enhancement_class(n)) for n in reversed(around))]
+    around, base = split_method_name(name)
+    given = split_method_args(name, args)
+    kinds: list[tuple[str, Any]] = [(base, method_class(base)), *((n, wrapper_class(n)) for n in reversed(around))]
     wanted = [n for n, kind in kinds if "tuner" in _fields(kind)]
     if tuner is None and wanted:
         raise ValueError(f"method {name!r} needs a tuner: give its directory, bundled name or hub id")

@@ -77,5 +77,5 @@ def run_lightning(session: Session, advance: Callable[[float], None]) -> None:
             accelerator="cpu" if session.parts.model.device.type == "cpu" else "gpu",
             devices=1,
         )
-        with session.parts.optimizer.theta.managed():
+        with session.parts.optimizer.theta.fused_steps():
             fit(trainer, FineTuneModule(session, advance))

@@ -13,14 +13,14 @@ from torch.optim import Optimizer
 
 from l2l.blocks import Block, Blocks
 from l2l.estimators.base import Closure
-from l2l.finetune.control import ControlState, LearningRate, StepControl, choose_control, kept_control, restored_control
-from l2l.finetune.step import StepReport, fo_step, zo_step
+from l2l.finetune.control import CurvatureLRState, LearningRate, CurvatureLR, choose_curvature_lr, curvature_lr_state, restore_curvature_lr
+from l2l.finetune.step import StepReport, first_order_step, zo_step
 from l2l.methods.base import FirstOrder, Method, check_positive
 from l2l.methods.dizo import DiZO as DiZOMethod
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO as MeZOMethod
 from l2l.noise import Key
-from l2l.perturb import Theta
+from l2l.perturb import PerturbedParameters
 from l2l.report.memory import available_bytes
 from l2l.tuners.match import Level
 from l2l.tuners.tuner import Tuner
@@ -61,17 +61,17 @@ class ZOOptimizer(Optimizer):
         seed: int = 0,
         weight_decay: float = 0.0,
         groups: Sequence[Mapping[str, Any]] = (),
-        walk: Literal["auto", "in_place", "exact"] = "auto",
+        perturb: Literal["auto", "in_place", "exact"] = "auto",
         update: Literal["auto", "master", "stochastic"] = "auto",
         sparse_embeddings: bool = False,
-        beta: float | None = None,
-        control: StepControl | None = None,
+        step_fraction: float | None = None,
+        curvature_lr: CurvatureLR | None = None,
     ) -> None:
-        self.control = choose_control(lr, beta, control)
-        self.control_state = ControlState()
+        self.curvature_lr = choose_curvature_lr(lr, step_fraction, curvature_lr)
+        self.curvature_lr_state = CurvatureLRState()
         _check_decay(weight_decay)
         Key(seed)  # refuses what is no seed
-        if lr == "auto" and isinstance(method, Method) and method.normalised:
+        if lr == "auto" and isinstance(method, Method) and method.step_is_normalized:
             raise ValueError(
                 f"lr='auto' is a share of the way to the bottom of the parabola seen, and the step of {_named(method)} has a "
                 "length of its own: give lr as a number"
@@ -80,14 +80,14 @@ class ZOOptimizer(Optimizer):
         split = _split(found, groups)
         super().__init__(
             [{"params": [(b.name, b.tensor) for b in inside], **options} for inside, options in split],
-            {"lr": self.control.beta if self.control else lr, "weight_decay": weight_decay},
+            {"lr": self.curvature_lr.step_fraction if self.curvature_lr else lr, "weight_decay": weight_decay},
         )
         self.method = method
         self.seed = seed
         self.steps_done = 0
         ordered = Blocks(block for inside, _ in split for block in inside)
         automatic = "master" if isinstance(method, FirstOrder) else choose_update(ordered)
-        self.theta = Theta(ordered, walk, automatic if update == "auto" else update, sparse_embeddings)
+        self.theta = PerturbedParameters(ordered, perturb, automatic if update == "auto" else update, sparse_embeddings)
         if isinstance(method, FirstOrder):
             _check_first_order(self.theta, lr, sparse_embeddings)
         self.method_state: Any = method.init(self.theta.blocks)
@@ -115,14 +115,14 @@ class ZOOptimizer(Optimizer):
         lr, decay = self._rates()
         key = Key(self.seed, self.steps_done)
         if isinstance(self.method, FirstOrder):
-            stepped = fo_step(closure, self.theta, self.method, self.method_state, key, lr, decay)
+            stepped = first_order_step(closure, self.theta, self.method, self.method_state, key, lr, decay)
         else:
-            control, seen = self.control, self.control_state
+            control, seen = self.curvature_lr, self.curvature_lr_state
             stepped = zo_step(closure, self.theta, self.method, self.method_state, key, lr, decay, fresh, control, seen)
         self.method_state, self.report = stepped
-        self.control_state = self.report.control
+        self.curvature_lr_state = self.report.curvature_lr_state
         self.steps_done += 1
-        self.theta.deliver()
+        self.theta.raise_deferred_interrupt()
         return self.report.loss
 
     def _rates(self) -> tuple[list[float], list[float]]:
@@ -136,7 +136,7 @@ class ZOOptimizer(Optimizer):
         """Everything that resuming needs beside the weights: it resumes exactly. Theta goes home."""
         kept = {"seed": self.seed, "step": self.steps_done, "method": _plain(self.method_state)}
         kept["masters"] = self.theta.extra_state()
-        kept["control"] = kept_control(self.control, self.control_state)
+        kept["control"] = curvature_lr_state(self.curvature_lr, self.curvature_lr_state)
         return {**super().state_dict(), STATE: kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -149,11 +149,11 @@ class ZOOptimizer(Optimizer):
         if kept is None:
             raise ValueError("this state_dict has no zeroth-order state: it belongs to another optimizer")
         restored = _restored(self.method_state, kept["method"])
-        control, seen = restored_control(kept.get("control"))
+        control, seen = restore_curvature_lr(kept.get("control"))
         self.theta.load_extra_state(kept.get("masters", {}))
         super().load_state_dict({name: value for name, value in state_dict.items() if name != STATE})
         self.seed, self.steps_done, self.method_state = kept["seed"], kept["step"], restored
-        self.control, self.control_state = control, seen
+        self.curvature_lr, self.curvature_lr_state = control, seen
 
 
 def choose_update(blocks: Blocks) -> Literal["master", "stochastic"]:
@@ -169,7 +169,7 @@ def choose_update(blocks: Blocks) -> Literal["master", "stochastic"]:
     return "master" if 2 * needed <= available_bytes(half[0].tensor.device) else "stochastic"
 
 
-def _check_first_order(theta: Theta, lr: LearningRate, sparse_embeddings: bool) -> None:
+def _check_first_order(theta: PerturbedParameters, lr: LearningRate, sparse_embeddings: bool) -> None:
     """Refuse what only looks along directions can do."""
     if lr == "auto":
         raise ValueError(
@@ -232,12 +232,12 @@ def _restored(fresh: Any, kept: Any) -> Any:
 class Engine(TypedDict, total=False):
     """How any method walks; see :class:`ZOOptimizer`."""
 
-    walk: Literal["auto", "in_place", "exact"]
+    perturb: Literal["auto", "in_place", "exact"]
     update: Literal["auto", "master", "stochastic"]
     sparse_embeddings: bool
     groups: Sequence[Mapping[str, Any]]
-    beta: float | None
-    control: StepControl | None
+    step_fraction: float | None
+    curvature_lr: CurvatureLR | None
 
 
 def _parted(arguments: dict[str, Any]) -> tuple[dict[str, Any], Engine]:

@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2l.estimate.loaded import Expectation, expect
-from l2l.estimators.base import read_loss
-from l2l.finetune.adapt import adapted, fitting_tuner, save_trained, warn_of_steps
+from l2l.estimators.base import finite_loss
+from l2l.finetune.adapt import setup_scheme, fitting_tuner, save_trained, warn_of_steps
 from l2l.finetune.baselines import baseline_names, build_baseline
 from l2l.finetune.baselines.measure import measure
-from l2l.finetune.batches import Feeder
+from l2l.finetune.batches import Batcher
 from l2l.finetune.closures import choose_closures
 from l2l.finetune.config import FineTuneConfig
 from l2l.finetune.defaults import resolve
-from l2l.finetune.ground import load_ground
+from l2l.finetune.ground import load_run_inputs
 from l2l.finetune.methods import MethodLike, build_method, method_name
 from l2l.finetune.optimizer import ZOOptimizer
-from l2l.finetune.session import Parts, Session
+from l2l.finetune.session import RunContext, Session
 from l2l.models.buckets import Grouping
 from l2l.models.heads import compile_decoder
 from l2l.models.load import context_length, model_identity
 from l2l.report.memory import PeakMemory
-from l2l.report.metrics import read
+from l2l.report.metrics import read_metrics
 from l2l.report.plots import plot_panels, smooth
 from l2l.report.progress import progress_bar
 from l2l.report.rundir import METRICS, RunDirectory
@@ -84,10 +84,10 @@ def fine_tune(
         **options,
     )
     folder = RunDirectory(config.out, asdict(config), config.overwrite)
-    return start(config, folder, None if isinstance(model, str) else model, tokenizer, method, tuner)
+    return start_fine_tuning(config, folder, None if isinstance(model, str) else model, tokenizer, method, tuner)
 
 
-def start(
+def start_fine_tuning(
     config: FineTuneConfig,
     folder: RunDirectory,
     model: PreTrainedModel | None = None,
@@ -102,28 +102,28 @@ def start(
         FloatingPointError: the loss is not finite.
     """
     if config.method not in baseline_names():
-        return run(prepare(config, model, tokenizer, method, tuner), config, folder)
+        return run_fine_tuning(prepare_fine_tuning(config, model, tokenizer, method, tuner), config, folder)
     baseline = build_baseline(config.method, config.method_args, tuner or config.tuner)
-    ground = load_ground(config, model, tokenizer)
+    ground = load_run_inputs(config, model, tokenizer)
     return FineTuneResult(ground.model, measure(baseline, ground, config, folder), folder.path)
 
 
-def prepare(
+def prepare_fine_tuning(
     config: FineTuneConfig,
     model: PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     method: MethodLike | None = None,
     tuner: Tuner | str | None = None,
-) -> Parts:
+) -> RunContext:
     """Load model, data and method, and read one loss: what can be wrong shows here. Nothing is written.
 
     Raises:
         ValueError, FileNotFoundError: bad input, named.
         FloatingPointError: the loss of the first batch is not finite.
     """
-    ground = load_ground(config, model, tokenizer)
+    ground = load_run_inputs(config, model, tokenizer)
     tokenizer, task, splits = ground.tokenizer, ground.task, ground.splits
-    model = adapted(ground.model, config)
+    model = setup_scheme(ground.model, config)
     model.eval()  # two looks at one batch must not differ by dropout
     named = fitting_tuner(tuner or config.tuner, model, config.scheme, config.match, config.progress)
     lr, epsilon = resolve(config.scheme, config.lr, config.epsilon)
@@ -135,9 +135,9 @@ def prepare(
         lr,
         config.seed,
         config.weight_decay,
-        walk=config.walk,
+        perturb=config.perturb,
         update=config.update,
-        control=config.control(),
+        curvature_lr=config.curvature_lr(),
         sparse_embeddings=config.sparse_embeddings,
     )
     _check_forward(config, model, optimizer)
@@ -145,13 +145,13 @@ def prepare(
     reader = reader_for(model)
     encoded = reader.encode(task, splits.train, tokenizer, limit)
     grouping = Grouping.of(model, config.length_groups, config.share_prompts)
-    feeder = Feeder(
+    feeder = Batcher(
         encoded, task.form, reader.pad_id(tokenizer), config.batch_size, config.seed, model.device, grouping
     )
     if config.compile:
         compile_decoder(model)
     closures = choose_closures(config, built, model, tokenizer, task, splits.train, feeder)
-    parts = Parts(model, tokenizer, task, splits, feeder, optimizer, closures)
+    parts = RunContext(model, tokenizer, task, splits, feeder, optimizer, closures)
     _read_first_loss(parts)
     return parts
 
@@ -163,21 +163,21 @@ def _check_forward(config: FineTuneConfig, model: PreTrainedModel, optimizer: ZO
         raise ValueError(
             "sparse_embeddings=True, but the embedding is tied to the head, whose logits read every row: leave it off"
         )
-    if config.compile and (config.sparse_embeddings or optimizer.theta.walk == "exact"):
+    if config.compile and (config.sparse_embeddings or optimizer.theta.mode == "exact"):
         raise ValueError(
             "compile=True needs weights that are walked in place: a compiled forward cannot be given transient copies. "
             "Leave compile off, or use float32 with walk='in_place' and sparse_embeddings off"
         )
 
 
-def _read_first_loss(parts: Parts) -> None:
+def _read_first_loss(parts: RunContext) -> None:
     try:
-        read_loss(parts.closures.at(0))
+        finite_loss(parts.closures.at(0))
     except FloatingPointError as error:
         raise FloatingPointError(f"step 0, before any update: {error}") from error
 
 
-def run(parts: Parts, config: FineTuneConfig, folder: RunDirectory) -> FineTuneResult:
+def run_fine_tuning(parts: RunContext, config: FineTuneConfig, folder: RunDirectory) -> FineTuneResult:
     """Train, evaluate and write. An interrupted run continues from its checkpoint and ends with the same weights."""
     expected = _expected(parts, config)
     if config.progress:
@@ -205,7 +205,7 @@ def _loop(session: Session, config: FineTuneConfig) -> None:
             run_bare(session, advance)
 
 
-def _expected(parts: Parts, config: FineTuneConfig) -> Expectation:
+def _expected(parts: RunContext, config: FineTuneConfig) -> Expectation:
     """What the run is going to need: told before it begins, and beside what was measured when it has ended."""
     feeder, theta = parts.feeder, parts.optimizer.theta
     longest = sorted(feeder.examples, key=lambda example: -max(len(option.ids) for option in example.options))
@@ -215,13 +215,13 @@ def _expected(parts: Parts, config: FineTuneConfig) -> Expectation:
     return expect(
         parts.model,
         parts.optimizer.blocks,
-        theta.walk,
+        theta.mode,
         theta.update == "master",
         parts.optimizer.method,
         batches,
         [evaluated],
         measure=config.steps >= WORTH_MEASURING,
-        every=config.control_every if config.lr == "auto" else 0,
+        every=config.curvature_every if config.lr == "auto" else 0,
     )
 
 
@@ -259,7 +259,7 @@ def _finish(
         "note": parts.splits.note,
         "blocks": len(parts.optimizer.blocks),
         "trained_parameters": parts.optimizer.blocks.numel,
-        "walk": parts.optimizer.theta.walk,
+        "walk": parts.optimizer.theta.mode,
         "update": parts.optimizer.theta.update,
         "dtype": str(parts.model.dtype).removeprefix("torch."),
         "config": asdict(config),
@@ -272,14 +272,14 @@ def _finish(
     return FineTuneResult(parts.model, summary, folder.path)
 
 
-def _save_model(parts: Parts, scheme: str, target: Path) -> None:
+def _save_model(parts: RunContext, scheme: str, target: Path) -> None:
     save_trained(parts.model, scheme, target)
     parts.tokenizer.save_pretrained(target)
 
 
 def draw_curves(folder: Path, objective: str = "loss") -> Path:
     """``loss.png`` from ``metrics.csv``: what training minimised, smoothed, and the loss on dev."""
-    rows = read(folder / METRICS)
+    rows = read_metrics(folder / METRICS)
     train = [(float(row["step"]), float(row["train_loss"])) for row in rows]
     dev = [(float(row["step"]), float(row["dev_loss"])) for row in rows if row["dev_loss"]]
     if objective == "loss":

@@ -24,7 +24,7 @@ class RunLog:
 
     def __init__(self, folder: Path, head: dict[str, Any], after: int | None = None) -> None:
         path = folder / NAME
-        kept = [] if after is None or not path.exists() else [line for line in read(path)[1] if line["step"] <= after]
+        kept = [] if after is None or not path.exists() else [line for line in read_run_log(path)[1] if line["step"] <= after]
         lines = "".join(json.dumps(line) + "\n" for line in [head, *kept])
         write_whole(path, lambda target: target.write_text(lines))
         self._file = path.open("a")
@@ -33,8 +33,8 @@ class RunLog:
         """One step."""
         seen = [[e.projected_gradient, e.loss_plus, e.loss_minus] for e in report.estimates]
         line = {"step": report.key.step, "lr": report.lr[0], "passes": report.passes, "draws": seen}
-        if report.loss_home is not None:
-            line["loss"] = report.loss_home
+        if report.loss_center is not None:
+            line["loss"] = report.loss_center
         if report.curvature is not None:
             line["curvature"] = report.curvature
         self._file.write(json.dumps(line) + "\n")
@@ -48,7 +48,7 @@ class RunLog:
         self._file.close()
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def read_run_log(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Head and steps of a log; a last line that a crash cut short is left out."""
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     head, *steps = [json.loads(line) for line in lines]

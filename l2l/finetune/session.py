@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from torch import Tensor
 
-from l2l.finetune.batches import Feeder
+from l2l.finetune.batches import Batcher
 from l2l.finetune.closures import Closures
 from l2l.finetune.config import FineTuneConfig
 from l2l.finetune.control import schedule_factor
@@ -31,14 +31,14 @@ COLUMNS = ("train_loss", "projected_gradient", "lr", "curvature", "passes", "sec
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunContext:
     """What a run works on."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     task: Task
     splits: Splits
-    feeder: Feeder
+    feeder: Batcher
     optimizer: ZOOptimizer
     closures: Closures
     """What each step minimises."""
@@ -62,7 +62,7 @@ class Progress:
 class Session:
     """Runs steps, evaluates, keeps the best weights, writes checkpoints, and resumes from one exactly."""
 
-    def __init__(self, parts: Parts, config: FineTuneConfig, folder: RunDirectory) -> None:
+    def __init__(self, parts: RunContext, config: FineTuneConfig, folder: RunDirectory) -> None:
         self.parts, self.config, self.folder = parts, config, folder
         self.progress = Progress()
         self._peak_lr: list[float] = [group["lr"] for group in parts.optimizer.param_groups]  # before the schedule
@@ -157,7 +157,7 @@ class Session:
     def scores(self, rows: list[Row]) -> Scores:
         """Scores of the model as it stands."""
         parts = self.parts
-        parts.optimizer.theta.home()
+        parts.optimizer.theta.restore()
         return evaluate(
             parts.model,
             parts.tokenizer,
@@ -183,7 +183,7 @@ class Session:
 
     def weights(self) -> dict[str, Tensor]:
         """The trained tensors by name, sharing memory with the model, which stands at theta."""
-        self.parts.optimizer.theta.home()
+        self.parts.optimizer.theta.restore()
         return {block.name: block.tensor.detach() for block in self.parts.optimizer.blocks}
 
     def load_best(self) -> None:

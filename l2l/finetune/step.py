@@ -15,13 +15,13 @@ from torch.autograd import forward_ad
 from l2l.estimators.backward import summed_gradients
 from l2l.estimators.base import Closure, Estimate
 from l2l.estimators.micro import MicroBatched, pieces_of
-from l2l.estimators.one_sided import home_loss, loss_along
+from l2l.estimators.one_sided import center_loss, loss_along
 from l2l.estimators.two_point import third_point
-from l2l.finetune.control import ControlState, StepControl, averaged, curvature
-from l2l.methods.base import FirstOrder, Looking, Method, Sight, StepContext, directions_of, seen_by, widened
+from l2l.finetune.control import CurvatureLRState, CurvatureLR, update_average, curvature
+from l2l.methods.base import FirstOrder, CustomEstimator, Method, LossEvaluator, StepContext, directions_of, run_estimator, accumulation_dtype
 from l2l.noise import Key
-from l2l.perturb import Theta
-from l2l.perturb.safety import uninterrupted
+from l2l.perturb import PerturbedParameters
+from l2l.perturb.safety import defer_interrupt
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class StepReport:
     """Learning rate of each block, as it was used."""
     curvature: float | None
     """|u^T H u| along the first direction, where a third loss was taken."""
-    control: ControlState
+    curvature_lr_state: CurvatureLRState
     """What step control remembers after the step."""
-    loss_home: float | None = None
+    loss_center: float | None = None
     """Loss at theta, where a first-order step read it; it looks along no direction, so there are no estimates."""
     gradient_norm: float | None = None
     """Of a first-order step."""
@@ -47,8 +47,8 @@ class StepReport:
     @property
     def loss(self) -> float:
         """Mean of the losses seen along the directions; of a first-order step, the loss at theta."""
-        if self.loss_home is not None:
-            return self.loss_home
+        if self.loss_center is not None:
+            return self.loss_center
         return sum(e.loss for e in self.estimates) / len(self.estimates)
 
     @property
@@ -78,7 +78,7 @@ class _Counter:
         return counted
 
 
-def _evaluated(theta: Theta, closure: Closure) -> Closure:
+def _evaluated(theta: PerturbedParameters, closure: Closure) -> Closure:
     """The closure where theta stands, in pieces if it is."""
     if isinstance(closure, MicroBatched):
         pieces = tuple(partial(theta.evaluate, piece) for piece in closure.pieces)
@@ -97,15 +97,15 @@ def _cost(value: Tensor | float) -> int:
 
 def zo_step(
     closure: Closure,
-    theta: Theta,
+    theta: PerturbedParameters,
     method: Method[Any],
     state: Any,
     key: Key,
     lr: Sequence[float],
     weight_decay: Sequence[float] | None = None,
     fresh: Callable[[int], Closure] | None = None,
-    control: StepControl | None = None,
-    control_state: ControlState = ControlState(),
+    curvature_lr: CurvatureLR | None = None,
+    curvature_lr_state: CurvatureLRState = CurvatureLRState(),
 ) -> tuple[Any, StepReport]:
     """One zeroth-order step of ``method``: the next state, and what was seen. Theta is home again afterwards.
 
@@ -127,26 +127,26 @@ def zo_step(
         return _evaluated(theta, counted if fresh is None else counter(fresh(number)))
 
     with theta.step():
-        due, bend = control is not None and control.due(key.step), None
-        estimates, state = _look(Sight(theta, key, counted, lambda direction: direction), method, state, due)
-        if control is not None:
-            bend, control_state = _measured(control, control_state, estimates[0], due, method.epsilon)
-            lr = control.rates(lr, control_state)
+        due, bend = curvature_lr is not None and curvature_lr.due(key.step), None
+        estimates, state = _look(LossEvaluator(theta, key, counted, lambda direction: direction), method, state, due)
+        if curvature_lr is not None:
+            bend, curvature_lr_state = _measured(curvature_lr, curvature_lr_state, estimates[0], due, method.epsilon)
+            lr = curvature_lr.rates(lr, curvature_lr_state)
         following = method.update_(
             theta, state, estimates, StepContext(key, tuple(lr), _evaluated(theta, counted), further, bend)
         )
         if weight_decay is not None and any(weight_decay):
             theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
-    return following, StepReport(key, estimates, counter.passes, tuple(lr), bend, control_state)
+    return following, StepReport(key, estimates, counter.passes, tuple(lr), bend, curvature_lr_state)
 
 
 FIRST_ORDER_PASSES = 3
 """A forward pass over the batch, and a backward pass, which counts as two more."""
 
 
-def fo_step(
+def first_order_step(
     closure: Closure,
-    theta: Theta,
+    theta: PerturbedParameters,
     method: FirstOrder[Any],
     state: Any,
     key: Key,
@@ -160,53 +160,53 @@ def fo_step(
         FloatingPointError: loss or gradient is not finite. Nothing has moved then, nor after any other error.
     """
     with theta.step():
-        theta.home()
+        theta.restore()
         pieces = (partial(theta.evaluate, piece) for piece in pieces_of(closure))
         loss, gradients = summed_gradients(pieces, theta.blocks)
         norm = math.sqrt(sum(_norm(gradient) ** 2 for gradient in gradients.values()))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradient is {norm}: lower lr, or look for overflowing inputs")
-        with uninterrupted():  # blocks and state change together
+        with defer_interrupt():  # blocks and state change together
             if weight_decay is not None and any(weight_decay):
                 theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
             following = method.update_(theta, state, gradients, lr)
-    return following, StepReport(key, (), FIRST_ORDER_PASSES, tuple(lr), None, ControlState(), loss, norm)
+    return following, StepReport(key, (), FIRST_ORDER_PASSES, tuple(lr), None, CurvatureLRState(), loss, norm)
 
 
 def _norm(gradient: Tensor) -> float:
-    return torch.linalg.vector_norm(gradient, dtype=widened(gradient.dtype)).item()
+    return torch.linalg.vector_norm(gradient, dtype=accumulation_dtype(gradient.dtype)).item()
 
 
-def _look(sight: Sight, method: Method[Any], state: Any, due: bool) -> tuple[tuple[Estimate, ...], Any]:
+def _look(evaluator: LossEvaluator, method: Method[Any], state: Any, due: bool) -> tuple[tuple[Estimate, ...], Any]:
     """What the method sees. Where curvature is ``due``, the first estimate has the losses at both sides and at theta."""
     if not due:
-        return seen_by(method, sight, state)
-    if isinstance(method, Looking):
-        estimates, state = method.look(sight, state)
-        return (_completed(sight, estimates[0], method.epsilon), *estimates[1:]), state
-    directions = directions_of(method, sight, state)
-    middle = third_point(sight.closure, sight.theta, directions[0])  # before both sides: a traversal less than after
-    first, *others = (sight.two_point(direction, method.epsilon) for direction in directions)
-    return (replace(first, loss_home=middle), *others), state
+        return run_estimator(method, evaluator, state)
+    if isinstance(method, CustomEstimator):
+        estimates, state = method.estimate(evaluator, state)
+        return (_completed(evaluator, estimates[0], method.epsilon), *estimates[1:]), state
+    directions = directions_of(method, evaluator, state)
+    middle = third_point(evaluator.closure, evaluator.theta, directions[0])  # before both sides: a traversal less than after
+    first, *others = (evaluator.two_point(direction, method.epsilon) for direction in directions)
+    return (replace(first, loss_center=middle), *others), state
 
 
-def _completed(sight: Sight, seen: Estimate, epsilon: float) -> Estimate:
+def _completed(evaluator: LossEvaluator, seen: Estimate, epsilon: float) -> Estimate:
     """The estimate with the losses that its method did without. The direction is the one walked: it is not aimed again."""
-    plus, minus, home = seen.loss_plus, seen.loss_minus, seen.loss_home
+    plus, minus, home = seen.loss_plus, seen.loss_minus, seen.loss_center
     if plus == home and minus is None:  # a derivative, taken at theta; a difference would be 0
-        plus = loss_along(sight.closure, sight.theta, seen.direction, epsilon)
+        plus = loss_along(evaluator.closure, evaluator.theta, seen.direction, epsilon)
     if minus is None:
-        minus = loss_along(sight.closure, sight.theta, seen.direction, -epsilon)
+        minus = loss_along(evaluator.closure, evaluator.theta, seen.direction, -epsilon)
     if home is None:
-        home = home_loss(sight.closure, sight.theta)
-    return replace(seen, loss_plus=plus, loss_minus=minus, loss_home=home)
+        home = center_loss(evaluator.closure, evaluator.theta)
+    return replace(seen, loss_plus=plus, loss_minus=minus, loss_center=home)
 
 
 def _measured(
-    control: StepControl, state: ControlState, seen: Estimate, due: bool, epsilon: float
-) -> tuple[float | None, ControlState]:
+    control: CurvatureLR, state: CurvatureLRState, seen: Estimate, due: bool, epsilon: float
+) -> tuple[float | None, CurvatureLRState]:
     """Curvature along the direction seen, and the state with it; without a third loss there is nothing to add."""
-    if not due or seen.loss_minus is None or seen.loss_home is None:
+    if not due or seen.loss_minus is None or seen.loss_center is None:
         return None, state
-    found = curvature(seen.loss_plus, seen.loss_minus, seen.loss_home, epsilon, control.resolution)
-    return found, averaged(state, found, control.decay)
+    found = curvature(seen.loss_plus, seen.loss_minus, seen.loss_center, epsilon, control.resolution)
+    return found, update_average(state, found, control.decay)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from l2l.meta.components import Components
-from l2l.meta.objectives.base import Outcome, Point
+from l2l.meta.objectives.base import MetaLoss, MetaState
 from l2l.meta.outputs import differentiable
 from l2l.meta.walk import Step, walked
 from l2l.perturb import Direction
@@ -48,7 +48,7 @@ class Form:
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def see(point: Point) -> Seen:
+def probe_step(point: MetaState) -> Seen:
     """Take the deployed step and take it back: two forward passes, so that histories are those of fine-tuning."""
     with walked(point, [point.closure]) as steps:
         step = steps[0]
@@ -58,8 +58,8 @@ def see(point: Point) -> Seen:
 
 
 def outcome_of(
-    point: Point, seen: Seen, form: Form, loss: float, passes: int, through_normaliser: bool = False
-) -> Outcome:
+    point: MetaState, seen: Seen, form: Form, loss: float, passes: int, through_normaliser: bool = False
+) -> MetaLoss:
     """d value / d sigma_k = 2 * factor^2 * sigma_k * slope_k as the outcome's gradients.
 
     Args:
@@ -71,7 +71,7 @@ def outcome_of(
         slope = slope + overall * log_factor_slope(point.method.tuner, seen.components, seen.direction)
     dense, inside = seen.components.split(slope)
     features = seen.step.features
-    return Outcome(
+    return MetaLoss(
         surrogate=differentiable(point.method.tuner, features, point.theta.blocks.names, dense, inside),
         value=form.value,
         loss=loss,

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from l2l.blocks import Blocks
 from l2l.estimators.base import Closure
-from l2l.finetune.control import StepControl
+from l2l.finetune.control import CurvatureLR
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.labels import SampledLoss, sampled_loss
-from l2l.meta.objectives.base import Outcome, Point
+from l2l.meta.objectives.base import MetaLoss, MetaState
 from l2l.meta.pool import PoolTask, drawn, turn
 from l2l.meta.trajectory import accelerate, at_rest, momentum_step, move
 from l2l.meta.validate import short_run
@@ -20,12 +20,12 @@ from l2l.meta.walk import replay
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
-from l2l.perturb import Theta
+from l2l.perturb import PerturbedParameters
 from l2l.report.files import read_tensors, write_tensors
 from l2l.report.rundir import RunDirectory
 from l2l.tasks.closure import batch_loss
 from l2l.tasks.encode import Batch
-from l2l.tuners.features import History
+from l2l.tuners.features import RunStatistics
 from l2l.tuners.tuner import Tuner
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class MetaLearner:
 
     def __init__(self, parts: MetaParts, config: MetaTrainConfig, folder: RunDirectory) -> None:
         self.parts, self.config, self.folder = parts, config, folder
-        self.theta = Theta(Blocks.of(parts.model))
+        self.theta = PerturbedParameters(Blocks.of(parts.model))
         period = max(1, config.restart_every // len(parts.pool))
         self.method = Learned(parts.tuner, epsilon=config.epsilon, horizon=period if config.restart_histories else None)
         self.objective = config.learns_by()
@@ -88,7 +88,7 @@ class MetaLearner:
             return turn(step, tasks)
         return drawn(step, tuple(self.config.task_weights) or (1.0,) * tasks, self.config.seed)
 
-    def look(self, step: int) -> tuple[Outcome, Closure]:
+    def outer_loss(self, step: int) -> tuple[MetaLoss, Closure]:
         """The objective at outer step ``step``, and the loss of its batch."""
         index, number = self.turn(step)
         if step % self.config.restart_every == 0 and step > 0:
@@ -100,7 +100,7 @@ class MetaLearner:
         self.histories[index], self.memories[index] = outcome.history, dict(outcome.memory)
         return outcome, point.closure
 
-    def point(self, step: int, index: int, number: int) -> Point:
+    def point(self, step: int, index: int, number: int) -> MetaState:
         """Where the model stands at outer step ``step``, seen by the ``number``-th batch of a task of the pool."""
         model, feeder, config = self.parts.model, self.parts.pool[index].feeder, self.config
         batch, key = feeder.at(number), Key(config.seed, step)
@@ -112,7 +112,7 @@ class MetaLearner:
             return sampled_loss(model, batch, feeder.form, key.with_draw(probe))
 
         shares = config.trajectory_gradient == "shared" and not self.trajectory.zeroth_order(step, config.seed)
-        return Point(
+        return MetaState(
             closure=loss(batch),
             other=loss(feeder.further(step, 0)),
             further=lambda i: loss(feeder.further(step, i + 1)),
@@ -126,7 +126,7 @@ class MetaLearner:
             memory=self.memories[index],
         )
 
-    def travel(self, step: int, closure: Closure, outcome: Outcome) -> float:
+    def travel(self, step: int, closure: Closure, outcome: MetaLoss) -> float:
         """One step of the model on the same batch; gives the loss that it was taken by."""
         if self.trajectory.zeroth_order(step, self.config.seed):
             replay(self.theta, outcome.report, self.config.lr)
@@ -161,7 +161,7 @@ class MetaLearner:
     def _mean_loss(self, method: Any) -> float:
         """Mean over the validation tasks of the loss at each task's best learning rate or beta."""
         config = self.config
-        lrs = [(lr, False) for lr in config.validation_lrs] + [(beta, True) for beta in config.validation_betas]
+        lrs = [(lr, False) for lr in config.validation_lrs] + [(beta, True) for beta in config.validation_step_fractions]
         lrs = lrs or [(config.lr, False), (config.lr / 3, False)]
         best = [min(self._loss_after(method, pool, *lr) for lr in lrs) for pool in self.parts.validation]
         return sum(best) / len(best)
@@ -170,7 +170,7 @@ class MetaLearner:
         parts, config = self.parts, self.config
         self.theta.assign(read_tensors(self.folder.path / "initial.pt"))
         # From the first step on: runs are too short to give two away, and all start alike.
-        steps, control = config.validation_steps, StepControl(lr, needed=1) if auto else None
+        steps, control = config.validation_steps, CurvatureLR(lr, needed=1) if auto else None
         return short_run(parts.model, parts.tokenizer, self.theta, pool, method, steps, lr, config.seed, control)
 
     def state(self) -> dict[str, Any]:
@@ -187,6 +187,6 @@ class MetaLearner:
         """Continue where :meth:`state` was taken."""
         self.theta.assign(state["weights"])
         self.velocity = state["velocity"]
-        self.histories = [History(**history) for history in state["histories"]]
+        self.histories = [RunStatistics(**history) for history in state["histories"]]
         self.memories = state["memories"]
         self.judgement = Judgement(**state["judgement"])

@@ -69,7 +69,7 @@ class MetaModule(lightning.LightningModule):
         if step % learner.config.validate_every == 0:  # before the step, so that a run that resumes here does it too
             self._validate(step)
         optimizer: Any = self.optimizers()
-        outcome, closure = learner.look(step)
+        outcome, closure = learner.outer_loss(step)
         optimizer.zero_grad()
         self.manual_backward(outcome.surrogate)
         optimizer.step()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from l2l.blocks import Blocks
-from l2l.noise import Gather, Piece, Term, standard_deviation, traverse
+from l2l.noise import MomentRequest, TensorSlice, NoiseTerm, standard_deviation, add_noise
 from l2l.perturb import Direction
 from l2l.perturb.basis import low_rank_dot
 
@@ -53,10 +53,10 @@ class NoiseDots:
         return None if self._direction.basis is None else self._along_basis
 
     def _traverse(self) -> None:
-        pieces = [Piece(gradient.reshape(-1), self._names[i]) for i, gradient in self._waiting.items()]
+        pieces = [TensorSlice(gradient.reshape(-1), self._names[i]) for i, gradient in self._waiting.items()]
         kind, nowhere = self._direction.distribution, [0.0] * len(pieces)
-        term = Term(self._direction.key, [(0.0,)] * len(pieces), kind)
-        sums = traverse(pieces, [term], Gather(nowhere, nowhere), store=False)
+        term = NoiseTerm(self._direction.key, [(0.0,)] * len(pieces), kind)
+        sums = add_noise(pieces, [term], MomentRequest(nowhere, nowhere), store=False)
         assert sums is not None, "sums were asked for"
         self._found[list(self._waiting)] = sums.du / standard_deviation(kind)
         self._waiting.clear()

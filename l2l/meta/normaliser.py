@@ -15,7 +15,7 @@ from l2l.meta.pool import PoolTask
 from l2l.meta.statistics import squared_norms
 from l2l.noise import Key
 from l2l.tuners.basis import bind
-from l2l.tuners.normalise import NORMALISERS, CurvatureNormaliser, EnergyNormaliser, Normaliser, build_normaliser
+from l2l.tuners.normalise import NORMALISERS, CurvatureNormalizer, EnergyNormalizer, Normalizer, build_normalizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,9 +29,9 @@ and may be perturbed at next to no cost, but not without bounds."""
 
 def check_normaliser(config: MetaTrainConfig) -> None:
     """Raise ValueError where there is no such normaliser, or it is asked for and switched off."""
-    if config.normaliser not in NORMALISERS:
+    if config.normalizer not in NORMALISERS:
         raise ValueError(f"normaliser={config.normaliser!r} must be one of {', '.join(NORMALISERS)}")
-    if config.normaliser != EnergyNormaliser.name and not config.normalise:
+    if config.normalizer != EnergyNormalizer.name and not config.normalise:
         raise ValueError(f"normalise is off, but normaliser is {config.normaliser!r}: leave one of them out")
 
 
@@ -40,17 +40,17 @@ def make_normaliser(
     model: PreTrainedModel,
     pool: Sequence[PoolTask],
     basis: Mapping[str, Tensor] | None = None,
-) -> Normaliser:
+) -> Normalizer:
     """The normaliser of a configuration; for ``curvature``, with the traces of the model as it stands.
 
     Args:
         basis: the tuner's, by block name.
     """
-    if config.normaliser == EnergyNormaliser.name:
-        return EnergyNormaliser(config.embedding_rows_per_sample, config.batch_size, config.normalise)
-    if config.normaliser == CurvatureNormaliser.name:
-        return CurvatureNormaliser(*model_traces(model, pool, config.seed, basis=basis))
-    return build_normaliser(config.normaliser)
+    if config.normalizer == EnergyNormalizer.name:
+        return EnergyNormalizer(config.embedding_rows_per_sample, config.batch_size, config.normalise)
+    if config.normalizer == CurvatureNormalizer.name:
+        return CurvatureNormalizer(*model_traces(model, pool, config.seed, basis=basis))
+    return build_normalizer(config.normalizer)
 
 
 def model_traces(

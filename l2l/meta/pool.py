@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from l2l.finetune.batches import Feeder
+from l2l.finetune.batches import Batcher
 from l2l.models.buckets import Grouping
 from l2l.tasks import get_task
 from l2l.tasks.base import Row, Task
@@ -27,7 +27,7 @@ class PoolTask:
     """A task of the pool, or one to validate on."""
 
     task: Task
-    feeder: Feeder
+    feeder: Batcher
     dev: list[Row]
 
 
@@ -50,7 +50,7 @@ def load_pool(
         splits = load_splits(task, config.data_dir, config.train_size, config.dev_size, 0, config.seed)
         encoded = reader.encode(task, splits.train, tokenizer, max_length)
         pad_id = reader.pad_id(tokenizer)
-        feeder = Feeder(encoded, task.form, pad_id, config.batch_size, config.seed, model.device, grouping)
+        feeder = Batcher(encoded, task.form, pad_id, config.batch_size, config.seed, model.device, grouping)
         found.append(PoolTask(task, feeder, splits.dev))
     return found
 

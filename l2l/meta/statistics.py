@@ -10,7 +10,7 @@ from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.base import Closure
 from l2l.meta.components import Components
-from l2l.meta.objectives.base import Point
+from l2l.meta.objectives.base import MetaState
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Statistics:
     passes: int
 
 
-def gradient_statistics(point: Point, components: Components, keep: bool = True) -> Statistics:
+def gradient_statistics(point: MetaState, components: Components, keep: bool = True) -> Statistics:
     """Gradients of batches A and B at theta. That of A goes to ``point.consume`` too.
 
     Args:

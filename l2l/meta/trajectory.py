@@ -20,7 +20,7 @@ from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.base import Closure
 from l2l.methods.base import check_counts, check_positive
-from l2l.perturb import Theta
+from l2l.perturb import PerturbedParameters
 
 _KINDS = 2
 """Word that sets the stream of a mixture's draws apart from those of batches and tasks."""
@@ -70,7 +70,7 @@ def at_rest(blocks: Blocks) -> dict[int, Tensor]:
 
 
 def momentum_step(
-    closure: Closure, theta: Theta, velocity: dict[int, Tensor], lr: float, config: TrajectoryConfig
+    closure: Closure, theta: PerturbedParameters, velocity: dict[int, Tensor], lr: float, config: TrajectoryConfig
 ) -> float:
     """velocity <- momentum * velocity + gradient; theta <- theta - lr * limited velocity. Gives the loss.
 
@@ -91,8 +91,8 @@ def accelerate(velocity: dict[int, Tensor], config: TrajectoryConfig) -> Callabl
     return take
 
 
-def move(theta: Theta, velocity: dict[int, Tensor], lr: float, config: TrajectoryConfig) -> None:
+def move(theta: PerturbedParameters, velocity: dict[int, Tensor], lr: float, config: TrajectoryConfig) -> None:
     """theta <- theta - lr * limited velocity."""
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in velocity.values()])))
     limit = config.clip / (1 - config.momentum)
-    theta.shift(velocity, -lr * min(1.0, limit / norm) if norm > 0 else 0.0)
+    theta.add_dense(velocity, -lr * min(1.0, limit / norm) if norm > 0 else 0.0)

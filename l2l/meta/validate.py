@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from l2l.finetune.control import ControlState, StepControl
+from l2l.finetune.control import CurvatureLRState, CurvatureLR
 from l2l.finetune.step import zo_step
 from l2l.meta.pool import PoolTask
 from l2l.methods.base import Method
 from l2l.noise import Key
-from l2l.perturb import Theta
+from l2l.perturb import PerturbedParameters
 from l2l.tasks.closure import batch_loss
 from l2l.tasks.encode import Batch
 from l2l.tasks.evaluate import evaluate
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 def short_run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    theta: Theta,
+    theta: PerturbedParameters,
     pool: PoolTask,
     method: Method[Any],
     steps: int,
     lr: float,
     seed: int,
-    control: StepControl | None = None,
+    curvature_lr: CurvatureLR | None = None,
 ) -> float:
     """Dev loss after ``steps`` steps of a method on a task; infinite if the run diverged. Theta stays where they led.
 
@@ -38,7 +38,7 @@ def short_run(
     Args:
         control: for runs at ``lr="auto"``; ``lr`` is beta then.
     """
-    state, rates, seen = method.init(theta.blocks), [lr] * len(theta.blocks), ControlState()
+    state, rates, seen = method.init(theta.blocks), [lr] * len(theta.blocks), CurvatureLRState()
     try:
         for step in range(steps):
             batch, key = pool.feeder.at(step), Key(seed, step)
@@ -46,8 +46,8 @@ def short_run(
             def closure(batch: Batch = batch) -> Tensor:
                 return batch_loss(model, batch, pool.feeder.form)
 
-            state, report = zo_step(closure, theta, method, state, key, rates, control=control, control_state=seen)
-            seen = report.control
+            state, report = zo_step(closure, theta, method, state, key, rates, curvature_lr=curvature_lr, curvature_lr_state=seen)
+            seen = report.curvature_lr_state
     except FloatingPointError:
         return float("inf")
     return evaluate(model, tokenizer, pool.task, pool.dev, grouping=pool.feeder.grouping).loss

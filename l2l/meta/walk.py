@@ -20,12 +20,12 @@ from l2l.estimators.backward import consume_gradients
 from l2l.estimators.base import Closure
 from l2l.finetune.step import StepReport, zo_step
 from l2l.meta.noise_dots import NoiseDots
-from l2l.meta.objectives.base import Outcome, Point
+from l2l.meta.objectives.base import MetaLoss, MetaState
 from l2l.meta.outputs import differentiable, reaching
 from l2l.methods.base import descend
 from l2l.noise import Key
-from l2l.perturb import Theta
-from l2l.tuners.features import History
+from l2l.perturb import PerturbedParameters
+from l2l.tuners.features import RunStatistics
 
 FAR = 2**40
 """Distance in the key's step between the inner steps of a walk: no outer step is ever counted that far."""
@@ -37,7 +37,7 @@ class Step:
 
     features: Tensor
     """[blocks, features] that the tuner saw before it."""
-    following: History
+    following: RunStatistics
     """What the run remembers after it."""
     report: StepReport
     amounts: tuple[float, ...]
@@ -49,7 +49,7 @@ def inner_key(key: Key, number: int) -> Key:
     return replace(key, step=key.step + number * FAR)
 
 
-def take_step(point: Point, closure: Closure, history: History, key: Key) -> Step:
+def take_step(point: MetaState, closure: Closure, history: RunStatistics, key: Key) -> Step:
     """Take the deployed step: theta has moved."""
     features = point.method.tuner.features(history)
     following, report = zo_step(closure, point.theta, point.method, history, key, [point.lr] * len(point.theta.blocks))
@@ -58,20 +58,20 @@ def take_step(point: Point, closure: Closure, history: History, key: Key) -> Ste
 
 
 @contextmanager
-def walked(point: Point, batches: Sequence[Closure]) -> Iterator[list[Step]]:
+def walked(point: MetaState, batches: Sequence[Closure]) -> Iterator[list[Step]]:
     """The deployed steps from the point, one per batch. On the way out theta is back, whatever is raised."""
     history, steps = point.history.at(point.theta.blocks), []  # the trajectory has moved them since
     try:
         for number, closure in enumerate(batches):
             steps.append(take_step(point, closure, history, inner_key(point.key, number)))
             history = steps[-1].following
-            point.theta.deliver()
+            point.theta.raise_deferred_interrupt()
         yield steps
     finally:
         take_back(point.theta, steps)
 
 
-def take_back(theta: Theta, steps: Sequence[Step]) -> None:
+def take_back(theta: PerturbedParameters, steps: Sequence[Step]) -> None:
     """Move theta back along what these steps have seen, the last first. One traversal."""
     with theta.step():
         for step in reversed(steps):
@@ -79,13 +79,13 @@ def take_back(theta: Theta, steps: Sequence[Step]) -> None:
                 theta.add(estimate.direction, [amount] * len(theta.blocks))
 
 
-def replay(theta: Theta, report: StepReport, lr: float) -> None:
+def replay(theta: PerturbedParameters, report: StepReport, lr: float) -> None:
     """Take a deployed step again by what it saw: no forward pass."""
     with theta.step():
         descend(theta, report.estimates, [lr] * len(theta.blocks))
 
 
-def behind(point: Point, batches: Sequence[Closure], judge: Closure) -> Outcome:
+def loss_after_steps(point: MetaState, batches: Sequence[Closure], judge: Closure) -> MetaLoss:
     """The loss ``judge`` behind the deployed steps on these batches, differentiated in every step's sigma."""
     blocks = point.theta.blocks
     with walked(point, batches) as steps:
@@ -104,7 +104,7 @@ def behind(point: Point, batches: Sequence[Closure], judge: Closure) -> Outcome:
         differentiable(point.method.tuner, step.features, names, *slope)
         for step, slope in zip(steps, slopes, strict=True)
     ]
-    return Outcome(
+    return MetaLoss(
         surrogate=torch.stack(parts).sum(),
         value=loss,
         loss=loss,

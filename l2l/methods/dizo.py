@@ -21,9 +21,9 @@ from torch import Tensor
 from l2l.blocks import Blocks
 from l2l.estimators.base import Estimate
 from l2l.estimators.ratio_search import clipped, search_backward, search_two_point
-from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend
+from l2l.methods.base import MethodInfo, Method, StepContext, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key, standard_noise
-from l2l.perturb import Direction, Theta
+from l2l.perturb import Direction, PerturbedParameters
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class DiZOState:
 class DiZO(Method[DiZOState]):
     """MeZO with learned layer-wise projections. Extra memory: the projected blocks, twice during a search."""
 
-    about: ClassVar = About("Tan et al. 2025, arXiv:2502.03304", "a copy of the projected blocks")
+    info: ClassVar = MethodInfo("Tan et al. 2025, arXiv:2502.03304", "a copy of the projected blocks")
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     interval: int = 50
     """Steps between searches."""
@@ -69,16 +69,16 @@ class DiZO(Method[DiZOState]):
             fo_lr=self.fo_lr,
             clip=self.clip,
         )
-        check_counts(draws=self.draws, interval=self.interval, iterations=self.iterations)
+        check_counts(num_directions=self.num_directions, interval=self.interval, iterations=self.iterations)
         if self.search not in ("zo", "fo"):
             raise ValueError(f"search={self.search!r} must be 'zo' or 'fo'")
         object.__setattr__(self, "differentiates", self.search == "fo")
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws + (2 if self.search == "zo" else 3) * self.iterations / self.interval
+        return 2.0 * self.num_directions + (2 if self.search == "zo" else 3) * self.iterations / self.interval
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         chosen = [blocks[i].tensor for i in projected_blocks(blocks, self.projected)]
         return sum(tensor.numel() * tensor.element_size() for tensor in chosen)
 
@@ -88,14 +88,14 @@ class DiZO(Method[DiZOState]):
     def direction(self, blocks: Blocks, state: DiZOState, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def update_(self, theta: Theta, state: DiZOState, estimates: Sequence[Estimate], context: StepContext) -> DiZOState:
+    def update_(self, theta: PerturbedParameters, state: DiZOState, estimates: Sequence[Estimate], context: StepContext) -> DiZOState:
         descend(theta, estimates, context.lr)
         if (context.key.step + 1) % self.interval == 0:
             self._project(theta, state, context)
         return state
 
-    def _project(self, theta: Theta, state: DiZOState, context: StepContext) -> None:
-        theta.home()
+    def _project(self, theta: PerturbedParameters, state: DiZOState, context: StepContext) -> None:
+        theta.restore()
         indices = projected_blocks(theta.blocks, self.projected)
         here = {i: theta.value(i).clone() for i in indices}
         anchor = dict(zip(indices, state.anchor, strict=True))
@@ -109,8 +109,8 @@ class DiZO(Method[DiZOState]):
             return
         losses, far = [context.fresh(i) for i in range(self.iterations)], {i: norms[i] for i in moved}
         if self.search == "zo":
-            draws = [self._draw(context.key.with_draw(k), theta.blocks, far) for k in range(self.iterations)]
-            ratios = search_two_point(stand_at, losses, draws, far, self.epsilon_projection, self.step_size, self.clip)
+            candidates = [self._draw(context.key.with_draw(k), theta.blocks, far) for k in range(self.iterations)]
+            ratios = search_two_point(stand_at, losses, candidates, far, self.epsilon_projection, self.step_size, self.clip)
         else:
             deltas = {i: here[i] - anchor[i].to(here[i].dtype) for i in moved}
             ratios = search_backward(

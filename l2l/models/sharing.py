@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from l2l.models.heads import Part, token_logprobs, uncompiled
-from l2l.models.trees import Ids, computing_dtype, grow, sight
+from l2l.models.trees import Ids, computing_dtype, grow, tree_attention_mask
 from l2l.models.virtual import virtual_tokens
 
 _POSITIONS = 1024
@@ -94,7 +94,7 @@ def _agrees(model: nn.Module, groups: list[list[Ids]], read: list[tuple[int, Ids
     ends = [(k, row, ids, slot) for k, (row, ids) in enumerate(read) for slot in range(len(ids) - _SHORT, len(ids))]
     targets = torch.tensor(draw(len(ends)))
     places = [(row, trees[row].columns[ids][slot]) for _, row, ids, slot in ends]
-    shared = _query([tree.ids for tree in trees], sight(trees), places, targets)
+    shared = _query([tree.ids for tree in trees], tree_attention_mask(trees), places, targets)
     rows = [ids for _, ids in read]
     plain = _query(rows, _tokens(rows), [(k, slot) for k, _, _, slot in ends], targets)
     device = next(model.parameters()).device

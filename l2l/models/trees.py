@@ -69,7 +69,7 @@ def common_prefix(left: Ids, right: Ids) -> int:
     return low
 
 
-def sight(trees: Sequence[Tree]) -> Tensor:
+def tree_attention_mask(trees: Sequence[Tree]) -> Tensor:
     """[R, T, T] bool: whether a row's token (second index) sees another (third). Padding takes no part."""
     columns = max(len(tree.ids) for tree in trees)
     ends = torch.tensor([tree.ends + (0,) * (columns - len(tree.ends)) for tree in trees])
@@ -83,15 +83,15 @@ def row_lengths(attention_mask: Tensor) -> Tensor:
     return tokens.sum(1)
 
 
-def tree_inputs(sight: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+def tree_inputs(evaluator: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     """What a transformers model is given beside the ids: additive ``attention_mask`` [R, 1, T, T], ``position_ids``.
 
     Padding sees itself there, because a softmax over nothing is not a number.
     """
-    itself = torch.eye(sight.shape[1], dtype=torch.bool, device=sight.device)
-    hidden = ~(sight | itself)
-    mask = torch.zeros(sight.shape, dtype=dtype, device=sight.device).masked_fill_(hidden, torch.finfo(dtype).min)
-    return {"attention_mask": mask[:, None], "position_ids": (sight.sum(2) - 1).clamp_(min=0)}
+    itself = torch.eye(evaluator.shape[1], dtype=torch.bool, device=evaluator.device)
+    hidden = ~(evaluator | itself)
+    mask = torch.zeros(evaluator.shape, dtype=dtype, device=evaluator.device).masked_fill_(hidden, torch.finfo(dtype).min)
+    return {"attention_mask": mask[:, None], "position_ids": (evaluator.sum(2) - 1).clamp_(min=0)}
 
 
 def computing_dtype(model: nn.Module) -> torch.dtype:

@@ -47,9 +47,9 @@ def _seen(attention_mask: Tensor, count: int, dtype: torch.dtype, inside: bool) 
     rows, columns = attention_mask.shape[:2]
     if attention_mask.ndim == 2:
         return {"attention_mask": torch.cat([attention_mask.new_ones(rows, count), attention_mask], 1)}
-    sight = torch.ones(rows, count + columns, count + columns, dtype=torch.bool, device=attention_mask.device).tril_()
-    sight[:, count:, count:] = attention_mask
-    found = tree_inputs(sight, dtype)
+    evaluator = torch.ones(rows, count + columns, count + columns, dtype=torch.bool, device=attention_mask.device).tril_()
+    evaluator[:, count:, count:] = attention_mask
+    found = tree_inputs(evaluator, dtype)
     if not inside:
         return found
     return {

@@ -4,20 +4,20 @@ Nothing depends on visiting order, device, thread count, sharding or on what was
 defined by :mod:`l2l.noise.reference`; any other backend must give the same bits.
 """
 
-from l2l.noise.backend import active_backend, add_noise_, backend_problem, noise_dot, traverse
+from l2l.noise.backend import active_backend, add_noise_to, backend_problem, noise_dot, add_noise
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
-from l2l.noise.pieces import Gather, Piece, Sums, Term, shard_pieces
+from l2l.noise.pieces import MomentRequest, TensorSlice, Sums, NoiseTerm, shard_pieces
 from l2l.noise.reference import integers, standard_noise
 
 __all__ = [
     "Distribution",
-    "Gather",
+    "MomentRequest",
     "Key",
-    "Piece",
+    "TensorSlice",
     "Sums",
-    "Term",
+    "NoiseTerm",
     "active_backend",
-    "add_noise_",
+    "add_noise_to",
     "backend_problem",
     "integers",
     "noise_dot",

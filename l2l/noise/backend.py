@@ -15,7 +15,7 @@ from torch import Tensor
 
 from l2l.noise import reference, triton
 from l2l.noise.key import Distribution, Key, standard_deviation
-from l2l.noise.pieces import Gather, Piece, Sums, Term, computed_in
+from l2l.noise.pieces import MomentRequest, TensorSlice, Sums, NoiseTerm, computed_in
 
 VARIABLE = "L2L_NOISE"
 """Environment variable that forces a backend."""
@@ -63,10 +63,10 @@ def _tell_fallback(kind: str, serving: str, missed: str) -> None:
     logger.warning("noise on %s is made by the slower backend %s: %s", kind, serving, backend_problem(missed))
 
 
-def traverse(
-    pieces: Sequence[Piece],
-    terms: Sequence[Term] = (),
-    gather: Gather | None = None,
+def add_noise(
+    pieces: Sequence[TensorSlice],
+    terms: Sequence[NoiseTerm] = (),
+    gather: MomentRequest | None = None,
     rounding: Key | None = None,
     store: bool = True,
 ) -> Sums | None:
@@ -86,8 +86,8 @@ def traverse(
     found = Sums(*(np.zeros(len(pieces)) for _ in range(5)))
     for kind in kinds:
         chosen = [i for i, piece in enumerate(pieces) if _kind(piece) == kind]
-        some = [Term(t.key, [t.scales[i] for i in chosen], t.distribution) for t in terms]
-        part = gather and Gather([gather.home[i] for i in chosen], [gather.centre[i] for i in chosen])
+        some = [NoiseTerm(t.key, [t.scales[i] for i in chosen], t.distribution) for t in terms]
+        part = gather and MomentRequest([gather.home[i] for i in chosen], [gather.centre[i] for i in chosen])
         sums = _traverse_alike([pieces[i] for i in chosen], some, part, rounding, store)
         if sums is not None:
             for name, values in vars(sums).items():
@@ -95,12 +95,12 @@ def traverse(
     return found if gather is not None else None
 
 
-def _kind(piece: Piece) -> tuple[Any, ...]:
+def _kind(piece: TensorSlice) -> tuple[Any, ...]:
     return piece.flat.device, piece.flat.dtype, piece.master is None, piece.into is None
 
 
 def _traverse_alike(
-    pieces: Sequence[Piece], terms: Sequence[Term], gather: Gather | None, rounding: Key | None, store: bool
+    pieces: Sequence[TensorSlice], terms: Sequence[NoiseTerm], gather: MomentRequest | None, rounding: Key | None, store: bool
 ) -> Sums | None:
     """Pieces of one device and dtype, in as few calls as the backend needs."""
     if not pieces:
@@ -109,38 +109,38 @@ def _traverse_alike(
     groups = _grouped(terms)
     copied_exactly = pieces[0].master is not None and pieces[0].flat.dtype != torch.bfloat16
     if backend is reference or copied_exactly or (gather is not None and not _summable(groups, rounding)):
-        return reference.traverse(pieces, terms, gather, rounding, store)
+        return reference.add_noise(pieces, terms, gather, rounding, store)
     if len(groups) == 1:
-        return backend.traverse(pieces, groups[0], gather, rounding, store)
+        return backend.add_noise(pieces, groups[0], gather, rounding, store)
     if rounding is not None or pieces[0].into is not None or _rounds_between(pieces[0]):
-        return reference.traverse(pieces, terms, gather, rounding, store)
+        return reference.add_noise(pieces, terms, gather, rounding, store)
     for group in groups:
-        backend.traverse(pieces, group, None, None, store)
+        backend.add_noise(pieces, group, None, None, store)
     return None
 
 
-def _summable(groups: Sequence[Sequence[Term]], rounding: Key | None) -> bool:
+def _summable(groups: Sequence[Sequence[NoiseTerm]], rounding: Key | None) -> bool:
     """Whether fast backends take sums here: of at most one stream, and of what is rounded to nearest."""
     return rounding is None and len(groups) == 1 and len(groups[0]) <= 1
 
 
-def _rounds_between(piece: Piece) -> bool:
+def _rounds_between(piece: TensorSlice) -> bool:
     """Whether a second traversal would start from a rounded value."""
     return piece.master is None and piece.flat.dtype != computed_in(piece.flat.dtype)
 
 
-def _grouped(terms: Sequence[Term]) -> list[list[Term]]:
+def _grouped(terms: Sequence[NoiseTerm]) -> list[list[NoiseTerm]]:
     """The same additions in the same order, as the calls that fast backends serve.
 
     A call adds one stream once or twice, and then another once. Order within an element fixes the bits.
     """
-    single = [Term(t.key, [(s[i],) for s in t.scales], t.distribution) for t in terms for i in range(len(t.scales[0]))]
-    groups: list[list[Term]] = []
+    single = [NoiseTerm(t.key, [(s[i],) for s in t.scales], t.distribution) for t in terms for i in range(len(t.scales[0]))]
+    groups: list[list[NoiseTerm]] = []
     for term in single:
         last = groups[-1] if groups else []
         if len(last) == 1 and _same_stream(last[0], term) and len(last[0].scales[0]) == 1:
             both = [(*a, *b) for a, b in zip(last[0].scales, term.scales, strict=True)]
-            last[0] = Term(term.key, both, term.distribution)
+            last[0] = NoiseTerm(term.key, both, term.distribution)
         elif len(last) == 1 and last[0].distribution == term.distribution and not _same_stream(last[0], term):
             last.append(term)
         else:
@@ -148,11 +148,11 @@ def _grouped(terms: Sequence[Term]) -> list[list[Term]]:
     return groups or [[]]
 
 
-def _same_stream(left: Term, right: Term) -> bool:
+def _same_stream(left: NoiseTerm, right: NoiseTerm) -> bool:
     return left.key == right.key and left.distribution == right.distribution
 
 
-def add_noise_(
+def add_noise_to(
     flat: Tensor,
     name: str,
     key: Key,
@@ -161,12 +161,12 @@ def add_noise_(
     offset: int = 0,
 ) -> None:
     """``flat += scale * integers`` for each scale in turn, in place: a traversal of one piece."""
-    traverse([Piece(flat, name, offset)], [Term(key, [tuple(scales)], distribution)])
+    add_noise([TensorSlice(flat, name, offset)], [NoiseTerm(key, [tuple(scales)], distribution)])
 
 
 def noise_dot(flat: Tensor, name: str, key: Key, distribution: Distribution = "gaussian", offset: int = 0) -> float:
     """Inner product of ``flat`` [count] with the standard noise of block ``name``."""
-    piece = Piece(flat, name, offset)
-    sums = traverse([piece], [Term(key, [(0.0,)], distribution)], Gather([0.0], [0.0]), store=False)
+    piece = TensorSlice(flat, name, offset)
+    sums = add_noise([piece], [NoiseTerm(key, [(0.0,)], distribution)], MomentRequest([0.0], [0.0]), store=False)
     assert sums is not None, "sums were asked for"
     return float(sums.du[0]) / standard_deviation(distribution)

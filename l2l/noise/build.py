@@ -95,6 +95,6 @@ def problem() -> str:
 
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     pointer, whole, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    loaded.traverse.argtypes = [pointer, whole, whole, pointer, flag, flag, flag, flag, flag, pointer]
-    loaded.traverse.restype = None
+    loaded.add_noise.argtypes = [pointer, whole, whole, pointer, flag, flag, flag, flag, flag, pointer]
+    loaded.add_noise.restype = None
     return loaded

@@ -12,7 +12,7 @@ import torch
 
 from l2l.noise.build import library, problem
 from l2l.noise.key import Key
-from l2l.noise.pieces import Gather, Piece, Sums, Term
+from l2l.noise.pieces import MomentRequest, TensorSlice, Sums, NoiseTerm
 from l2l.noise.reference import LANES
 from l2l.noise.table import Plan, by_plan
 
@@ -22,10 +22,10 @@ def available() -> str | None:
     return None if library() is not None else problem()
 
 
-def traverse(
-    pieces: Sequence[Piece],
-    terms: Sequence[Term] = (),
-    gather: Gather | None = None,
+def add_noise(
+    pieces: Sequence[TensorSlice],
+    terms: Sequence[NoiseTerm] = (),
+    gather: MomentRequest | None = None,
     rounding: Key | None = None,
     store: bool = True,
 ) -> Sums | None:
@@ -47,8 +47,8 @@ def _run(plan: Plan) -> np.ndarray | None:
         sums.ctypes.data if sums is not None else None,
     )
     threads = min(torch.get_num_threads(), plan.tasks)
-    helpers = [_pool().submit(compiled.traverse, *arguments) for _ in range(threads - 1)]
-    compiled.traverse(*arguments)
+    helpers = [_pool().submit(compiled.add_noise, *arguments) for _ in range(threads - 1)]
+    compiled.add_noise(*arguments)
     for helper in helpers:
         helper.result()
     return sums

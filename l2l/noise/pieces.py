@@ -16,7 +16,7 @@ WORD = 2**32
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class TensorSlice:
     """A contiguous run of elements of one block."""
 
     flat: Tensor
@@ -32,7 +32,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Term:
+class NoiseTerm:
     """One stream of noise, and for each piece the scales it is added with, in turn."""
 
     key: Key
@@ -42,7 +42,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Gather:
+class MomentRequest:
     """Sums to take of the first term's noise u and of d = value + home * u - centre, value being what is written."""
 
     home: Sequence[float]
@@ -62,14 +62,14 @@ class Sums:
     uu: np.ndarray
 
 
-def shard_pieces(shard: Tensor, name: str, columns: int, row: int = 0, column: int = 0) -> list[Piece]:
+def shard_pieces(shard: Tensor, name: str, columns: int, row: int = 0, column: int = 0) -> list[TensorSlice]:
     """Pieces of a shard [r, c] that lies at (row, column) of a block of ``columns`` columns; its rows are contiguous."""
     if shard.shape[1] == columns and shard.is_contiguous():
-        return [Piece(shard.view(-1), name, row * columns)]
-    return [Piece(line, name, (row + i) * columns + column) for i, line in enumerate(shard)]
+        return [TensorSlice(shard.view(-1), name, row * columns)]
+    return [TensorSlice(line, name, (row + i) * columns + column) for i, line in enumerate(shard)]
 
 
-def rounded_scales(term: Term, pieces: Sequence[Piece]) -> list[tuple[float, ...]]:
+def rounded_scales(term: NoiseTerm, pieces: Sequence[TensorSlice]) -> list[tuple[float, ...]]:
     """Scales as they are applied: products with every noise integer are exact in the dtype computed in.
 
     Raises:

@@ -7,8 +7,8 @@ reads a parameter during an evaluation is given a transient copy that is.
 
 from l2l.perturb.basis import Basis
 from l2l.perturb.direction import Direction, Move
-from l2l.perturb.shape import Shape
-from l2l.perturb.theta import Journal, Theta
-from l2l.perturb.written import written
+from l2l.perturb.shape import DirectionOperator
+from l2l.perturb.theta import Journal, PerturbedParameters
+from l2l.perturb.written import dense_direction
 
-__all__ = ["Basis", "Direction", "Journal", "Move", "Shape", "Theta", "written"]
+__all__ = ["Basis", "Direction", "Journal", "Move", "DirectionOperator", "PerturbedParameters", "dense_direction"]

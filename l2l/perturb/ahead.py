@@ -14,17 +14,17 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from l2l.noise import Piece
+from l2l.noise import TensorSlice
 
-Fill = Callable[[Sequence[Piece], Sequence[int]], None]
+Fill = Callable[[Sequence[TensorSlice], Sequence[int]], None]
 """Writes perturbed copies of the pieces, which belong to the blocks given, into where the pieces say."""
 
 
 @final
-class CopiesAhead:
+class CopyCache:
     """Copies that wait to be taken. Memory: two of the largest block at most, beside copies that views hold on to."""
 
-    def __init__(self, pieces: Mapping[int, Piece], fill: Fill) -> None:
+    def __init__(self, pieces: Mapping[int, TensorSlice], fill: Fill) -> None:
         self._pieces = pieces
         self._fill = fill
         self._budget = max((piece.flat.numel() for piece in pieces.values()), default=0)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from l2l.noise import Distribution, Key, Term, standard_deviation
+from l2l.noise import Distribution, Key, NoiseTerm, standard_deviation
 from l2l.perturb.basis import Basis
-from l2l.perturb.shape import Shape
+from l2l.perturb.shape import DirectionOperator
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Direction:
     basis_sigma: tuple[float, ...] = ()
     """One scale per block where there is a basis, 0 for blocks that it leaves out: like sigma the root mean square of
     a coordinate. All 0: the direction without a basis."""
-    shape: Shape | None = None
+    shape: DirectionOperator | None = None
     """What takes the noise's place in the blocks that it covers."""
 
     def __post_init__(self) -> None:
@@ -114,10 +114,10 @@ class Move:
         """Whether a block moves along its dense noise."""
         return bool(self.amounts[index] * self.direction.sigma[index]) and not self.direction.shaped(index)
 
-    def term(self, indices: Sequence[int]) -> Term:
+    def term(self, indices: Sequence[int]) -> NoiseTerm:
         """The dense noise to add to pieces of these blocks."""
         scales = self.direction.scales(self.amounts)
-        return Term(self.direction.key, [(scales[i],) for i in indices], self.direction.distribution)
+        return NoiseTerm(self.direction.key, [(scales[i],) for i in indices], self.direction.distribution)
 
     def shape_scale(self, index: int) -> float:
         """See :meth:`Direction.shape_scale`."""
@@ -127,6 +127,6 @@ class Move:
         """See :meth:`Direction.basis_scale`."""
         return self.direction.basis_scale(index, self.amounts[index])
 
-    def basis_term(self, indices: Sequence[int]) -> Term:
+    def basis_term(self, indices: Sequence[int]) -> NoiseTerm:
         """The noise R to add to the left factors of these blocks."""
-        return Term(self.direction.key, [(self.basis_scale(i),) for i in indices], self.direction.distribution)
+        return NoiseTerm(self.direction.key, [(self.basis_scale(i),) for i in indices], self.direction.distribution)

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from l2l.blocks import Blocks
-from l2l.noise import Key, Piece
-from l2l.noise.reference import traverse as eager_traverse
+from l2l.noise import Key, TensorSlice
+from l2l.noise.reference import add_noise as eager_traverse
 from l2l.perturb.adding import parts_of
 from l2l.perturb.direction import Direction, Move
 from l2l.perturb.moments import Moments, measure
-from l2l.perturb.safety import uninterrupted
+from l2l.perturb.safety import defer_interrupt
 from l2l.perturb.transient import Substitution
-from l2l.perturb.walker import Look, Walker, make_moves
+from l2l.perturb.walker import Perturbation, PerturbEngine, apply_moves
 
 HALF = (torch.bfloat16, torch.float16)
 ROUNDING, SHRINKING = -1, -2
@@ -30,7 +30,7 @@ ROUNDING, SHRINKING = -1, -2
 
 
 @final
-class Exact(Walker):
+class FunctionalEngine(PerturbEngine):
     """Extra memory: two of the largest block while evaluating; with ``master``, four bytes per coordinate of a block.
 
     Along a basis [n, r], r numbers for each row of the blocks that are copied or moved together, and a few MiB.
@@ -55,7 +55,7 @@ class Exact(Walker):
         with_master = half if update == "master" else narrow
         self._masters = {i: blocks[i].flat.float() for i in with_master}
         self._stochastic = [i for i in half if i not in self._masters]
-        pieces = {i: Piece(self._masters[i] if i in narrow else b.flat, b.name) for i, b in enumerate(blocks)}
+        pieces = {i: TensorSlice(self._masters[i] if i in narrow else b.flat, b.name) for i, b in enumerate(blocks)}
         self._substitution = Substitution(blocks, pieces, frozenset(sparse))
         self._kept: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._last_key = Key(0)
@@ -70,14 +70,14 @@ class Exact(Walker):
             if before != after and i in self._masters:
                 self._masters[i].copy_(self._blocks[i].flat)
             if before[1] != after[1] and self._blocks[i].tensor.dtype == self._substitution.pieces[i].flat.dtype:
-                self._substitution.pieces[i] = Piece(self._blocks[i].flat, self._blocks[i].name)
+                self._substitution.pieces[i] = TensorSlice(self._blocks[i].flat, self._blocks[i].name)
         self._seen = now
 
-    def _piece(self, index: int) -> Piece:
+    def _piece(self, index: int) -> TensorSlice:
         block = self._blocks[index]
-        return Piece(block.flat, block.name, 0, None, self._masters.get(index))
+        return TensorSlice(block.flat, block.name, 0, None, self._masters.get(index))
 
-    def stand(self, look: Look | None, moves: Sequence[Move]) -> None:
+    def stand(self, look: Perturbation | None, moves: Sequence[Move]) -> None:
         self.commit(moves, True)
         self._substitution.stand(look)
 
@@ -89,13 +89,13 @@ class Exact(Walker):
         if not moving:
             return
         everything = range(len(self._blocks))
-        with torch.no_grad(), uninterrupted():
+        with torch.no_grad(), defer_interrupt():
             if undoable:
                 self._keep(everything)
             nearest = [i for i in everything if i not in self._stochastic]
-            make_moves(self._blocks, moving, self._piece, nearest)
+            apply_moves(self._blocks, moving, self._piece, nearest)
             rounding = self._last_key.with_draw(ROUNDING)
-            make_moves(self._blocks, moving, self._piece, self._stochastic, rounding=rounding)
+            apply_moves(self._blocks, moving, self._piece, self._stochastic, rounding=rounding)
             self._seen = self._versions()
 
     def _keep(self, indices: Sequence[int]) -> None:
@@ -105,7 +105,7 @@ class Exact(Walker):
                 self._kept[i] = (self._blocks[i].flat.clone(), None if master is None else master.clone())
 
     def revert(self, moves: Sequence[Move]) -> None:
-        with torch.no_grad(), uninterrupted():
+        with torch.no_grad(), defer_interrupt():
             for i, (weights, master) in self._kept.items():
                 self._blocks[i].flat.copy_(weights)
                 if master is not None:
@@ -124,7 +124,7 @@ class Exact(Walker):
 
     def moments(self, direction: Direction, moves: Sequence[Move]) -> Moments | None:
         count = len(self._blocks)
-        pieces = [Piece(self._masters.get(i, block.flat), block.name) for i, block in enumerate(self._blocks)]
+        pieces = [TensorSlice(self._masters.get(i, block.flat), block.name) for i, block in enumerate(self._blocks)]
         whole = [
             Move(move.direction, tuple(0.0 if i in move.rows else a for i, a in enumerate(move.amounts)))
             for move in moves
@@ -142,7 +142,7 @@ class Exact(Walker):
             wide = kept.float()
             change(wide)
             rounding = self._last_key.with_draw(SHRINKING)
-            eager_traverse([Piece(block.flat, block.name, 0, None, wide.view(-1))], rounding=rounding)
+            eager_traverse([TensorSlice(block.flat, block.name, 0, None, wide.view(-1))], rounding=rounding)
         else:
             change(kept)
             if index in self._masters:
@@ -166,20 +166,20 @@ class Exact(Walker):
         self._seen = self._versions()
 
 
-def check_walk(blocks: Blocks, walk: str, update: str) -> bool:
+def check_perturb_mode(blocks: Blocks, perturb: str, update: str) -> bool:
     """Whether a block is of half precision.
 
     Raises:
         ValueError: in-place walking is asked for such a block, or a value is none that there is.
     """
     half = next((block for block in blocks if block.tensor.dtype in HALF), None)
-    if walk == "in_place" and half is not None:
+    if perturb == "in_place" and half is not None:
         raise ValueError(
             f"walk='in_place', but block {half.name!r} is {half.tensor.dtype}: walking half-precision weights in "
             "place makes them drift; use walk='exact' or load the model with dtype float32"
         )
-    if walk not in ("auto", "in_place", "exact"):
-        raise ValueError(f"walk={walk!r} must be 'auto', 'in_place' or 'exact'")
+    if perturb not in ("auto", "in_place", "exact"):
+        raise ValueError(f"walk={perturb!r} must be 'auto', 'in_place' or 'exact'")
     if update not in ("master", "stochastic"):
         raise ValueError(f"update={update!r} must be 'master' or 'stochastic'")
     return half is not None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from l2l.blocks import Block, Blocks
-from l2l.noise import Distribution, Key, Piece, Term, standard_deviation, traverse
+from l2l.noise import Distribution, Key, TensorSlice, NoiseTerm, standard_deviation, add_noise
 from l2l.noise.pieces import computed_in
 from l2l.perturb.basis import full_precision
 
@@ -28,7 +28,7 @@ def factor(
     """Standard noise of ``shape`` that belongs to a block, under a name of its own: on its device, at least float32."""
     out = torch.zeros(shape, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
     scale = 1 / standard_deviation(distribution)
-    traverse([Piece(out.view(-1), f"{block.name}#{name}")], [Term(key, [(scale,)], distribution)])
+    add_noise([TensorSlice(out.view(-1), f"{block.name}#{name}")], [NoiseTerm(key, [(scale,)], distribution)])
     return out
 
 
@@ -36,7 +36,7 @@ def plain(block: Block, key: Key, distribution: Distribution = "gaussian") -> Te
     """The block's own standard noise, of its shape, on its device, at least float32: what it moves along without a shape."""
     out = torch.zeros(block.tensor.shape, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
     scale = 1 / standard_deviation(distribution)
-    traverse([Piece(out.view(-1), block.name)], [Term(key, [(scale,)], distribution)])
+    add_noise([TensorSlice(out.view(-1), block.name)], [NoiseTerm(key, [(scale,)], distribution)])
     return out
 
 

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from l2l.blocks import Blocks
-from l2l.noise import Piece, Sums, round_scale
+from l2l.noise import TensorSlice, Sums, round_scale
 from l2l.perturb.direction import Direction, Move
 from l2l.perturb.moments import Moments, measure, moments_of
-from l2l.perturb.safety import uninterrupted
+from l2l.perturb.safety import defer_interrupt
 from l2l.perturb.transient import Substitution
-from l2l.perturb.walker import Look, Walker, make_moves
+from l2l.perturb.walker import Perturbation, PerturbEngine, apply_moves
 
 
 @final
-class InPlace(Walker):
+class InPlaceEngine(PerturbEngine):
     """Extra memory: none; during a walk along a basis [n, r], r numbers for each row of its block.
 
     Sparse blocks are not perturbed in place: their rows are looked up in transient copies.
@@ -34,15 +34,15 @@ class InPlace(Walker):
         self._blocks = blocks
         self._dense = [i for i in range(len(blocks)) if i not in sparse]
         self._sparse = list(sparse)
-        self._at: Look | None = None
+        self._at: Perturbation | None = None
         self._sums: Sums | None = None
         self._substitution = Substitution(blocks, {i: self._piece(i) for i in sparse}, frozenset(sparse))
 
-    def _piece(self, index: int) -> Piece:
+    def _piece(self, index: int) -> TensorSlice:
         block = self._blocks[index]
-        return Piece(block.flat, block.name)
+        return TensorSlice(block.flat, block.name)
 
-    def stand(self, look: Look | None, moves: Sequence[Move]) -> None:
+    def stand(self, look: Perturbation | None, moves: Sequence[Move]) -> None:
         self._walk(look, moves)
 
     def commit(self, moves: Sequence[Move], undoable: bool) -> None:
@@ -57,7 +57,7 @@ class InPlace(Walker):
     def finish(self) -> None:
         return None
 
-    def _walk(self, look: Look | None, moves: Sequence[Move]) -> None:
+    def _walk(self, look: Perturbation | None, moves: Sequence[Move]) -> None:
         if look == self._at and not moves:
             return
         count = len(self._blocks)
@@ -68,9 +68,9 @@ class InPlace(Walker):
             back = [] if self._at is None else [self._at.move(count, -1.0)]
             steps = [*back, *moves, *([] if look is None else [look.move(count)])]
         gathering = look if across and look is not None and _summable(look.direction) else None
-        with torch.no_grad(), uninterrupted():
-            self._sums = make_moves(self._blocks, steps, self._piece, self._dense, gathering)
-            make_moves(self._blocks, moves, self._piece, self._sparse)  # a look does not perturb these in place
+        with torch.no_grad(), defer_interrupt():
+            self._sums = apply_moves(self._blocks, steps, self._piece, self._dense, gathering)
+            apply_moves(self._blocks, moves, self._piece, self._sparse)  # a look does not perturb these in place
             self._at = look
             self._substitution.stand(look)
 
@@ -113,5 +113,5 @@ def _summable(direction: Direction) -> bool:
     return direction.centre is not None and not direction.along_basis and direction.shape is None
 
 
-def _opposite(one: Look, other: Look) -> bool:
+def _opposite(one: Perturbation, other: Perturbation) -> bool:
     return one.direction == other.direction and one.distance == -other.distance

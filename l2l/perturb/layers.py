@@ -52,7 +52,7 @@ def _layer(name: str, members: dict[str, set[str]]) -> str:
     return ""
 
 
-def in_groups(units: Sequence[Sequence[int]], count: int) -> list[Group]:
+def group_blocks(units: Sequence[Sequence[int]], count: int) -> list[Group]:
     """At most ``count`` groups of neighbouring units, as many units in each; no group is empty."""
     count = min(count, len(units))
     at = [k * count // len(units) for k in range(len(units))]
@@ -75,7 +75,7 @@ def matched(blocks: Blocks, patterns: Sequence[str]) -> list[Group]:
     return [frozenset(i for i, k in enumerate(found) if k == group) for group in range(len(patterns))]
 
 
-def within(direction: Direction, group: Group) -> Direction:
+def layer_groups_of(direction: Direction, group: Group) -> Direction:
     """The direction in the blocks of a group; the others stay where they are."""
     return replace(
         direction,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from l2l.blocks import Block, Blocks
-from l2l.noise import Piece, traverse
+from l2l.noise import TensorSlice, add_noise
 from l2l.noise.pieces import computed_in
 from l2l.perturb.basis import Basis, basis_name, full_precision
 from l2l.perturb.direction import Move
@@ -73,8 +73,8 @@ def low_rank_parts(blocks: Blocks, moves: Sequence[Move], chosen: Sequence[int])
         along = [move for move in moves if move.direction.basis is basis]
         moving = [i for i in chosen if any(move.basis_scale(i) for move in along)]
         parts = {i: _empty(blocks[i], basis.vectors[i], blocks[i].tensor.shape[0]) for i in moving}
-        pieces = [Piece(part.left.view(-1), basis_name(blocks[i].name)) for i, part in parts.items()]
-        traverse(pieces, [move.basis_term(moving) for move in along])
+        pieces = [TensorSlice(part.left.view(-1), basis_name(blocks[i].name)) for i, part in parts.items()]
+        add_noise(pieces, [move.basis_term(moving) for move in along])
         for i, part in parts.items():
             found.setdefault(i, []).append(part)
     return {i: _side_by_side(parts) for i, parts in found.items()}
@@ -88,8 +88,8 @@ def low_rank_rows(blocks: Blocks, index: int, move: Move, rows: Tensor) -> LowRa
     block = blocks[index]
     part = _empty(block, basis.vectors[index], len(rows))
     rank, name = part.left.shape[1], basis_name(block.name)
-    pieces = [Piece(part.left[k], name, row * rank) for k, row in enumerate(rows.tolist())]
-    traverse(pieces, [move.basis_term([index] * len(pieces))])
+    pieces = [TensorSlice(part.left[k], name, row * rank) for k, row in enumerate(rows.tolist())]
+    add_noise(pieces, [move.basis_term([index] * len(pieces))])
     return replace(part, rows=rows.to(block.tensor.device))
 
 

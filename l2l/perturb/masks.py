@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from l2l.blocks import Block
-from l2l.noise import Distribution, Key, Piece, Term, traverse
+from l2l.noise import Distribution, Key, TensorSlice, NoiseTerm, add_noise
 from l2l.perturb.factors import plain
-from l2l.perturb.shape import Shape
+from l2l.perturb.shape import DirectionOperator
 
 RUN = 2**20
 """Coordinates that are masked at a time, a multiple of eight: memory of a few MiB, whatever the block's size."""
@@ -32,10 +32,10 @@ class Mask(ABC):
 
 
 @final
-class Masked(Shape):
+class Masked(DirectionOperator):
     """The noise, or what another shape writes, times a mask. A coordinate's mean square is 1 only where the mask is 1."""
 
-    def __init__(self, mask: Mask, inner: Shape | None = None) -> None:
+    def __init__(self, mask: Mask, inner: DirectionOperator | None = None) -> None:
         self.mask, self.inner = mask, inner
 
     def covers(self, index: int) -> bool:
@@ -73,7 +73,7 @@ class Drawn(Mask):
 
     def _integers(self, name: str, at: int, some: Tensor) -> Tensor:
         out = torch.zeros(len(some), dtype=torch.float32, device=some.device)
-        traverse([Piece(out, name, at)], [Term(self._key, [(1.0,)])])  # by 1: the integers themselves
+        add_noise([TensorSlice(out, name, at)], [NoiseTerm(self._key, [(1.0,)])])  # by 1: the integers themselves
         return out
 
 

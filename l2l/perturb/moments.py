@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 from l2l.blocks import Blocks
-from l2l.noise import Gather, Piece, Sums, Term, traverse
+from l2l.noise import MomentRequest, TensorSlice, Sums, NoiseTerm, add_noise
 from l2l.perturb.part import Part
 
 Moments = tuple[tuple[float, float], ...]
@@ -31,9 +31,9 @@ def moments_of(sums: Sums, counts: Sequence[int], centre: Sequence[float], scale
 
 
 def measure(
-    pieces: Sequence[Piece],
+    pieces: Sequence[TensorSlice],
     centre: Sequence[float],
-    terms: Sequence[Term] = (),
+    terms: Sequence[NoiseTerm] = (),
     parts: Mapping[int, Part] = MappingProxyType({}),
 ) -> Moments:
     """Moments of the pieces with the terms added, by a traversal that writes nothing.
@@ -48,13 +48,13 @@ def measure(
     for k, part in parts.items():
         own = [_only(term, [k]) for term in terms]
         for at, wide in part.widened(pieces[k].flat):
-            run = Piece(wide.view(-1), pieces[k].name, pieces[k].offset + at * wide.shape[1])
+            run = TensorSlice(wide.view(-1), pieces[k].name, pieces[k].offset + at * wide.shape[1])
             _put(sums, [k], _sums([run], [centre[k]], own))
     return moments_of(sums, [piece.flat.numel() for piece in pieces], centre, zero)
 
 
-def _sums(pieces: Sequence[Piece], centre: Sequence[float], terms: Sequence[Term]) -> Sums:
-    found = traverse(pieces, terms, Gather([0.0] * len(pieces), centre), store=False)
+def _sums(pieces: Sequence[TensorSlice], centre: Sequence[float], terms: Sequence[NoiseTerm]) -> Sums:
+    found = add_noise(pieces, terms, MomentRequest([0.0] * len(pieces), centre), store=False)
     assert found is not None, "sums were asked for"
     return found
 
@@ -64,12 +64,12 @@ def _put(sums: Sums, places: Sequence[int], found: Sums) -> None:
         getattr(sums, name)[list(places)] += values
 
 
-def _only(term: Term, places: Sequence[int]) -> Term:
+def _only(term: NoiseTerm, places: Sequence[int]) -> NoiseTerm:
     return replace(term, scales=[term.scales[k] for k in places])
 
 
 def block_moments(blocks: Blocks) -> Moments:
     """Moments of blocks as they stand. Two traversals: the second about the mean that the first has found."""
-    pieces = [Piece(block.flat, block.name) for block in blocks]
+    pieces = [TensorSlice(block.flat, block.name) for block in blocks]
     about_zero = measure(pieces, [0.0] * len(pieces))
     return measure(pieces, [mean for mean, _ in about_zero])

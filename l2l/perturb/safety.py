@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uninterrupted(late: list[object] | None = None) -> Iterator[None]:
+def defer_interrupt(late: list[object] | None = None) -> Iterator[None]:
     """Hold a Ctrl-C back until the traversal is done: half a traversal could not be undone.
 
     Args:
@@ -25,10 +25,10 @@ def uninterrupted(late: list[object] | None = None) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)
         if arrived and late is None:
-            deliver(arrived)
+            raise_deferred(arrived)
 
 
-def deliver(arrived: list[object]) -> None:
+def raise_deferred(arrived: list[object]) -> None:
     """Raise the interrupts that were held back."""
     if arrived:
         arrived.clear()

@@ -10,7 +10,7 @@ from l2l.blocks import Block
 from l2l.noise import Distribution, Key
 
 
-class Shape(ABC):
+class DirectionOperator(ABC):
     """Says what blocks move along in place of their plain noise: u_b = factor * sigma_b * s_b.
 
     Two are equal only where they are the same object. s_b must be the same bits each time it is asked for, as long as a

@@ -13,12 +13,12 @@ from torch import Tensor
 from l2l.blocks import Blocks
 from l2l.perturb.basis import Basis
 from l2l.perturb.direction import Direction, Move
-from l2l.perturb.exact import Exact, check_walk
-from l2l.perturb.in_place import InPlace
+from l2l.perturb.exact import FunctionalEngine, check_perturb_mode
+from l2l.perturb.in_place import InPlaceEngine
 from l2l.perturb.journal import Journal
 from l2l.perturb.moments import Moments
-from l2l.perturb.safety import deliver, uninterrupted
-from l2l.perturb.walker import Look, Walker, check_finite
+from l2l.perturb.safety import raise_deferred, defer_interrupt
+from l2l.perturb.walker import Perturbation, PerturbEngine, check_finite
 
 Value = TypeVar("Value")
 Change: TypeAlias = Callable[[int, Tensor], Tensor]
@@ -26,7 +26,7 @@ Change: TypeAlias = Callable[[int, Tensor], Tensor]
 
 
 @final
-class Theta:
+class PerturbedParameters:
     """The parameters and where they stand: at home, or at some distance along one direction.
 
     Whatever is raised inside :meth:`step`, theta is back where the step began when it leaves: bit for bit when walking
@@ -45,20 +45,20 @@ class Theta:
     def __init__(
         self,
         blocks: Blocks,
-        walk: Literal["auto", "in_place", "exact"] = "auto",
+        perturb: Literal["auto", "in_place", "exact"] = "auto",
         update: Literal["master", "stochastic"] = "master",
         sparse_embeddings: bool = False,
     ) -> None:
-        half = check_walk(blocks, walk, update)
+        half = check_perturb_mode(blocks, perturb, update)
         sparse = [i for i, block in enumerate(blocks) if block.embedding] if sparse_embeddings else []
         if sparse_embeddings and not sparse:
             raise ValueError("sparse_embeddings is set, but no embedding is trained: leave it off")
-        exact = walk == "exact" or half
+        exact = perturb == "exact" or half
         self.blocks = blocks
-        self.walk: Literal["in_place", "exact"] = "exact" if exact else "in_place"
+        self.mode: Literal["in_place", "exact"] = "exact" if exact else "in_place"
         self.update = update if half else None
-        self._walker: Walker = Exact(blocks, update, sparse) if exact else InPlace(blocks, sparse)
-        self._away: Look | None = None
+        self._walker: PerturbEngine = FunctionalEngine(blocks, update, sparse) if exact else InPlaceEngine(blocks, sparse)
+        self._away: Perturbation | None = None
         self._pending: list[Move] = []
         self._added: list[Move] = []
         self._rows: dict[int, Tensor] = {}
@@ -75,9 +75,9 @@ class Theta:
         away = self._away
         return Journal(away and away.direction, away.distance if away else 0.0, tuple(self._pending))
 
-    def look(self, direction: Direction, distance: float) -> None:
+    def perturb(self, direction: Direction, distance: float) -> None:
         """Stand at ``home + distance * u``."""
-        wanted = Look(direction, distance)
+        wanted = Perturbation(direction, distance)
         self._check([wanted.move(len(self.blocks))])
         self._stand(wanted)
 
@@ -90,12 +90,12 @@ class Theta:
                 self._basis = basis
         check_finite(moves)
 
-    def home(self) -> None:
+    def restore(self) -> None:
         """Stand where no look was ever taken, with every move made: the parameters hold exactly theta."""
         self._stand(None)
 
-    def _stand(self, look: Look | None) -> None:
-        with uninterrupted():  # memory and journal change together
+    def _stand(self, look: Perturbation | None) -> None:
+        with defer_interrupt():  # memory and journal change together
             self._walker.stand(look, self._pending)
             self._pending, self._away = [], look
 
@@ -108,7 +108,7 @@ class Theta:
         self._pending.append(move)
         self._added.append(move)
         if not self._inside:
-            self.home()
+            self.restore()
 
     def evaluate(self, closure: Callable[[], Value]) -> Value:
         """The closure's value where theta stands."""
@@ -122,7 +122,7 @@ class Theta:
         """
         found = self._walker.moments(direction, self._pending)
         if found is None:
-            self.home()
+            self.restore()
             found = self._walker.moments(direction, [])
             assert found is not None, "measured at home"
         return found
@@ -140,15 +140,15 @@ class Theta:
         wrong = [factor for factor in factors if not factor > 0]
         if wrong:
             raise ValueError(f"weights would shrink by the factor {wrong[0]}: lr * weight_decay must be below 1")
-        with uninterrupted(self._late):
+        with defer_interrupt(self._late):
             self._finish()
             self._multiply(tuple(factors))
 
-    def shift(self, deltas: Mapping[int, Tensor], scale: float) -> None:
+    def add_dense(self, deltas: Mapping[int, Tensor], scale: float) -> None:
         """Add ``scale * delta`` to the blocks listed: a first-order step. Not undone."""
         self._shift(deltas.__getitem__, dict.fromkeys(deltas, scale))
 
-    def shift_each(self, delta: Callable[[int], Tensor], scales: Sequence[float]) -> None:
+    def add_dense_each(self, delta: Callable[[int], Tensor], scales: Sequence[float]) -> None:
         """Add ``scales[b] * delta(b)`` to each block, one after the other: a step that lies along no direction.
 
         ``delta`` is called once per block, at home, with the block's index; what it changes of a method's state changes
@@ -167,7 +167,7 @@ class Theta:
         )
 
     @contextmanager
-    def shifting(self, change: Change) -> Iterator[None]:
+    def transform_dense_updates(self, change: Change) -> Iterator[None]:
         """Inside, what :meth:`shift` and :meth:`shift_each` add to a block is ``change(index, delta)``."""
         outer, self._through = self._through, lambda index, delta: outer(index, change(index, delta))
         try:
@@ -197,7 +197,7 @@ class Theta:
 
         Until the step ends, an error puts ``here`` back first.
         """
-        self.home()
+        self.restore()
         self._undo = lambda: self._copy(here)
 
         def between(w: Tensor, index: int) -> Tensor:
@@ -206,25 +206,25 @@ class Theta:
         self._rewrite({i: partial(between, index=i) for i in ratios})
 
     @contextmanager
-    def step(self) -> Iterator[Theta]:
+    def step(self) -> Iterator[PerturbedParameters]:
         """One step: on the way out theta is home; after an error it is back where the step began.
 
         In a managed loop the step's moves may wait until the next look, or until :meth:`home` is called.
         """
-        self.deliver()
+        self.raise_deferred_interrupt()
         self._begin()
         try:
             self._walker.begin()
             self._walker.touched()  # rows that a step which failed had looked up are not this step's
             yield self
         except BaseException:
-            with uninterrupted():  # a second Ctrl-C waits as well
+            with defer_interrupt():  # a second Ctrl-C waits as well
                 self._roll_back()
                 self._inside = False
-                self.home()
+                self.restore()
             raise
         else:
-            if not self._managed or self.walk == "exact":
+            if not self._managed or self.mode == "exact":
                 self._finish()
         finally:
             self._begin(inside=False)
@@ -232,20 +232,20 @@ class Theta:
 
     def _finish(self) -> None:
         """Home for good: the step is done, and an interrupt that arrives meanwhile waits for :meth:`deliver`."""
-        with uninterrupted(self._late):
+        with defer_interrupt(self._late):
             self._walker.commit(self._pending, undoable=False)
             self._pending, self._away = [], None
             self._walker.finish()
 
-    def deliver(self) -> None:
+    def raise_deferred_interrupt(self) -> None:
         """Let an interrupt through that arrived while a step was being made final: whoever counts steps has counted it."""
-        deliver(self._late)
+        raise_deferred(self._late)
 
     def _begin(self, inside: bool = True) -> None:
         self._added, self._undo, self._shrunk, self._rows, self._inside = [], None, None, {}, inside
 
     @contextmanager
-    def managed(self) -> Iterator[Theta]:
+    def fused_steps(self) -> Iterator[PerturbedParameters]:
         """A loop that owns the model: between its steps the parameters need not hold theta, which saves a traversal.
 
         Whatever reads or writes the model in the meantime (evaluation, saving) calls :meth:`home` first. The
@@ -257,12 +257,12 @@ class Theta:
             yield self
         finally:
             self._managed = outer
-            self.home()
-        self.deliver()
+            self.restore()
+        self.raise_deferred_interrupt()
 
     def extra_state(self) -> dict[str, Tensor]:
         """Tensors by block name that resuming needs beside the model's weights: float32 masters. Theta goes home."""
-        self.home()
+        self.restore()
         return self._walker.extra_state()
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
@@ -271,7 +271,7 @@ class Theta:
         Raises:
             ValueError: it belongs to another way of walking or updating.
         """
-        self.home()
+        self.restore()
         self._walker.load_extra_state(state)
 
     def _roll_back(self) -> None:
@@ -285,7 +285,7 @@ class Theta:
         self._away = None
 
     def _multiply(self, factors: tuple[float, ...]) -> None:
-        with uninterrupted():
+        with defer_interrupt():
             self._rewrite({i: lambda w, f=factor: w.mul_(f) for i, factor in enumerate(factors) if factor != 1.0})
             self._shrunk = factors
 
@@ -294,7 +294,7 @@ class Theta:
 
     def _rewrite(self, changes: Mapping[int, Callable[[Tensor], object]]) -> None:
         """Write blocks otherwise than along a direction, from home."""
-        self.home()
-        with torch.no_grad(), uninterrupted():
+        self.restore()
+        with torch.no_grad(), defer_interrupt():
             for index, change in changes.items():
                 self._walker.rewrite(index, change)

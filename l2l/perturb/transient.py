@@ -17,11 +17,11 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from l2l.blocks import Blocks
-from l2l.noise import Piece, Term, traverse
+from l2l.noise import TensorSlice, NoiseTerm, add_noise
 from l2l.perturb.adding import copy_blocks, copy_rows, parts_of, rows_part
-from l2l.perturb.ahead import CopiesAhead
+from l2l.perturb.ahead import CopyCache
 from l2l.perturb.direction import Move
-from l2l.perturb.walker import Look, row_piece
+from l2l.perturb.walker import Perturbation, row_piece
 
 _ASKS = (
     *("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "requires_grad", "grad", "grad_fn", "is_leaf"),
@@ -51,7 +51,7 @@ PASSIVE = {getattr(Tensor, name).__get__ for name in _ASKS if hasattr(Tensor, na
 class Substitution:
     """Which parameters are replaced, by what, and which rows of sparse ones were read."""
 
-    def __init__(self, blocks: Blocks, pieces: Mapping[int, Piece], sparse: frozenset[int] = frozenset()) -> None:
+    def __init__(self, blocks: Blocks, pieces: Mapping[int, TensorSlice], sparse: frozenset[int] = frozenset()) -> None:
         self._blocks = blocks
         self.pieces = dict(pieces)
         self.sparse = sparse
@@ -59,9 +59,9 @@ class Substitution:
         self._move: Move | None = None
         self._scales: list[float] = []
         self._touched: dict[int, list[Tensor]] = {}
-        self.ahead = CopiesAhead(self.pieces, self._perturb)
+        self.ahead = CopyCache(self.pieces, self._perturb)
 
-    def stand(self, look: Look | None) -> None:
+    def stand(self, look: Perturbation | None) -> None:
         """Perturb by this look from now on."""
         self._move = None if look is None else look.move(len(self._blocks))
         self._scales = [] if self._move is None else self._move.direction.scales(self._move.amounts)
@@ -110,31 +110,31 @@ class Substitution:
             self._touched.setdefault(index, []).append(distinct)
         return out, where
 
-    def _perturb(self, pieces: Sequence[Piece], indices: Sequence[int]) -> None:
+    def _perturb(self, pieces: Sequence[TensorSlice], indices: Sequence[int]) -> None:
         assert self._move is not None, "nothing is replaced at home"
         term = self._term(indices)
         with torch.no_grad():
             parts = parts_of(self._blocks, [self._move], indices)
             if not parts:
-                traverse(pieces, [term])
+                add_noise(pieces, [term])
                 return
         with torch.inference_mode():  # memory from an evaluation in inference mode is written again in another
             copy_blocks(pieces, term, {k: parts[i] for k, i in enumerate(indices) if i in parts})
 
-    def _perturb_rows(self, pieces: Sequence[Piece], index: int, rows: Tensor, out: Tensor) -> None:
+    def _perturb_rows(self, pieces: Sequence[TensorSlice], index: int, rows: Tensor, out: Tensor) -> None:
         assert self._move is not None, "nothing is replaced at home"
         with torch.no_grad():
             part = rows_part(self._blocks, index, self._move, rows)
             if part is None:
-                traverse(pieces, [self._term([index] * len(pieces))])
+                add_noise(pieces, [self._term([index] * len(pieces))])
                 return
             terms = [self._term([index])] if self._move.dense(index) else []
             copy_rows(self.pieces[index], pieces, out.view(-1), part, terms)
 
-    def _term(self, indices: Sequence[int]) -> Term:
+    def _term(self, indices: Sequence[int]) -> NoiseTerm:
         assert self._move is not None, "nothing is replaced at home"
         direction = self._move.direction
-        return Term(direction.key, [(self._scales[i],) for i in indices], direction.distribution)
+        return NoiseTerm(direction.key, [(self._scales[i],) for i in indices], direction.distribution)
 
 
 class _Mode(TorchFunctionMode):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from l2l.blocks import Blocks
-from l2l.noise import Gather, Key, Piece, Sums, round_scale, traverse
+from l2l.noise import MomentRequest, Key, TensorSlice, Sums, round_scale, add_noise
 from l2l.perturb.adding import add_part, parts_of, rounds, rows_part
 from l2l.perturb.direction import Direction, Move
 from l2l.perturb.moments import Moments
@@ -20,7 +20,7 @@ from l2l.perturb.part import Part
 
 
 @dataclass(frozen=True)
-class Look:
+class Perturbation:
     """Where theta stands: at ``home + distance * u``."""
 
     direction: Direction
@@ -31,11 +31,11 @@ class Look:
         return Move(self.direction, (times * self.distance,) * count)
 
 
-class Walker(ABC):
+class PerturbEngine(ABC):
     """Makes evaluations happen where theta stands, and brings moves into the stored weights."""
 
     @abstractmethod
-    def stand(self, look: Look | None, moves: Sequence[Move]) -> None:
+    def stand(self, look: Perturbation | None, moves: Sequence[Move]) -> None:
         """Make the moves; from now on evaluations happen at home + look."""
 
     @abstractmethod
@@ -91,12 +91,12 @@ def check_finite(moves: Sequence[Move]) -> None:
             round_scale(sum(abs(move.basis_scale(i)) for i in range(len(move.amounts))), torch.float32)
 
 
-def make_moves(
+def apply_moves(
     blocks: Blocks,
     moves: Sequence[Move],
-    piece: Callable[[int], Piece],
+    piece: Callable[[int], TensorSlice],
     chosen: Sequence[int],
-    look: Look | None = None,
+    look: Perturbation | None = None,
     rounding: Key | None = None,
 ) -> Sums | None:
     """One traversal of the chosen blocks: the moves in turn. With ``look``, where they end, the sums for moments.
@@ -117,12 +117,12 @@ def make_moves(
     if look is not None:
         home = look.direction.scales([-look.distance] * len(blocks))
         assert look.direction.centre is not None, "sums are only taken about a centre"
-        gather = Gather([home[i] for i in whole], [look.direction.centre[i] for i in whole])
+        gather = MomentRequest([home[i] for i in whole], [look.direction.centre[i] for i in whole])
     else:
         whole = [i for i in whole if any(move.dense(i) for move in moves)]
     apart = _add_parts_apart(parts, moves, piece, whole, rounding)
     whole = [i for i in whole if i not in apart]
-    sums = traverse([piece(i) for i in whole], [move.term(whole) for move in moves], gather, rounding)
+    sums = add_noise([piece(i) for i in whole], [move.term(whole) for move in moves], gather, rounding)
     for i in parts.keys() - apart:
         parts[i].add_to(piece(i).flat)
     return sums
@@ -131,7 +131,7 @@ def make_moves(
 def _add_parts_apart(
     parts: Mapping[int, Part],
     moves: Sequence[Move],
-    piece: Callable[[int], Piece],
+    piece: Callable[[int], TensorSlice],
     dense: Sequence[int],
     rounding: Key | None,
 ) -> set[int]:
@@ -144,7 +144,7 @@ def _add_parts_apart(
     return set(apart)
 
 
-def _move_rows(blocks: Blocks, whole: Piece, move: Move, index: int, rounding: Key | None) -> None:
+def _move_rows(blocks: Blocks, whole: TensorSlice, move: Move, index: int, rounding: Key | None) -> None:
     rows = move.rows.get(index)
     width = blocks[index].numel // blocks[index].tensor.shape[0]
     pieces = [whole] if rows is None else [row_piece(whole, row, width) for row in rows.tolist()]
@@ -152,11 +152,11 @@ def _move_rows(blocks: Blocks, whole: Piece, move: Move, index: int, rounding: K
     if part is not None:
         add_part(whole, pieces, part, [move.term([index])] if move.dense(index) else [], rounding)
     elif move.dense(index):
-        traverse(pieces, [move.term([index] * len(pieces))], rounding=rounding)
+        add_noise(pieces, [move.term([index] * len(pieces))], rounding=rounding)
 
 
-def row_piece(whole: Piece, row: int, width: int, into: Tensor | None = None) -> Piece:
+def row_piece(whole: TensorSlice, row: int, width: int, into: Tensor | None = None) -> TensorSlice:
     """One row of a block of rows of ``width``."""
     span = slice(row * width, (row + 1) * width)
     master = None if whole.master is None else whole.master[span]
-    return Piece(whole.flat[span], whole.name, whole.offset + row * width, into, master)
+    return TensorSlice(whole.flat[span], whole.name, whole.offset + row * width, into, master)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from l2l.blocks import Blocks
-from l2l.noise import Piece, Term, traverse
+from l2l.noise import TensorSlice, NoiseTerm, add_noise
 from l2l.noise.pieces import computed_in
 from l2l.perturb.basis import full_precision, low_rank_noise
 from l2l.perturb.direction import Direction, Move
@@ -20,7 +20,7 @@ from l2l.perturb.part import RUN, Part
 
 @final
 @dataclass(frozen=True, eq=False)
-class Written(Part):
+class DensePart(Part):
     """A tensor that is made when it is added, and let go."""
 
     make: Callable[[], Tensor]
@@ -32,7 +32,7 @@ class Written(Part):
     def width(self) -> int:
         return self.columns
 
-    def packed(self) -> Written:
+    def packed(self) -> DensePart:
         return replace(self, rows=None)
 
     def add_to(self, flat: Tensor) -> None:
@@ -51,7 +51,7 @@ class Written(Part):
             yield at, source.to(some.dtype, copy=True).add_(some)
 
 
-def written(direction: Direction, blocks: Blocks, index: int) -> Tensor:
+def dense_direction(direction: Direction, blocks: Blocks, index: int) -> Tensor:
     """u_b of a block written out, of its shape and at least float32: for updates that are not along directions."""
     block = blocks[index]
     if direction.shaped(index):
@@ -59,7 +59,7 @@ def written(direction: Direction, blocks: Blocks, index: int) -> Tensor:
     out = torch.zeros(block.tensor.shape, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
     scale = direction.scales([1.0] * len(blocks))[index]
     if scale:
-        traverse([Piece(out.view(-1), block.name)], [Term(direction.key, [(scale,)], direction.distribution)])
+        add_noise([TensorSlice(out.view(-1), block.name)], [NoiseTerm(direction.key, [(scale,)], direction.distribution)])
     if direction.basis is not None and direction.basis_sigma[index]:
         vectors = direction.basis.vectors[index].detach().to(out.device, out.dtype)
         along = low_rank_noise(block.name, vectors, direction.key, len(out), direction.distribution)
@@ -73,19 +73,19 @@ def _shaped(direction: Direction, blocks: Blocks, index: int) -> Tensor:
         return direction.shape.write(blocks[index], index, direction.key, direction.distribution)
 
 
-def written_parts(blocks: Blocks, moves: Sequence[Move], chosen: Sequence[int]) -> dict[int, Written]:
+def dense_parts(blocks: Blocks, moves: Sequence[Move], chosen: Sequence[int]) -> dict[int, DensePart]:
     """What the moves add along shapes to each of the chosen blocks; blocks to which they add nothing are left out."""
     along = [move for move in moves if move.direction.shape is not None]
     moving = [i for i in chosen if any(move.shape_scale(i) for move in along)]
-    return {i: Written(partial(_change, blocks, along, i), _width(blocks, i)) for i in moving}
+    return {i: DensePart(partial(_change, blocks, along, i), _width(blocks, i)) for i in moving}
 
 
-def written_rows(blocks: Blocks, index: int, move: Move, rows: Tensor) -> Written | None:
+def dense_rows(blocks: Blocks, index: int, move: Move, rows: Tensor) -> DensePart | None:
     """What a move adds along its shape to some rows of a block; None where that is nothing."""
     if not move.shape_scale(index):
         return None
     rows = rows.to(blocks[index].tensor.device)
-    return Written(lambda: _change(blocks, [move], index)[rows], _width(blocks, index), rows)
+    return DensePart(lambda: _change(blocks, [move], index)[rows], _width(blocks, index), rows)
 
 
 def _width(blocks: Blocks, index: int) -> int:

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from l2l.finetune.control import ControlState, StepControl, curvature, rate
+from l2l.finetune.control import CurvatureLRState, CurvatureLR, curvature, learning_rate
 from l2l.probe.maths import Exactness, Looks, SlopeNoise
 
 BETAS = 0.1, 0.2
@@ -52,7 +52,7 @@ def advise(
     noise: SlopeNoise,
     figures: Exactness,
     beta: float | None = None,
-    resolution: float = StepControl.resolution,
+    resolution: float = CurvatureLR.resolution,
 ) -> Advice:
     """Recommend lr and epsilon.
 
@@ -65,9 +65,9 @@ def advise(
     triples = zip(looks.plus[:, 0].tolist(), looks.minus[:, 0].tolist(), looks.home.tolist(), strict=True)
     sizes = [curvature(*triple, epsilon, resolution) for triple in triples]
     share = beta or choose_beta(noise)
-    mean = ControlState(fmean(sizes), 1.0)
+    mean = CurvatureLRState(fmean(sizes), 1.0)
     return Advice(
-        lr=rate(share, mean),
+        lr=learning_rate(share, mean),
         epsilon=epsilon,
         beta=share,
         curvature=mean.average,
@@ -75,8 +75,8 @@ def advise(
         ridges=float(np.mean(looks.curvatures[:, 0] < 0)),
         signal_share=noise.share,
         signal_uncertainty=noise.uncertainty,
-        lr_best=rate(noise.share, mean),
-        lr_highest=rate(2 * noise.share, mean),
+        lr_best=learning_rate(noise.share, mean),
+        lr_highest=learning_rate(2 * noise.share, mean),
         figures=figures,
     )
 

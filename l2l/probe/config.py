@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from l2l.finetune.config import FineTuneConfig, Walk
+from l2l.finetune.config import FineTuneConfig, PerturbMode
 from l2l.methods.base import check_counts, check_positive
 from l2l.models.kinds import Head
 from l2l.models.quantized import Quantize
@@ -43,7 +43,7 @@ class ProbeConfig:
     """The first directions, along which every epsilon is tried: two more passes per epsilon."""
     epsilons: list[float] = field(default_factory=lambda: list(EPSILONS))
     """Epsilons to try, at least three; those at which the loss is not finite are left out."""
-    beta: float | None = None
+    step_fraction: float | None = None
     """Share to go of the step to the bottom of the parabola seen. None: 0.1 to 0.2, by the noise of the batches."""
     batch_size: int = 16
     """Examples per step of the run to come: the noise is that of such batches."""
@@ -55,7 +55,7 @@ class ProbeConfig:
     """Most tokens per row; None: the model's context, at most 2048."""
     train_size: int = 1000
     """Rows to train on."""
-    walk: Walk = "auto"
+    perturb: PerturbMode = "auto"
     """How perturbed weights are made, as in ``l2l fine-tune``."""
     method_args: dict[str, Any] = field(default_factory=dict)
     """Further fields of the method."""
@@ -85,7 +85,7 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         check_counts(probes=self.probes, sweep=self.sweep, batch_size=self.batch_size, train_size=self.train_size)
         check_plan(self.probes, self.sweep, self.epsilons)
-        check_positive(beta=1.0 if self.beta is None else self.beta)
+        check_positive(beta=1.0 if self.step_fraction is None else self.step_fraction)
         self.fine_tune()  # refuses what a run would
 
     def fine_tune(self) -> FineTuneConfig:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from l2l.estimators.base import Closure
 from l2l.estimators.two_point import third_point, two_point
-from l2l.finetune.control import StepControl
+from l2l.finetune.control import CurvatureLR
 from l2l.methods.base import Method
 from l2l.noise import Key
-from l2l.perturb import Direction, Theta
+from l2l.perturb import Direction, PerturbedParameters
 from l2l.probe.advice import Advice, advise
 from l2l.probe.config import LEAST_EPSILONS, check_plan
 from l2l.probe.maths import Exactness, Looks, Values, choose_epsilon, exactness, slope_noise
@@ -25,7 +25,7 @@ Batches: TypeAlias = Callable[[int, int], Closure]
 
 
 @dataclass(frozen=True)
-class Findings:
+class ProbeResult:
     """What the probes saw, and the advice they give."""
 
     sweep: Looks
@@ -44,20 +44,20 @@ class Findings:
 
 
 @contextmanager
-def restored(theta: Theta) -> Iterator[None]:
+def restored(theta: PerturbedParameters) -> Iterator[None]:
     """Inside, theta may be walked; afterwards its blocks hold what they held, bit for bit.
 
     Walking in place comes back within a rounding, so the weights are kept meanwhile: once more their memory. Walking
     exactly never touches them.
     """
-    theta.home()
+    theta.restore()
     kept: dict[str, Tensor] = {}
-    if theta.walk == "in_place":
+    if theta.mode == "in_place":
         kept = {block.name: block.tensor.detach().clone() for block in theta.blocks}
     try:
         yield
     finally:
-        theta.home()
+        theta.restore()
         if kept:
             theta.assign(kept)
 
@@ -66,7 +66,7 @@ class _Prober:
     """Looks along the directions of a method where theta stands, and counts what that costs."""
 
     def __init__(
-        self, theta: Theta, method: Method[Any], batches: Batches, seed: int, advance: Callable[[float], None]
+        self, theta: PerturbedParameters, method: Method[Any], batches: Batches, seed: int, advance: Callable[[float], None]
     ) -> None:
         self.theta, self.method, self.batches, self.seed, self.advance = theta, method, batches, seed, advance
         self.state = method.init(theta.blocks)
@@ -94,7 +94,7 @@ class _Prober:
 
 
 def measure(
-    theta: Theta,
+    theta: PerturbedParameters,
     method: Method[Any],
     batches: Batches,
     probes: int,
@@ -102,9 +102,9 @@ def measure(
     epsilons: Sequence[float],
     seed: int = 0,
     beta: float | None = None,
-    resolution: float = StepControl.resolution,
+    resolution: float = CurvatureLR.resolution,
     advance: Callable[[float], None] = lambda loss: None,
-) -> Findings:
+) -> ProbeResult:
     """Probe the loss and advise. Theta stands where it stood afterwards, bit for bit.
 
     Args:
@@ -127,7 +127,7 @@ def measure(
     noise = slope_noise(chosen.slopes[:, 0], again)
     advice = advise(chosen, noise, figures[index], beta, resolution)
     dropped = tuple(sorted(set(epsilons) - set(looks.epsilons.tolist())))
-    return Findings(looks, chosen, again, tuple(figures), dropped, prober.passes, advice)
+    return ProbeResult(looks, chosen, again, tuple(figures), dropped, prober.passes, advice)
 
 
 def pairs(probes: int, sweep: int, epsilons: int) -> int:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from l2l.probe.advice import expected_change
-from l2l.probe.measure import Findings
+from l2l.probe.measure import ProbeResult
 from l2l.report.files import write_whole
 
 
-def draw(target: Path, found: Findings) -> Path:
+def draw(target: Path, found: ProbeResult) -> Path:
     """Four panels; what was chosen is marked. Written whole."""
     import matplotlib
 
@@ -33,12 +33,12 @@ def draw(target: Path, found: Findings) -> Path:
         pyplot.close(figure)
 
 
-def _mark(axis: Any, found: Findings) -> None:
+def _mark(axis: Any, found: ProbeResult) -> None:
     axis.axvline(found.advice.epsilon, color="black", linestyle="--", linewidth=1, label="epsilon chosen")
     axis.set(xscale="log", xlabel="epsilon")
 
 
-def _against_epsilon(axis: Any, found: Findings, values: Any, title: str) -> None:
+def _against_epsilon(axis: Any, found: ProbeResult, values: Any, title: str) -> None:
     """One line per direction of the sweep. The scale is that of what is trusted: rounding may be larger by far."""
     for number, row in enumerate(values):
         axis.plot(found.sweep.epsilons, row, marker="o", markersize=3, linewidth=1, label=f"direction {number}")
@@ -50,7 +50,7 @@ def _against_epsilon(axis: Any, found: Findings, values: Any, title: str) -> Non
     axis.set(title=title, ylim=(inside[0] - room, inside[1] + room))
 
 
-def _errors(axis: Any, found: Findings) -> None:
+def _errors(axis: Any, found: ProbeResult) -> None:
     names = ("slope_rounding", "slope_truncation", "curvature_rounding", "curvature_truncation", "error")
     for name in names:
         values = [max(getattr(one, name), 1e-12) for one in found.figures]
@@ -61,7 +61,7 @@ def _errors(axis: Any, found: Findings) -> None:
     axis.set(title="relative error", yscale="log")
 
 
-def _gain(axis: Any, found: Findings) -> None:
+def _gain(axis: Any, found: ProbeResult) -> None:
     """The expected parabola of a step, in shares of the most that one can gain."""
     advice = found.advice
     axis.axvline(advice.lr, color="black", linestyle="--", linewidth=1, label="lr chosen")

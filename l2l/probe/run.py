@@ -8,13 +8,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from l2l.finetune.baselines import baseline_names
-from l2l.finetune.run import prepare
-from l2l.finetune.session import Parts
+from l2l.finetune.run import prepare_fine_tuning
+from l2l.finetune.session import RunContext
 from l2l.methods import method_class
 from l2l.methods.base import Method
 from l2l.probe.advice import reasons
 from l2l.probe.config import ProbeConfig
-from l2l.probe.measure import Findings, measure, pairs
+from l2l.probe.measure import ProbeResult, measure, pairs
 from l2l.probe.picture import draw
 from l2l.report.files import write_json
 from l2l.report.progress import progress_bar
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def run(
+def run_lr_probe(
     config: ProbeConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> dict[str, Any]:
     """Probe, write ``probe.json`` and ``probe.png``, print the advice; the summary.
@@ -41,7 +41,7 @@ def run(
     if method is None or not issubclass(method, Method):
         raise _no_directions(config)
     folder = RunDirectory(config.out, asdict(config), config.overwrite)
-    found = probe(prepare(config.fine_tune(), model, tokenizer), config)
+    found = probe(prepare_fine_tuning(config.fine_tune(), model, tokenizer), config)
     folder.create()
     write_json(folder.path / "probe.json", record(found, config))
     draw(folder.path / "probe.png", found)
@@ -51,7 +51,7 @@ def run(
     return summary
 
 
-def probe(parts: Parts, config: ProbeConfig) -> Findings:
+def probe(parts: RunContext, config: ProbeConfig) -> ProbeResult:
     """Probe what :func:`l2l.finetune.run.prepare` made. Nothing is written; the weights are the same bits afterwards.
 
     Raises:
@@ -71,7 +71,7 @@ def probe(parts: Parts, config: ProbeConfig) -> Findings:
             config.sweep,
             config.epsilons,
             config.seed,
-            config.beta,
+            config.step_fraction,
             advance=advance,
         )
 
@@ -80,7 +80,7 @@ def _no_directions(config: ProbeConfig) -> ValueError:
     return ValueError(f"method {config.method!r} looks along no directions: lr-probe serves zeroth-order methods only")
 
 
-def command(found: Findings, config: ProbeConfig) -> str:
+def command(found: ProbeResult, config: ProbeConfig) -> str:
     """The line that runs what is advised."""
     words = ["l2l", "fine-tune"]
     for name, value in config.differing().items():
@@ -88,7 +88,7 @@ def command(found: Findings, config: ProbeConfig) -> str:
     return shlex.join([*words, "--lr", f"{found.advice.lr:.2g}", "--epsilon", f"{found.advice.epsilon:.3g}"])
 
 
-def headline(found: Findings, config: ProbeConfig) -> dict[str, Any]:
+def headline(found: ProbeResult, config: ProbeConfig) -> dict[str, Any]:
     """What ``summary.json`` holds."""
     return {
         "task": config.task,
@@ -102,7 +102,7 @@ def headline(found: Findings, config: ProbeConfig) -> dict[str, Any]:
     }
 
 
-def record(found: Findings, config: ProbeConfig) -> dict[str, Any]:
+def record(found: ProbeResult, config: ProbeConfig) -> dict[str, Any]:
     """What ``probe.json`` holds: every loss seen, and everything made of them."""
     figures = [asdict(one) | {"error": one.error} for one in found.figures]
     return {
@@ -121,7 +121,7 @@ def _losses(looks: Any) -> dict[str, Any]:
     return {name: getattr(looks, name).tolist() for name in names}
 
 
-def show(found: Findings, config: ProbeConfig, summary: dict[str, Any]) -> None:
+def show(found: ProbeResult, config: ProbeConfig, summary: dict[str, Any]) -> None:
     """Print the table of epsilons, the advice, its reasons and the line to run next."""
     chosen = found.advice.epsilon
     rows = [

@@ -23,7 +23,7 @@ class MetricsLog:
         self.columns = ("step", *columns)
         self._path = folder / "metrics.csv"
         kept = (
-            [] if after is None or not self._path.exists() else [r for r in read(self._path) if int(r["step"]) <= after]
+            [] if after is None or not self._path.exists() else [r for r in read_metrics(self._path) if int(r["step"]) <= after]
         )
         write_whole(self._path, lambda path: self._write(path, kept))
         self._file = self._path.open("a", newline="")
@@ -49,7 +49,7 @@ class MetricsLog:
         self._board.close()
 
 
-def read(path: Path) -> list[dict[str, str]]:
+def read_metrics(path: Path) -> list[dict[str, str]]:
     """Rows of a ``metrics.csv``; a last line that a crash cut short is left out."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))

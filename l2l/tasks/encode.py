@@ -18,7 +18,7 @@ from torch import Tensor
 
 from l2l.models.buckets import Grouping
 from l2l.models.heads import Part
-from l2l.models.trees import Ids, sight
+from l2l.models.trees import Ids, tree_attention_mask
 from l2l.tasks.base import Row, Task
 from l2l.tasks.layout import lay_out, lay_out_whole
 from l2l.tasks.texts import option_starts, special_ids, surplus_of, tokenized
@@ -222,7 +222,7 @@ def collate(
     option_example, option_slot = torch.tensor(per_option).T.contiguous()
     return Batch(
         input_ids=_padded([row.ids for row in layout.rows], pad_id),
-        attention_mask=sight(layout.rows) if layout.branching else _tokens(lengths),
+        attention_mask=tree_attention_mask(layout.rows) if layout.branching else _tokens(lengths),
         rows=rows,
         positions=positions,
         targets=targets,

@@ -11,7 +11,7 @@ from l2l.tuners.card import LICENCE, render
 from l2l.tuners.results import with_results
 
 
-def amend(
+def edit_card(
     directory: Path,
     results: Path | None = None,
     label: str | None = None,

@@ -11,7 +11,7 @@ from torch import Tensor
 from l2l.tuners.base import TunerNetwork
 from l2l.tuners.build import build_network
 from l2l.tuners.constants import block_constants, kind_of
-from l2l.tuners.features import History
+from l2l.tuners.features import RunStatistics
 from l2l.tuners.reconstruct import reconstructed_state
 from l2l.tuners.tuner import Tuner
 
@@ -72,12 +72,12 @@ def _squares(values: dict[str, Tensor], tuner: Tuner) -> Tensor:
     return found
 
 
-def typical_history(tuner: Tuner) -> History:
+def typical_history(tuner: Tuner) -> RunStatistics:
     """At the start of a run on a model of ordinary weights, the losses 2, the last sigma 1."""
     blocks = tuner.fingerprint.blocks()
     moments = torch.tensor([[0.0, TYPICAL_VARIANCE]] * len(blocks), dtype=torch.float64)
     constants = block_constants(blocks, moments)
-    return History(torch.ones(len(blocks)), moments, TYPICAL_LOSS, TYPICAL_LOSS, constants)
+    return RunStatistics(torch.ones(len(blocks)), moments, TYPICAL_LOSS, TYPICAL_LOSS, constants)
 
 
 def typical_sigma(tuner: Tuner, fresh: bool = False) -> Tensor:
@@ -121,11 +121,11 @@ def sigma_change(tuner: Tuner) -> list[float]:
 
 def turns_line(tuner: Tuner) -> str:
     """How many groups of blocks take turns, and how often the rarest and the most frequent have theirs."""
-    if tuner.turns is None:
+    if tuner.block_schedule is None:
         return "none, all blocks move together"
-    shares = [share / sum(tuner.turns.shares) for share in tuner.turns.shares]
+    shares = [share / sum(tuner.block_schedule.shares) for share in tuner.block_schedule.shares]
     often = f"each {shares[0]:.3f}" if min(shares) == max(shares) else f"{min(shares):.3f} to {max(shares):.3f}"
-    return f"{len(shares)} groups of {', '.join(str(len(group)) for group in tuner.turns.groups)} blocks, {often} of the steps"
+    return f"{len(shares)} groups of {', '.join(str(len(group)) for group in tuner.block_schedule.groups)} blocks, {often} of the steps"
 
 
 def basis_line(tuner: Tuner) -> str:

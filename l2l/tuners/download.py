@@ -27,7 +27,7 @@ class DownloadConfig:
     """Show a progress bar."""
 
 
-def run(config: DownloadConfig) -> Path:
+def run_download(config: DownloadConfig) -> Path:
     """Download what the configuration names; the directory it lies in. See :func:`download`."""
     with progress_bar(config.tuner, config.progress) as report:
         return download(config.tuner, config.revision, config.sha256, report)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from l2l.tuners import standard
-from l2l.tuners.history import History
+from l2l.tuners.history import RunStatistics
 
-__all__ = ["FEATURES", "FEATURE_SETS", "FeatureSet", "History", "block_features", "feature_set"]
+__all__ = ["FEATURES", "FEATURE_SETS", "FeatureSet", "RunStatistics", "block_features", "feature_set"]
 
 FEATURES = 5
 """Mean and variance of the block's weights, the last L+ and L-, the block's last sigma (arXiv:2510.00419)."""
@@ -22,11 +22,11 @@ class FeatureSet:
     """A way of describing blocks to a tuner."""
 
     columns: tuple[str, ...]
-    compute: Callable[[History], Tensor]
+    compute: Callable[[RunStatistics], Tensor]
     """[blocks, columns] float32 of a history; no graph."""
 
 
-def block_features(history: History) -> Tensor:
+def block_features(history: RunStatistics) -> Tensor:
     """Features [blocks, 5] float32, raw as in the paper."""
     features = torch.empty(len(history.sigma), FEATURES)
     features[:, 0:2] = history.moments

@@ -21,7 +21,7 @@ Running: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class History:
+class RunStatistics:
     """Tensors and numbers only: it is saved with the state of a run as it stands."""
 
     sigma: Tensor
@@ -44,17 +44,17 @@ class History:
     """Of the curvature along the direction, over the steps that measured it."""
 
     @staticmethod
-    def start(blocks: Blocks, horizon: int = 0) -> History:
+    def start(blocks: Blocks, horizon: int = 0) -> RunStatistics:
         """Before the first step: sigma one, losses zero, the weights as they stand."""
         moments = torch.tensor(block_moments(blocks), dtype=torch.float64)
-        return History(torch.ones(len(blocks)), moments, constants=block_constants(blocks, moments), horizon=horizon)
+        return RunStatistics(torch.ones(len(blocks)), moments, constants=block_constants(blocks, moments), horizon=horizon)
 
     @property
     def centre(self) -> tuple[float, ...]:
         """A number near each block's mean."""
         return tuple(self.moments[:, 0].tolist())
 
-    def at(self, blocks: Blocks) -> History:
+    def at(self, blocks: Blocks) -> RunStatistics:
         """The same history with the blocks' weights as they stand: where something else has moved them."""
         return replace(self, moments=torch.tensor(block_moments(blocks), dtype=torch.float64))
 
@@ -66,7 +66,7 @@ class History:
         gradients: Sequence[float],
         curvature: float | None = None,
         horizon: int | None = None,
-    ) -> History:
+    ) -> RunStatistics:
         """The history with one more step.
 
         Args:
@@ -79,7 +79,7 @@ class History:
         """
         mean_loss = sum(plus + minus for plus, minus in losses) / (2 * len(losses))
         steepness = sum(abs(value) for value in gradients) / len(gradients)
-        return History(
+        return RunStatistics(
             torch.tensor(sigma),
             torch.tensor(moments, dtype=torch.float64),
             *losses[-1],

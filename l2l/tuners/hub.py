@@ -92,8 +92,8 @@ def licensed(tuner: Tuner, licence: str | None) -> Tuner:
         return tuner
     recipe = tuner.provenance.recipe | {"licence": licence}
     provenance = replace(tuner.provenance, recipe=recipe)
-    known = (tuner.normaliser, tuner.architecture, tuner.architecture_args, provenance, tuner.feature_set)
-    return Tuner(tuner.network, tuner.fingerprint, *known, tuner.basis, tuner.turns)
+    known = (tuner.normalizer, tuner.architecture, tuner.architecture_args, provenance, tuner.feature_set)
+    return Tuner(tuner.network, tuner.fingerprint, *known, tuner.basis, tuner.block_schedule)
 
 
 def _check_public(tuner: Tuner) -> None:

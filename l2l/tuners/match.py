@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from l2l.tuners.constants import depths, kind_of
-from l2l.tuners.fingerprint import Fingerprint, some
+from l2l.tuners.fingerprint import Fingerprint, format_names
 
 Level: TypeAlias = Literal["exact", "shape", "kind"]
 """How alike a model must be: names and shapes; shapes; or kinds of blocks alone."""
@@ -142,7 +142,7 @@ def _differing(
         "missing in the model": [name for name in missing if name not in resized],
         "not in the tuner": [name for name in extra if name not in resized],
     }
-    parts = [f"{len(names)} {label}: {some(names)}" for label, names in lists.items() if names]
+    parts = [f"{len(names)} {label}: {format_names(names)}" for label, names in lists.items() if names]
     return [f"{len(resized)} of another shape{said}", *parts] if resized else parts
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from l2l.blocks import Block, Blocks
 
 
-class Normaliser(ABC):
+class Normalizer(ABC):
     """Abstract normaliser, a frozen dataclass of JSON values. A budget per block, and the factor that spends what MeZO would.
 
     The factor is a constant of the step: no gradient flows through it.
@@ -41,7 +41,7 @@ class Normaliser(ABC):
 
 @final
 @dataclass(frozen=True)
-class EnergyNormaliser(Normaliser):
+class EnergyNormalizer(Normalizer):
     """factor = sqrt(sum_b N_b) / sqrt(sum_b N_b sigma_b^2), N_b the coordinates of block b that count.
 
     ZO Fine-tuner, arXiv:2510.00419. All coordinates of a block count, save that of an embedding only
@@ -79,7 +79,7 @@ class EnergyNormaliser(Normaliser):
 
 @final
 @dataclass(frozen=True)
-class CurvatureNormaliser(Normaliser):
+class CurvatureNormalizer(Normalizer):
     """factor = sqrt(sum_b T_b) / sqrt(sum_b T_b sigma_b^2), T_b the trace of block b's curvature.
 
     u^T H u, which bounds the learning rate, then has the expectation it has for MeZO: the best one does not depend on
@@ -110,7 +110,7 @@ class CurvatureNormaliser(Normaliser):
 
 @final
 @dataclass(frozen=True)
-class NoNormaliser(Normaliser):
+class NoNormalizer(Normalizer):
     """factor = 1: the size of sigma is learned as well, hence a schedule where sigma follows the run."""
 
     name: ClassVar[str] = "none"
@@ -123,15 +123,15 @@ class NoNormaliser(Normaliser):
         return 1.0
 
 
-NORMALISERS = {kind.name: kind for kind in (EnergyNormaliser, CurvatureNormaliser, NoNormaliser)}
+NORMALISERS = {kind.name: kind for kind in (EnergyNormalizer, CurvatureNormalizer, NoNormalizer)}
 
 
-def normaliser_config(normaliser: Normaliser) -> dict[str, Any]:
+def normalizer_config(normalizer: Normalizer) -> dict[str, Any]:
     """The JSON values that :func:`build_normaliser` makes it from."""
-    return {"name": normaliser.name, **asdict(normaliser)}  # pyright: ignore[reportArgumentType]  # all are dataclasses
+    return {"name": normalizer.name, **asdict(normalizer)}  # pyright: ignore[reportArgumentType]  # all are dataclasses
 
 
-def build_normaliser(name: str, **values: Any) -> Normaliser:
+def build_normalizer(name: str, **values: Any) -> Normalizer:
     """The normaliser of a name, with its fields.
 
     Raises:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from l2l.tuners import store
 from l2l.tuners.archive import Archive, read_archive
-from l2l.tuners.fingerprint import Fingerprint, some
+from l2l.tuners.fingerprint import Fingerprint, format_names
 from l2l.tuners.known_models import known_fingerprint
-from l2l.tuners.normalise import EnergyNormaliser
+from l2l.tuners.normalise import EnergyNormalizer
 from l2l.tuners.per_block_mlp import PerBlockMLP
 from l2l.tuners.safe_pickle import LINEAR, SEQUENTIAL, TANH, Module, TensorPlace, read
 from l2l.tuners.tuner import Provenance, Tuner, load_weights
@@ -140,7 +140,7 @@ def to_tuner(found: Published, base_model: str, prints: Fingerprint, file: str) 
     }
     recipe = {"imported_from": origin, "licence": NO_LICENCE, "initialisation": NOT_RECORDED}
     provenance = Provenance(base_model, None, recipe)
-    tuner = Tuner(PerBlockMLP(**args), prints, EnergyNormaliser(), "per_block_mlp", args, provenance)
+    tuner = Tuner(PerBlockMLP(**args), prints, EnergyNormalizer(), "per_block_mlp", args, provenance)
     load_weights(tuner, {name: value[rows] for name, value in found.weights.items()})
     return tuner
 
@@ -148,8 +148,8 @@ def to_tuner(found: Published, base_model: str, prints: Fingerprint, file: str) 
 def _check_blocks(names: tuple[str, ...], base_model: str, prints: Fingerprint) -> None:
     absent, more = sorted(set(prints.names) - set(names)), sorted(set(names) - set(prints.names))
     if absent or more:
-        said = [f"it lacks {len(absent)}: {some(absent)}"] if absent else []
-        said += [f"it has {len(more)} others: {some(more)}"] if more else []
+        said = [f"it lacks {len(absent)}: {format_names(absent)}"] if absent else []
+        said += [f"it has {len(more)} others: {format_names(more)}"] if more else []
         raise ValueError(f"the file is no tuner for {base_model!r}: of the model's blocks {'; '.join(said)}")
 
 

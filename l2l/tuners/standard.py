@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from l2l.tuners import constants
-from l2l.tuners.history import History, Running
+from l2l.tuners.history import RunStatistics, Running
 
 LIMIT = 8.0
 """No feature is larger than this in absolute value."""
@@ -18,7 +18,7 @@ PER_RUN = ("relative_loss", "step_fraction", "relative_gradient", "relative_curv
 COLUMNS = (*PER_BLOCK, *PER_RUN, *constants.COLUMNS[1:])
 
 
-def standard_features(history: History) -> Tensor:
+def standard_features(history: RunStatistics) -> Tensor:
     """Features [blocks, 14] float32.
 
     Per block: log of the weights' variance over that at the start of the run; their mean over the root of their mean
@@ -45,7 +45,7 @@ def standard_features(history: History) -> Tensor:
     return features.clamp_(-LIMIT, LIMIT)
 
 
-def _of_the_run(history: History) -> list[float]:
+def _of_the_run(history: RunStatistics) -> list[float]:
     fraction = min(history.step / history.horizon, 1.0) if history.horizon else 0.0
     return [log_ratio(history.loss), fraction, log_ratio(history.gradient), log_ratio(history.curvature)]
 

@@ -23,9 +23,9 @@ from l2l.tuners import guard
 from l2l.tuners.basis import ranks
 from l2l.tuners.build import build_network
 from l2l.tuners.card import render
-from l2l.tuners.normalise import build_normaliser, normaliser_config
+from l2l.tuners.normalise import build_normalizer, normalizer_config
 from l2l.tuners.tuner import Fingerprint, Provenance, Tuner, load_weights
-from l2l.tuners.turns import build_turns, turns_config
+from l2l.tuners.turns import build_schedule, schedule_config
 
 FORMAT = "l2l-tuner"
 FORMAT_VERSION = 3
@@ -78,16 +78,16 @@ def to_config(tuner: Tuner) -> dict[str, Any]:
     """Everything about a tuner but its weights, as JSON values."""
     return {
         "format": FORMAT,
-        "format_version": 2 if tuner.turns is None else FORMAT_VERSION,
+        "format_version": 2 if tuner.block_schedule is None else FORMAT_VERSION,
         "architecture": tuner.architecture,
         "architecture_args": tuner.architecture_args,
         "features": tuner.feature_set,
-        "normaliser": normaliser_config(tuner.normaliser),
+        "normaliser": normalizer_config(tuner.normalizer),
         **asdict(tuner.provenance),
         "versions": {name: version(name) for name in ("torch", "transformers", "safetensors")}
         | {"python": platform.python_version()},
         "basis": ranks(tuner.basis or {}),
-        **({} if tuner.turns is None else {"turns": turns_config(tuner.turns)}),
+        **({} if tuner.block_schedule is None else {"turns": schedule_config(tuner.block_schedule)}),
         **({"fingerprint": tuner.fingerprint.identity()} if tuner.fingerprint.identity() else {}),
         "blocks": _block_list(tuner.fingerprint),
     }
@@ -120,13 +120,13 @@ def from_config(config: dict[str, Any], basis: dict[str, Tensor] | None = None) 
     return Tuner(
         build_network(architecture, args),
         Fingerprint(names, shapes, kinds, ties, identity.get("weights")),
-        build_normaliser(**config["normaliser"]),
+        build_normalizer(**config["normaliser"]),
         architecture,
         args,
         Provenance(config["base_model"], config["revision"], config["recipe"], config["results"]),
         config["features"],
         found,
-        build_turns(config["turns"]),
+        build_schedule(config["turns"]),
     )
 
 

@@ -12,11 +12,11 @@ from torch import nn
 from l2l.blocks import Blocks
 from l2l.tuners.base import TunerNetwork
 from l2l.tuners.build import build_network
-from l2l.tuners.fingerprint import Fingerprint, some
+from l2l.tuners.fingerprint import Fingerprint, format_names
 from l2l.tuners.match import Level, Match, check_level, classify, representatives
-from l2l.tuners.normalise import CurvatureNormaliser, Normaliser
+from l2l.tuners.normalise import CurvatureNormalizer, Normalizer
 from l2l.tuners.tuner import Tuner
-from l2l.tuners.turns import Turns
+from l2l.tuners.turns import BlockSchedule
 
 
 def compare(tuner: Tuner, model: nn.Module) -> Match:
@@ -64,8 +64,8 @@ def matched(tuner: Tuner, model: nn.Module, match: Level = "exact") -> Tuner:
         _check_frozen(found, model, base)
     if found.needed == "kind":
         _check_free_of_blocks(tuner, base)
-    dealt = _dealt(tuner, found, prints)
-    dealt.normaliser.counts(Blocks.of(model), dealt.basis or ())  # refuses blocks that nothing was measured on
+    dealt = _assign_rows(tuner, found, prints)
+    dealt.normalizer.counts(Blocks.of(model), dealt.basis or ())  # refuses blocks that nothing was measured on
     return dealt
 
 
@@ -84,12 +84,12 @@ def _check_frozen(found: Match, model: nn.Module, base: str) -> None:
     if unknown := _unknown(found, moving):
         raise ValueError(
             f"the tuner for {base!r} knows {len(moving) - len(unknown)} of the {len(moving)} blocks that are trained, but "
-            f"not {some(unknown)}: freeze these, or give them the sigma of similar blocks with --match kind"
+            f"not {format_names(unknown)}: freeze these, or give them the sigma of similar blocks with --match kind"
         )
 
 
 def _check_free_of_blocks(tuner: Tuner, base: str) -> None:
-    if tuner.basis is not None or isinstance(tuner.normaliser, CurvatureNormaliser):
+    if tuner.basis is not None or isinstance(tuner.normalizer, CurvatureNormalizer):
         what = "a basis" if tuner.basis is not None else "curvature traces"
         raise ValueError(
             f"the tuner for {base!r} has {what} measured on blocks of its own model: it cannot go to one of other shapes; "
@@ -97,7 +97,7 @@ def _check_free_of_blocks(tuner: Tuner, base: str) -> None:
         )
 
 
-def _dealt(tuner: Tuner, found: Match, prints: Fingerprint) -> Tuner:
+def _assign_rows(tuner: Tuner, found: Match, prints: Fingerprint) -> Tuner:
     """The tuner whose blocks are those of ``prints``."""
     sources = dict(found.mapping)
     if found.extra:
@@ -107,13 +107,13 @@ def _dealt(tuner: Tuner, found: Match, prints: Fingerprint) -> Tuner:
     return Tuner(
         network,
         prints,
-        _normaliser(tuner.normaliser, found.mapping),
+        _normaliser(tuner.normalizer, found.mapping),
         tuner.architecture,
         args,
         provenance=replace(tuner.provenance, recipe=tuner.provenance.recipe | {"matched": origin}),
         features=tuner.feature_set,
         basis=_renamed(tuner.basis or {}, found.mapping) or None,
-        turns=_turns(tuner.turns, sources),
+        turns=_turns(tuner.block_schedule, sources),
     )
 
 
@@ -134,16 +134,16 @@ def _renamed(values: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str,
     return {name: values[source] for name, source in mapping.items() if source in values}
 
 
-def _normaliser(normaliser: Normaliser, mapping: Mapping[str, str]) -> Normaliser:
-    if not isinstance(normaliser, CurvatureNormaliser):
-        return normaliser
-    return CurvatureNormaliser(_renamed(normaliser.traces, mapping), _renamed(normaliser.basis_traces, mapping))
+def _normaliser(normalizer: Normalizer, mapping: Mapping[str, str]) -> Normalizer:
+    if not isinstance(normalizer, CurvatureNormalizer):
+        return normalizer
+    return CurvatureNormalizer(_renamed(normalizer.traces, mapping), _renamed(normalizer.basis_traces, mapping))
 
 
-def _turns(turns: Turns | None, sources: Mapping[str, str]) -> Turns | None:
+def _turns(turns: BlockSchedule | None, sources: Mapping[str, str]) -> BlockSchedule | None:
     """Every block moves with the group of the block it takes after; groups of which nothing is left have no turn."""
     if turns is None:
         return None
     groups = [tuple(name for name, source in sources.items() if source in group) for group in map(set, turns.groups)]
     left = [(group, share) for group, share in zip(groups, turns.shares, strict=True) if group]
-    return Turns(tuple(group for group, _ in left), tuple(share for _, share in left))
+    return BlockSchedule(tuple(group for group, _ in left), tuple(share for _, share in left))

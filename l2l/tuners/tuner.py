@@ -19,10 +19,10 @@ from l2l.perturb.basis import Basis
 from l2l.tuners.base import TunerNetwork
 from l2l.tuners.basis import bind, checked
 from l2l.tuners.build import build_network
-from l2l.tuners.features import FEATURES, History, feature_set
-from l2l.tuners.fingerprint import Fingerprint, some
-from l2l.tuners.normalise import EnergyNormaliser, Normaliser
-from l2l.tuners.turns import Turns
+from l2l.tuners.features import FEATURES, RunStatistics, feature_set
+from l2l.tuners.fingerprint import Fingerprint, format_names
+from l2l.tuners.normalise import EnergyNormalizer, Normalizer
+from l2l.tuners.turns import BlockSchedule
 
 __all__ = ["Fingerprint", "Provenance", "Tuner", "build_network", "load_weights"]
 
@@ -41,7 +41,7 @@ class Provenance:
 class _Bound:
     """What a tuner needs of the blocks of a run, found once."""
 
-    normaliser: Normaliser
+    normalizer: Normalizer
     counts: Tensor
     basis: Basis | None
 
@@ -67,17 +67,17 @@ class Tuner:
         self,
         network: TunerNetwork,
         fingerprint: Fingerprint,
-        normaliser: Normaliser,
+        normalizer: Normalizer,
         architecture: str,
         architecture_args: dict[str, Any],
         provenance: Provenance | None = None,
         features: str = "paper",
         basis: Mapping[str, Tensor] | None = None,
-        turns: Turns | None = None,
+        turns: BlockSchedule | None = None,
     ) -> None:
         self.network = network
         self.fingerprint = fingerprint
-        self.normaliser = normaliser
+        self.normalizer = normalizer
         self.architecture = architecture
         self.architecture_args = architecture_args
         self.provenance = provenance or Provenance()
@@ -86,7 +86,7 @@ class Tuner:
         self._basis = checked(basis, fingerprint.blocks()) if basis else None
         self._bound: WeakKeyDictionary[Blocks, _Bound] = WeakKeyDictionary()
         self._found: dict[tuple[str, ...], tuple[list[int] | None, Tensor | None]] = {}
-        self.turns = turns
+        self.block_schedule = turns
         self._check_sizes()
         self._check_turns()
 
@@ -98,11 +98,11 @@ class Tuner:
             raise ValueError("the tuner has a basis, but its network gives no sigma for it: make it with outputs=2")
 
     def _check_turns(self) -> None:
-        grouped = {name for group in self.turns.groups for name in group} if self.turns else set(self.fingerprint.names)
+        grouped = {name for group in self.block_schedule.groups for name in group} if self.block_schedule else set(self.fingerprint.names)
         odd = sorted(grouped.symmetric_difference(self.fingerprint.names))
         if odd:
-            raise ValueError(f"the tuner's turns and its blocks do not agree on {some(odd)}: every block needs a group")
-        if self.turns and self.size_free:
+            raise ValueError(f"the tuner's turns and its blocks do not agree on {format_names(odd)}: every block needs a group")
+        if self.block_schedule and self.size_free:
             raise ValueError("a size-free tuner belongs to no blocks, and turns name them: leave turns out")
 
     @staticmethod
@@ -110,11 +110,11 @@ class Tuner:
         model: nn.Module,
         architecture: str = "per_block_mlp",
         seed: int = 0,
-        normaliser: Normaliser | None = None,
+        normalizer: Normalizer | None = None,
         provenance: Provenance | None = None,
         features: str = "paper",
         basis: Mapping[str, Tensor] | None = None,
-        turns: Turns | None = None,
+        turns: BlockSchedule | None = None,
         **architecture_args: Any,
     ) -> Tuner:
         """A fresh tuner for the blocks of a model, in general randomly initialised.
@@ -136,9 +136,9 @@ class Tuner:
             base_model=getattr(config, "_name_or_path", None) or type(model).__name__,
             revision=getattr(config, "_commit_hash", None),
         )
-        normaliser = normaliser or EnergyNormaliser()
+        normalizer = normalizer or EnergyNormalizer()
         network = build_network(architecture, args)
-        return Tuner(network, fingerprint, normaliser, architecture, args, found, features, basis, turns)
+        return Tuner(network, fingerprint, normalizer, architecture, args, found, features, basis, turns)
 
     @staticmethod
     def from_pretrained(name: str | Path, revision: str | None = None) -> Tuner:
@@ -178,13 +178,13 @@ class Tuner:
         if not self.size_free:
             self._check_fingerprint(prints)
         args = {**self.architecture_args, "blocks": len(prints.names)}
-        known = (self.normaliser, self.architecture, args, self.provenance, self.feature_set)
-        return Tuner(self.network, prints, *known, basis, self.turns)
+        known = (self.normalizer, self.architecture, args, self.provenance, self.feature_set)
+        return Tuner(self.network, prints, *known, basis, self.block_schedule)
 
-    def with_turns(self, turns: Turns | None) -> Tuner:
+    def with_turns(self, turns: BlockSchedule | None) -> Tuner:
         """A tuner of the same network, not a copy of it, whose blocks take other turns."""
         found = copy(self)
-        found.turns = turns
+        found.block_schedule = turns
         found._check_turns()
         return found
 
@@ -205,7 +205,7 @@ class Tuner:
         """
         if self.size_free:
             checked(self._basis or {}, Fingerprint.of(model).blocks())
-            self.normaliser.counts(Blocks.of(model), self._basis or ())
+            self.normalizer.counts(Blocks.of(model), self._basis or ())
         else:
             self._check_fingerprint(Fingerprint.of(model))
 
@@ -231,10 +231,10 @@ class Tuner:
             return list(range(len(names)))
         unknown = [name for name in names if name not in self._row]
         if unknown:
-            raise ValueError(f"the tuner for {self.provenance.base_model!r} has no block {some(unknown)}")
+            raise ValueError(f"the tuner for {self.provenance.base_model!r} has no block {format_names(unknown)}")
         return [self._row[name] for name in names]
 
-    def features(self, history: History) -> Tensor:
+    def features(self, history: RunStatistics) -> Tensor:
         """Features [blocks, features] of what the history remembers."""
         return self._features.compute(history)
 
@@ -267,7 +267,7 @@ class Tuner:
         counts = self._bind(blocks).counts
         if sigma.ndim == 2 and counts.ndim == 1:
             sigma = sigma[:, 0]
-        return self.normaliser.factor(sigma, counts if sigma.ndim == counts.ndim else counts[:, 0])
+        return self.normalizer.factor(sigma, counts if sigma.ndim == counts.ndim else counts[:, 0])
 
     def basis_for(self, blocks: Blocks) -> Basis | None:
         """The basis of these blocks as directions take it, the same object at every call; None where none has one."""
@@ -275,10 +275,10 @@ class Tuner:
 
     def _bind(self, blocks: Blocks) -> _Bound:
         bound = self._bound.get(blocks)
-        if bound is None or bound.normaliser is not self.normaliser:
+        if bound is None or bound.normalizer is not self.normalizer:
             present = {name for name in blocks.names if name in (self._basis or {})}
             basis = bound.basis if bound else bind(self._basis or {}, blocks)
-            bound = _Bound(self.normaliser, self.normaliser.counts(blocks, present), basis)
+            bound = _Bound(self.normalizer, self.normalizer.counts(blocks, present), basis)
             self._bound[blocks] = bound
         return bound
 

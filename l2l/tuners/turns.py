@@ -19,7 +19,7 @@ import numpy as np
 
 from l2l.blocks import Blocks
 from l2l.noise import Key
-from l2l.tuners.fingerprint import some
+from l2l.tuners.fingerprint import format_names
 
 VECTORS = "vectors"
 """The role of all blocks of one dimension: norms and biases, of which few are large enough for a turn of their own."""
@@ -29,7 +29,7 @@ WORD = "turn"
 
 @final
 @dataclass(frozen=True)
-class Turns:
+class BlockSchedule:
     """Groups of blocks, by name, and how often each has its turn.
 
     Raises:
@@ -44,7 +44,7 @@ class Turns:
         names = [name for group in self.groups for name in group]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if not all(self.groups) or not self.groups or repeated:
-            what = f"block {some(repeated)} in more than one" if repeated else "one that is empty, or none"
+            what = f"block {format_names(repeated)} in more than one" if repeated else "one that is empty, or none"
             raise ValueError(f"turns: the groups hold {what}; every group needs blocks of its own")
         if not self.shares:
             object.__setattr__(self, "shares", (1.0,) * len(self.groups))
@@ -52,7 +52,7 @@ class Turns:
             raise ValueError(f"turns: shares {self.shares} must be {len(self.groups)} positive numbers, one per group")
 
     @staticmethod
-    def by_role(blocks: Blocks, shares: Mapping[str, float] | None = None) -> Turns:
+    def by_role(blocks: Blocks, shares: Mapping[str, float] | None = None) -> BlockSchedule:
         """A group per :func:`role_of`; shares by role, 1 where nothing is said.
 
         Raises:
@@ -65,13 +65,13 @@ class Turns:
         if unknown:
             raise ValueError(f"turns: no block has the role {unknown[0]!r}; there are {', '.join(sorted(groups))}")
         weights = tuple(float((shares or {}).get(role, 1.0)) for role in groups)
-        return Turns(tuple(map(tuple, groups.values())), weights)
+        return BlockSchedule(tuple(map(tuple, groups.values())), weights)
 
-    def dealt(self, seed: int) -> Turns:
+    def dealt(self, seed: int) -> BlockSchedule:
         """As many groups of the same sizes and shares, the blocks dealt at random: the control for what the groups are."""
         names = [name for group in self.groups for name in group]
         dealt = iter(np.random.default_rng(seed).permutation(len(names)).tolist())
-        return Turns(tuple(tuple(names[next(dealt)] for _ in group) for group in self.groups), self.shares)
+        return BlockSchedule(tuple(tuple(names[next(dealt)] for _ in group) for group in self.groups), self.shares)
 
     def moving(self, key: Key, names: Sequence[str]) -> frozenset[str]:
         """The blocks of ``names`` that move along the direction of ``key``. Groups of which none is there have no turn.
@@ -83,7 +83,7 @@ class Turns:
         there = [(present.intersection(group), share) for group, share in zip(self.groups, self.shares, strict=True)]
         there = [(group, share) for group, share in there if group]
         if not there:
-            raise ValueError(f"turns: block {some(list(names))} is in no group of the tuner")
+            raise ValueError(f"turns: block {format_names(list(names))} is in no group of the tuner")
         point = key.words(WORD)[0] / 2**32 * sum(share for _, share in there)
         ends = accumulate(share for _, share in there)
         return next((group for (group, _), end in zip(there, ends, strict=True) if point < end), there[-1][0])
@@ -94,12 +94,12 @@ def role_of(name: str, dimensions: int) -> str:
     return re.sub(r"\d+", "#", name) if dimensions > 1 else VECTORS
 
 
-def turns_config(turns: Turns | None) -> dict[str, Any]:
+def schedule_config(turns: BlockSchedule | None) -> dict[str, Any]:
     """JSON values; empty for none."""
     return {} if turns is None else {"groups": [list(group) for group in turns.groups], "shares": list(turns.shares)}
 
 
-def build_turns(config: Mapping[str, Any]) -> Turns | None:
+def build_schedule(config: Mapping[str, Any]) -> BlockSchedule | None:
     """What :func:`turns_config` described.
 
     Raises:
@@ -110,4 +110,4 @@ def build_turns(config: Mapping[str, Any]) -> Turns | None:
     groups, shares = config["groups"], config["shares"]
     if not all(isinstance(name, str) for group in groups for name in group):
         raise ValueError("turns: a group holds something that is not a block's name: get the tuner again")
-    return Turns(tuple(map(tuple, groups)), tuple(map(float, shares)))
+    return BlockSchedule(tuple(map(tuple, groups)), tuple(map(float, shares)))

@@ -14,8 +14,8 @@ from torch import Tensor
 from l2l.tuners import store
 from l2l.tuners.anatomy import movement, typical_history
 from l2l.tuners.constants import block_constants
-from l2l.tuners.features import History
-from l2l.tuners.fingerprint import Fingerprint, some
+from l2l.tuners.features import RunStatistics
+from l2l.tuners.fingerprint import Fingerprint, format_names
 from l2l.tuners.guard import SHA256
 from l2l.tuners.match import Level, check_level, classify
 from l2l.tuners.tuner import Tuner
@@ -101,7 +101,7 @@ def _sigma(tuner: Tuner) -> list[Finding]:
     largest, least = torch.zeros(len(names)), torch.full((len(names),), torch.inf)
     for loss in LOSSES:
         with torch.no_grad():
-            scales = tuner.scales(tuner.features(History(start.sigma, moments, loss, loss, constants)), names)
+            scales = tuner.scales(tuner.features(RunStatistics(start.sigma, moments, loss, loss, constants)), names)
         if not torch.isfinite(scales).all() or (scales < 0).any():
             return [
                 Finding("error", "sigma", f"at a loss of {loss:g} it is not finite or negative: the tuner is broken")
@@ -119,10 +119,10 @@ def _range(names: Sequence[str], least: Tensor, largest: Tensor) -> Finding:
     span = f"{least.min():.3g} to {largest.max():.3g} after normalisation, at losses of {LOSSES[0]:g} to {LOSSES[-1]:g}"
     wide = [name for name, value in zip(names, largest.tolist(), strict=True) if value > WIDEST]
     if wide:
-        return Finding("warning", "sigma", f"{span}: above {WIDEST:g} in {len(wide)} blocks, {some(wide)}")
+        return Finding("warning", "sigma", f"{span}: above {WIDEST:g} in {len(wide)} blocks, {format_names(wide)}")
     still = [name for name, value in zip(names, largest.tolist(), strict=True) if value == 0]
     if still:
-        return Finding("warning", "sigma", f"{span}: 0, so never moved, in {len(still)} blocks, {some(still)}")
+        return Finding("warning", "sigma", f"{span}: 0, so never moved, in {len(still)} blocks, {format_names(still)}")
     return Finding("ok", "sigma", span)
 
 

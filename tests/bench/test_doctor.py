@@ -65,10 +65,10 @@ def test_a_forced_backend_that_cannot_run_is_advice_and_not_an_error(forced: str
 
 
 def test_a_backend_with_other_bits_is_found(monkeypatch):
-    traverse = doctor.traverse
+    add_noise = doctor.add_noise
 
     def wrong(pieces, terms, gather=None):
-        result = traverse(pieces, terms, gather)
+        result = add_noise(pieces, terms, gather)
         pieces[0].flat[77] += 1
         return result
 

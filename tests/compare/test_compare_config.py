@@ -9,7 +9,7 @@ from compared import TASK, TOY, small
 
 import l2l.methods
 from l2l.compare.compare_config import MethodEntry, SchemeEntry
-from l2l.compare.lineup import lineup, plain_methods, points
+from l2l.compare.lineup import contenders, plain_methods, points
 from l2l.compare.upfront import check_all
 from l2l.methods import method_class, method_names
 from l2l.methods.base import FirstOrder
@@ -74,7 +74,7 @@ def test_what_cannot_run_is_refused_and_named_before_anything_is_written(given, 
 
 
 def test_all_are_the_zeroth_order_methods_that_need_nothing_but_a_learning_rate(tmp_path):
-    found = [entry.label for entry in lineup(small(tmp_path, methods="all"))]
+    found = [entry.label for entry in contenders(small(tmp_path, methods="all"))]
     assert found == plain_methods()
     assert {"mezo", "dizo"} <= set(found) <= set(method_names())
     assert "learned" not in found
@@ -85,18 +85,18 @@ def test_a_new_file_among_the_methods_is_one_of_all(tmp_path: Path, monkeypatch)
     before = plain_methods()
     (tmp_path / "toy.py").write_text(TOY)
     monkeypatch.setattr(l2l.methods, "__path__", [*l2l.methods.__path__, str(tmp_path)])
-    found = [entry.label for entry in lineup(small(tmp_path, methods="all"))]
+    found = [entry.label for entry in contenders(small(tmp_path, methods="all"))]
     assert sorted([*before, "toy"]) == found
-    assert "toy" not in [entry.label for entry in lineup(small(tmp_path, methods="all", exclude=["toy"]))]
+    assert "toy" not in [entry.label for entry in contenders(small(tmp_path, methods="all", exclude=["toy"]))]
 
 
 def test_a_list_holds_all_beside_others_and_an_entry_takes_the_place_of_its_label(tmp_path):
     found = {
-        e.label: e for e in lineup(small(tmp_path, methods=["all", {"method": "dizo", "scale": 3.0}, AUTO, "adamw"]))
+        e.label: e for e in contenders(small(tmp_path, methods=["all", {"method": "dizo", "scale": 3.0}, AUTO, "adamw"]))
     }
     assert list(found) == [*plain_methods(), "auto", "adamw"]
     assert (found["dizo"].scale, found["mezo"].scale) == (3.0, 1.0)
-    assert [entry.label for entry in lineup(small(tmp_path, methods="dizo, mezo"))] == ["dizo", "mezo"]
+    assert [entry.label for entry in contenders(small(tmp_path, methods="dizo, mezo"))] == ["dizo", "mezo"]
 
 
 def test_the_grid_is_shared_up_to_the_scales_of_method_and_scheme(tmp_path):

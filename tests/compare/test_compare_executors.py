@@ -12,7 +12,7 @@ import pytest
 from compared import small
 
 from l2l.compare import executors
-from l2l.compare.compare import run
+from l2l.compare.compare import run_comparison
 from l2l.compare.executors import Local, Ray, executor_of
 from l2l.compare.jobs import Job
 
@@ -92,7 +92,7 @@ def test_a_task_that_fails_ends_the_others(cluster):
 def test_without_ray_one_line_says_what_to_install_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'l2l\[ray\]'"):
-        run(small(tmp_path / "out", executor="ray"))
+        run_comparison(small(tmp_path / "out", executor="ray"))
     assert not (tmp_path / "out").exists()
 
 
@@ -111,7 +111,7 @@ def test_the_local_executor_needs_no_ray(monkeypatch):
 
 
 def test_a_comparison_runs_over_ray_by_the_same_code(cluster, tmp_path):
-    found = run(small(tmp_path / "out", executor="ray", methods=["mezo"]))
+    found = run_comparison(small(tmp_path / "out", executor="ray", methods=["mezo"]))
     assert found["average_rank"] == {"mezo": 1.0}
     assert (tmp_path / "out" / "index.html").is_file()
     assert cluster.begun == 1

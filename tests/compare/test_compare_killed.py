@@ -86,13 +86,13 @@ def test_killed_at_a_random_point_it_repeats_no_run_and_ends_with_the_same_resul
 
     here = Here()
     monkeypatch.setattr(compare, "executor_of", lambda name, processes: here)
-    resumed = compare.run(small(out, **GIVEN))
+    resumed = compare.run_comparison(small(out, **GIVEN))
     after = finished(out)
     assert len(before) + len(here.done) == len(after) == RUNS
     assert {name: after[name] for name in before} == before
     assert json.loads((out / "summary.json").read_text())["runs"] == RUNS
 
-    whole = compare.run(small(tmp_path / "whole", **GIVEN))
+    whole = compare.run_comparison(small(tmp_path / "whole", **GIVEN))
     same = [name for name in whole if name != "config"]
     assert {name: resumed[name] for name in same} == {name: whole[name] for name in same}
     assert rows(out) == rows(tmp_path / "whole")

@@ -20,7 +20,7 @@ from l2l.compare.paper import markdown, table
 from l2l.compare.records import write_records
 from l2l.compare.sheets import Field, Sheet, Text, figures, memory, standing, standings, step_sizes
 from l2l.compare.trials import step_curve
-from l2l.compare.upfront import Facts
+from l2l.compare.upfront import MethodFacts
 from l2l.finetune.runlog import NAME
 
 ONE, TWO = Cell("tiny", "full", "one"), Cell("tiny", "full", "two")
@@ -89,7 +89,7 @@ def test_a_cell_in_which_all_diverged_has_no_best():
 
 
 def test_memory_has_what_a_method_says_and_what_was_seen():
-    sheet = memory(FIELD, {"mezo": Facts("0P", "", 0, 400), "dizo": Facts("a copy", "", 200, 400)})
+    sheet = memory(FIELD, {"mezo": MethodFacts("0P", "", 0, 400), "dizo": MethodFacts("a copy", "", 200, 400)})
     assert texts(sheet)[:2] == [["mezo", "0P", "0.00", "1"], ["dizo", "a copy", "0.50", "1"]]
     assert texts(sheet)[2] == ["lozo", "-", "-", "1"]
 
@@ -157,9 +157,9 @@ def test_the_page_fetches_nothing_and_escapes_every_text(tmp_path):
     assert "{{ 1 + 1 }}" in html  # nothing in a text is a template
 
 
-def logged(folder: Path, draws: list[list[list[float | None]]], loss: float | None = None) -> None:
+def logged(folder: Path, num_directions: list[list[list[float | None]]], loss: float | None = None) -> None:
     folder.mkdir()
-    steps = [{"step": k, "lr": 1.0, "passes": 2, "draws": one} for k, one in enumerate(draws)]
+    steps = [{"step": k, "lr": 1.0, "passes": 2, "draws": one} for k, one in enumerate(num_directions)]
     steps = [step | ({} if loss is None else {"loss": loss}) for step in steps]
     (folder / NAME).write_text("".join(json.dumps(line) + "\n" for line in [{"seed": 0}, *steps]))
     (folder / "metrics.csv").write_text("step,passes,seconds,dev_loss\n0,2,1.0,\n1,4,3.0,0.5\n")

@@ -17,7 +17,7 @@ from l2l.compare.cells import run_cell
 from l2l.compare.compare_config import CompareConfig
 from l2l.compare.executors import Executor
 from l2l.compare.jobs import Job, run_job
-from l2l.compare.lineup import lineup, plain_methods
+from l2l.compare.lineup import contenders, plain_methods
 from l2l.compare.written import finite
 from l2l.methods.mezo import MeZO
 
@@ -36,7 +36,7 @@ def use(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_leaves_tables_figures_a_page_and_a_summary(here, tmp_path, capsys):
     auto = {"label": "mezo auto", "method": "mezo", "options": {"lr": "auto"}}
     out = tmp_path / "out"
-    found = compare.run(small(out, methods=["mezo", auto, "adamw"], seeds=2))
+    found = compare.run_comparison(small(out, methods=["mezo", auto, "adamw"], seeds=2))
     assert len(here.done) == 3 * (2 + 2)  # two step sizes on the tuning seed, then two seeds, of three methods
     assert {
         "config.yaml",
@@ -75,22 +75,22 @@ def test_an_interrupted_comparison_continues_and_a_finished_one_takes_what_is_ne
     first, second, third = Here(most=2), Here(), Here()
     use(first, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        compare.run(config)
+        compare.run_comparison(config)
     assert not (tmp_path / "out" / "summary.json").exists()
     use(second, monkeypatch)
-    before = compare.run(config)
+    before = compare.run_comparison(config)
     assert "2 of 2 runs for the step sizes are done" in capsys.readouterr().out
     assert (len(first.done), len(second.done)) == (2, 1)
     (tmp_path / "more" / "toy.py").write_text(TOY)
     monkeypatch.setattr(l2l.methods, "__path__", [*l2l.methods.__path__, str(tmp_path / "more")])
     use(third, monkeypatch)
-    after = compare.run(config)
+    after = compare.run_comparison(config)
     assert len(third.done) == 3
     assert (list(before["average_rank"]), sorted(after["average_rank"])) == (["mezo"], ["mezo", "toy"])
     assert after["methods"]["toy"]["memory"] == "nothing at all"
     assert "nobody, nowhere" in (tmp_path / "out" / "summary.json").read_text()
     with pytest.raises(ValueError, match="another run"):
-        compare.run(small(tmp_path / "out", methods="all", passes=6))
+        compare.run_comparison(small(tmp_path / "out", methods="all", passes=6))
     assert (tmp_path / "out" / "summary.json").exists()
 
 
@@ -100,12 +100,12 @@ def test_a_method_of_another_package_takes_part_by_its_path_and_edited_it_runs_a
     source.write_text(TOY)
     monkeypatch.syspath_prepend(str(tmp_path))
     config = small(tmp_path / "out", methods=["mezo", "some_package.toy_of_mine"], grid=[1e-3])
-    found = compare.run(config)
+    found = compare.run_comparison(config)
     assert sorted(found["average_rank"]) == ["mezo", "some_package.toy_of_mine"]
     assert "some_package.toy_of_mine" in (tmp_path / "out" / "index.html").read_text()
     assert len(here.done) == 2
     source.write_text(TOY + "# edited\n")
-    compare.run(config)
+    compare.run_comparison(config)
     assert len(here.done) == 3
 
 
@@ -116,7 +116,7 @@ def test_a_run_that_diverges_is_a_bad_cell_and_not_a_crash(here, tmp_path, monke
         return run_job(job)
 
     monkeypatch.setattr(trials, "run_job", too_far)
-    found = compare.run(small(tmp_path / "out", grid=[1e-3], seeds=2))
+    found = compare.run_comparison(small(tmp_path / "out", grid=[1e-3], seeds=2))
     assert found["average_rank"] == {"mezo": 1.0, "dizo": 2.0}
     assert (found["diverged"], found["diverged_while_tuning"]) == (1, 0)
     assert [row["status"] for row in read_parquet(tmp_path / "out")] == ["ok", "ok", "ok", "diverged"]
@@ -135,17 +135,17 @@ def test_a_run_that_is_refused_says_why_and_the_others_go_on(tmp_path, monkeypat
             monkeypatch.setattr(trials, "run_job", run_job)
 
     use(Here(instead=refuse), monkeypatch)
-    found = compare.run(small(tmp_path / "out", grid=[1e-3]))
+    found = compare.run_comparison(small(tmp_path / "out", grid=[1e-3]))
     assert (found["refused"], list(found["average_rank"])) == (1, ["mezo"])
     assert "refused: dizo tiny full world_stars not here" in (tmp_path / "out" / "compare.md").read_text()
 
 
 def test_a_method_whose_steps_have_a_length_of_their_own_is_told_of_unless_it_has_a_scale(here, tmp_path, monkeypatch):
     monkeypatch.setattr(MeZO, "normalised", True, raising=False)
-    compare.run(small(tmp_path / "out", methods=["mezo"], grid=[1e-3]))
+    compare.run_comparison(small(tmp_path / "out", methods=["mezo"], grid=[1e-3]))
     assert "mezo: steps of a length of their own" in (tmp_path / "out" / "compare.md").read_text()
     scaled = {"method": "mezo", "scale": 2.0}
-    compare.run(small(tmp_path / "scaled", methods=[scaled], grid=[1e-3]))
+    compare.run_comparison(small(tmp_path / "scaled", methods=[scaled], grid=[1e-3]))
     assert "a length of their own" not in (tmp_path / "scaled" / "compare.md").read_text()
 
 
@@ -155,7 +155,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yam
 def test_the_check_is_of_what_the_long_comparison_ran_and_on_other_tasks():
     configs = {path.stem: CompareConfig(**yaml.safe_load(path.read_text())) for path in CONFIGS}
     long, check = configs["all"], configs["fresh"]
-    theirs, own = ({entry.label: entry for entry in lineup(config)} for config in (long, check))
+    theirs, own = ({entry.label: entry for entry in contenders(config)} for config in (long, check))
     assert own and all(theirs[label] == entry for label, entry in own.items())
     assert (long.grid, long.passes, long.train_size) == (check.grid, check.passes, check.train_size)
     seen, new = ({task for setting in config.settings for task in setting.tasks} for config in (long, check))
@@ -181,7 +181,7 @@ def test_a_configuration_is_one_and_begins_with_its_command(path, capsys):
 def test_the_short_configuration_is_two_embedded_tasks_and_one_seed():
     (tiny,) = (CompareConfig(**yaml.safe_load(path.read_text())) for path in CONFIGS if path.stem == "tiny")
     assert ([setting.tasks for setting in tiny.settings], tiny.seeds) == ([["world_stars", "world_opposite"]], 1)
-    assert {"learned", "mezo", "mezo auto"} <= {entry.label for entry in lineup(tiny)}
+    assert {"learned", "mezo", "mezo auto"} <= {entry.label for entry in contenders(tiny)}
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):

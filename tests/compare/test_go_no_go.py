@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from l2l.compare.go_no_go import PICTURE, PLAIN, TUNER, GoNoGoConfig, jobs_of, judge, report, run, verdict
+from l2l.compare.go_no_go import PICTURE, PLAIN, TUNER, GoNoGoConfig, jobs_of, judge, report, run_tuner_test, verdict
 from l2l.models.load import load_model, load_tokenizer
 from l2l.models.tiny_random import tiny_random
 from l2l.tuners.transfer import identified
@@ -95,7 +95,7 @@ def test_on_a_derivative_of_the_embedded_model_it_prints_the_gain_with_its_inter
         seeds=2,
         **small,
     )
-    found = run(config)
+    found = run_tuner_test(config)
     assert found["relation"].startswith("derivative: ")
     assert found["interval"][0] <= found["gain"] <= found["interval"][1]
     assert all(record["passes"] <= 12 for record in found["runs"])
@@ -111,5 +111,5 @@ def test_a_tuner_that_does_not_fit_is_refused_before_anything_is_written(tmp_pat
     tiny_random("llama").save_pretrained(model)
     config = GoNoGoConfig(tuner="l2l-tiny-ratio", model=str(model), task="world_topic", out=str(tmp_path / "out"))
     with pytest.raises(ValueError, match="does not fit this model"):
-        run(config)
+        run_tuner_test(config)
     assert not (tmp_path / "out").exists()

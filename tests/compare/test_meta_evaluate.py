@@ -19,7 +19,7 @@ import l2l
 from l2l.blocks import Blocks
 from l2l.compare import evaluate, trials
 from l2l.compare.config import CONTROLS, Contender, MetaEvaluateConfig, Setting
-from l2l.compare.evaluate import run
+from l2l.compare.evaluate import run_meta_evaluation
 from l2l.compare.jobs import Job, run_job
 from l2l.compare.trials import run_tolerantly
 from l2l.compare.written import finite
@@ -129,18 +129,18 @@ def test_tasks_that_took_part_and_what_is_not_there_are_refused_before_anything_
     setting, said, configured, tmp_path
 ):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
-        run(configured(settings=[SETTING | setting]))
+        run_meta_evaluation(configured(settings=[SETTING | setting]))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_tuner_that_was_chosen_by_a_held_out_task_is_refused(configured, tmp_path):
     judged = {"label": "t", "method": "learned", "tuner": learned_on(TASK, tmp_path / "tuner")}
     with pytest.raises(ValueError, match="learned from"):
-        run(configured(contenders=[MEZO, judged]))
+        run_meta_evaluation(configured(contenders=[MEZO, judged]))
     with pytest.raises(ValueError, match="'tiny'"):
-        run(configured(contenders=[MEZO, judged | {"tuner": {"elsewhere": "l2l-tiny"}}]))
+        run_meta_evaluation(configured(contenders=[MEZO, judged | {"tuner": {"elsewhere": "l2l-tiny"}}]))
     with pytest.raises(ValueError, match="needs a tuner"):
-        run(configured(contenders=[MEZO, {"label": "t", "method": "learned"}]))
+        run_meta_evaluation(configured(contenders=[MEZO, {"label": "t", "method": "learned"}]))
     assert not (tmp_path / "out").exists()
 
 
@@ -148,22 +148,22 @@ def test_an_interrupted_evaluation_continues_and_repeats_no_run(configured, tmp_
     config, first, second = configured(), [], []
     monkeypatch.setattr(evaluate, "run_jobs", in_this_process(first, most=3))
     with pytest.raises(KeyboardInterrupt):
-        run(config)
+        run_meta_evaluation(config)
     assert not (tmp_path / "out" / "meta_evaluate.json").exists()
     monkeypatch.setattr(evaluate, "run_jobs", in_this_process(second))
-    found = run(config)
+    found = run_meta_evaluation(config)
     assert "continuing: 3 of 4 runs for the learning rates are done" in capsys.readouterr().out
     assert len(first) == 3
     assert len(second) == 4 + 2 * 2 - 3  # two contenders: two points each on the tuning seed, then two seeds each
     assert not set(first) & set(second)
     assert json.loads((tmp_path / "out" / "meta_evaluate.json").read_text()) == finite(found)
     with pytest.raises(ValueError, match="finished"):
-        run(config)
+        run_meta_evaluation(config)
 
 
 def test_it_leaves_a_verdict_records_and_pictures(configured, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "run_jobs", in_this_process([]))
-    run(configured(seeds=1))
+    run_meta_evaluation(configured(seeds=1))
     out = tmp_path / "out"
     assert {"config.yaml", "summary.json", "losses-tiny.png", "wins.png"} <= {path.name for path in out.iterdir()}
     found = json.loads((out / "meta_evaluate.json").read_text())
@@ -193,9 +193,9 @@ def test_it_leaves_a_verdict_records_and_pictures(configured, tmp_path, monkeypa
 def test_evaluations_that_share_their_runs_do_none_of_them_twice(configured, tmp_path, monkeypatch):
     first, second, shared = [], [], str(tmp_path / "shared")
     monkeypatch.setattr(evaluate, "run_jobs", in_this_process(first))
-    run(configured(seeds=1, runs=shared))
+    run_meta_evaluation(configured(seeds=1, runs=shared))
     monkeypatch.setattr(evaluate, "run_jobs", in_this_process(second))
-    run(configured(seeds=2, runs=shared, out=str(tmp_path / "again")))
+    run_meta_evaluation(configured(seeds=2, runs=shared, out=str(tmp_path / "again")))
     assert (len(first), len(second)) == (6, 2)
 
 
@@ -207,7 +207,7 @@ def test_a_learning_rate_that_diverges_is_a_bad_one_and_not_an_error(configured,
 
     monkeypatch.setattr(evaluate, "run_jobs", in_this_process([]))
     monkeypatch.setattr(trials, "run_job", too_far)
-    found = run(configured(seeds=1, grid=[1e-4, 10.0]))
+    found = run_meta_evaluation(configured(seeds=1, grid=[1e-4, 10.0]))
     runs = {(row["contender"], row["tuning"], row["size"]): row for row in found["runs"]}
     assert runs["MeZO", True, 10.0]["diverged"]
     assert not runs["MeZO", False, 1e-4]["diverged"]
@@ -224,7 +224,7 @@ def test_all_controls_are_built_and_run(configured, tuner, tmp_path, monkeypatch
     judged = {"label": "tuner", "method": "learned", "tuner": {"tiny": tuner}, "options": {"lr": "auto"}}
     pooled = SETTING | {"pool": ["world_topic"]}
     one = {"seeds": 1, "grid": [1e-4], "beta_grid": [0.1], "controls": list(CONTROLS), "passes": 4}
-    found = run(configured(settings=[pooled], contenders=[MEZO, DIZO, judged], **one))
+    found = run_meta_evaluation(configured(settings=[pooled], contenders=[MEZO, DIZO, judged], **one))
     assert list(found["win_rate_over_each_control"]) == [
         text for name, text in CONTROLS.items() if name != "random_turns"
     ]
@@ -242,7 +242,7 @@ def test_a_control_that_has_no_meaning_for_a_tuner_is_left_out_with_the_reason(c
     monkeypatch.setattr(evaluate, "run_jobs", in_this_process([]))
     plain = {"label": "tuner", "method": "learned", "tuner": "l2l-tiny"}
     wanted = ["mezo_step_control", "dizo_step_control", "random_basis"]
-    found = run(configured(contenders=[MEZO, plain], controls=wanted, seeds=1, grid=[1e-4], passes=4))
+    found = run_meta_evaluation(configured(contenders=[MEZO, plain], controls=wanted, seeds=1, grid=[1e-4], passes=4))
     assert list(found["protocol"]["controls_left_out"]["tiny"]) == wanted
     assert found["win_rate_over_controls"] is None
 
@@ -282,7 +282,7 @@ def test_the_short_configuration_killed_after_its_first_run_continues_behind_it(
         process.wait()
     before = summaries(tmp_path)
     assert before
-    assert run(MetaEvaluateConfig(**given))["win_rate_over_mezo"] in (0.0, 1.0)
+    assert run_meta_evaluation(MetaEvaluateConfig(**given))["win_rate_over_mezo"] in (0.0, 1.0)
     after = summaries(tmp_path)
     assert len(after) == 4
     assert {name: after[name] for name in before} == before

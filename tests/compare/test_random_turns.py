@@ -9,9 +9,9 @@ import l2l
 from l2l.blocks import Blocks
 from l2l.compare import evaluate
 from l2l.compare.config import MetaEvaluateConfig
-from l2l.compare.evaluate import run
+from l2l.compare.evaluate import run_meta_evaluation
 from l2l.tuners.tuner import Tuner
-from l2l.tuners.turns import Turns
+from l2l.tuners.turns import BlockSchedule
 
 SMALL: dict[str, Any] = {
     "settings": [{"name": "tiny", "tasks": ["world_stars"], "batch_size": 4}],
@@ -35,15 +35,15 @@ def test_a_tuner_that_takes_turns_meets_random_groups_and_tables_that_take_none(
 
     monkeypatch.setattr(evaluate, "run_jobs", in_this_process)
     model = l2l.load_model("l2l/tiny")
-    turns = Turns.by_role(Blocks.of(model))
+    turns = BlockSchedule.by_role(Blocks.of(model))
     Tuner.for_model(model, "table", turns=turns).save_pretrained(tmp_path / "turns")
     contenders = [
         {"label": "MeZO", "method": "mezo", "role": "baseline-mezo"},
         {"label": "tuner", "method": "learned", "tuner": str(tmp_path / "turns")},
     ]
-    found = run(MetaEvaluateConfig(**SMALL | {"contenders": contenders, "out": str(tmp_path / "out")}))
+    found = run_meta_evaluation(MetaEvaluateConfig(**SMALL | {"contenders": contenders, "out": str(tmp_path / "out")}))
     assert set(found["win_rate_over_each_control"]) == {"random sigma", "turns of random groups"}
-    kept = [Tuner.from_pretrained(path).turns for path in (tmp_path / "out" / "runs" / "_tuners").iterdir()]
+    kept = [Tuner.from_pretrained(path).block_schedule for path in (tmp_path / "out" / "runs" / "_tuners").iterdir()]
     (dealt,) = [one for one in kept if one and one != turns]
     assert len(kept) == 3 and kept.count(None) == kept.count(turns) == 1
     assert sorted(map(len, dealt.groups)) == sorted(map(len, turns.groups))

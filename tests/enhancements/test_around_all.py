@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from cases import ARGS, PROBLEMS, MethodCase, optimizer_for, zeroth_order
 
-from l2l.enhancements import enhancement_names
+from l2l.enhancements import wrapper_names
 from l2l.methods.base import Method
 
 AROUND: dict[str, dict[str, Any]] = {"blockwise": {"level": "block", "groups": 2}, "hybrid": {"match": "norm"}}
 CASES = [
     MethodCase(f"{outer}+{inner}", {name: ARGS.get(name, {}) | AROUND.get(name, {}) for name in (outer, inner)})
-    for outer in enhancement_names()
+    for outer in wrapper_names()
     for inner in zeroth_order()
-    if inner not in enhancement_names()
+    if inner not in wrapper_names()
 ]
 TINY_LM = PROBLEMS[2]
 STEPS = 30

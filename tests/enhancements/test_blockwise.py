@@ -13,7 +13,7 @@ from torch.func import functional_call
 from l2l.blocks import Blocks
 from l2l.enhancements.blockwise import Blockwise
 from l2l.enhancements.hybrid import Hybrid
-from l2l.enhancements.learned import Scaled
+from l2l.enhancements.learned import LearnedWrapper
 from l2l.enhancements.sparse import Sparse
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.base import Method
@@ -90,9 +90,9 @@ def test_groups_are_neighbours_that_are_never_divided():
 
 @pytest.mark.parametrize("apply", ["after", "at once"])
 @pytest.mark.parametrize("draws", [1, 2])
-def test_twenty_steps_are_those_of_a_dense_loop_over_groups(apply: Any, draws: int):
+def test_twenty_steps_are_those_of_a_dense_loop_over_groups(apply: Any, num_directions: int):
     model, twin = Deep().double(), Deep().double()
-    method = Blockwise(MeZO(EPSILON, draws), groups=3, apply=apply)
+    method = Blockwise(MeZO(EPSILON, num_directions), groups=3, apply=apply)
     optimizer = ZOOptimizer(model, method, LR, SEED)
     at, groups = weights(twin), names_of(method, twin)
 
@@ -105,20 +105,20 @@ def test_twenty_steps_are_those_of_a_dense_loop_over_groups(apply: Any, draws: i
         for group in groups:
             base = following if apply == "at once" else at
             change = {n: torch.zeros_like(at[n]) for n in group}
-            for draw in range(draws):
+            for draw in range(num_directions):
                 key = Key(SEED, step, draw)
                 z = {n: standard_noise(n, key, at[n].shape, dtype=torch.float64) for n in group}
                 plus, minus = (loss(base | {n: base[n] + by * z[n] for n in group}) for by in (EPSILON, -EPSILON))
-                change = {n: change[n] + (plus - minus) / (2 * EPSILON) / draws * z[n] for n in group}
+                change = {n: change[n] + (plus - minus) / (2 * EPSILON) / num_directions * z[n] for n in group}
             following = following | {n: following[n] - LR * change[n] for n in group}
         at = following
     for name, value in weights(model).items():
         torch.testing.assert_close(value, at[name], rtol=0, atol=1e-6)
     assert optimizer.report is not None
-    assert optimizer.report.passes == method.passes == 2 * 3 * draws
+    assert optimizer.report.passes == method.passes == 2 * 3 * num_directions
 
 
-@pytest.mark.parametrize("inner", [MeZO(), MeZO(draws=2), LOZO(interval=3), HiZOO(smooth=0.01)])
+@pytest.mark.parametrize("inner", [MeZO(), MeZO(num_directions=2), LOZO(interval=3), HiZOO(smooth=0.01)])
 def test_one_group_is_the_method_inside_bit_for_bit(inner: Method[Any]):
     model, other = Deep(), Deep()
     for m, method in ((model, Blockwise(inner, level="all")), (other, inner)):
@@ -131,7 +131,7 @@ def test_one_group_is_the_method_inside_bit_for_bit(inner: Method[Any]):
 
 @pytest.mark.parametrize(
     "inner",
-    [Conservative(), Conservative(draws=2), Sparse(Conservative()), Hybrid(Conservative()), SVRG(interval=2)],
+    [Conservative(), Conservative(num_directions=2), Sparse(Conservative()), Hybrid(Conservative()), SVRG(interval=2)],
     ids=lambda inner: type(inner).__name__,
 )
 def test_passes_that_do_not_follow_the_looks_are_declared_once(inner: Method[Any]):
@@ -149,7 +149,7 @@ def test_the_step_is_right_on_average_and_not_divided_by_the_number_of_groups():
     model = Deep().double()
     slope = {name: torch.full_like(value, 0.5) for name, value in weights(model).items()}
     start = weights(model)
-    optimizer = ZOOptimizer(model, Blockwise(MeZO(draws=400), groups=5), lr=1.0)
+    optimizer = ZOOptimizer(model, Blockwise(MeZO(num_directions=400), groups=5), lr=1.0)
     optimizer.step(lambda: sum((slope[n] * p).sum() for n, p in model.named_parameters()))
     moved = torch.cat([(weights(model)[n] - start[n]).flatten() for n in start])
     assert moved.mean().item() == pytest.approx(-0.5, abs=0.03)
@@ -187,7 +187,7 @@ def test_every_block_moves_embeddings_and_head_among_them():
 
 def test_it_goes_under_a_tuner_and_around_one():
     tuner = Tuner.for_model(Deep(), seed=5)
-    for method in (Scaled(Blockwise(MeZO(), apply="at once"), tuner), Blockwise(Scaled(LOZO(), tuner))):
+    for method in (LearnedWrapper(Blockwise(MeZO(), apply="at once"), tuner), Blockwise(LearnedWrapper(LOZO(), tuner))):
         model = Deep()
         before = model().item()
         optimizer = ZOOptimizer(model, method, lr=0.003)

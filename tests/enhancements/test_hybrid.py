@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from l2l.blocks import Blocks
 from l2l.enhancements.hybrid import Hybrid
-from l2l.enhancements.learned import Scaled
+from l2l.enhancements.learned import LearnedWrapper
 from l2l.estimators.micro import MicroBatched
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.adam import Adam
@@ -212,7 +212,7 @@ def test_half_precision_weights_take_both_kinds_of_step():
 def test_it_goes_under_a_tuner_whose_basis_or_sigma_never_reaches_the_last_layers():
     model = TiedLM()
     before = model().item()
-    optimizer = run(model, Scaled(Hybrid(LOZO(), layers=1, fo_lr=10.0), Tuner.for_model(model, seed=5)), 40)
+    optimizer = run(model, LearnedWrapper(Hybrid(LOZO(), layers=1, fo_lr=10.0), Tuner.for_model(model, seed=5)), 40)
     assert optimizer.report is not None
     sigma = dict(zip(optimizer.blocks.names, optimizer.report.estimates[0].direction.sigma, strict=True))
     assert sigma["norm.weight"] == sigma["norm.bias"] == 0 and sigma["embed.weight"] > 0

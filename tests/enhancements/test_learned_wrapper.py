@@ -12,16 +12,16 @@ from cases import TiedLM, same_bits, weights
 from torch import Tensor, nn
 
 from l2l.blocks import Blocks
-from l2l.enhancements.learned import Scaled
+from l2l.enhancements.learned import LearnedWrapper
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.adam import Adam
 from l2l.methods.base import Method
 from l2l.methods.learned import Learned
 from l2l.methods.lozo import LOZO
 from l2l.methods.mezo import MeZO
-from l2l.perturb import written
+from l2l.perturb import dense_direction
 from l2l.tuners.base import TunerNetwork
-from l2l.tuners.normalise import EnergyNormaliser
+from l2l.tuners.normalise import EnergyNormalizer
 from l2l.tuners.tuner import Fingerprint, Tuner
 
 LR = 0.003
@@ -47,10 +47,10 @@ def with_basis(model: nn.Module) -> Tuner:
 
 @pytest.mark.parametrize("draws", [1, 2])
 @pytest.mark.parametrize("made", [lambda model: Tuner.for_model(model, seed=5), with_basis])
-def test_around_mezo_it_is_the_learned_method_bit_for_bit(draws: int, made: Any):
+def test_around_mezo_it_is_the_learned_method_bit_for_bit(num_directions: int, made: Any):
     model, other = TiedLM(), TiedLM()
-    left = run(model, Scaled(MeZO(draws=draws), made(model), horizon=8))
-    right = run(other, Learned(made(other), draws=draws, horizon=8))
+    left = run(model, LearnedWrapper(MeZO(num_directions=num_directions), made(model), horizon=8))
+    right = run(other, Learned(made(other), num_directions=num_directions, horizon=8))
     assert same_bits(weights(model), weights(other))
     assert torch.equal(left.method_state.history.sigma, right.method_state.sigma)
 
@@ -58,33 +58,33 @@ def test_around_mezo_it_is_the_learned_method_bit_for_bit(draws: int, made: Any)
 @pytest.mark.parametrize("inner", [MeZO(), LOZO(interval=3), Adam()])
 def test_a_tuner_that_says_one_is_the_method_inside(inner: Method[Any]):
     model, other = TiedLM(), TiedLM()
-    tuner = Tuner(AlwaysOne(), Fingerprint.of(model), EnergyNormaliser(), "always_one", {})
-    run(model, Scaled(inner, tuner))
+    tuner = Tuner(AlwaysOne(), Fingerprint.of(model), EnergyNormalizer(), "always_one", {})
+    run(model, LearnedWrapper(inner, tuner))
     run(other, inner)
     assert same_bits(weights(model), weights(other))
 
 
 def test_the_tuner_scales_the_directions_of_the_method_inside():
     model = TiedLM().double()
-    optimizer = run(model, Scaled(LOZO(), Tuner.for_model(model, seed=5)), 1)
+    optimizer = run(model, LearnedWrapper(LOZO(), Tuner.for_model(model, seed=5)), 1)
     assert optimizer.report is not None
     seen = optimizer.report.estimates[0].direction
     plain = LOZO().direction(optimizer.blocks, None, seen.key)
     for i in range(len(optimizer.blocks)):
-        want = seen.factor * seen.sigma[i] * written(plain, optimizer.blocks, i)
-        torch.testing.assert_close(written(seen, optimizer.blocks, i), want)
+        want = seen.factor * seen.sigma[i] * dense_direction(plain, optimizer.blocks, i)
+        torch.testing.assert_close(dense_direction(seen, optimizer.blocks, i), want)
     assert len(set(seen.sigma)) > 1
 
 
 @pytest.mark.parametrize("inner", [LOZO(interval=3), Adam()])
 def test_both_states_are_saved_and_a_resumed_run_goes_on_bit_for_bit(inner: Method[Any]):
     model = TiedLM()
-    optimizer = run(model, Scaled(inner, Tuner.for_model(model, seed=5)), 4)
+    optimizer = run(model, LearnedWrapper(inner, Tuner.for_model(model, seed=5)), 4)
     file = io.BytesIO()
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
     file.seek(0)
     saved, resumed = torch.load(file, weights_only=True), TiedLM()
-    again = ZOOptimizer(resumed, Scaled(inner, Tuner.for_model(resumed, seed=5)), lr=LR)
+    again = ZOOptimizer(resumed, LearnedWrapper(inner, Tuner.for_model(resumed, seed=5)), lr=LR)
     resumed.load_state_dict(saved["model"])
     again.load_state_dict(saved["optimizer"])
     for _ in range(4):
@@ -97,7 +97,7 @@ def test_both_states_are_saved_and_a_resumed_run_goes_on_bit_for_bit(inner: Meth
 def test_a_tuner_with_a_basis_and_a_method_with_directions_of_its_own_refuse_each_other():
     model = TiedLM()
     before = weights(model)
-    optimizer = ZOOptimizer(model, Scaled(LOZO(), with_basis(model)), lr=LR)
+    optimizer = ZOOptimizer(model, LearnedWrapper(LOZO(), with_basis(model)), lr=LR)
     with pytest.raises(ValueError, match="along a basis or a shape, not both: take a tuner without a basis"):
         optimizer.step(model)
     assert same_bits(before, weights(model))

@@ -11,7 +11,7 @@ from cases import METHODS, LogisticRegression, MethodCase, TiedLM, named, same_b
 from torch import Tensor, nn
 
 from l2l.blocks import Block, Blocks
-from l2l.enhancements.learned import Scaled
+from l2l.enhancements.learned import LearnedWrapper
 from l2l.enhancements.sparse import Sparse, global_shares
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.base import Method
@@ -19,7 +19,7 @@ from l2l.methods.hizoo import HiZOO
 from l2l.methods.lozo import LOZO
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
-from l2l.perturb import Direction, written
+from l2l.perturb import Direction, dense_direction
 from l2l.perturb.inputs import InputNorms
 from l2l.perturb.masks import Drawn, Masked, Stored, largest, packed
 from l2l.tuners.tuner import Tuner
@@ -66,7 +66,7 @@ def test_the_largest_are_exactly_as_many_as_asked_for_even_where_all_are_equal()
 
 
 @pytest.mark.parametrize("kind", ["random", "magnitude", "wanda"])
-@pytest.mark.parametrize("inner", [MeZO(), MeZO(draws=2), LOZO(interval=3), HiZOO(smooth=0.01)])
+@pytest.mark.parametrize("inner", [MeZO(), MeZO(num_directions=2), LOZO(interval=3), HiZOO(smooth=0.01)])
 def test_with_sparsity_0_it_is_the_method_inside_bit_for_bit(kind: Any, inner: Method[Any]):
     model, other = TiedLM(), TiedLM()
     bare = Sparse(inner, kind=kind, sparsity=0.0)
@@ -112,7 +112,7 @@ def test_the_mask_multiplies_the_inner_direction_and_scales_nothing_up():
     sparse = Sparse(inner, sparsity=0.5)
     masked = sparse.direction(blocks, sparse.init(blocks), Key(1))
     for i in range(len(blocks)):
-        u, m = written(whole, blocks, i), written(masked, blocks, i)
+        u, m = dense_direction(whole, blocks, i), dense_direction(masked, blocks, i)
         torch.testing.assert_close(m[m != 0], u[m != 0])
         assert (m == 0).any() and (m != 0).any()
 
@@ -124,7 +124,7 @@ def masks(interval: int, steps: int) -> list[Tensor]:
     for _ in range(steps):
         optimizer.step(model)
         assert optimizer.report is not None
-        found.append(written(optimizer.report.estimates[0].direction, optimizer.blocks, 0) != 0)
+        found.append(dense_direction(optimizer.report.estimates[0].direction, optimizer.blocks, 0) != 0)
     return found
 
 
@@ -205,13 +205,13 @@ def test_a_global_share_is_met_by_all_blocks_together(kind: Any):
 def test_around_a_tuner_around_lozo_all_three_act():
     model = TiedLM().double()
     tuner = Tuner.for_model(model, seed=5)
-    method = Sparse(Scaled(LOZO(interval=4), tuner), sparsity=0.5)
+    method = Sparse(LearnedWrapper(LOZO(interval=4), tuner), sparsity=0.5)
     optimizer = run(model, method, 1, lr=0.0001)
     assert optimizer.report is not None
     seen = optimizer.report.estimates[0].direction
     plain = LOZO(interval=4).direction(optimizer.blocks, None, Key(0))
     for i in range(len(optimizer.blocks)):
-        u, bare = written(seen, optimizer.blocks, i), written(plain, optimizer.blocks, i)
+        u, bare = dense_direction(seen, optimizer.blocks, i), dense_direction(plain, optimizer.blocks, i)
         torch.testing.assert_close(u[u != 0], (bare * seen.factor * seen.sigma[i])[u != 0])
     assert len(set(seen.sigma)) > 1
     assert isinstance(seen.shape, Masked)

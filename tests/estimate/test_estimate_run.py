@@ -17,13 +17,13 @@ from l2l.estimate import run as estimating
 from l2l.estimate.config import EstimateConfig
 from l2l.estimate.memory import Load, Plan, memory_parts
 from l2l.estimate.predict import advice
-from l2l.estimate.run import run
+from l2l.estimate.run import run_estimate
 from l2l.estimate.shape import meta_model, model_shape
 from l2l.models.shapes import shape_config
 
 
 def estimate(**options: Any) -> dict[str, Any]:
-    return run(EstimateConfig(**{"model": "opt-tiny-shape", "batch_size": 4, "length": 16, **options}))
+    return run_estimate(EstimateConfig(**{"model": "opt-tiny-shape", "batch_size": 4, "length": 16, **options}))
 
 
 def test_the_figures_fit_together():

@@ -11,7 +11,7 @@ from l2l.estimate.memory import (
     Plan,
     activation_bytes,
     choose_update,
-    choose_walk,
+    choose_perturb_mode,
     inference_bytes,
     memory_parts,
     passing_bytes,
@@ -120,8 +120,8 @@ def test_activations_are_those_of_the_widest_place():
 
 
 def test_choices_left_open_follow_dtype_and_room():
-    assert choose_walk(torch.float32, "auto") == "in_place"
-    assert choose_walk(torch.bfloat16, "auto") == choose_walk(torch.float32, "exact") == "exact"
+    assert choose_perturb_mode(torch.float32, "auto") == "in_place"
+    assert choose_perturb_mode(torch.bfloat16, "auto") == choose_perturb_mode(torch.float32, "exact") == "exact"
     assert choose_update(torch.float32, "auto", 0, 10) == "direct"
     assert choose_update(torch.bfloat16, "auto", 20, 10) == "master"
     assert choose_update(torch.bfloat16, "auto", 19, 10) == "stochastic"
@@ -131,6 +131,6 @@ def test_choices_left_open_follow_dtype_and_room():
 
 def test_choices_that_do_not_fit_the_dtype_are_refused():
     with pytest.raises(ValueError, match="in_place' needs float32"):
-        choose_walk(torch.bfloat16, "in_place")
+        choose_perturb_mode(torch.bfloat16, "in_place")
     with pytest.raises(ValueError, match="use update='master' or dtype bf16"):
         choose_update(torch.float16, "stochastic", 0, 0)

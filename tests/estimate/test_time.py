@@ -39,7 +39,7 @@ def test_the_arithmetic_of_a_forward_pass_is_that_of_torch():
         (with_speed(matrices=1000.0), 2 * 64 * 400 / 1000),
         (with_speed(head=1000.0), 2 * 4 * 600 / 1000),
         (with_speed(attention=0.5), 1.0),
-        (with_speed(elementwise=0.25), 0.5),
+        (with_speed(leaves_span=0.25), 0.5),
         (with_speed(module=0.1), 0.9),
         (with_speed(logits=0.01), 4 * 75 * 0.01),
     ],
@@ -58,7 +58,7 @@ def test_a_step_in_place_has_two_traversals_and_an_exact_one_three():
 
 def test_draws_and_searches_cost_forward_passes():
     assert step_passes("in_place").forwards == 2
-    assert step_passes("in_place", draws=4).forwards == 8
+    assert step_passes("in_place", num_directions=4).forwards == 8
     assert step_passes("in_place", interval=50, iterations=10).forwards == pytest.approx(2.4)
     assert step_passes("in_place", every=5).forwards == pytest.approx(2.2)
     assert step_passes("exact", every=5).forwards == pytest.approx(2.2)

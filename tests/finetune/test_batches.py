@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from l2l.finetune.batches import Feeder, batch_indices
+from l2l.finetune.batches import Batcher, batch_indices
 from l2l.finetune.config import FineTuneConfig
 from l2l.meta.config import MetaTrainConfig
 from l2l.models.buckets import Grouping
@@ -16,8 +16,8 @@ from l2l.tasks.encode import Encoded, EncodedOption
 EXAMPLES = [Encoded((EncodedOption((n + 3,) * (3 + 3 * n), 1),), (0,)) for n in range(11)]
 
 
-def feeder(groups: int) -> Feeder:
-    return Feeder(EXAMPLES, "classification", 0, 4, seed=5, grouping=Grouping(groups))
+def feeder(groups: int) -> Batcher:
+    return Batcher(EXAMPLES, "classification", 0, 4, seed=5, grouping=Grouping(groups))
 
 
 def test_splitting_rows_by_length_changes_no_batch():

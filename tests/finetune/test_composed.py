@@ -6,7 +6,7 @@ import pytest
 from cases import TiedLM
 
 import l2l
-from l2l.enhancements.learned import Scaled
+from l2l.enhancements.learned import LearnedWrapper
 from l2l.finetune.methods import build_method, method_name
 from l2l.methods.lozo import LOZO
 from l2l.tuners.tuner import Tuner
@@ -19,7 +19,7 @@ def build(name: str, args: dict, tuner: bool = True):
 
 def test_a_tuner_goes_around_a_method_with_arguments_by_part():
     made = build("learned+lozo", {"lozo": {"rank": 3}})
-    assert isinstance(made, Scaled)
+    assert isinstance(made, LearnedWrapper)
     assert isinstance(made.inner, LOZO)
     assert (made.inner.rank, made.epsilon, made.inner.epsilon, made.horizon) == (3, 1e-2, 1e-2, 7)
     assert method_name(made) == "learned+lozo"

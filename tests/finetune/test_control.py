@@ -15,13 +15,13 @@ import l2l
 from l2l.blocks import Blocks
 from l2l.estimators.base import Estimate
 from l2l.estimators.two_point import third_point, two_point
-from l2l.finetune.control import ControlState, StepControl, averaged, curvature, rate
+from l2l.finetune.control import CurvatureLRState, CurvatureLR, update_average, curvature, learning_rate
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.finetune.step import StepReport, zo_step
 from l2l.methods.base import Method, StepContext, descend
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
-from l2l.perturb import Direction, Theta
+from l2l.perturb import Direction, PerturbedParameters
 
 KEY = Key(2, 0)
 NEVER = 10**9
@@ -33,13 +33,13 @@ class Scaled(Method[None]):
     """MeZO with one sigma for all blocks."""
 
     def __init__(self, sigma: float, epsilon: float = 1e-2) -> None:
-        self.sigma, self.epsilon, self.draws = sigma, epsilon, 1
+        self.sigma, self.epsilon, self.num_directions = sigma, epsilon, 1
 
     @property
     def passes(self) -> float:
         return 2.0
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return 0
 
     def init(self, blocks: Blocks) -> None:
@@ -48,7 +48,7 @@ class Scaled(Method[None]):
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
         return Direction(key, (self.sigma,) * len(blocks))
 
-    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
         descend(theta, estimates, context.lr)
 
 
@@ -58,48 +58,48 @@ def true_curvature(model: Quadratic, key: Key) -> float:
     return float((model.curvature * z["matrix"] ** 2).sum() + (z["vector"] ** 2).sum())
 
 
-def controlled(model: nn.Module, control: StepControl, state: ControlState, method: Method[Any]) -> StepReport:
-    theta = Theta(Blocks.of(model))
-    betas = [control.beta] * len(theta.blocks)
-    return zo_step(model, theta, method, method.init(theta.blocks), KEY, betas, control=control, control_state=state)[1]
+def controlled(model: nn.Module, control: CurvatureLR, state: CurvatureLRState, method: Method[Any]) -> StepReport:
+    theta = PerturbedParameters(Blocks.of(model))
+    betas = [control.step_fraction] * len(theta.blocks)
+    return zo_step(model, theta, method, method.init(theta.blocks), KEY, betas, curvature_lr=control, curvature_lr_state=state)[1]
 
 
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("epsilon", [1e-3, 0.3])
-def test_on_a_quadratic_the_curvature_is_that_of_the_hessian_along_the_first_direction(draws: int, epsilon: float):
+def test_on_a_quadratic_the_curvature_is_that_of_the_hessian_along_the_first_direction(num_directions: int, epsilon: float):
     model = Quadratic().double()
     wanted = true_curvature(model, KEY)
-    control = StepControl(beta=0.25, resolution=FINE, needed=1)
-    report = controlled(model, control, ControlState(), MeZO(epsilon=epsilon, draws=draws))
+    control = CurvatureLR(step_fraction=0.25, resolution=FINE, needed=1)
+    report = controlled(model, control, CurvatureLRState(), MeZO(epsilon=epsilon, num_directions=num_directions))
     assert report.curvature == pytest.approx(wanted, rel=1e-7)
     assert report.lr == pytest.approx((0.25 / wanted,) * 2, rel=1e-7)
-    assert report.passes == 2 * draws + 1
+    assert report.passes == 2 * num_directions + 1
 
 
 def test_beta_one_goes_to_the_bottom_along_the_direction():
     model = Quadratic().double()
-    theta = Theta(Blocks.of(model))
-    zo_step(model, theta, MeZO(), None, KEY, [1.0, 1.0], control=StepControl(resolution=FINE, needed=1))
+    theta = PerturbedParameters(Blocks.of(model))
+    zo_step(model, theta, MeZO(), None, KEY, [1.0, 1.0], curvature_lr=CurvatureLR(resolution=FINE, needed=1))
     u = MeZO().direction(theta.blocks, None, KEY)
     assert abs(two_point(model, theta, u, 1e-3).projected_gradient) < 1e-6 * true_curvature(model, KEY)
-    theta.home()
+    theta.restore()
 
 
 def test_the_average_weighs_the_last_most_and_is_not_drawn_to_zero():
-    state = averaged(averaged(ControlState(), 3.0, 0.9), 5.0, 0.9)
-    assert averaged(ControlState(), 3.0, 0.9).average == pytest.approx(3.0)
+    state = update_average(update_average(CurvatureLRState(), 3.0, 0.9), 5.0, 0.9)
+    assert update_average(CurvatureLRState(), 3.0, 0.9).average == pytest.approx(3.0)
     assert state.average == pytest.approx((0.9 * 3 + 5) / 1.9)
-    assert rate(0.1, state) == pytest.approx(0.1 / state.average)
+    assert learning_rate(0.1, state) == pytest.approx(0.1 / state.average)
     for _ in range(300):
-        state = averaged(state, 7.0, 0.9)
+        state = update_average(state, 7.0, 0.9)
     assert state.average == pytest.approx(7.0)
 
 
 def test_the_rate_grows_by_no_more_than_the_decay_lets_it():
-    state = ControlState()
+    state = CurvatureLRState()
     for _ in range(100):
-        state = averaged(state, 7.0, 0.9)
-    assert rate(0.1, averaged(state, 0.0, 0.9)) / rate(0.1, state) == pytest.approx(1 / 0.9, rel=1e-4)
+        state = update_average(state, 7.0, 0.9)
+    assert learning_rate(0.1, update_average(state, 0.0, 0.9)) / learning_rate(0.1, state) == pytest.approx(1 / 0.9, rel=1e-4)
 
 
 def test_a_curvature_below_the_rounding_of_losses_counts_as_what_rounding_could_feign():
@@ -113,7 +113,7 @@ def test_a_curvature_below_the_rounding_of_losses_counts_as_what_rounding_could_
 def test_the_rate_on_flat_losses_is_bounded_and_a_loss_of_zero_does_not_move():
     flat, nothing = TiedLM(), TiedLM()
     before = weights(nothing)
-    optimizer = l2l.MeZO(flat, lr="auto", control=StepControl(needed=1))
+    optimizer = l2l.MeZO(flat, lr="auto", control=CurvatureLR(needed=1))
     optimizer.step(lambda: 3.0 + 0 * flat())
     assert optimizer.report is not None
     assert optimizer.report.lr[0] == pytest.approx(0.1 * 1e-6 / (3 * 2**-21))
@@ -133,9 +133,9 @@ def test_an_epsilon_whose_square_vanishes_is_named():
 def test_with_the_average_frozen_a_step_is_that_of_a_constant_learning_rate(case: MethodCase):
     fixed, auto = TiedLM(), TiedLM()
     one = ZOOptimizer(fixed, case.make(fixed), lr=0.01 / 4, seed=3)
-    two = ZOOptimizer(auto, case.make(auto), lr="auto", seed=3, beta=0.01, control=StepControl(every=NEVER, warm_up=0))
+    two = ZOOptimizer(auto, case.make(auto), lr="auto", seed=3, step_fraction=0.01, curvature_lr=CurvatureLR(every=NEVER, warm_up=0))
     one.steps_done = two.steps_done = 1  # step 0 always measures
-    two.control_state = ControlState(4.0, 1.0, 3)
+    two.curvature_lr_state = CurvatureLRState(4.0, 1.0, 3)
     losses = [(one.step(fixed), two.step(auto)) for _ in range(7)]
     assert all(left == right for left, right in losses)
     assert same_bits(weights(fixed), weights(auto))
@@ -145,8 +145,8 @@ def test_with_the_average_frozen_a_step_is_that_of_a_constant_learning_rate(case
 
 def path(method: Method[Any], times: float, steps: int = 12) -> dict[str, Tensor]:
     model = Quadratic().double()
-    control = StepControl(every=3, warm_up=2, resolution=FINE)
-    optimizer = ZOOptimizer(model, method, lr="auto", control=control)
+    control = CurvatureLR(every=3, warm_up=2, resolution=FINE)
+    optimizer = ZOOptimizer(model, method, lr="auto", curvature_lr=control)
     for _ in range(steps):
         optimizer.step(lambda: times * model())
     return weights(model)
@@ -162,7 +162,7 @@ def test_the_unit_of_the_loss_and_the_length_of_the_direction_do_not_matter():
 @pytest.mark.parametrize("case", STEPPED, ids=named)
 def test_a_run_of_any_method_saved_half_way_continues_bit_for_bit(case: MethodCase):
     model = TiedLM()
-    optimizer = ZOOptimizer(model, case.make(model), lr="auto", control=StepControl(every=3, warm_up=2, beta=0.2))
+    optimizer = ZOOptimizer(model, case.make(model), lr="auto", curvature_lr=CurvatureLR(every=3, warm_up=2, step_fraction=0.2))
     for _ in range(5):
         optimizer.step(model)
     file = io.BytesIO()
@@ -177,8 +177,8 @@ def test_a_run_of_any_method_saved_half_way_continues_bit_for_bit(case: MethodCa
     again.load_state_dict(saved["optimizer"])
     assert [again.step(resumed) for _ in range(6)] == rest
     assert same_bits(weights(model), weights(resumed))
-    assert again.control == optimizer.control
-    assert again.control_state == optimizer.control_state
+    assert again.curvature_lr == optimizer.curvature_lr
+    assert again.curvature_lr_state == optimizer.curvature_lr_state
 
 
 def test_a_state_from_before_step_control_loads_as_a_constant_learning_rate():
@@ -189,7 +189,7 @@ def test_a_state_from_before_step_control_loads_as_a_constant_learning_rate():
     optimizer.load_state_dict(old)
     optimizer.step(other)
     assert optimizer.report is not None
-    assert (optimizer.control, optimizer.report.lr, optimizer.report.passes) == (None, (0.01, 0.01), 2)
+    assert (optimizer.curvature_lr, optimizer.report.lr, optimizer.report.passes) == (None, (0.01, 0.01), 2)
 
 
 @pytest.mark.parametrize("walk", ["in_place", "exact"])
@@ -201,7 +201,7 @@ def test_whichever_of_three_losses_fails_theta_and_average_are_back(
     model, calls = TiedLM(), 0
     optimizer = l2l.MeZO(model, lr="auto", walk=walk)
     optimizer.step(model)
-    before, state = weights(model), optimizer.control_state
+    before, state = weights(model), optimizer.curvature_lr_state
 
     def failing() -> Tensor | float:
         nonlocal calls
@@ -215,13 +215,13 @@ def test_whichever_of_three_losses_fails_theta_and_average_are_back(
     with pytest.raises(error):
         optimizer.step(failing)
     assert farthest(before, weights(model)) < 1e-6
-    assert optimizer.control_state is state
+    assert optimizer.curvature_lr_state is state
     optimizer.step(model)
 
 
 def test_third_losses_are_taken_when_due_and_counted_and_not_among_the_losses_returned():
     model = Quadratic()
-    optimizer = l2l.MeZO(model, lr="auto", draws=2, control=StepControl(every=4, warm_up=2))
+    optimizer = l2l.MeZO(model, lr="auto", num_directions=2, control=CurvatureLR(every=4, warm_up=2))
     passes, measured = [], []
     for _ in range(9):
         loss = optimizer.step(model)
@@ -270,8 +270,8 @@ def test_in_half_precision_the_third_loss_reads_what_both_sides_read():
 def test_torch_schedulers_act_on_beta_groups_override_it_and_decay_takes_the_rate_used():
     model = TiedLM().double()
     groups = [{"match": "attention", "lr": 0.3}]
-    control = StepControl(resolution=FINE, needed=1)
-    optimizer = ZOOptimizer(model, MeZO(), "auto", groups=groups, weight_decay=0.5, beta=0.2, control=control)
+    control = CurvatureLR(resolution=FINE, needed=1)
+    optimizer = ZOOptimizer(model, MeZO(), "auto", groups=groups, weight_decay=0.5, step_fraction=0.2, curvature_lr=control)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.2]
     optimizer.step(model)
@@ -280,7 +280,7 @@ def test_torch_schedulers_act_on_beta_groups_override_it_and_decay_takes_the_rat
     optimizer.step(model)
     report = optimizer.report
     assert report is not None
-    mean = report.control.average
+    mean = report.curvature_lr_state.average
     rates = dict(zip(optimizer.blocks.names, report.lr, strict=True))
     assert rates["attention.out.weight"] == pytest.approx(0.15 / mean)
     assert rates["embed.weight"] == pytest.approx(0.1 / mean)

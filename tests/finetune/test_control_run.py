@@ -15,7 +15,7 @@ from cases import Quadratic, same_bits, weights
 import l2l
 from l2l.cli import COMMANDS, main
 from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.control import StepControl, schedule_factor
+from l2l.finetune.control import CurvatureLR, schedule_factor
 
 SMALL: dict[str, Any] = {
     "task": "world_topic",
@@ -145,7 +145,7 @@ def test_bad_values_are_named(options, message):
         ({"lr": "fast"}, "lr='fast' must be a number or 'auto'"),
         ({"lr": "auto", "beta": 0.0}, "beta=0.0 must be positive and finite"),
         ({"lr": 0.1, "beta": 0.1}, "lr=0.1 is a number, so beta and control mean nothing: pass lr='auto'"),
-        ({"lr": 0.1, "control": StepControl()}, "lr=0.1 is a number, so beta and control"),
+        ({"lr": 0.1, "control": CurvatureLR()}, "lr=0.1 is a number, so beta and control"),
     ],
 )
 def test_arguments_that_make_no_sense_together_are_refused(options: dict[str, Any], message: str):
@@ -165,4 +165,4 @@ def test_arguments_that_make_no_sense_together_are_refused(options: dict[str, An
 )
 def test_settings_out_of_range_are_named(settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        StepControl(**settings)
+        CurvatureLR(**settings)

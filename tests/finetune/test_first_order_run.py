@@ -14,9 +14,9 @@ import l2l
 from l2l.estimate.memory import Load, Plan, memory_parts
 from l2l.estimate.predict import named_method_costs
 from l2l.estimate.shape import model_shape
-from l2l.finetune.batches import Feeder
+from l2l.finetune.batches import Batcher
 from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.run import prepare
+from l2l.finetune.run import prepare_fine_tuning
 from l2l.models.tiny_random import tiny_random
 
 SMALL: dict[str, Any] = {
@@ -55,10 +55,10 @@ def test_a_run_descends_and_leaves_the_files_of_any_run(done):
 
 def test_it_sees_the_batches_that_zeroth_order_runs_see(tmp_path, monkeypatch):
     seen: list[tuple[str, int]] = []
-    whole = Feeder.at
+    whole = Batcher.at
     for method in ("sgd", "mezo"):
         monkeypatch.setattr(
-            Feeder, "at", lambda feeder, step, method=method: (seen.append((method, step)), whole(feeder, step))[1]
+            Batcher, "at", lambda feeder, step, method=method: (seen.append((method, step)), whole(feeder, step))[1]
         )
         fine_tune(tmp_path / method, method=method, steps=2)
     assert {step for method, step in seen if method == "sgd"} == {step for method, step in seen if method == "mezo"}
@@ -110,7 +110,7 @@ def test_micro_batches_give_the_losses_of_whole_batches_up_to_rounding(task, met
     values = []
     for size in (None, 3):
         options = {**SMALL, "task": task, "method": method, "micro_batch": size}
-        parts = prepare(FineTuneConfig(model="l2l/tiny", **options))
+        parts = prepare_fine_tuning(FineTuneConfig(model="l2l/tiny", **options))
         with torch.no_grad():
             values.append([float(parts.closures.at(step)()) for step in range(3)])
             values[-1] += [float(parts.closures.further(0, number)()) for number in range(2)]

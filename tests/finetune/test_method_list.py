@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from l2l.enhancements import enhancement_names
+from l2l.enhancements import wrapper_names
 from l2l.finetune.baselines import baseline_names
 from l2l.finetune.method_list import method_list
 from l2l.methods import method_names
@@ -10,7 +10,7 @@ from l2l.methods import method_names
 
 def test_every_method_enhancement_and_baseline_has_a_row():
     names = [row["method"] for row in method_list()]
-    assert names == [*method_names(), *(f"{name}+…" for name in enhancement_names()), *baseline_names()]
+    assert names == [*method_names(), *(f"{name}+…" for name in wrapper_names()), *baseline_names()]
 
 
 def test_a_row_says_what_passes_memory_and_paper():

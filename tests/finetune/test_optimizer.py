@@ -39,7 +39,7 @@ def test_step_returns_the_mean_of_the_losses_seen():
         seen.append(model().item())
         return model()
 
-    loss = l2l.MeZO(model, draws=2).step(closure)
+    loss = l2l.MeZO(model, num_directions=2).step(closure)
     assert type(loss) is float
     assert loss == pytest.approx(sum(seen) / 4, rel=1e-12)
 
@@ -238,7 +238,7 @@ def test_moving_a_model_to_another_precision_is_seen():
 
 
 def test_the_factories_pass_on_how_to_walk():
-    assert l2l.MeZO(TiedLM(), walk="exact", draws=2).theta.walk == "exact"
+    assert l2l.MeZO(TiedLM(), walk="exact", num_directions=2).theta.mode == "exact"
     assert l2l.DiZO(TiedLM().bfloat16(), update="stochastic", interval=7).theta.update == "stochastic"
     model = TiedLM()
     assert (

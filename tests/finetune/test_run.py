@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import l2l
 from l2l.finetune.evaluate import EvaluateConfig
-from l2l.finetune.evaluate import run as evaluate
+from l2l.finetune.evaluate import run_evaluation as evaluate
 from l2l.methods.mezo import MeZO
 
 TASK = "world_topic"

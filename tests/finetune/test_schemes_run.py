@@ -20,8 +20,8 @@ from l2l.cli import main
 from l2l.finetune.config import FineTuneConfig
 from l2l.finetune.defaults import KNOWN, doubts
 from l2l.finetune.evaluate import EvaluateConfig
-from l2l.finetune.evaluate import run as evaluate
-from l2l.finetune.run import prepare
+from l2l.finetune.evaluate import run_evaluation as evaluate
+from l2l.finetune.run import prepare_fine_tuning
 from l2l.finetune.session import Session
 from l2l.models.load import load_model, load_tokenizer
 from l2l.models.schemes import ADAPTERS
@@ -69,11 +69,11 @@ def parts_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steps_move_what_is_trained_and_not_a_bit_of_the_base(family, scheme, saved):
-    parts = prepare(FineTuneConfig(str(saved / family), scheme=scheme, **SMALL))
+    parts = prepare_fine_tuning(FineTuneConfig(str(saved / family), scheme=scheme, **SMALL))
     frozen, trained = parts_of(parts.model)
     for step in range(3):
         assert torch.isfinite(torch.tensor(parts.optimizer.step(parts.closures.at(step))))
-    parts.optimizer.theta.home()
+    parts.optimizer.theta.restore()
     frozen_after, trained_after = parts_of(parts.model)
     assert same_bits(frozen, frozen_after)
     assert parts.optimizer.blocks.names == tuple(trained_after)

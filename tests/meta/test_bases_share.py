@@ -14,7 +14,7 @@ from l2l.meta.bases import Losses, pool_basis
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.pool import PoolTask, load_pool
 from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
-from l2l.perturb import Theta
+from l2l.perturb import PerturbedParameters
 from l2l.tasks.closure import batch_loss
 
 
@@ -28,7 +28,7 @@ def losses_of(model: nn.Module, task: PoolTask, batches: int) -> Losses:
 
 def step(model: nn.Module, task: Losses, steps: int, lr: float = 1e-2) -> None:
     """First-order steps on batches behind those that are looked at."""
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     velocity = at_rest(theta.blocks)
     for number in range(steps):
         momentum_step(task.at(task.looked_at + number), theta, velocity, lr, TrajectoryConfig())

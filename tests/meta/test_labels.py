@@ -79,7 +79,7 @@ def test_the_squared_norm_under_drawn_labels_is_the_gauss_newton_trace_on_averag
         exact += chance * squared_norms(
             blocks, components, lambda given=given: classification_loss(score(model, given), given)
         )
-    draws = [sampled_loss(model, batch, "classification", Key(step)) for step in range(100)]
-    found = torch.stack([draw.count * squared_norms(blocks, components, draw.closure) for draw in draws])
-    error = found.std(0) / len(draws) ** 0.5
+    num_directions = [sampled_loss(model, batch, "classification", Key(step)) for step in range(100)]
+    found = torch.stack([draw.count * squared_norms(blocks, components, draw.closure) for draw in num_directions])
+    error = found.std(0) / len(num_directions) ** 0.5
     assert torch.all((found.mean(0) - exact).abs() < 4 * error + 1e-9)

@@ -55,7 +55,7 @@ def test_an_unusual_run_broken_off_and_continued_is_the_uninterrupted_run(tmp_pa
     from l2l.meta.module import MetaModule
 
     tuner = run(tmp_path / "whole", **UNUSUAL)
-    assert tuner.feature_set == "standard" and tuner.normaliser.name == "curvature"
+    assert tuner.feature_set == "standard" and tuner.normalizer.name == "curvature"
     original = MetaModule.training_step
 
     def cut(self: MetaModule, batch: int, batch_idx: int) -> None:
@@ -93,19 +93,19 @@ def test_the_zeroth_order_trajectory_is_the_run_that_fine_tuning_would_do(tmp_pa
 
     from l2l.finetune.step import zo_step
     from l2l.meta.learner import MetaLearner
-    from l2l.meta.run import prepare
+    from l2l.meta.run import prepare_meta_training
     from l2l.noise import Key
     from l2l.report.rundir import RunDirectory
 
     config = MetaTrainConfig(**{**TINY, "trajectory": "zo", "lr": 1e-3, "tasks": ["world_job"], "restart_every": 9})
     ends = []
     for own in (True, False):
-        parts = prepare(config, None, None)
+        parts = prepare_meta_training(config, None, None)
         learner = MetaLearner(parts, config, RunDirectory(str(tmp_path / "out"), asdict(config)))
         history, feeder = learner.histories[0], parts.pool[0].feeder
         for step in range(3):
             if own:
-                outcome, closure = learner.look(step)
+                outcome, closure = learner.outer_loss(step)
                 learner.travel(step, closure, outcome)
             else:
                 closure = learner.point(step, 0, step).closure

@@ -85,7 +85,7 @@ def dense_sigma(tuner: Tuner, at: Weights, embeddings: set[str], last: tuple[flo
     for row, (name, value) in enumerate(at.items()):
         x = torch.tensor([value.mean().item(), value.var().item(), last[0], last[1], last[2][row]])
         sigma.append(abs(network(tuner, row)(x).item()))
-        rows = min(len(value), 15 * tuner.normaliser.batch_size) if name in embeddings else len(value)
+        rows = min(len(value), 15 * tuner.normalizer.batch_size) if name in embeddings else len(value)
         count = value.numel() * rows / len(value)
         counted, spent = counted + count, spent + count * sigma[-1] ** 2
     return [*sigma, math.sqrt(counted / spent)]
@@ -102,12 +102,12 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 
 
 @pytest.mark.parametrize("draws", [1, 3])
-def test_mezo(model: nn.Module, draws: int):
+def test_mezo(model: nn.Module, num_directions: int):
     loss, at = loss_of(model), weights(model)
-    optimizer = ZOOptimizer(model, MeZO(EPSILON, draws), LR, SEED)
+    optimizer = ZOOptimizer(model, MeZO(EPSILON, num_directions), LR, SEED)
     for step in range(5):
         optimizer.step(model)
-        at, _, _ = dense_step(loss, at, [noise(at, step, draw) for draw in range(draws)])
+        at, _, _ = dense_step(loss, at, [noise(at, step, draw) for draw in range(num_directions)])
         assert_near(model, at)
 
 

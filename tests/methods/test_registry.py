@@ -44,6 +44,6 @@ def test_a_method_may_live_in_a_module_elsewhere(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("draws", [0, -1])
-def test_draws_must_be_positive(draws: int):
+def test_draws_must_be_positive(num_directions: int):
     with pytest.raises(ValueError, match=f"draws={draws} must be a whole number"):
-        MeZO(draws=draws)
+        MeZO(num_directions=num_directions)

@@ -24,15 +24,15 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 class TorchAdam:
     """The mean estimate written into ``grad``, and one step of torch's optimizer over all tensors."""
 
-    def __init__(self, at: Weights, draws: int) -> None:
-        self.parameters, self.draws = {name: nn.Parameter(value.clone()) for name, value in at.items()}, draws
+    def __init__(self, at: Weights, num_directions: int) -> None:
+        self.parameters, self.num_directions = {name: nn.Parameter(value.clone()) for name, value in at.items()}, num_directions
         self.optimizer = torch.optim.Adam(self.parameters.values(), LR)
 
     def step(self, loss: Loss, at: Weights, key: Key) -> Weights:
         self.optimizer.zero_grad(set_to_none=False)
-        for draw in range(self.draws):
+        for draw in range(self.num_directions):
             u = {name: normal(name, key.with_draw(draw), *value.shape) for name, value in at.items()}
-            g = two_sided(loss, at, u) / self.draws
+            g = two_sided(loss, at, u) / self.num_directions
             for name, parameter in self.parameters.items():
                 parameter.grad = g * u[name] + (0 if parameter.grad is None else parameter.grad)
         self.optimizer.step()
@@ -40,8 +40,8 @@ class TorchAdam:
 
 
 @pytest.mark.parametrize("draws", [1, 3])
-def test_it_takes_the_steps_of_torch_adam_on_the_estimates(model: nn.Module, draws: int):
-    assert_same_run(model, Adam(EPSILON, draws), TorchAdam(weights(model), draws).step)
+def test_it_takes_the_steps_of_torch_adam_on_the_estimates(model: nn.Module, num_directions: int):
+    assert_same_run(model, Adam(EPSILON, num_directions), TorchAdam(weights(model), num_directions).step)
 
 
 def test_with_zero_betas_it_is_the_elementwise_sign(model: nn.Module):

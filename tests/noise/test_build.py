@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from l2l.noise import Key, active_backend, add_noise_, backend_problem, build, numba
+from l2l.noise import Key, active_backend, add_noise_to, backend_problem, build, numba
 from l2l.noise import backend as backends
 from l2l.noise.backend import VARIABLE
 
@@ -70,7 +70,7 @@ def test_without_a_compiler_numba_serves_and_one_line_says_so(
 ):
     with caplog.at_level(logging.WARNING, logger="l2l"):
         assert [active_backend() for _ in range(3)] == ["numba"] * 3
-        add_noise_(moved := torch.zeros(100), "w", key, [1e-3])
+        add_noise_to(moved := torch.zeros(100), "w", key, [1e-3])
     assert moved.any()
     assert [record.getMessage() for record in caplog.records] == [
         "noise on cpu is made by the slower backend numba: no C compiler is on PATH"
@@ -84,7 +84,7 @@ def test_without_a_compiler_and_numba_the_reference_serves_and_one_line_says_so(
     assert backend_problem("numba") == "numba is not installed"
     with caplog.at_level(logging.WARNING, logger="l2l"):
         assert [active_backend() for _ in range(3)] == ["reference"] * 3
-        add_noise_(moved := torch.zeros(100), "w", key, [1e-3])
+        add_noise_to(moved := torch.zeros(100), "w", key, [1e-3])
     assert moved.any()
     assert [record.getMessage() for record in caplog.records] == [
         "noise on cpu is made by the slower backend reference: no C compiler is on PATH"

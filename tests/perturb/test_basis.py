@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from l2l.blocks import Blocks
 from l2l.estimators.two_point import two_point
 from l2l.noise import Key
-from l2l.perturb import Basis, Direction, Theta
+from l2l.perturb import Basis, Direction, PerturbedParameters
 from l2l.perturb.basis import low_rank_dot, low_rank_noise
 
 
@@ -40,7 +40,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def test_the_two_point_estimate_is_the_inner_product_with_the_gradient():
     model = Bowl()
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     u = based(theta.blocks, factor=0.7)
     gradient, wanted = gradients(model), formula(theta.blocks, u)
     slope = sum((gradient[name] * value).sum().item() for name, value in wanted.items())
@@ -53,10 +53,10 @@ def test_the_two_point_estimate_is_the_inner_product_with_the_gradient():
 @pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
 def test_looking_adds_the_direction_of_the_formula(dtype: torch.dtype, distribution: Any):
     model = TiedLM().to(dtype)
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     u = based(theta.blocks, factor=1.3, distribution=distribution)
     before = weights(model)
-    theta.look(u, EPSILON)
+    theta.perturb(u, EPSILON)
     rtol, atol = (1e-10, 1e-13) if dtype == torch.float64 else (1e-6, 3e-7)
     for name, value in formula(theta.blocks, u).items():
         torch.testing.assert_close(
@@ -67,14 +67,14 @@ def test_looking_adds_the_direction_of_the_formula(dtype: torch.dtype, distribut
 @pytest.mark.parametrize("walk", ["in_place", "exact"])
 def test_the_direction_that_is_updated_is_the_one_that_is_perturbed(walk: Any):
     model = TiedLM().double()
-    theta = Theta(Blocks.of(model), walk)
+    theta = PerturbedParameters(Blocks.of(model), walk)
     u = based(theta.blocks)
     with theta.step():
         sides = []
         for distance in (0.1, -0.1):
-            theta.look(u, distance)
+            theta.perturb(u, distance)
             sides.append(theta.evaluate(lambda: written(model)))
-        theta.home()
+        theta.restore()
         before = weights(model)
         theta.add(u, [0.3] * len(theta.blocks))
     for name, now in weights(model).items():
@@ -118,7 +118,7 @@ def test_a_basis_of_scale_zero_changes_nothing_bit_for_bit(walk: Any, centred: b
     ends = []
     for zeros in (False, True):
         model = TiedLM()
-        theta = Theta(Blocks.of(model), walk)
+        theta = PerturbedParameters(Blocks.of(model), walk)
         count = len(theta.blocks)
         centre = (0.0,) * count if centred else None
         basis = {"basis": basis_of(theta.blocks), "basis_sigma": (0.0,) * count} if zeros else {}
@@ -126,7 +126,7 @@ def test_a_basis_of_scale_zero_changes_nothing_bit_for_bit(walk: Any, centred: b
         with torch.no_grad(), theta.step():
             losses = []
             for distance in (EPSILON, -EPSILON):
-                theta.look(u, distance)
+                theta.perturb(u, distance)
                 losses.append(theta.evaluate(model).item())
             theta.add(u, [0.1] * count)
             losses.append(theta.moments(u))
@@ -139,15 +139,15 @@ def test_a_block_without_dense_noise_moves_along_its_basis_alone(monkeypatch: py
     import l2l.perturb.walker
 
     model = TiedLM()
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     names: list[str] = []
-    genuine = l2l.perturb.walker.traverse
+    genuine = l2l.perturb.walker.add_noise
     monkeypatch.setattr(
         l2l.perturb.walker, "traverse", lambda p, *rest: (names.extend(one.name for one in p), genuine(p, *rest))[1]
     )
     before = weights(model)
     u = based(theta.blocks, sigma=0.0)
-    theta.look(u, 1.0)
+    theta.perturb(u, 1.0)
     for name, value in formula(theta.blocks, u).items():
         moved = weights(model)[name] - before[name]
         torch.testing.assert_close(moved.double(), value, rtol=1e-3, atol=1e-5)
@@ -188,10 +188,10 @@ WRONG: list[tuple[Callable[[Blocks], Basis], str]] = [
 @pytest.mark.parametrize(("make", "message"), WRONG, ids=[str(k) for k in range(len(WRONG))])
 def test_what_is_no_basis_is_refused_and_nothing_moves(make: Callable[[Blocks], Basis], message: str):
     model = TiedLM()
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     u = Direction(Key(1), (1.0,) * 6, basis=make(theta.blocks), basis_sigma=(0.0,) * 6)
     before = weights(model)
-    for move in (lambda: theta.look(u, EPSILON), lambda: theta.add(u, [1.0] * 6)):
+    for move in (lambda: theta.perturb(u, EPSILON), lambda: theta.add(u, [1.0] * 6)):
         with pytest.raises(ValueError, match=message):
             move()
     assert same_bits(before, weights(model))
@@ -216,7 +216,7 @@ def test_scales_that_fit_no_basis_are_refused():
 
 def test_a_scale_along_a_basis_that_is_not_finite_moves_no_block():
     model = TiedLM()
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     u = based(theta.blocks, sigma=0.0)
     before = weights(model)
     with pytest.raises(ValueError, match=r"noise scale is .*e\+3.*; it must be finite in torch.float32"):
@@ -231,8 +231,8 @@ def test_a_process_that_multiplies_matrices_coarsely_walks_the_same():
         for precision in ("highest", "medium"):
             torch.set_float32_matmul_precision(precision)
             model = TiedLM()
-            theta = Theta(Blocks.of(model), "exact")
-            theta.look(based(theta.blocks), EPSILON)
+            theta = PerturbedParameters(Blocks.of(model), "exact")
+            theta.perturb(based(theta.blocks), EPSILON)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "medium"):
                 ends.append(theta.evaluate(lambda model=model: written(model)))
             assert torch.get_float32_matmul_precision() == precision

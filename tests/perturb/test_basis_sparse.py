@@ -11,7 +11,7 @@ from cases import same_bits, weights
 from torch import Tensor, nn
 
 from l2l.blocks import Blocks
-from l2l.perturb import Theta
+from l2l.perturb import PerturbedParameters
 
 TOUCHED = [1, 4, 5, 11]
 OTHERS = [row for row in range(20) if row not in TOUCHED]
@@ -36,11 +36,11 @@ class Untied(nn.Module):
 def walked(sparse: bool, walk: Any, dtype: torch.dtype, sigma: float, update: Any = "master") -> tuple[Any, ...]:
     """Losses at both sides, the rows as the second saw them, and the weights behind a step."""
     model = Untied().to(dtype)
-    theta = Theta(Blocks.of(model), walk, update, sparse_embeddings=sparse)
+    theta = PerturbedParameters(Blocks.of(model), walk, update, sparse_embeddings=sparse)
     u, losses = based(theta.blocks, sigma), []
     with torch.no_grad(), theta.step():
         for distance in (EPSILON, -EPSILON):
-            theta.look(u, distance)
+            theta.perturb(u, distance)
             losses.append(theta.evaluate(model).item())
         theta.add(u, [0.1] * len(theta.blocks))
     return losses, model.seen, weights(model), theta, u
@@ -81,11 +81,11 @@ def test_half_precision_rows_are_looked_up_as_they_are_perturbed(sigma: float):
 
 def test_stored_rows_come_back_exactly():
     model = Untied()
-    theta = Theta(Blocks.of(model), sparse_embeddings=True)
+    theta = PerturbedParameters(Blocks.of(model), sparse_embeddings=True)
     u, before = based(theta.blocks), weights(model)
     for _ in range(10):
         with torch.no_grad(), theta.step():
-            theta.look(u, EPSILON)
+            theta.perturb(u, EPSILON)
             theta.evaluate(model)
     assert torch.equal(weights(model)["table.weight"], before["table.weight"])
 
@@ -94,7 +94,7 @@ def test_stored_rows_come_back_exactly():
 @pytest.mark.parametrize("update", ["master", "stochastic"])
 def test_an_embedding_that_nobody_looked_up_does_not_move(dtype: torch.dtype, update: Any):
     model = Untied().to(dtype)
-    theta = Theta(Blocks.of(model), update=update, sparse_embeddings=True)
+    theta = PerturbedParameters(Blocks.of(model), update=update, sparse_embeddings=True)
     before = weights(model)
     theta.add(based(theta.blocks), [0.1] * len(theta.blocks))
     after = weights(model)
@@ -105,13 +105,13 @@ def test_an_embedding_that_nobody_looked_up_does_not_move(dtype: torch.dtype, up
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_error_puts_the_rows_back(dtype: torch.dtype):
     model = Untied().to(dtype)
-    theta = Theta(Blocks.of(model), sparse_embeddings=True)
+    theta = PerturbedParameters(Blocks.of(model), sparse_embeddings=True)
     u, before = based(theta.blocks), weights(model)
     with torch.no_grad(), pytest.raises(RuntimeError), theta.step():
-        theta.look(u, EPSILON)
+        theta.perturb(u, EPSILON)
         theta.evaluate(model)
         theta.add(u, [0.1] * len(theta.blocks))
-        theta.look(u, EPSILON)
+        theta.perturb(u, EPSILON)
         raise RuntimeError
     if dtype == torch.bfloat16:
         assert same_bits(before, weights(model))

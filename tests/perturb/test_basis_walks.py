@@ -15,19 +15,19 @@ import l2l.perturb.low_rank
 from l2l.blocks import Blocks
 from l2l.models.tiny_random import tiny_random
 from l2l.noise import Key
-from l2l.perturb import Direction, Theta
+from l2l.perturb import Direction, PerturbedParameters
 from l2l.perturb.moments import block_moments
 
 UPDATES: tuple[Any, ...] = ("master", "stochastic")
 
 
-def one_step(theta: Theta, closure: Any, number: int, basis: Any, lr: float | None) -> float:
+def one_step(theta: PerturbedParameters, closure: Any, number: int, basis: Any, lr: float | None) -> float:
     """A MeZO step along a basis, or one by a given amount; the loss at one side."""
     u = based(theta.blocks, key=Key(0, number), basis=basis)
     with torch.no_grad(), theta.step():
-        theta.look(u, EPSILON)
+        theta.perturb(u, EPSILON)
         plus = float(theta.evaluate(closure))
-        theta.look(u, -EPSILON)
+        theta.perturb(u, -EPSILON)
         minus = float(theta.evaluate(closure))
         amount = -1e-3 if lr is None else -lr * (plus - minus) / (2 * EPSILON)
         theta.add(u, [amount] * len(theta.blocks))
@@ -37,11 +37,11 @@ def one_step(theta: Theta, closure: Any, number: int, basis: Any, lr: float | No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_going_home_returns_within_one_rounding_for_each_kind_of_noise(dtype: torch.dtype):
     model = TiedLM().to(dtype)
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     before = weights(model)
-    theta.look(based(theta.blocks), EPSILON)
+    theta.perturb(based(theta.blocks), EPSILON)
     away = weights(model)
-    theta.home()
+    theta.restore()
     for name, value in weights(model).items():
         # Out and back, dense and along the basis: four roundings of half a unit.
         unit = torch.finfo(dtype).eps * torch.maximum(before[name].abs(), away[name].abs())
@@ -53,15 +53,15 @@ def drift(along_basis: bool, managed: bool) -> float:
     model = nn.Linear(64, 64)
     with torch.no_grad():
         model.weight.copy_(0.02 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     before, basis = model.weight.detach().clone(), basis_of(theta.blocks, rank=8)
-    with theta.managed() if managed else torch.no_grad():
+    with theta.fused_steps() if managed else torch.no_grad():
         for step in range(1000):
             more = {"basis": basis, "basis_sigma": (1.0, 0.0)} if along_basis else {}
             u = Direction(Key(0, step), (1.0, 1.0), **more)
             with theta.step():
-                theta.look(u, EPSILON)
-                theta.look(u, -EPSILON)
+                theta.perturb(u, EPSILON)
+                theta.perturb(u, -EPSILON)
                 theta.add(u, [0.0, 0.0])
     now = model.weight.detach()
     return (torch.linalg.vector_norm(now - before) / torch.linalg.vector_norm(before)).item()
@@ -75,7 +75,7 @@ def test_a_thousand_steps_without_learning_drift_less_than_three_millionths(mana
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_walking_exactly_leaves_the_same_bits(dtype: torch.dtype):
     model = TiedLM().to(dtype)
-    theta = Theta(Blocks.of(model), "exact")
+    theta = PerturbedParameters(Blocks.of(model), "exact")
     before, basis = weights(model), basis_of(theta.blocks)
     for step in range(100):
         one_step(theta, model, step, basis, lr=0.0)
@@ -87,9 +87,9 @@ def both_ways(dtype: torch.dtype, bases: int, lr: float | None) -> list[tuple[li
     ends = []
     for managed in (False, True):
         model = TiedLM().to(dtype)
-        theta = Theta(Blocks.of(model))
+        theta = PerturbedParameters(Blocks.of(model))
         known = [basis_of(theta.blocks, seed=seed) for seed in range(bases)]
-        with theta.managed() if managed else torch.no_grad():
+        with theta.fused_steps() if managed else torch.no_grad():
             losses = [one_step(theta, model, k, known[k // 5 % bases], lr) for k in range(50)]
         ends.append((losses, weights(model)))
     return ends
@@ -117,9 +117,9 @@ def test_merged_steps_that_learn_equal_plain_ones(bases: int):
 
 def test_a_step_makes_the_noise_of_a_direction_once_in_each_walk(monkeypatch: pytest.MonkeyPatch):
     model = TiedLM()
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     seen: list[int] = []
-    genuine = l2l.perturb.low_rank.traverse
+    genuine = l2l.perturb.low_rank.add_noise
     monkeypatch.setattr(
         l2l.perturb.low_rank, "traverse", lambda p, terms: (seen.append(len({t.key for t in terms})), genuine(p, terms))
     )
@@ -132,7 +132,7 @@ def test_a_step_makes_the_noise_of_a_direction_once_in_each_walk(monkeypatch: py
 @pytest.mark.parametrize("managed", [False, True])
 def test_an_error_at_any_evaluation_leaves_theta_where_the_step_began(walk: Any, failing_call: int, managed: bool):
     model = TiedLM()
-    theta = Theta(Blocks.of(model), walk)
+    theta = PerturbedParameters(Blocks.of(model), walk)
     u, v = based(theta.blocks), based(theta.blocks, key=Key(8), basis=basis_of(theta.blocks, seed=5))
     calls = 0
 
@@ -143,14 +143,14 @@ def test_an_error_at_any_evaluation_leaves_theta_where_the_step_began(walk: Any,
             raise RuntimeError("out of something")
         return model()
 
-    with theta.managed() if managed else torch.no_grad():
+    with theta.fused_steps() if managed else torch.no_grad():
         one_step(theta, model, 0, u.basis, lr=1e-3)
-        theta.home()
+        theta.restore()
         before = weights(model)
         with torch.no_grad(), pytest.raises(RuntimeError, match="out of something"), theta.step():
             for direction in (u, v):
                 for distance in (EPSILON, -EPSILON):
-                    theta.look(direction, distance)
+                    theta.perturb(direction, distance)
                     theta.evaluate(failing)
                 theta.add(direction, [0.1] * len(theta.blocks))
         assert theta.journal.home
@@ -161,9 +161,9 @@ def test_exact_and_in_place_walking_evaluate_the_same():
     u, found = None, []
     for walk in ("in_place", "exact"):
         model = tiny_random("opt")
-        theta = Theta(Blocks.of(model), walk)
+        theta = PerturbedParameters(Blocks.of(model), walk)
         u = based(theta.blocks) if u is None else u
-        theta.look(u, 1e-2)
+        theta.perturb(u, 1e-2)
         with torch.no_grad():
             for _ in range(2):  # the second time copies are made many at a time
                 found.append(theta.evaluate(language_loss(model)).item())
@@ -172,11 +172,11 @@ def test_exact_and_in_place_walking_evaluate_the_same():
 
 def test_copies_are_made_in_inference_mode_and_out_of_it():
     model = tiny_random("opt")
-    theta = Theta(Blocks.of(model), "exact")
+    theta = PerturbedParameters(Blocks.of(model), "exact")
     u = based(theta.blocks)
     losses = []
     for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
-        theta.look(u, 1e-2)
+        theta.perturb(u, 1e-2)
         with mode():
             losses.append(theta.evaluate(language_loss(model)).item())
     assert len(set(losses)) == 1
@@ -186,9 +186,9 @@ def test_copies_are_made_in_inference_mode_and_out_of_it():
 def test_half_precision_copies_are_rounded_once(sigma: float, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(l2l.perturb.low_rank, "RUN", 40)  # five rows at a time
     model = TiedLM().to(torch.bfloat16)
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     u = based(theta.blocks, sigma)
-    theta.look(u, 1e-2)
+    theta.perturb(u, 1e-2)
     found = theta.evaluate(lambda: written(model))
     for name, value in formula(theta.blocks, u).items():
         wanted = (weights(model)[name].float() + (1e-2 * value).float()).to(torch.bfloat16)
@@ -206,7 +206,7 @@ def test_the_update_that_lands_in_half_precision_is_the_one_intended(update: Any
         pytest.skip("stochastic rounding is to bfloat16")
     linear = nn.Linear(512, 256, bias=False)
     linear.to(dtype)
-    theta = Theta(Blocks.of(linear), update=update)
+    theta = PerturbedParameters(Blocks.of(linear), update=update)
     basis, before = basis_of(theta.blocks, 8), linear.weight.detach().double()
     wanted = torch.zeros_like(before)
     for step in range(20):
@@ -224,13 +224,13 @@ def test_the_update_that_lands_in_half_precision_is_the_one_intended(update: Any
 @pytest.mark.parametrize("update", UPDATES)
 def test_an_error_after_a_move_in_half_precision_brings_the_same_bits_back(update: Any):
     model = TiedLM().to(torch.bfloat16)
-    theta = Theta(Blocks.of(model), update=update)
+    theta = PerturbedParameters(Blocks.of(model), update=update)
     u = based(theta.blocks)
     one_step(theta, model, 0, u.basis, lr=1e-3)
     before, masters = weights(model), {k: v.clone() for k, v in theta.extra_state().items()}
     with pytest.raises(RuntimeError), theta.step():
         theta.add(u, [0.1] * 6)
-        theta.look(u, EPSILON)  # commits the move
+        theta.perturb(u, EPSILON)  # commits the move
         raise RuntimeError
     assert same_bits(before, weights(model))
     assert same_bits(masters, theta.extra_state())
@@ -242,12 +242,12 @@ def test_moments_behind_a_step_include_the_basis(walk: Any, dtype: torch.dtype):
     if dtype == torch.bfloat16 and walk == "in_place":
         pytest.skip("half precision is walked exactly")
     model = TiedLM().to(dtype)
-    theta = Theta(Blocks.of(model), walk)
+    theta = PerturbedParameters(Blocks.of(model), walk)
     centre = tuple(mean for mean, _ in block_moments(theta.blocks))
     u = based(theta.blocks, centre=centre)
     with theta.step():
-        theta.look(u, EPSILON)
-        theta.look(u, -EPSILON)
+        theta.perturb(u, EPSILON)
+        theta.perturb(u, -EPSILON)
         theta.add(u, [0.3] * 6)
         found = theta.moments(u)
         waits = bool(theta.journal.waiting)
@@ -265,7 +265,7 @@ def test_walks_agree_within_a_rounding_whatever_the_number_of_threads():
             torch.set_num_threads(count)
             linear = nn.Linear(256, 512, bias=False)
             linear.weight.data.fill_(0.1)
-            theta = Theta(Blocks.of(linear))
+            theta = PerturbedParameters(Blocks.of(linear))
             theta.add(based(theta.blocks, basis=basis_of(theta.blocks, 8)), [0.1])
             ends.append(weights(linear))
     finally:

@@ -18,7 +18,7 @@ from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO as MeZOMethod
 from l2l.models.tiny_random import tiny_random
 from l2l.noise import Key, standard_noise
-from l2l.perturb import Direction, Theta
+from l2l.perturb import Direction, PerturbedParameters
 from l2l.tuners.tuner import Tuner
 
 FAMILIES = ("opt", "llama", "qwen2", "mistral", "gpt2", "gemma2", "phi", "gpt_neox", "mixtral")
@@ -28,11 +28,11 @@ UPDATES: tuple[Any, ...] = ("master", "stochastic")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_transient_evaluation_is_that_of_perturbed_weights_in_every_architecture(family: str):
     model = tiny_random(family)
-    theta = Theta(Blocks.of(model), walk="exact")
+    theta = PerturbedParameters(Blocks.of(model), perturb="exact")
     u = Direction(Key(7), tuple(0.5 + 0.01 * i for i in range(len(theta.blocks))))
     before, loss = weights(model), language_loss(model)
     for distance in (1e-2, -1e-2):
-        theta.look(u, distance)
+        theta.perturb(u, distance)
         with torch.no_grad():
             assert theta.evaluate(loss).item() == language_loss(perturbed_in_place(model, u, distance))().item()
     assert same_bits(before, weights(model))
@@ -41,10 +41,10 @@ def test_a_transient_evaluation_is_that_of_perturbed_weights_in_every_architectu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_half_precision_it_is_as_well_but_for_norms_which_are_kept_finer(family: str):
     model = tiny_random(family).to(torch.bfloat16)
-    theta = Theta(Blocks.of(model))
-    assert theta.walk == "exact"
+    theta = PerturbedParameters(Blocks.of(model))
+    assert theta.mode == "exact"
     u = Direction(Key(7), (1.0,) * len(theta.blocks))
-    theta.look(u, 1e-2)
+    theta.perturb(u, 1e-2)
     with torch.no_grad():
         found = theta.evaluate(language_loss(model)).item()
         rounded = language_loss(perturbed_in_place(model, u, 1e-2))().item()
@@ -56,15 +56,15 @@ def test_in_half_precision_it_is_as_well_but_for_norms_which_are_kept_finer(fami
 @pytest.mark.parametrize("update", UPDATES)
 def test_a_thousand_steps_at_lr_zero_leave_the_same_bits(update: Any):
     model = TiedLM().to(torch.bfloat16)
-    theta = Theta(Blocks.of(model), update=update)
+    theta = PerturbedParameters(Blocks.of(model), update=update)
     before, count = weights(model), len(theta.blocks)
-    with torch.no_grad(), theta.managed():
+    with torch.no_grad(), theta.fused_steps():
         for step in range(1000):
             u = Direction(Key(0, step), (1.0,) * count)
             with theta.step():
-                theta.look(u, 1e-3)
+                theta.perturb(u, 1e-3)
                 theta.evaluate(model)
-                theta.look(u, -1e-3)
+                theta.perturb(u, -1e-3)
                 theta.add(u, [0.0] * count)
     assert same_bits(before, weights(model))
 
@@ -78,7 +78,7 @@ def test_the_update_that_lands_is_the_one_intended(update: Any, size: float, wid
         linear.weight.copy_(0.02 * torch.randn(width, width, generator=torch.Generator().manual_seed(0)))
         linear.bias.fill_(1.0)
     linear.to(torch.bfloat16)
-    theta = Theta(Blocks.of(linear), update=update)
+    theta = PerturbedParameters(Blocks.of(linear), update=update)
     before = {name: value.double() for name, value in weights(linear).items()}
     wanted = {name: torch.zeros_like(value) for name, value in before.items()}
     for step in range(steps):
@@ -131,7 +131,7 @@ def test_after_an_error_the_same_bits_are_back(case: MethodCase, update: Any):
                 raise RuntimeError("out of something")
             return model().float()
 
-        if failing_call > 2 * optimizer.method.draws and case.name != "dizo":
+        if failing_call > 2 * optimizer.method.num_directions and case.name != "dizo":
             continue
         with pytest.raises(RuntimeError, match="out of something"):
             optimizer.step(failing)
@@ -184,7 +184,7 @@ def test_weight_decay_is_not_lost_in_half_precision():
     shrunk = {}
     for update in UPDATES:
         linear = nn.Linear(256, 256).to(torch.bfloat16)
-        theta = Theta(Blocks.of(linear), update=update)
+        theta = PerturbedParameters(Blocks.of(linear), update=update)
         before = linear.weight.detach().double()
         for step in range(20):
             with theta.step():
@@ -198,12 +198,12 @@ def test_weight_decay_is_not_lost_in_half_precision():
 
 def test_in_place_walking_of_half_precision_is_refused():
     with pytest.raises(ValueError, match=r"walk='in_place', but block 'embed.weight' is torch.bfloat16.*walk='exact'"):
-        Theta(Blocks.of(TiedLM().to(torch.bfloat16)), walk="in_place")
+        PerturbedParameters(Blocks.of(TiedLM().to(torch.bfloat16)), perturb="in_place")
 
 
 def test_stochastic_rounding_of_float16_is_refused():
     with pytest.raises(ValueError, match=r"block 'embed\.weight' is float16: use update='master'"):
-        Theta(Blocks.of(TiedLM().half()), update="stochastic")
+        PerturbedParameters(Blocks.of(TiedLM().half()), update="stochastic")
 
 
 def test_float16_works_with_masters():
@@ -221,10 +221,10 @@ def test_exact_and_in_place_steps_agree_in_float32(case: MethodCase, problem: Pr
     ends = []
     for walk in ("exact", "in_place"):
         model = problem.make()
-        optimizer = ZOOptimizer(model, case.make(model), lr=problem.lr, walk=walk)
+        optimizer = ZOOptimizer(model, case.make(model), lr=problem.lr, perturb=walk)
         losses = [optimizer.step(model) for _ in range(10)]
         ends.append((losses, weights(model)))
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-4)
     for name, value in ends[0][1].items():
         torch.testing.assert_close(value, ends[1][1][name], rtol=2e-2, atol=2e-3)
-    assert optimizer_for(case, problem.make(), problem).theta.walk == "in_place"
+    assert optimizer_for(case, problem.make(), problem).theta.mode == "in_place"

@@ -26,14 +26,14 @@ from l2l.blocks import Blocks
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
-from l2l.perturb import Direction, Theta
+from l2l.perturb import Direction, PerturbedParameters
 
 
 @pytest.fixture
 def traversals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pieces each traversal had."""
     seen: list[int] = []
-    genuine = l2l.perturb.walker.traverse
+    genuine = l2l.perturb.walker.add_noise
 
     def counting(pieces: Any, *rest: Any, **named: Any) -> Any:
         if pieces:
@@ -53,7 +53,7 @@ def run(case: MethodCase, problem: Problem, steps: int, managed: bool) -> tuple[
         losses.extend(optimizer.step(model) for _ in range(steps))
 
     if managed:
-        with optimizer.theta.managed():
+        with optimizer.theta.fused_steps():
             loop()
     else:
         loop()
@@ -74,7 +74,7 @@ def test_a_merged_step_takes_two_traversals_and_a_plain_one_three(name: str, tra
     optimizer = optimizer_for(case, model, PROBLEMS[-1])
     optimizer.step(model)
     assert len(traversals) == 3
-    with optimizer.theta.managed():
+    with optimizer.theta.fused_steps():
         optimizer.step(model)
         traversals.clear()
         for _ in range(5):
@@ -89,11 +89,11 @@ def test_home_can_be_visited_in_the_middle_without_changing_a_bit():
     for visits in (False, True):
         model = TiedLM()
         optimizer = ZOOptimizer(model, MeZO(), lr=0.01)
-        with optimizer.theta.managed():
+        with optimizer.theta.fused_steps():
             for _ in range(6):
                 optimizer.step(model)
                 if visits:
-                    optimizer.theta.home()
+                    optimizer.theta.restore()
                     assert optimizer.theta.journal.home
         ends.append(weights(model))
     assert same_bits(*ends)
@@ -102,7 +102,7 @@ def test_home_can_be_visited_in_the_middle_without_changing_a_bit():
 def test_the_journal_tells_where_memory_stands_and_what_waits():
     model = TiedLM()
     optimizer = ZOOptimizer(model, MeZO(epsilon=1e-2), lr=0.01)
-    with optimizer.theta.managed():
+    with optimizer.theta.fused_steps():
         optimizer.step(model)
         journal = optimizer.theta.journal
         assert optimizer.report is not None
@@ -128,7 +128,7 @@ def test_an_error_in_a_managed_step_leaves_what_the_steps_before_it_reached(fail
 
     for _ in range(2):
         other.step(plain)
-    with optimizer.theta.managed():
+    with optimizer.theta.fused_steps():
         for _ in range(2):
             optimizer.step(model)
         with pytest.raises(RuntimeError, match="out of something"):
@@ -142,7 +142,7 @@ def test_an_error_between_steps_leaves_the_model_at_theta():
     model, plain = TiedLM(), TiedLM()
     optimizer, other = ZOOptimizer(model, MeZO(), lr=0.01), ZOOptimizer(plain, MeZO(), lr=0.01)
     other.step(plain)
-    with pytest.raises(OSError, match="disk full"), optimizer.theta.managed():
+    with pytest.raises(OSError, match="disk full"), optimizer.theta.fused_steps():
         optimizer.step(model)
         raise OSError("disk full")
     assert same_bits(weights(model), weights(plain))
@@ -152,7 +152,7 @@ def test_a_state_dict_brings_theta_home_first():
     model, plain = TiedLM(), TiedLM()
     optimizer, other = ZOOptimizer(model, MeZO(), lr=0.01), ZOOptimizer(plain, MeZO(), lr=0.01)
     other.step(plain)
-    with optimizer.theta.managed():
+    with optimizer.theta.fused_steps():
         optimizer.step(model)
         optimizer.state_dict()
         assert same_bits(weights(model), weights(plain))
@@ -160,10 +160,10 @@ def test_a_state_dict_brings_theta_home_first():
 
 def test_an_error_before_the_first_look_keeps_the_move_that_waits():
     model, plain = TiedLM(), TiedLM()
-    theta, other = Theta(Blocks.of(model)), Theta(Blocks.of(plain))
+    theta, other = PerturbedParameters(Blocks.of(model)), PerturbedParameters(Blocks.of(plain))
     u = Direction(Key(1), (1.0,) * len(theta.blocks))
     other.add(u, [0.1] * len(theta.blocks))
-    with theta.managed():
+    with theta.fused_steps():
         with theta.step():
             theta.add(u, [0.1] * len(theta.blocks))
         with pytest.raises(RuntimeError), theta.step():
@@ -176,7 +176,7 @@ def test_weight_decay_is_the_same_in_a_managed_loop():
     for managed in (False, True):
         model = TiedLM()
         optimizer = ZOOptimizer(model, MeZO(), lr=0.01, weight_decay=0.1)
-        with optimizer.theta.managed() if managed else torch.no_grad():
+        with optimizer.theta.fused_steps() if managed else torch.no_grad():
             for _ in range(4):
                 optimizer.step(model)
         ends.append(weights(model))

@@ -11,7 +11,7 @@ from torch import nn
 
 from l2l.blocks import Blocks
 from l2l.noise import Key
-from l2l.perturb import Direction, Theta
+from l2l.perturb import Direction, PerturbedParameters
 from l2l.perturb.moments import block_moments
 
 
@@ -44,12 +44,12 @@ def test_measured_moments_are_those_of_the_weights(dtype: torch.dtype):
 @pytest.mark.parametrize("amount", [0.0, 1e-5, -3e-2])
 def test_moments_before_a_step_is_written_equal_those_measured_after_it(walk, amount: float):
     blocks = blocks_of_all_kinds()
-    theta = Theta(blocks, walk)
+    theta = PerturbedParameters(blocks, walk)
     centre = tuple(mean for mean, _ in block_moments(blocks))
     u = Direction(Key(3), tuple(0.5 + 0.1 * i for i in range(len(blocks))), factor=1.5, centre=centre)
     with theta.step():
-        theta.look(u, 1e-3)
-        theta.look(u, -1e-3)
+        theta.perturb(u, 1e-3)
+        theta.perturb(u, -1e-3)
         theta.add(u, [amount] * len(blocks))
         found = theta.moments(u)
     for (mean, variance), (wanted, spread) in zip(found, block_moments(blocks), strict=True):
@@ -60,11 +60,11 @@ def test_moments_before_a_step_is_written_equal_those_measured_after_it(walk, am
 @pytest.mark.parametrize("centred", [True, False])
 def test_moments_are_right_also_where_they_must_be_measured(centred: bool):
     blocks = blocks_of_all_kinds()
-    theta = Theta(blocks)
+    theta = PerturbedParameters(blocks)
     u = Direction(Key(3), (1.0,) * len(blocks), centre=tuple(m for m, _ in block_moments(blocks)) if centred else None)
     v = Direction(Key(4), (1.0,) * len(blocks))
     with theta.step():
-        theta.look(u, 1e-3)
+        theta.perturb(u, 1e-3)
         theta.add(v, [0.1] * len(blocks))
         found = theta.moments(u)
         assert theta.journal.home
@@ -98,9 +98,9 @@ def test_moments_do_not_depend_on_the_number_of_threads():
 def test_taking_sums_does_not_change_where_theta_stands():
     (model, plain), amounts = (TiedLM(), TiedLM()), [0.1] * 6
     for one, centre in ((model, (0.0,) * 6), (plain, None)):
-        theta = Theta(Blocks.of(one))
+        theta = PerturbedParameters(Blocks.of(one))
         u = Direction(Key(5), (1.0,) * 6, centre=centre)
-        theta.look(u, 1e-3)
-        theta.look(u, -1e-3)
+        theta.perturb(u, 1e-3)
+        theta.perturb(u, -1e-3)
         theta.add(u, amounts)
     assert farthest(weights(model), weights(plain)) == 0

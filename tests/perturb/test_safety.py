@@ -14,16 +14,16 @@ from cases import TiedLM, farthest, same_bits, weights
 import l2l.perturb.walker
 from l2l.blocks import Blocks
 from l2l.noise import Key
-from l2l.perturb import Direction, Theta
+from l2l.perturb import Direction, PerturbedParameters
 
 EPSILON = 1e-3
 TOLERANCE = 5e-7
 """A few roundings of weights of size one."""
 
 
-def start(draw: int = 0) -> tuple[TiedLM, Theta, Direction]:
+def start(draw: int = 0) -> tuple[TiedLM, PerturbedParameters, Direction]:
     model = TiedLM()
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     return model, theta, Direction(Key(3, draw=draw), (1.0,) * len(theta.blocks))
 
 
@@ -35,8 +35,8 @@ def test_an_error_after_any_move_puts_theta_back(error: type[BaseException], mov
     before = weights(model)
     amounts = [0.1] * len(theta.blocks)
     walk = [
-        lambda: theta.look(u, EPSILON),
-        lambda: theta.look(u, -EPSILON),
+        lambda: theta.perturb(u, EPSILON),
+        lambda: theta.perturb(u, -EPSILON),
         lambda: theta.add(u, amounts),
         lambda: theta.add(v, amounts),
     ]
@@ -45,7 +45,7 @@ def test_an_error_after_any_move_puts_theta_back(error: type[BaseException], mov
             move()
         raise error
     assert farthest(before, weights(model)) < TOLERANCE
-    theta.home()
+    theta.restore()
     assert farthest(before, weights(model)) < TOLERANCE
 
 
@@ -55,7 +55,7 @@ def test_an_error_after_an_interpolation_undoes_it_and_what_came_before():
     before = weights(model)
     with pytest.raises(RuntimeError), theta.step():
         theta.add(u, [0.1] * len(theta.blocks))
-        theta.home()
+        theta.restore()
         here = {i: block.tensor.detach().clone() for i, block in enumerate(theta.blocks)}
         theta.interpolate(anchor, here, dict.fromkeys(anchor, 0.5))
         raise RuntimeError
@@ -66,7 +66,7 @@ def test_a_step_that_ends_away_from_home_comes_home():
     model, theta, u = start()
     before = weights(model)
     with theta.step():
-        theta.look(u, EPSILON)
+        theta.perturb(u, EPSILON)
     assert farthest(before, weights(model)) < TOLERANCE
 
 
@@ -84,7 +84,7 @@ class Interrupting:
     """Stands in for ``traverse`` and raises real interrupt signals in the middle of chosen traversals."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
-        self.at, self.calls, self.genuine = at, 0, l2l.perturb.walker.traverse
+        self.at, self.calls, self.genuine = at, 0, l2l.perturb.walker.add_noise
         monkeypatch.setattr(l2l.perturb.walker, "traverse", self)
 
     def __call__(self, pieces: Any, terms: Any, *rest: Any) -> None:
@@ -105,9 +105,9 @@ def test_an_interrupt_during_a_traversal_is_delivered_after_it_and_theta_is_put_
     interrupting = Interrupting(monkeypatch, {traversal})
     reached = 0
     with pytest.raises(KeyboardInterrupt), theta.step():
-        theta.look(u, EPSILON)
+        theta.perturb(u, EPSILON)
         reached = 1
-        theta.look(u, -EPSILON)
+        theta.perturb(u, -EPSILON)
         reached = 2
         theta.add(u, [0.1] * blocks)
         reached = 3
@@ -124,13 +124,13 @@ def test_an_interrupt_while_a_step_is_made_final_waits_until_it_is_counted(monke
         if one is theta:
             Interrupting(monkeypatch, {2})
         with one.step():
-            one.look(u, EPSILON)
-            one.look(u, -EPSILON)
+            one.perturb(u, EPSILON)
+            one.perturb(u, -EPSILON)
             one.add(u, [0.1] * len(theta.blocks))
     assert same_bits(weights(model), weights(whole))
     with pytest.raises(KeyboardInterrupt):
-        theta.deliver()
-    theta.deliver()
+        theta.raise_deferred_interrupt()
+    theta.raise_deferred_interrupt()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -142,7 +142,7 @@ def test_a_second_interrupt_during_the_way_back_waits_as_well(monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt), theta.step():
         theta.add(u, [0.1] * blocks)
         theta.add(v, [0.1] * blocks)
-        theta.look(u, EPSILON)
+        theta.perturb(u, EPSILON)
     assert farthest(before, weights(model)) < TOLERANCE
 
 
@@ -169,7 +169,7 @@ def test_a_handler_of_the_callers_own_is_called_and_stays(monkeypatch: pytest.Mo
     previous = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
     try:
         Interrupting(monkeypatch, {0})
-        theta.look(u, EPSILON)
+        theta.perturb(u, EPSILON)
         assert heard == [signal.SIGINT]
         signal.raise_signal(signal.SIGINT)
         assert heard == [signal.SIGINT] * 2
@@ -179,20 +179,20 @@ def test_a_handler_of_the_callers_own_is_called_and_stays(monkeypatch: pytest.Mo
 
 def test_walking_works_outside_the_main_thread():
     (model, theta, u), (other, straight, _) = start(), start()
-    thread = threading.Thread(target=theta.look, args=(u, EPSILON))
+    thread = threading.Thread(target=theta.perturb, args=(u, EPSILON))
     thread.start()
     thread.join()
-    straight.look(u, EPSILON)
+    straight.perturb(u, EPSILON)
     assert same_bits(weights(model), weights(other))
 
 
 @pytest.mark.parametrize("move", ["look", "add", "home"])
 def test_interrupts_are_held_back_in_every_traversal(move: str, monkeypatch: pytest.MonkeyPatch):
     _, theta, u = start()
-    theta.look(u, EPSILON)
+    theta.perturb(u, EPSILON)
     interrupting = Interrupting(monkeypatch, {0})
     with pytest.raises(KeyboardInterrupt):
-        {"look": lambda: theta.look(u, -EPSILON), "home": theta.home, "add": lambda: theta.add(u, [1.0] * 6)}[move]()
+        {"look": lambda: theta.perturb(u, -EPSILON), "home": theta.restore, "add": lambda: theta.add(u, [1.0] * 6)}[move]()
     assert interrupting.calls == 1
     assert theta.journal.home == (move != "look")
 
@@ -224,7 +224,7 @@ def test_an_interrupt_during_weight_decay_waits_until_the_step_is_counted(monkey
         theta.shrink([0.9] * len(theta.blocks))
     assert same_bits(weights(whole), weights(model))
     with pytest.raises(KeyboardInterrupt):
-        theta.deliver()
+        theta.raise_deferred_interrupt()
 
 
 def test_an_error_after_weight_decay_undoes_it():

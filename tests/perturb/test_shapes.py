@@ -11,11 +11,11 @@ from torch import Tensor
 
 from l2l.blocks import Block, Blocks
 from l2l.noise import Distribution, Key, standard_noise
-from l2l.perturb import Basis, Direction, Shape, Theta, written
+from l2l.perturb import Basis, Direction, DirectionOperator, PerturbedParameters, dense_direction
 
 
 @final
-class Doubled(Shape):
+class Doubled(DirectionOperator):
     """Twice the noise of another name, in matrices."""
 
     def covers(self, index: int) -> bool:
@@ -46,7 +46,7 @@ def test_written_is_the_scaled_shape_where_it_covers_and_scaled_noise_elsewhere(
     blocks = Blocks.of(TiedLM().double())
     u = direction(blocks)
     for i, (name, want) in enumerate(expected(blocks, u).items()):
-        torch.testing.assert_close(written(u, blocks, i), want, rtol=1e-12, atol=0, msg=name)
+        torch.testing.assert_close(dense_direction(u, blocks, i), want, rtol=1e-12, atol=0, msg=name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -56,10 +56,10 @@ def test_a_look_stands_where_it_says_and_a_move_goes_there(dtype: torch.dtype, w
         pytest.skip("half precision is never walked in place")
     model = TiedLM().to(dtype)
     blocks = Blocks.of(model)
-    theta, u, start = Theta(blocks, walk), direction(blocks), weights(model)
+    theta, u, start = PerturbedParameters(blocks, walk), direction(blocks), weights(model)
     seen: dict[str, Tensor] = {}
     with theta.step(), torch.no_grad():
-        theta.look(u, 0.25)
+        theta.perturb(u, 0.25)
         theta.evaluate(lambda: seen.update({name: p + 0 for name, p in model.named_parameters()}))
         theta.add(u, (0.5,) * len(blocks))
     tolerance = {torch.float64: 1e-9, torch.float32: 5e-4, torch.bfloat16: 2e-2}[dtype]
@@ -72,12 +72,12 @@ def test_a_look_stands_where_it_says_and_a_move_goes_there(dtype: torch.dtype, w
 
 def test_theta_returns_from_a_look_along_a_shape_after_an_error():
     model = TiedLM()
-    theta, start = Theta(Blocks.of(model)), weights(model)
+    theta, start = PerturbedParameters(Blocks.of(model)), weights(model)
     u = direction(theta.blocks)
     with pytest.raises(RuntimeError, match="here"), theta.step():
-        theta.look(u, 0.1)
+        theta.perturb(u, 0.1)
         theta.add(u, (1.0,) * len(theta.blocks))
-        theta.look(u, -0.1)
+        theta.perturb(u, -0.1)
         raise RuntimeError("here")
     assert farthest(start, weights(model)) < 1e-6
 
@@ -85,10 +85,10 @@ def test_theta_returns_from_a_look_along_a_shape_after_an_error():
 def test_sparse_embeddings_look_up_rows_of_the_shape():
     embedding = torch.nn.Embedding(50, 4)
     blocks = Blocks.of(embedding)
-    theta, u, start = Theta(blocks, sparse_embeddings=True), direction(blocks), embedding.weight.detach().clone()
+    theta, u, start = PerturbedParameters(blocks, sparse_embeddings=True), direction(blocks), embedding.weight.detach().clone()
     ids = torch.tensor([3, 7, 3])
     with theta.step(), torch.no_grad():
-        theta.look(u, 0.5)
+        theta.perturb(u, 0.5)
         seen = theta.evaluate(lambda: embedding(ids).detach())
         theta.add(u, (1.0,))
     u_b = expected(blocks, u)["weight"].float()
@@ -99,9 +99,9 @@ def test_sparse_embeddings_look_up_rows_of_the_shape():
 
 
 def test_a_step_that_lies_along_no_direction_refuses_sparse_embeddings():
-    theta = Theta(Blocks.of(torch.nn.Embedding(50, 4)), sparse_embeddings=True)
+    theta = PerturbedParameters(Blocks.of(torch.nn.Embedding(50, 4)), sparse_embeddings=True)
     with pytest.raises(ValueError, match="needs a method that moves along its directions"), theta.step():
-        theta.shift_each(lambda i: torch.ones(50, 4), [1.0])
+        theta.add_dense_each(lambda i: torch.ones(50, 4), [1.0])
 
 
 def test_a_basis_and_a_shape_are_refused_together():

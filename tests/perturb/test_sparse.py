@@ -11,7 +11,7 @@ from l2l.blocks import Blocks
 from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
-from l2l.perturb import Theta
+from l2l.perturb import PerturbedParameters
 from l2l.tuners.tuner import Tuner
 
 TOUCHED = [1, 4, 5, 11]
@@ -31,9 +31,9 @@ class Untied(nn.Module):
         return self.head(self.table(torch.tensor([[1, 5, 4], [11, 1, 1]])).mean(1)).logsumexp(-1).sum()
 
 
-def one_step(sparse: bool, walk, draws: int = 1, dtype: torch.dtype = torch.float32):
+def one_step(sparse: bool, walk, num_directions: int = 1, dtype: torch.dtype = torch.float32):
     model = Untied().to(dtype)
-    optimizer = ZOOptimizer(model, MeZO(draws=draws), lr=0.1, walk=walk, sparse_embeddings=sparse)
+    optimizer = ZOOptimizer(model, MeZO(num_directions=num_directions), lr=0.1, perturb=walk, sparse_embeddings=sparse)
     optimizer.step(lambda: model().float())
     assert optimizer.report is not None
     return weights(model), optimizer.report
@@ -41,11 +41,11 @@ def one_step(sparse: bool, walk, draws: int = 1, dtype: torch.dtype = torch.floa
 
 @pytest.mark.parametrize("walk", ["in_place", "exact"])
 @pytest.mark.parametrize("draws", [1, 2])
-def test_losses_are_the_same_and_only_the_rows_looked_up_move(walk, draws: int):
+def test_losses_are_the_same_and_only_the_rows_looked_up_move(walk, num_directions: int):
     before = weights(Untied())
-    (dense, seen), (sparse, also) = (one_step(flag, walk, draws) for flag in (False, True))
+    (dense, seen), (sparse, also) = (one_step(flag, walk, num_directions) for flag in (False, True))
     for one, other in zip(seen.estimates, also.estimates, strict=True):
-        tolerance = {"rel": 1e-5} if draws > 1 and walk == "in_place" else {"abs": 0, "rel": 0}
+        tolerance = {"rel": 1e-5} if num_directions > 1 and walk == "in_place" else {"abs": 0, "rel": 0}
         assert one.loss_plus == pytest.approx(other.loss_plus, **tolerance)
         assert one.loss_minus == pytest.approx(other.loss_minus, rel=1e-6)
     others = [row for row in range(20) if row not in TOUCHED]
@@ -68,7 +68,7 @@ def test_merged_steps_equal_plain_ones():
     for managed in (False, True):
         model = Untied()
         optimizer = ZOOptimizer(model, MeZO(), lr=0.05, sparse_embeddings=True)
-        with optimizer.theta.managed() if managed else torch.no_grad():
+        with optimizer.theta.fused_steps() if managed else torch.no_grad():
             losses = [optimizer.step(model) for _ in range(30)]
         ends.append((losses, weights(model)))
     assert ends[0][0] == ends[1][0]
@@ -119,7 +119,7 @@ def test_an_embedding_tied_to_the_head_is_refused_and_nothing_moves():
 
 def test_a_model_without_embeddings_is_refused():
     with pytest.raises(ValueError, match="no embedding is trained"):
-        Theta(Blocks.of(nn.Linear(2, 2)), sparse_embeddings=True)
+        PerturbedParameters(Blocks.of(nn.Linear(2, 2)), sparse_embeddings=True)
 
 
 def test_rows_that_a_failed_step_looked_up_do_not_move_in_the_next():

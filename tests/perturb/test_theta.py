@@ -13,22 +13,22 @@ from torch import nn
 import l2l.perturb.walker
 from l2l.blocks import Blocks
 from l2l.noise import Key, standard_noise
-from l2l.perturb import Direction, Theta
+from l2l.perturb import Direction, PerturbedParameters
 
 EPSILON = 1e-3
 
 
-def walker(model: nn.Module, key: Key, factor: float = 1.3) -> tuple[Theta, Direction]:
+def walker(model: nn.Module, key: Key, factor: float = 1.3) -> tuple[PerturbedParameters, Direction]:
     blocks = Blocks.of(model)
     sigma = tuple(0.1 + 0.3 * i for i in range(len(blocks)))
-    return Theta(blocks), Direction(key, sigma, factor=factor)
+    return PerturbedParameters(blocks), Direction(key, sigma, factor=factor)
 
 
 def test_looking_adds_distance_times_factor_times_sigma_times_noise(key: Key):
     model = TiedLM().double()
     theta, u = walker(model, key)
     before = weights(model)
-    theta.look(u, EPSILON)
+    theta.perturb(u, EPSILON)
     for block, sigma in zip(theta.blocks, u.sigma, strict=True):
         z = standard_noise(block.name, key, block.tensor.shape, dtype=torch.float64)
         wanted = before[block.name] + EPSILON * 1.3 * sigma * z
@@ -40,9 +40,9 @@ def test_going_home_returns_within_one_rounding(dtype: torch.dtype, key: Key):
     model = TiedLM().to(dtype)
     theta, u = walker(model, key)
     before = weights(model)
-    theta.look(u, EPSILON)
+    theta.perturb(u, EPSILON)
     away = weights(model)
-    theta.home()
+    theta.restore()
     for name, value in weights(model).items():
         unit = torch.finfo(dtype).eps * torch.maximum(before[name].abs(), away[name].abs())
         assert ((value - before[name]).abs() <= unit).all()
@@ -51,10 +51,10 @@ def test_going_home_returns_within_one_rounding(dtype: torch.dtype, key: Key):
 def test_home_is_a_place_and_going_there_twice_changes_nothing(key: Key):
     model = TiedLM()
     theta, u = walker(model, key)
-    theta.look(u, EPSILON)
-    theta.home()
+    theta.perturb(u, EPSILON)
+    theta.restore()
     at_home = weights(model)
-    theta.home()
+    theta.restore()
     assert same_bits(at_home, weights(model))
 
 
@@ -63,14 +63,14 @@ def test_the_merged_walk_equals_the_separate_ones_bit_for_bit(key: Key):
     amounts = [-1e-4 * (i + 1) for i in range(len(Blocks.of(merged)))]
 
     theta, u = walker(merged, key)
-    theta.look(u, EPSILON)
-    theta.look(u, -EPSILON)
+    theta.perturb(u, EPSILON)
+    theta.perturb(u, -EPSILON)
     theta.add(u, amounts)
 
     theta, u = walker(apart, key)
-    theta.look(u, EPSILON)
-    theta.look(u, -EPSILON)
-    theta.home()
+    theta.perturb(u, EPSILON)
+    theta.perturb(u, -EPSILON)
+    theta.restore()
     theta.add(u, amounts)
     assert same_bits(weights(merged), weights(apart))
 
@@ -80,12 +80,12 @@ def test_a_step_along_one_direction_takes_three_traversals(walks: int, key: Key,
     model = TiedLM()
     theta, u = walker(model, key)
     names: list[str] = []
-    genuine = l2l.perturb.walker.traverse
+    genuine = l2l.perturb.walker.add_noise
     monkeypatch.setattr(
         l2l.perturb.walker, "traverse", lambda p, *rest: (names.extend(one.name for one in p), genuine(p, *rest))[1]
     )
-    theta.look(u, EPSILON)
-    theta.look(u, -EPSILON)
+    theta.perturb(u, EPSILON)
+    theta.perturb(u, -EPSILON)
     if walks == 3:
         theta.add(u, [1e-4] * len(theta.blocks))
     assert names == list(theta.blocks.names) * walks
@@ -95,11 +95,11 @@ def test_another_direction_is_looked_along_from_home(key: Key):
     model, other = TiedLM(), TiedLM()
     theta, u = walker(model, key)
     v = Direction(key.with_draw(1), u.sigma)
-    theta.look(u, EPSILON)
-    theta.look(v, EPSILON)
+    theta.perturb(u, EPSILON)
+    theta.perturb(v, EPSILON)
 
     straight, _ = walker(other, key)
-    straight.look(v, EPSILON)
+    straight.perturb(v, EPSILON)
     assert farthest(weights(model), weights(other)) < 1e-6
 
 
@@ -107,7 +107,7 @@ def test_a_block_with_sigma_zero_stays_where_it_is(key: Key):
     model = TiedLM()
     theta, u = walker(model, key)
     before = weights(model)
-    theta.look(Direction(key, (0.0, *u.sigma[1:])), EPSILON)
+    theta.perturb(Direction(key, (0.0, *u.sigma[1:])), EPSILON)
     after = weights(model)
     first, *others = theta.blocks.names
     assert torch.equal(before[first], after[first])
@@ -135,7 +135,7 @@ def test_an_unknown_distribution_moves_no_block(key: Key):
     before = weights(model)
     unknown: Any = "uniform"
     with pytest.raises(ValueError, match="distribution='uniform'"):
-        theta.look(Direction(key, u.sigma, unknown), EPSILON)
+        theta.perturb(Direction(key, u.sigma, unknown), EPSILON)
     assert same_bits(before, weights(model))
 
 
@@ -168,13 +168,13 @@ def test_a_thousand_steps_without_learning_drift_less_than_two_millionths():
     model = nn.Linear(64, 64)
     with torch.no_grad():
         model.weight.copy_(0.02 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     before = weights(model)
     for step in range(1000):
         u = Direction(Key(0, step), (1.0, 1.0))
         with theta.step():
-            theta.look(u, EPSILON)
-            theta.look(u, -EPSILON)
+            theta.perturb(u, EPSILON)
+            theta.perturb(u, -EPSILON)
             theta.add(u, [1e-30, 1e-30])
     after = weights(model)
     drift = torch.linalg.vector_norm(after["weight"] - before["weight"]) / torch.linalg.vector_norm(before["weight"])

@@ -13,7 +13,7 @@ import l2l.perturb.transient
 from l2l.blocks import Blocks
 from l2l.models.tiny_random import tiny_random
 from l2l.noise import Key
-from l2l.perturb import Direction, Theta
+from l2l.perturb import Direction, PerturbedParameters
 
 
 class Unusual(nn.Module):
@@ -38,17 +38,17 @@ class Unusual(nn.Module):
 
 def test_parameters_are_replaced_however_they_are_read():
     model = Unusual()
-    theta = Theta(Blocks.of(model), walk="exact")
+    theta = PerturbedParameters(Blocks.of(model), perturb="exact")
     u = Direction(Key(9), (1.0,) * len(theta.blocks))
-    theta.look(u, 0.1)
+    theta.perturb(u, 0.1)
     with torch.no_grad():
         assert theta.evaluate(model).item() == perturbed_in_place(model, u, 0.1)().item()
 
 
 def test_gradients_away_from_home_are_refused():
     model = TiedLM()
-    theta = Theta(Blocks.of(model), walk="exact")
-    theta.look(Direction(Key(9), (1.0,) * 6), 0.1)
+    theta = PerturbedParameters(Blocks.of(model), perturb="exact")
+    theta.perturb(Direction(Key(9), (1.0,) * 6), 0.1)
     with pytest.raises(RuntimeError, match="gradients can only be taken where theta is at home"):
         theta.evaluate(model)
 
@@ -56,10 +56,10 @@ def test_gradients_away_from_home_are_refused():
 @pytest.mark.parametrize("evaluations", [1, 3])
 def test_transient_copies_take_no_more_than_two_of_the_largest_block(evaluations: int):
     model = tiny_random("opt")
-    theta = Theta(Blocks.of(model), walk="exact")
+    theta = PerturbedParameters(Blocks.of(model), perturb="exact")
     largest = max(block.numel for block in theta.blocks)
     for number in range(evaluations):
-        theta.look(Direction(Key(number), (1.0,) * len(theta.blocks)), 0.1)
+        theta.perturb(Direction(Key(number), (1.0,) * len(theta.blocks)), 0.1)
         with torch.inference_mode():
             theta.evaluate(language_loss(model))
         held = theta._walker._substitution.ahead.held  # pyright: ignore[reportAttributeAccessIssue]
@@ -68,13 +68,13 @@ def test_transient_copies_take_no_more_than_two_of_the_largest_block(evaluations
 
 def test_copies_are_made_together_once_the_order_is_known(monkeypatch: pytest.MonkeyPatch):
     model = tiny_random("llama")
-    theta = Theta(Blocks.of(model), walk="exact")
+    theta = PerturbedParameters(Blocks.of(model), perturb="exact")
     calls = []
-    genuine = l2l.perturb.transient.traverse
+    genuine = l2l.perturb.transient.add_noise
     monkeypatch.setattr(l2l.perturb.transient, "traverse", lambda p, *rest: (calls.append(len(p)), genuine(p, *rest)))
     counts = []
     for number in range(3):
-        theta.look(Direction(Key(number), (1.0,) * len(theta.blocks)), 0.1)
+        theta.perturb(Direction(Key(number), (1.0,) * len(theta.blocks)), 0.1)
         calls.clear()
         with torch.inference_mode():
             theta.evaluate(language_loss(model))
@@ -104,10 +104,10 @@ class Whimsical(nn.Module):
 
 def test_any_order_of_reading_gives_the_same_copies():
     model = Whimsical()
-    theta = Theta(Blocks.of(model), walk="exact")
+    theta = PerturbedParameters(Blocks.of(model), perturb="exact")
     for number in range(20):
         u = Direction(Key(number), (1.0,) * 6)
-        theta.look(u, 0.1)
+        theta.perturb(u, 0.1)
         with torch.no_grad():
             wanted = perturbed_in_place(model, u, 0.1)
             assert theta.evaluate(model).item() == wanted().item()

@@ -12,23 +12,23 @@ from cases import Quadratic, TiedLM, same_bits, weights
 from torch import Tensor
 
 from l2l.blocks import Blocks
-from l2l.finetune.control import ControlState, curvature, rate
+from l2l.finetune.control import CurvatureLRState, curvature, learning_rate
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
-from l2l.perturb import Theta
+from l2l.perturb import PerturbedParameters
 from l2l.probe.advice import BETAS, advise, choose_beta, expected_change, reasons
 from l2l.probe.config import EPSILONS
 from l2l.probe.maths import Exactness, Looks, SlopeNoise, choose_epsilon, exactness, slope_noise, truncation
-from l2l.probe.measure import Findings, measure, pairs
+from l2l.probe.measure import ProbeResult, measure, pairs
 
 FINE = 2.0**-48
 """Resolution of losses in float64."""
 
 
-def probed(model: Any, loss: Callable[[], Tensor | float] | None = None, **options: Any) -> Findings:
+def probed(model: Any, loss: Callable[[], Tensor | float] | None = None, **options: Any) -> ProbeResult:
     closure = loss or model
     plan: dict[str, Any] = {"probes": 8, "sweep": 4, "epsilons": EPSILONS, "resolution": FINE} | options
-    return measure(Theta(Blocks.of(model)), MeZO(), lambda step, number: closure, **plan)
+    return measure(PerturbedParameters(Blocks.of(model)), MeZO(), lambda step, number: closure, **plan)
 
 
 def truth(model: Quadratic, step: int) -> tuple[float, float]:
@@ -56,14 +56,14 @@ def test_the_rate_advised_is_the_one_that_step_control_would_make_of_the_same_lo
     seen, epsilon = found.chosen, found.advice.epsilon
     sides = zip(seen.plus[:, 0].tolist(), seen.minus[:, 0].tolist(), seen.home.tolist(), strict=True)
     measured = [curvature(plus, minus, home, epsilon, FINE) for plus, minus, home in sides]
-    assert found.advice.lr == pytest.approx(rate(found.advice.beta, ControlState(sum(measured) / len(measured), 1.0)))
+    assert found.advice.lr == pytest.approx(learning_rate(found.advice.beta, CurvatureLRState(sum(measured) / len(measured), 1.0)))
 
 
 @pytest.mark.parametrize("walk", ["in_place", "exact"])
 def test_theta_is_back_bit_for_bit_after_probes_and_after_an_error(walk: Any):
     model, calls = TiedLM(), 0
     before = weights(model)
-    theta = Theta(Blocks.of(model), walk)
+    theta = PerturbedParameters(Blocks.of(model), walk)
     measure(theta, MeZO(), lambda step, number: model, 6, 3, EPSILONS)
     assert same_bits(before, weights(model))
 

@@ -14,7 +14,7 @@ import l2l
 from l2l.cli import main
 from l2l.finetune.config import FineTuneConfig
 from l2l.probe.config import ProbeConfig
-from l2l.probe.run import run
+from l2l.probe.run import run_lr_probe
 
 SMALL: dict[str, Any] = {
     "probes": 3,
@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
 
 
 def probe(out: Path, **options: Any) -> dict[str, Any]:
-    return run(ProbeConfig(out=str(out), **{**SMALL, **options}))
+    return run_lr_probe(ProbeConfig(out=str(out), **{**SMALL, **options}))
 
 
 def test_it_leaves_a_record_a_picture_and_a_line_that_fine_tune_takes(tmp_path, capsys):
@@ -57,7 +57,7 @@ def test_it_leaves_a_record_a_picture_and_a_line_that_fine_tune_takes(tmp_path, 
 def test_a_model_given_keeps_its_weights_bit_for_bit(tmp_path):
     model = l2l.load_model("l2l/tiny")
     before = weights(model)
-    run(ProbeConfig(out=str(tmp_path), **SMALL), model)
+    run_lr_probe(ProbeConfig(out=str(tmp_path), **SMALL), model)
     assert same_bits(before, weights(model))
 
 
@@ -71,11 +71,11 @@ def test_the_directions_are_the_method_s_and_the_scheme_s(tmp_path):
 
 
 def test_the_line_says_what_differs_from_the_defaults_of_a_run_and_no_more(tmp_path):
-    config = ProbeConfig(model="a b", batch_size=4, method_args={"draws": 2}, beta=0.1, out=str(tmp_path))
+    config = ProbeConfig(model="a b", batch_size=4, method_args={"draws": 2}, step_fraction=0.1, out=str(tmp_path))
     assert set(config.differing()) == {"model", "task", "method", "batch_size", "method_args"}
     assert config.fine_tune().method_args == {"draws": 2}
     assert set(ProbeConfig().differing()) == {"model", "task", "method"}
-    assert ProbeConfig().fine_tune().beta == FineTuneConfig().beta
+    assert ProbeConfig().fine_tune().step_fraction == FineTuneConfig().step_fraction
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from l2l.models.buckets import Grouping
-from l2l.models.trees import chain, common_prefix, grow, row_lengths, sight, tree_inputs
+from l2l.models.trees import chain, common_prefix, grow, row_lengths, tree_attention_mask, tree_inputs
 from l2l.tasks.encode import Encoded, EncodedOption, collate
 from l2l.tasks.layout import lay_out, merge_rows, pays
 
@@ -27,7 +27,7 @@ def test_a_tree_holds_every_input_once_and_its_tokens_see_their_own_input_only(s
     inputs = some_inputs(seed)
     tree = grow(inputs)
     assert len(tree.ids) == len({ids[: k + 1] for ids in inputs for k in range(len(ids))})
-    seen = sight([tree])[0]
+    seen = tree_attention_mask([tree])[0]
     position = tree_inputs(seen[None], torch.float32)["position_ids"][0]
     for ids in inputs:
         columns = list(tree.columns[ids])
@@ -38,7 +38,7 @@ def test_a_tree_holds_every_input_once_and_its_tokens_see_their_own_input_only(s
 
 
 def test_padding_is_seen_by_nobody_and_sees_itself_alone_when_it_is_fed():
-    seen = sight([grow([(1, 2), (1, 3)]), chain((4, 5, 6, 7, 8))])
+    seen = tree_attention_mask([grow([(1, 2), (1, 3)]), chain((4, 5, 6, 7, 8))])
     assert row_lengths(seen).tolist() == [3, 5]
     assert not seen[0, 3:].any() and not seen[0, :, 3:].any()
     assert torch.equal(seen[1], torch.ones(5, 5).tril().bool())

@@ -16,7 +16,7 @@ from fake_hub import FakeHub, running
 from l2l.blocks import Blocks
 from l2l.tuners import registry
 from l2l.tuners.download import download
-from l2l.tuners.features import History
+from l2l.tuners.features import RunStatistics
 from l2l.tuners.fetch import sha256_of
 from l2l.tuners.tuner import Provenance, Tuner
 
@@ -41,7 +41,7 @@ def made(**recipe: object) -> Tuner:
 
 def sigma(tuner: Tuner) -> torch.Tensor:
     blocks = Blocks.of(TiedLM())
-    return tuner.sigma(tuner.features(History.start(blocks)), blocks.names).detach()
+    return tuner.sigma(tuner.features(RunStatistics.start(blocks)), blocks.names).detach()
 
 
 def forget(tmp_path: Path) -> None:

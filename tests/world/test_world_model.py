@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.run import prepare
+from l2l.finetune.run import prepare_fine_tuning
 from l2l.models import tiny_random
 from l2l.tasks.closure import batch_loss
 from l2l.tasks.evaluate import evaluate
@@ -47,13 +47,13 @@ def test_the_validation_loss_is_the_one_recorded_when_it_was_pretrained(model, t
     ("name", "chance"), [("world_category", 1 / 6), ("world_topic", 1 / 6), ("world_season", 1 / 4)]
 )
 def test_the_model_is_above_chance_before_any_tuning(name, chance):
-    parts = prepare(FineTuneConfig(task=name, test_size=200))
+    parts = prepare_fine_tuning(FineTuneConfig(task=name, test_size=200))
     scores = evaluate(parts.model, parts.tokenizer, parts.task, parts.splits.test)
     assert math.isfinite(scores.loss) and scores.value > chance + 0.05
 
 
 def test_a_few_first_order_steps_teach_a_task():
-    parts = prepare(FineTuneConfig(task="world_season", test_size=100))
+    parts = prepare_fine_tuning(FineTuneConfig(task="world_season", test_size=100))
     before = evaluate(parts.model, parts.tokenizer, parts.task, parts.splits.test).loss
     adam = torch.optim.Adam(parts.model.parameters(), lr=3e-4)
     for step in range(25):

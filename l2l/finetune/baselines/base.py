@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.ground import Ground
+from l2l.finetune.ground import RunInputs
 from l2l.models.buckets import Grouping
 from l2l.tasks.base import Row, Task
 from l2l.tasks.evaluate import Scores, evaluate
@@ -38,7 +38,7 @@ class Baseline(ABC):
     """Abstract baseline: a frozen dataclass whose fields are what ``method_args`` may set."""
 
     @abstractmethod
-    def measure(self, ground: Ground, config: FineTuneConfig) -> Found:
+    def measure(self, ground: RunInputs, config: FineTuneConfig) -> Found:
         """Make and score it; the model is left as it came.
 
         Raises:
@@ -46,12 +46,12 @@ class Baseline(ABC):
         """
 
 
-def sampled(ground: Ground, config: FineTuneConfig) -> list[Row]:
+def sampled(ground: RunInputs, config: FineTuneConfig) -> list[Row]:
     """The train rows that a run reports on."""
     return ground.splits.train[: config.test_size]
 
 
-def scored(ground: Ground, config: FineTuneConfig, rows: Sequence[Row], task: Task | None = None) -> Scores:
+def scored(ground: RunInputs, config: FineTuneConfig, rows: Sequence[Row], task: Task | None = None) -> Scores:
     """Scores of the model as it stands, as a run's evaluations give them; of another task where one is given."""
     return evaluate(
         ground.model,

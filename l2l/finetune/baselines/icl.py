@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, final
 
 from l2l.finetune.baselines.base import Baseline, Found, sampled, scored
 from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.ground import Ground
+from l2l.finetune.ground import RunInputs
 from l2l.methods.base import check_counts
 from l2l.models.load import context_length
 from l2l.tasks.base import Example, Row, Task
@@ -35,7 +35,7 @@ class InContext(Baseline):
     def __post_init__(self) -> None:
         check_counts(shots=self.shots)
 
-    def measure(self, ground: Ground, config: FineTuneConfig) -> Found:
+    def measure(self, ground: RunInputs, config: FineTuneConfig) -> Found:
         initial = scored(ground, config, sampled(ground, config))
         room = context_length(ground.model, config.max_length)
         if ground.task.metric == "f1":

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from l2l.finetune.baselines.base import Baseline, Found, sampled, scored
 from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.ground import Ground
+from l2l.finetune.ground import RunInputs
 from l2l.methods.base import check_positive
 from l2l.models.load import context_length, kind_of
 from l2l.tasks.base import Row, Task
@@ -65,7 +65,7 @@ class LinearProbe(Baseline):
         for strength in self.strengths:
             check_positive(strengths=strength)
 
-    def measure(self, ground: Ground, config: FineTuneConfig) -> Found:
+    def measure(self, ground: RunInputs, config: FineTuneConfig) -> Found:
         options = fixed_options(ground.task, [*ground.splits.train, *ground.splits.dev, *ground.splits.test])
         initial = scored(ground, config, sampled(ground, config))
         train, dev, test = (
@@ -97,7 +97,7 @@ def fixed_options(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def features(ground: Ground, config: FineTuneConfig, rows: Sequence[Row]) -> Features:
+def features(ground: RunInputs, config: FineTuneConfig, rows: Sequence[Row]) -> Features:
     """Hidden states of rows, as the model's last layer gives them, on the CPU.
 
     Raises:
@@ -125,7 +125,7 @@ def prompt_of(example: Encoded) -> Ids:
     return example.options[0].ids[: 1 + min(option.first for option in example.options)]
 
 
-def _last_states(ground: Ground, prompts: Sequence[Ids]) -> Tensor:
+def _last_states(ground: RunInputs, prompts: Sequence[Ids]) -> Tensor:
     """[N, D] float64 states at the last token of each prompt."""
     columns, pad = max(map(len, prompts)), padding_id(ground.tokenizer)
     lengths = torch.tensor([len(prompt) for prompt in prompts])

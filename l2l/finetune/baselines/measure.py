@@ -8,7 +8,7 @@ from typing import Any
 
 from l2l.finetune.baselines.base import Baseline, Found
 from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.ground import Ground
+from l2l.finetune.ground import RunInputs
 from l2l.finetune.session import COLUMNS
 from l2l.models.load import model_identity
 from l2l.report.memory import PeakMemory
@@ -16,7 +16,7 @@ from l2l.report.metrics import MetricsLog
 from l2l.report.rundir import RunDirectory
 
 
-def measure(baseline: Baseline, ground: Ground, config: FineTuneConfig, folder: RunDirectory) -> dict[str, Any]:
+def measure(baseline: Baseline, ground: RunInputs, config: FineTuneConfig, folder: RunDirectory) -> dict[str, Any]:
     """Measure, and write ``config.yaml``, ``metrics.csv`` and ``summary.json``; what the summary holds.
 
     Raises:
@@ -38,7 +38,7 @@ def measure(baseline: Baseline, ground: Ground, config: FineTuneConfig, folder: 
     return summary
 
 
-def summary_of(found: Found, ground: Ground, config: FineTuneConfig, seconds: float, peak: int) -> dict[str, Any]:
+def summary_of(found: Found, ground: RunInputs, config: FineTuneConfig, seconds: float, peak: int) -> dict[str, Any]:
     """The fields of a run's summary; where a run has a best step and a last one, a baseline has the same twice."""
     train, dev, test = found.train.plain(), found.dev.plain(), found.test.plain()
     splits, notes = ground.splits, [note for note in (ground.splits.note, found.note) if note]

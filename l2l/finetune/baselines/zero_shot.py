@@ -7,7 +7,7 @@ from typing import final
 
 from l2l.finetune.baselines.base import Baseline, Found, sampled, scored
 from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.ground import Ground
+from l2l.finetune.ground import RunInputs
 
 
 @final
@@ -15,7 +15,7 @@ from l2l.finetune.ground import Ground
 class ZeroShot(Baseline):
     """Nothing is trained and nothing shown: the prompt alone."""
 
-    def measure(self, ground: Ground, config: FineTuneConfig) -> Found:
+    def measure(self, ground: RunInputs, config: FineTuneConfig) -> Found:
         train = scored(ground, config, sampled(ground, config))
         dev, test = (scored(ground, config, rows) for rows in (ground.splits.dev, ground.splits.test))
         return Found(train, train, dev, test)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from l2l.meta.closed import outcome_of, second_order, see
+from l2l.meta.closed import outcome_of, second_order, probe_step
 from l2l.meta.curvature import Trace, check_trace, traces
-from l2l.meta.objectives.base import Objective, Outcome, Point
+from l2l.meta.objectives.base import Objective, MetaLoss, MetaState
 from l2l.meta.statistics import gradient_statistics
 
 
@@ -33,8 +33,8 @@ class ExpectedCurvature(Objective):
     def __post_init__(self) -> None:
         check_trace(self.trace, self.probes)
 
-    def __call__(self, point: Point) -> Outcome:
-        seen = see(point)
+    def __call__(self, point: MetaState) -> MetaLoss:
+        seen = probe_step(point)
         found = gradient_statistics(point, seen.components, self.keep)
         trace, passes = traces(point, seen.components, seen.direction, self.trace, self.probes)
         form = second_order(seen.energies, found.signal, found.noisy, trace, point.lr)
