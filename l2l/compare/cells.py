@@ -62,7 +62,7 @@ class Result:
         return "refused" if self.refused else "diverged" if self.run.diverged else "ok"
 
 
-def shared_options(config: CompareConfig, setting: Setting, scheme: SchemeEntry) -> dict[str, Any]:
+def cell_options(config: CompareConfig, setting: Setting, scheme: SchemeEntry) -> dict[str, Any]:
     """What all runs of a setting under a scheme have in common."""
     passes = setting.passes or config.passes
     return {
@@ -87,7 +87,7 @@ def trial_of(
 ) -> Trial:
     """The run of a method on a task, in a folder that everything which decides it gives its name."""
     _, entry = place.entries[label]
-    options = shared_options(config, place.setting, place.scheme) | entry.options
+    options = cell_options(config, place.setting, place.scheme) | entry.options
     options |= {"method_args": entry.method_args, **point}
     job = Job(label, task, entry.method, options.pop("lr"), seed, "", entry.tuners[task], options)
     words = (Path(task).stem, place.scheme.name, re.sub(r"[^\w.+-]", "_", entry.method), f"s{seed}")

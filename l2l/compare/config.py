@@ -232,25 +232,3 @@ class MetaEvaluateConfig:
         """The tuner that the figures are about."""
         tuners = [contender for contender in self.contenders if contender.role == TUNER]
         return next(contender for contender in tuners if self.judged in (None, contender.label))
-
-
-Made = TypeVar("Made")
-
-
-def _made(kind: type[Made], entry: Any) -> Made:
-    """A command line gives nested values as mappings or namespaces."""
-    if isinstance(entry, kind):
-        return entry
-    return kind(**(entry if isinstance(entry, Mapping) else vars(entry)))
-
-
-def _set(config: object, name: str, value: Any) -> None:
-    object.__setattr__(config, name, value)  # a frozen value fills itself in while it is made
-
-
-def _check_distinct(what: str, names: list[str]) -> None:
-    if not names:
-        raise ValueError(f"there is no {what}")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"two {what}s are called {repeated[0]!r}: give each a name of its own")

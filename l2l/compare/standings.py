@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from l2l.compare.bootstrap import interval
 
-RESAMPLES = 2000
+RANK_RESAMPLES = 2000
 
 Losses = NDArray[np.float64]
 """[cells, seeds, methods] of final training loss; resampled ones have a further axis in front."""
@@ -27,7 +27,7 @@ def average_ranks(losses: Losses) -> list[float]:
     return [float(rank_of(means, column).mean()) for column in range(losses.shape[-1])]
 
 
-def rank_intervals(losses: Losses, resamples: int = RESAMPLES) -> list[tuple[float, float]]:
+def rank_intervals(losses: Losses, resamples: int = RANK_RESAMPLES) -> list[tuple[float, float]]:
     """Per method, the 95 % interval of its average rank over draws of cells, and of seeds within them."""
 
     def statistic(column: int):

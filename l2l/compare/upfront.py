@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2l.blocks import Blocks
-from l2l.compare.cells import Place, shared_options
+from l2l.compare.cells import Place, cell_options
 from l2l.compare.checks import seen_by
 from l2l.compare.compare_config import CompareConfig, MethodEntry, SchemeEntry
 from l2l.compare.config import Setting
@@ -105,7 +105,7 @@ def method_of(name: str) -> None:
 def _check_place(
     config: CompareConfig, setting: Setting, scheme: SchemeEntry, entries: Sequence[MethodEntry]
 ) -> Checked:
-    options = shared_options(config, setting, scheme)
+    options = cell_options(config, setting, scheme)
     model = _loaded(setting, options)
     kept: dict[str, MethodEntry] = {}
     tuners: dict[str, Tuner] = {}

@@ -25,5 +25,5 @@ __all__ = [
     "shard_pieces",
     "standard_deviation",
     "standard_noise",
-    "traverse",
+    "add_noise",
 ]

@@ -17,7 +17,7 @@ from l2l.noise import Distribution, Key, TensorSlice, NoiseTerm, add_noise
 from l2l.perturb.factors import plain
 from l2l.perturb.shape import DirectionOperator
 
-RUN = 2**20
+CHUNK = 2**20
 """Coordinates that are masked at a time, a multiple of eight: memory of a few MiB, whatever the block's size."""
 LOWEST = -510
 """The least of the noise integers, each the sum of four bytes less 510."""
@@ -61,8 +61,8 @@ class Drawn(Mask):
 
     def clear_(self, moved: Tensor, block: Block, index: int) -> Tensor:
         flat = moved.view(-1)
-        for at in range(0, len(flat), RUN):
-            some = flat[at : at + RUN]
+        for at in range(0, len(flat), CHUNK):
+            some = flat[at : at + CHUNK]
             some.masked_fill_(self._staying(block, at, some, self._shares[index]), 0)
         return moved
 
@@ -105,10 +105,10 @@ class Stored(Mask):
 
     def clear_(self, moved: Tensor, block: Block, index: int) -> Tensor:
         bits, flat = self._bits.get(index), moved.view(-1)
-        for at in range(0, 0 if bits is None else len(flat), RUN):
+        for at in range(0, 0 if bits is None else len(flat), CHUNK):
             assert bits is not None, "else there is nothing to go through"
-            some = flat[at : at + RUN]
-            moving = _unpacked(bits[at // 8 : (at + RUN) // 8].to(some.device), len(some))
+            some = flat[at : at + CHUNK]
+            moving = _unpacked(bits[at // 8 : (at + CHUNK) // 8].to(some.device), len(some))
             some.masked_fill_(~moving, 0)
         return moved
 

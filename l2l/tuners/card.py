@@ -22,7 +22,7 @@ from l2l.tuners.tuner import Tuner
 __all__ = ["movement", "render"]
 
 LICENCE = re.compile(r"[\w.+-]+")
-SHOWN = 5
+VALUES_SHOWN = 5
 """Blocks named, and the longest list that is written out."""
 
 
@@ -105,14 +105,14 @@ def _state(tuner: Tuner) -> list[str]:
 def _spread(values: list[float], tuner: Tuner, form: str) -> str:
     if not values:
         return "unknown"
-    order = sorted(range(len(values)), key=lambda i: -abs(values[i]))[:SHOWN]
+    order = sorted(range(len(values)), key=lambda i: -abs(values[i]))[:VALUES_SHOWN]
     largest = ", ".join(f"`{tuner.fingerprint.names[i]}` {values[i]:{form}}" for i in order)
     return f"median {median(values):{form}}, largest {largest}"
 
 
 def _brief(values: dict[str, Any]) -> str:
     """JSON in one line; of long lists and tables, how many entries they have."""
-    long = {name: value for name, value in values.items() if isinstance(value, list | dict) and len(value) > SHOWN}
+    long = {name: value for name, value in values.items() if isinstance(value, list | dict) and len(value) > VALUES_SHOWN}
     return json.dumps(values | {name: f"{len(value)} values" for name, value in long.items()})
 
 

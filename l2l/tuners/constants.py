@@ -13,8 +13,8 @@ from l2l.blocks import Block, Blocks
 FLOOR = 1e-8
 """Added to variances: blocks that start constant, as biases and norms do, have a finite logarithm."""
 
-COLUMNS = ("log_start_variance", "embedding", "matrix", "vector", "attention", "depth", "log_size", "log_fan_in")
-CONSTANTS = len(COLUMNS)
+CONSTANT_COLUMNS = ("log_start_variance", "embedding", "matrix", "vector", "attention", "depth", "log_size", "log_fan_in")
+NUM_CONSTANTS = len(CONSTANT_COLUMNS)
 
 KINDS = tuple(f"{prefix}{kind}" for prefix in ("", "attention ") for kind in ("embedding", "matrix", "vector"))
 """What :func:`kind_of` says."""
@@ -32,10 +32,10 @@ def block_constants(blocks: Blocks, moments: Tensor) -> Tensor:
     The kind as one-hot columns, 1 where the block belongs to attention, :func:`depths`, log10(size) / 6, and
     log10(fan-in) / 3, fan-in being the coordinates per row, or 1 for a vector.
     """
-    found = torch.empty(len(blocks), CONSTANTS)
+    found = torch.empty(len(blocks), NUM_CONSTANTS)
     found[:, 0] = torch.log(moments[:, 1] + FLOOR)
     rows = [_constants(block, depth) for block, depth in zip(blocks, depths(blocks.names), strict=True)]
-    found[:, 1:] = torch.tensor(rows).reshape(len(blocks), CONSTANTS - 1)
+    found[:, 1:] = torch.tensor(rows).reshape(len(blocks), NUM_CONSTANTS - 1)
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2l.tuners import standard
+from l2l.tuners.standard import STANDARD_COLUMNS, standard_features
 from l2l.tuners.history import RunStatistics
 
 __all__ = ["FEATURES", "FEATURE_SETS", "FeatureSet", "RunStatistics", "block_features", "feature_set"]
@@ -38,7 +38,7 @@ def block_features(history: RunStatistics) -> Tensor:
 
 FEATURE_SETS = {
     "paper": FeatureSet(("mean", "variance", "loss_plus", "loss_minus", "sigma"), block_features),
-    "standard": FeatureSet(standard.COLUMNS, standard.standard_features),
+    "standard": FeatureSet(STANDARD_COLUMNS, standard_features),
 }
 """By the name that a tuner's config holds."""
 

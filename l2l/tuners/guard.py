@@ -116,7 +116,7 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_sum(path: Path, config: dict[str, Any]) -> None:
+def verify_checksum(path: Path, config: dict[str, Any]) -> None:
     """Raise ValueError where the config knows the checksum of the file, and it has another."""
     wanted = config.get(SHA256)
     if wanted is not None and checksum(path) != wanted:

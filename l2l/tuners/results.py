@@ -11,7 +11,7 @@ EVALUATION, TESTS = "evaluation", "tests"
 """Entries of a tuner's results that come from files; the others are those of its own training."""
 BASELINE = "baseline-mezo"
 """The role of tuned MeZO."""
-SHOWN = 3
+RESULTS_SHOWN = 3
 """Other figures that are told in a line."""
 
 UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -141,12 +141,12 @@ def _told(found: Json) -> str:
 def brief(results: Json) -> str:
     """The most telling of a tuner's results in one line; empty where there are no figures."""
     try:
-        return _brief(results)
+        return _brief_result(results)
     except UNREADABLE:
         return ""
 
 
-def _brief(results: Json) -> str:
+def _brief_result(results: Json) -> str:
     if EVALUATION in results:
         return headline(results[EVALUATION])
     if TESTS in results:
@@ -154,7 +154,7 @@ def _brief(results: Json) -> str:
     if results.get("validation_loss_mezo") is not None:
         return f"validation loss {results['validation_loss']:.4g}, of MeZO {results['validation_loss_mezo']:.4g}"
     numbers = {name: value for name, value in results.items() if type(value) in (int, float)}
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in list(numbers.items())[:SHOWN])
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in list(numbers.items())[:RESULTS_SHOWN])
 
 
 def headline(found: Json) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
-MOST_BYTES = 4 << 20
+MOST_PICKLE_BYTES = 4 << 20
 """Of a pickle that is read: about four times what a tuner of 772 blocks has."""
 MOST_DEPTH = 20_000
 """Of the stack; a mapping is written in groups of 1000 entries."""
@@ -67,8 +67,8 @@ def read(code: bytes) -> Any:
     Raises:
         ValueError: it is no such pickle, too large, or names something that is not allowed.
     """
-    if len(code) > MOST_BYTES:
-        raise ValueError(f"its pickle has {len(code)} bytes, more than the {MOST_BYTES} that are read")
+    if len(code) > MOST_PICKLE_BYTES:
+        raise ValueError(f"its pickle has {len(code)} bytes, more than the {MOST_PICKLE_BYTES} that are read")
     machine = _Machine()
     try:
         for operation, argument, _ in pickletools.genops(code):
@@ -170,7 +170,7 @@ def _allowed(text: str) -> Name:
     return Name(text)
 
 
-def _tensor(arguments: tuple[Any, ...]) -> TensorPlace:
+def _tensor_place(arguments: tuple[Any, ...]) -> TensorPlace:
     """Of storage, offset, shape, stride, whether it wants a gradient, hooks: the last two mean nothing here."""
     storage, offset, shape, stride = arguments[:4]
     sizes = isinstance(shape, tuple) and isinstance(stride, tuple) and all(map(_whole, (offset, *shape, *stride)))
@@ -198,7 +198,7 @@ def _whole(value: Any) -> bool:
 _CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "collections OrderedDict": _empty,
     "__builtin__ set": _empty,
-    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_tensor_v2": _tensor_place,
     "torch._utils _rebuild_parameter": _parameter,
 }
 """What the file may ask to be called, and the function of this file that stands for it."""

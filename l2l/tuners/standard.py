@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from l2l.tuners import constants
+from l2l.tuners.constants import CONSTANT_COLUMNS, FLOOR
 from l2l.tuners.history import RunStatistics, Running
 
 LIMIT = 8.0
@@ -15,7 +15,7 @@ LIMIT = 8.0
 
 PER_BLOCK = ("relative_variance", "mean_over_spread", "last_sigma")
 PER_RUN = ("relative_loss", "step_fraction", "relative_gradient", "relative_curvature")
-COLUMNS = (*PER_BLOCK, *PER_RUN, *constants.COLUMNS[1:])
+STANDARD_COLUMNS = (*PER_BLOCK, *PER_RUN, *CONSTANT_COLUMNS[1:])
 
 
 def standard_features(history: RunStatistics) -> Tensor:
@@ -35,8 +35,8 @@ def standard_features(history: RunStatistics) -> Tensor:
             "this run was saved by an earlier l2l that kept too little for the features 'standard': start it again"
         )
     mean, variance = history.moments.unbind(1)
-    spread = variance + constants.FLOOR
-    features = torch.empty(len(history.sigma), len(COLUMNS))
+    spread = variance + FLOOR
+    features = torch.empty(len(history.sigma), len(STANDARD_COLUMNS))
     features[:, 0] = torch.log(spread).float() - history.constants[:, 0]  # float32 both: exactly 0 at the start
     features[:, 1] = mean / torch.sqrt(mean * mean + spread)
     features[:, 2] = torch.log(history.sigma.clamp(min=math.exp(-LIMIT)))

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from l2l.tuners import guard
+from l2l.tuners.guard import MOST_TEXT, SHA256, check_header, check_regular, check_types, checksum, verify_checksum
 from l2l.tuners.basis import ranks
 from l2l.tuners.build import build_network
 from l2l.tuners.card import render
@@ -65,7 +65,7 @@ def save(tuner: Tuner, directory: Path, dtype: torch.dtype | None = None) -> Pat
     with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as folder:
         files = [Path(folder) / name for name in (WEIGHTS, CARD, CONFIG)]
         safetensors.torch.save_file(weights, files[0], {"format": FORMAT})
-        config = to_config(tuner) | {guard.SHA256: guard.checksum(files[0])}
+        config = to_config(tuner) | {SHA256: checksum(files[0])}
         files[1].write_text(render(tuner, config))
         files[2].write_text(json.dumps(config, indent=1) + "\n")
         for file in files:
@@ -154,14 +154,14 @@ def load(name: str | Path, revision: str | None = None) -> Tuner:
         line = (str(error).splitlines() or [type(error).__name__])[0][:300]  # torch adds where it was
         raise ValueError(f"{directory / CONFIG} holds a value that does not fit ({line}): get it again") from error
     load_weights(tuner, weights)
-    guard.check_sum(directory / WEIGHTS, config)
+    verify_checksum(directory / WEIGHTS, config)
     return tuner
 
 
 def _read_weights(path: Path, config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The network's tensors, and the basis by block."""
     try:
-        guard.check_header(path, config, BASIS)
+        check_header(path, config, BASIS)
         found = safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}): get it again") from error
@@ -176,7 +176,7 @@ def read_config(path: Path) -> dict[str, Any]:
         ValueError: it is not readable, of a newer version, or a field is missing or of another kind.
     """
     try:
-        config = json.loads(guard.check_regular(path, guard.MOST_TEXT).read_text())
+        config = json.loads(check_regular(path, MOST_TEXT).read_text())
     except (OSError, ValueError, RecursionError) as error:  # ValueError: neither JSON nor text
         raise ValueError(f"{path} is not a readable tuner config ({error}): get it again") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
@@ -188,7 +188,7 @@ def read_config(path: Path) -> dict[str, Any]:
     missing = [field for field in needed if field not in config]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: the file is incomplete, get it again")
-    guard.check_types(path, config)
+    check_types(path, config)
     return config
 
 

@@ -60,7 +60,7 @@ def verify(
     except ValueError as error:
         return [Finding("error", "files", str(error))]
     found = [Finding("ok", "files", f"{len(tuner.fingerprint.names)} blocks, names, shapes and numbers are whole")]
-    found += [_checksum(directory), _blocks(tuner, prints, match), *_sigma(tuner), _learned(tuner)]
+    found += [_checksum(directory), _blocks(tuner, prints, match), *_check_sigma(tuner), _learned(tuner)]
     return found + _card(directory, tuner)
 
 
@@ -93,7 +93,7 @@ def _blocks(tuner: Tuner, prints: Fingerprint | None, match: Level) -> Finding:
     return Finding("warning", "blocks", f"{found.kind}: {found.message}")
 
 
-def _sigma(tuner: Tuner) -> list[Finding]:
+def _check_sigma(tuner: Tuner) -> list[Finding]:
     """Sigma, before and after normalisation, at losses from the least to the largest that are met."""
     names, blocks = tuner.fingerprint.names, tuner.fingerprint.blocks()
     start = typical_history(tuner)

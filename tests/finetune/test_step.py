@@ -80,7 +80,7 @@ def test_three_traversals_make_a_step_of_mezo(monkeypatch: pytest.MonkeyPatch):
         visits += len(pieces)
         genuine(pieces, *arguments)
 
-    monkeypatch.setattr(l2l.perturb.walker, "traverse", counting)
+    monkeypatch.setattr(l2l.perturb.walker, "add_noise", counting)
     step(model, MeZO())
     assert visits == 3 * len(Blocks.of(model))
 

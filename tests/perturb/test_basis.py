@@ -143,7 +143,7 @@ def test_a_block_without_dense_noise_moves_along_its_basis_alone(monkeypatch: py
     names: list[str] = []
     genuine = l2l.perturb.walker.add_noise
     monkeypatch.setattr(
-        l2l.perturb.walker, "traverse", lambda p, *rest: (names.extend(one.name for one in p), genuine(p, *rest))[1]
+        l2l.perturb.walker, "add_noise", lambda p, *rest: (names.extend(one.name for one in p), genuine(p, *rest))[1]
     )
     before = weights(model)
     u = based(theta.blocks, sigma=0.0)

@@ -121,7 +121,7 @@ def test_a_step_makes_the_noise_of_a_direction_once_in_each_walk(monkeypatch: py
     seen: list[int] = []
     genuine = l2l.perturb.low_rank.add_noise
     monkeypatch.setattr(
-        l2l.perturb.low_rank, "traverse", lambda p, terms: (seen.append(len({t.key for t in terms})), genuine(p, terms))
+        l2l.perturb.low_rank, "add_noise", lambda p, terms: (seen.append(len({t.key for t in terms})), genuine(p, terms))
     )
     one_step(theta, model, 0, basis_of(theta.blocks), lr=1e-3)
     assert seen == [1, 1, 1]

@@ -40,7 +40,7 @@ def traversals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             seen.append(len(pieces))
         return genuine(pieces, *rest, **named)
 
-    monkeypatch.setattr(l2l.perturb.walker, "traverse", counting)
+    monkeypatch.setattr(l2l.perturb.walker, "add_noise", counting)
     return seen
 
 

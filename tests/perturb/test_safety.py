@@ -85,7 +85,7 @@ class Interrupting:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
         self.at, self.calls, self.genuine = at, 0, l2l.perturb.walker.add_noise
-        monkeypatch.setattr(l2l.perturb.walker, "traverse", self)
+        monkeypatch.setattr(l2l.perturb.walker, "add_noise", self)
 
     def __call__(self, pieces: Any, terms: Any, *rest: Any) -> None:
         half = len(pieces) // 2

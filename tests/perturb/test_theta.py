@@ -82,7 +82,7 @@ def test_a_step_along_one_direction_takes_three_traversals(walks: int, key: Key,
     names: list[str] = []
     genuine = l2l.perturb.walker.add_noise
     monkeypatch.setattr(
-        l2l.perturb.walker, "traverse", lambda p, *rest: (names.extend(one.name for one in p), genuine(p, *rest))[1]
+        l2l.perturb.walker, "add_noise", lambda p, *rest: (names.extend(one.name for one in p), genuine(p, *rest))[1]
     )
     theta.perturb(u, EPSILON)
     theta.perturb(u, -EPSILON)

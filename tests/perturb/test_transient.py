@@ -71,7 +71,7 @@ def test_copies_are_made_together_once_the_order_is_known(monkeypatch: pytest.Mo
     theta = PerturbedParameters(Blocks.of(model), perturb="exact")
     calls = []
     genuine = l2l.perturb.transient.add_noise
-    monkeypatch.setattr(l2l.perturb.transient, "traverse", lambda p, *rest: (calls.append(len(p)), genuine(p, *rest)))
+    monkeypatch.setattr(l2l.perturb.transient, "add_noise", lambda p, *rest: (calls.append(len(p)), genuine(p, *rest)))
     counts = []
     for number in range(3):
         theta.perturb(Direction(Key(number), (1.0,) * len(theta.blocks)), 0.1)

@@ -15,12 +15,12 @@ from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.learned import Learned
 from l2l.tuners.constants import FLOOR, block_constants, depths, kind_of
 from l2l.tuners.features import FEATURE_SETS, RunStatistics, feature_set
-from l2l.tuners.standard import COLUMNS, LIMIT, log_ratio, standard_features
+from l2l.tuners.standard import STANDARD_COLUMNS, LIMIT, log_ratio, standard_features
 from l2l.tuners.tuner import Tuner
 
 
 def column(features: Tensor, name: str) -> list[float]:
-    return features[:, COLUMNS.index(name)].tolist()
+    return features[:, STANDARD_COLUMNS.index(name)].tolist()
 
 
 def pair(first: list, second: list) -> Blocks:
@@ -30,7 +30,7 @@ def pair(first: list, second: list) -> Blocks:
 def test_at_the_start_only_the_weights_and_what_the_blocks_are_can_be_seen():
     model = TiedLM()
     features = standard_features(RunStatistics.start(Blocks.of(model)))
-    assert features.shape == (6, len(COLUMNS))
+    assert features.shape == (6, len(STANDARD_COLUMNS))
     assert features.dtype == torch.float32
     for name in ("relative_variance", "last_sigma", "relative_loss", "step_fraction"):
         assert column(features, name) == [0.0] * 6
