@@ -128,19 +128,19 @@ def zeroth_order() -> list[str]:
 
 
 ARGS: dict[str, dict[str, Any]] = {
-    "adam": {"draws": 8},
+    "adam": {"num_directions": 8},
     "adamu": {"horizon": 60},
     "blockwise+mezo": {"blockwise": {"level": "block", "groups": 2}},
     "conmezo": {"beta": 0.9, "warm_up": 5},
     "dizo": {"interval": 3, "iterations": 2},
-    "forward_grad": {"draws": 2},
+    "forward_grad": {"num_directions": 2},
     "hizoo": {"smooth": 0.01},
     "hybrid+mezo": {"hybrid": {"match": "vector|bias"}},
     "lozo": {"interval": 5},
     "lozo_m": {"interval": 5},
     "momentum": {"momentum": 0.5},
     "pseuzo": {"window_bytes": 2**14},
-    "sign": {"draws": 8},
+    "sign": {"num_directions": 8},
     "sparse_mezo": {"sparsity": 0.1},
     "subzero": {"interval": 5, "rank": 3},
 }
@@ -154,7 +154,7 @@ METHODS = [
     *(MethodCase(name, ARGS.get(name, {})) for name in zeroth_order()),
     *(MethodCase(f"{name}+mezo", ARGS.get(f"{name}+mezo", {})) for name in wrapper_names()),
     MethodCase("mezo", {"distribution": "rademacher"}),
-    MethodCase("mezo", {"draws": 3}),
+    MethodCase("mezo", {"num_directions": 3}),
     MethodCase("dizo", {"interval": 3, "iterations": 2, "search": "fo"}),
     MethodCase("learned+lozo", {"lozo": ARGS["lozo"]}),
     MethodCase("sparse+learned+lozo", {"lozo": ARGS["lozo"]}),

@@ -18,7 +18,7 @@ from l2l.compare.jobs import run_jobs
 from l2l.compare.protocol import SEEDS, Point, Run, at_edge, choose, point_size
 from l2l.compare.show import draw, print_tables
 from l2l.compare.trials import Trial, is_done, outcome, run_tolerantly, trial
-from l2l.compare.verdict import Field, judge, pair_rows, win_matrix
+from l2l.compare.verdict import VerdictField, judge, pair_rows, win_matrix
 from l2l.compare.written import write_verdict
 from l2l.report.progress import progress_bar
 from l2l.report.rundir import RunDirectory, environment
@@ -132,7 +132,7 @@ def _run(config: MetaEvaluateConfig, trials: Sequence[Trial], what: str, advance
     return [outcome(planned, curve=not planned.tuning) for planned in trials]
 
 
-def _field(entered: Sequence[Entered], done: Sequence[Run]) -> Field:
+def _field(entered: Sequence[Entered], done: Sequence[Run]) -> VerdictField:
     """The table's runs. Contenders that are not in every setting (a control left out in one) are in none of the figures."""
     common = [entry for entry in entered[0].entries if all(_has(setting, entry.label) for setting in entered)]
     majority = {
@@ -140,7 +140,7 @@ def _field(entered: Sequence[Entered], done: Sequence[Run]) -> Field:
         for setting in entered
         for task, share in setting.prepared.majority.items()
     }
-    return Field(done, {entry.label: entry.role for entry in common}, list(majority), majority)
+    return VerdictField(done, {entry.label: entry.role for entry in common}, list(majority), majority)
 
 
 def _has(entered: Entered, label: str) -> bool:

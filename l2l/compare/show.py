@@ -8,7 +8,7 @@ from typing import Any
 
 from l2l.compare.curves import mean_by_x, smoothed
 from l2l.compare.protocol import WINDOW_SHARE, Pair, Point, Run, point_size
-from l2l.compare.verdict import Field
+from l2l.compare.verdict import VerdictField
 from l2l.report.files import write_whole
 from l2l.report.plots import plot_panels
 from l2l.report.tables import print_table, spread
@@ -24,7 +24,7 @@ HEADLINES = {
 }
 
 
-def print_tables(field: Field, points: Mapping[tuple[str, str, str], Point], verdict: Mapping[str, Any]) -> None:
+def print_tables(field: VerdictField, points: Mapping[tuple[str, str, str], Point], verdict: Mapping[str, Any]) -> None:
     """A table per setting, and the figures of each tuner with their intervals."""
     for setting in dict.fromkeys(pair[0] for pair in field.pairs):
         print_table(f"{setting}: mean ± standard deviation over seeds", table(field.within(setting), points))
@@ -34,7 +34,7 @@ def print_tables(field: Field, points: Mapping[tuple[str, str, str], Point], ver
         print(f"not the protocol: {line}")
 
 
-def table(field: Field, points: Mapping[tuple[str, str, str], Point]) -> list[dict[str, str]]:
+def table(field: VerdictField, points: Mapping[tuple[str, str, str], Point]) -> list[dict[str, str]]:
     """A row per pair and contender."""
     rows = []
     for pair in field.pairs:
@@ -44,7 +44,7 @@ def table(field: Field, points: Mapping[tuple[str, str, str], Point]) -> list[di
     return rows
 
 
-def _figures(field: Field, label: str, pair: Pair) -> dict[str, str]:
+def _figures(field: VerdictField, label: str, pair: Pair) -> dict[str, str]:
     def over_seeds(quantity: str) -> str:
         return spread(field.of(label, quantity, [pair])[0].tolist())
 
@@ -72,7 +72,7 @@ def _with_interval(value: float | None, interval: Sequence[float] | None) -> str
     return f"{value:.3g}" if interval is None else f"{value:.3g} [{interval[0]:.3g}, {interval[1]:.3g}]"
 
 
-def draw(folder: Path, field: Field, matrix: Sequence[Sequence[float]]) -> None:
+def draw(folder: Path, field: VerdictField, matrix: Sequence[Sequence[float]]) -> None:
     """``losses-<setting>.png``, a panel per task; and ``wins.png``."""
     for setting in dict.fromkeys(pair[0] for pair in field.pairs):
         panels = {pair[1]: curves(field, pair) for pair in field.within(setting).pairs}
@@ -80,7 +80,7 @@ def draw(folder: Path, field: Field, matrix: Sequence[Sequence[float]]) -> None:
     plot_matrix(folder / "wins.png", list(field.roles), matrix)
 
 
-def curves(field: Field, pair: Pair) -> dict[str, list[tuple[float, float]]]:
+def curves(field: VerdictField, pair: Pair) -> dict[str, list[tuple[float, float]]]:
     """Contender -> smoothed loss against forward passes, mean over seeds."""
     found: dict[str, list[tuple[float, float]]] = {label: [] for label in field.roles}
     for run in field.runs:

@@ -18,7 +18,7 @@ LOSS = "train_loss"
 
 @final
 @dataclass(frozen=True)
-class Field:
+class VerdictField:
     """Everything that a verdict rests on."""
 
     runs: Sequence[Run]
@@ -36,12 +36,12 @@ class Field:
         """[pairs, seeds] of a quantity of a contender."""
         return values(self.runs, contender, self.pairs if pairs is None else pairs, quantity)
 
-    def within(self, setting: str) -> Field:
+    def within(self, setting: str) -> VerdictField:
         """The same for one setting alone."""
-        return Field(self.runs, self.roles, [pair for pair in self.pairs if pair[0] == setting], self.majority)
+        return VerdictField(self.runs, self.roles, [pair for pair in self.pairs if pair[0] == setting], self.majority)
 
 
-def judge(field: Field, tuner: str) -> dict[str, Any]:
+def judge(field: VerdictField, tuner: str) -> dict[str, Any]:
     """Figures of a tuner over all pairs of a field, with their intervals; None where there was nothing to compare with."""
     figures: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
@@ -70,23 +70,23 @@ def judge(field: Field, tuner: str) -> dict[str, Any]:
 
 
 def _beside(
-    field: Field, contenders: Sequence[str], quantity: str = LOSS, pairs: Sequence[Pair] | None = None
+    field: VerdictField, contenders: Sequence[str], quantity: str = LOSS, pairs: Sequence[Pair] | None = None
 ) -> NDArray[np.float64]:
     """[pairs, seeds, contenders]."""
     return np.stack([field.of(contender, quantity, pairs) for contender in contenders], -1)
 
 
-def _ratios(field: Field, tuner: str, mezo: str) -> NDArray[np.float64]:
+def _ratios(field: VerdictField, tuner: str, mezo: str) -> NDArray[np.float64]:
     return pass_ratios(field.runs, tuner, mezo, field.pairs)[..., None]
 
 
-def _counts(field: Field, tuner: str, pair: Pair) -> str:
+def _counts(field: VerdictField, tuner: str, pair: Pair) -> str:
     mezo = field.labels(BASELINE)[0]
     theirs, own = (float(field.of(label, "accuracy", [pair]).mean()) for label in (mezo, tuner))
     return accuracy_counts(theirs, own, field.majority[pair])
 
 
-def pair_rows(field: Field, tuner: str) -> list[dict[str, Any]]:
+def pair_rows(field: VerdictField, tuner: str) -> list[dict[str, Any]]:
     """Pair by pair: what the figures of a tuner are made of."""
     mezo = field.labels(BASELINE)[0]
     ratios = pass_ratios(field.runs, tuner, mezo, field.pairs)
@@ -105,7 +105,7 @@ def pair_rows(field: Field, tuner: str) -> list[dict[str, Any]]:
     ]
 
 
-def win_matrix(field: Field) -> list[list[float]]:
+def win_matrix(field: VerdictField) -> list[list[float]]:
     """[contenders, contenders]: the share of pairs on which the row's contender beats the column's."""
     losses = [field.of(label, LOSS) for label in field.roles]
     return [[float(beats(mine, other).mean()) for other in losses] for mine in losses]

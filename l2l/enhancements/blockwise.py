@@ -59,7 +59,7 @@ class Blockwise(CustomEstimator[BlockwiseState]):
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"patterns: {pattern!r} is no regular expression: {error}") from error
-        for name in ("epsilon", "draws", "normalised", "elementwise", "differentiates"):
+        for name in ("epsilon", "num_directions", "normalised", "elementwise", "differentiates"):
             object.__setattr__(self, name, getattr(self.inner, name))
 
     @property

@@ -49,7 +49,7 @@ class Hybrid(CustomEstimator[Any]):
         check_positive(fo_lr=self.fo_lr)
         if not isinstance(self.layers, int) or isinstance(self.layers, bool) or self.layers < 0:
             raise ValueError(f"layers={self.layers} must be a whole number, at least 0")
-        for name in ("epsilon", "draws", "normalised"):
+        for name in ("epsilon", "num_directions", "normalised"):
             object.__setattr__(self, name, getattr(self.inner, name))
         for name in ("elementwise", "differentiates"):
             object.__setattr__(self, name, getattr(self.inner, name) or self._backward)

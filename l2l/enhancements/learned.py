@@ -45,7 +45,7 @@ class LearnedWrapper(CustomEstimator[LearnedWrapperState]):
     num_directions: int = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "draws", "normalised", "elementwise", "differentiates"):
+        for name in ("epsilon", "num_directions", "normalised", "elementwise", "differentiates"):
             object.__setattr__(self, name, getattr(self.inner, name))
 
     @property

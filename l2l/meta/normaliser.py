@@ -30,9 +30,9 @@ and may be perturbed at next to no cost, but not without bounds."""
 def check_normaliser(config: MetaTrainConfig) -> None:
     """Raise ValueError where there is no such normaliser, or it is asked for and switched off."""
     if config.normalizer not in NORMALISERS:
-        raise ValueError(f"normaliser={config.normaliser!r} must be one of {', '.join(NORMALISERS)}")
+        raise ValueError(f"normaliser={config.normalizer!r} must be one of {', '.join(NORMALISERS)}")
     if config.normalizer != EnergyNormalizer.name and not config.normalise:
-        raise ValueError(f"normalise is off, but normaliser is {config.normaliser!r}: leave one of them out")
+        raise ValueError(f"normalise is off, but normaliser is {config.normalizer!r}: leave one of them out")
 
 
 def make_normaliser(

@@ -12,7 +12,7 @@ from l2l.estimators.base import finite_loss
 from l2l.meta.bases import pool_basis
 from l2l.meta.config import MetaTrainConfig, task_list
 from l2l.meta.learner import MetaLearner, MetaParts
-from l2l.meta.normalizer import check_normaliser, make_normaliser
+from l2l.meta.normaliser import check_normaliser, make_normaliser
 from l2l.meta.pool import PoolTask, check_weights, load_pool
 from l2l.models.freeze import freeze_matching, thaw
 from l2l.models.load import EMBEDDED, context_length, load_model, load_tokenizer, model_identity

@@ -39,7 +39,7 @@ class FZOO(CustomEstimator[None]):
         check_positive(epsilon=self.epsilon)
         check_counts(num_directions=self.num_directions)
         if self.num_directions == 1:
-            raise ValueError("draws=1 must be at least 2: the step is divided by the spread of the probes' losses")
+            raise ValueError("num_directions=1 must be at least 2: the step is divided by the spread of the probes' losses")
 
     @property
     def passes(self) -> float:

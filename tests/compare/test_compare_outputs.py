@@ -159,7 +159,7 @@ def test_the_page_fetches_nothing_and_escapes_every_text(tmp_path):
 
 def logged(folder: Path, num_directions: list[list[list[float | None]]], loss: float | None = None) -> None:
     folder.mkdir()
-    steps = [{"step": k, "lr": 1.0, "passes": 2, "draws": one} for k, one in enumerate(num_directions)]
+    steps = [{"step": k, "lr": 1.0, "passes": 2, "num_directions": one} for k, one in enumerate(num_directions)]
     steps = [step | ({} if loss is None else {"loss": loss}) for step in steps]
     (folder / NAME).write_text("".join(json.dumps(line) + "\n" for line in [{"seed": 0}, *steps]))
     (folder / "metrics.csv").write_text("step,passes,seconds,dev_loss\n0,2,1.0,\n1,4,3.0,0.5\n")

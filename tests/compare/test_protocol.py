@@ -20,7 +20,7 @@ from l2l.compare.protocol import (
     pass_ratios,
     values,
 )
-from l2l.compare.verdict import Field, judge, pair_rows, win_matrix
+from l2l.compare.verdict import VerdictField, judge, pair_rows, win_matrix
 
 ROLES = {"MeZO": "baseline-mezo", "DiZO": "baseline-dizo", "tuner": "tuner", "a": "control", "b": "control"}
 PAIRS = [("s", "t"), ("s", "u")]
@@ -166,7 +166,7 @@ def test_a_median_over_infinities_is_infinite_only_where_most_are():
     assert estimate(np.array([[[0.2], [inf], [inf]]]), median_ratio) == inf
 
 
-def made_by_hand() -> Field:
+def made_by_hand() -> VerdictField:
     """Two pairs, two seeds. The tuner beats MeZO on t only, DiZO and control a on both, b on none."""
     losses = {"MeZO": (2.0, 1.0), "DiZO": (3.0, 3.0), "tuner": (1.0, 2.0), "a": (4.0, 4.0), "b": (0.5, 0.5)}
     accuracy = {"MeZO": (0.7, 0.51), "tuner": (0.8, 0.9)}
@@ -183,7 +183,7 @@ def made_by_hand() -> Field:
         for i, task in enumerate("tu")
         for seed in range(2)
     ]
-    return Field(runs, ROLES, PAIRS, dict.fromkeys(PAIRS, 0.5))
+    return VerdictField(runs, ROLES, PAIRS, dict.fromkeys(PAIRS, 0.5))
 
 
 def test_the_verdict_of_runs_made_by_hand():
@@ -214,6 +214,6 @@ def test_pairs_and_matrix_say_what_the_verdict_is_made_of():
 
 def test_without_dizo_and_controls_their_figures_are_left_empty():
     field = made_by_hand()
-    found = judge(Field(field.runs, {"MeZO": "baseline-mezo", "tuner": "tuner"}, PAIRS, field.majority), "tuner")
+    found = judge(VerdictField(field.runs, {"MeZO": "baseline-mezo", "tuner": "tuner"}, PAIRS, field.majority), "tuner")
     assert found["win_rate_over_dizo"] is found["win_rate_over_controls"] is None
     assert found["win_rate_over_mezo"] == 0.5

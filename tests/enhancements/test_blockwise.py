@@ -89,7 +89,7 @@ def test_groups_are_neighbours_that_are_never_divided():
 
 
 @pytest.mark.parametrize("apply", ["after", "at once"])
-@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("num_directions", [1, 2])
 def test_twenty_steps_are_those_of_a_dense_loop_over_groups(apply: Any, num_directions: int):
     model, twin = Deep().double(), Deep().double()
     method = Blockwise(MeZO(EPSILON, num_directions), groups=3, apply=apply)

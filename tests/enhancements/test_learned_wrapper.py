@@ -45,7 +45,7 @@ def with_basis(model: nn.Module) -> Tuner:
     return Tuner.for_model(model, seed=5, basis=columns)
 
 
-@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("num_directions", [1, 2])
 @pytest.mark.parametrize("made", [lambda model: Tuner.for_model(model, seed=5), with_basis])
 def test_around_mezo_it_is_the_learned_method_bit_for_bit(num_directions: int, made: Any):
     model, other = TiedLM(), TiedLM()

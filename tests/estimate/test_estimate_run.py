@@ -51,7 +51,7 @@ def test_methods_differ_by_what_they_declare():
     assert dizo["passes_per_step"] == pytest.approx(2 + 2 * 10 / 50)
     assert 0 < learned["bytes"]["method"] < 10**6
     assert mezo["bytes"]["method"] == 0
-    assert estimate(method="mezo", method_args={"draws": 3})["passes_per_step"] == 6
+    assert estimate(method="mezo", method_args={"num_directions": 3})["passes_per_step"] == 6
 
 
 def test_half_precision_is_walked_exactly_with_a_master_where_there_is_room():

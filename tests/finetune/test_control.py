@@ -64,7 +64,7 @@ def controlled(model: nn.Module, control: CurvatureLR, state: CurvatureLRState, 
     return zo_step(model, theta, method, method.init(theta.blocks), KEY, betas, curvature_lr=control, curvature_lr_state=state)[1]
 
 
-@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("num_directions", [1, 3])
 @pytest.mark.parametrize("epsilon", [1e-3, 0.3])
 def test_on_a_quadratic_the_curvature_is_that_of_the_hessian_along_the_first_direction(num_directions: int, epsilon: float):
     model = Quadratic().double()

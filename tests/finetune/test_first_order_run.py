@@ -93,7 +93,7 @@ def test_passes_end_a_run_as_they_do_with_any_method(tmp_path):
     [
         ({"lr": "auto"}, "give lr as a number"),
         ({"objective": "accuracy"}, "needs the gradient of what it minimises"),
-        ({"method_args": {"draws": 2}}, "method 'adamw' has no argument 'draws'; it has beta1, beta2, eps"),
+        ({"method_args": {"num_directions": 2}}, "method 'adamw' has no argument 'num_directions'; it has beta1, beta2, eps"),
         ({"tuner": "l2l/tiny"}, "takes no tuner"),
     ],
 )

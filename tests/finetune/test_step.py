@@ -26,7 +26,7 @@ def step(model: Quadratic | TiedLM, method: MeZO | DiZO | Learned, lr: float = 0
     return zo_step(model, theta, method, method.init(theta.blocks), KEY, [lr] * len(theta.blocks))
 
 
-@pytest.mark.parametrize("draws", [1, 2, 5])
+@pytest.mark.parametrize("num_directions", [1, 2, 5])
 def test_it_reports_what_it_saw(num_directions: int):
     _, report = step(Quadratic(), MeZO(num_directions=num_directions))
     assert report.key == KEY

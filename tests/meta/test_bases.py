@@ -26,7 +26,7 @@ from l2l.meta.bases import (
     pool_basis,
 )
 from l2l.meta.config import MetaTrainConfig
-from l2l.meta.normalizer import FLOOR, floored, model_traces
+from l2l.meta.normaliser import FLOOR, floored, model_traces
 from l2l.meta.objectives.runs import ESFullRun
 from l2l.meta.pool import load_pool
 from l2l.meta.trajectory import TrajectoryConfig

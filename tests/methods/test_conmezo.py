@@ -169,7 +169,7 @@ def test_weight_decay_beside_it_is_the_plain_one(model: nn.Module):
         ({"angle": 2.0}, r"angle=2\.0 must be at most pi / 2"),
         ({"beta": 1.0}, r"beta=1\.0 must be at least 0 and below 1"),
         ({"warm_up": -1}, "warm_up=-1 must be a whole number, at least 0"),
-        ({"draws": 0}, "draws=0 must be a whole number"),
+        ({"num_directions": 0}, "num_directions=0 must be a whole number"),
     ],
 )
 def test_values_out_of_range_are_refused(wrong: dict[str, Any], message: str):

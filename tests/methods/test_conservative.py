@@ -41,7 +41,7 @@ def dense_step(loss: Loss, at: Weights, key: Key, num_directions: int = 1, lr: f
     return min((at, down, up), key=loss)
 
 
-@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("num_directions", [1, 3])
 def test_it_takes_the_steps_of_the_paper(model: nn.Module, num_directions: int):
     assert_same_run(model, Conservative(EPSILON, num_directions), lambda loss, at, key: dense_step(loss, at, key, num_directions))
 
@@ -134,7 +134,7 @@ def test_blocks_with_their_own_rates_are_tried_and_moved_by_them(seed: int):
     assert_near(weights(model), min((at, moved(at, -1, step), moved(at, 1, step)), key=loss))
 
 
-@pytest.mark.parametrize(("draws", "passes"), [(1, 5), (2, 7)])
+@pytest.mark.parametrize(("num_directions", "passes"), [(1, 5), (2, 7)])
 def test_both_candidates_and_theta_are_counted(num_directions: int, passes: int):
     model = Quadratic()
     optimizer = ZOOptimizer(model, Conservative(num_directions=num_directions), LR)
@@ -144,5 +144,5 @@ def test_both_candidates_and_theta_are_counted(num_directions: int, passes: int)
 
 
 def test_no_draws_are_refused():
-    with pytest.raises(ValueError, match="draws=0 must be a whole number"):
+    with pytest.raises(ValueError, match="num_directions=0 must be a whole number"):
         Conservative(num_directions=0)

@@ -33,7 +33,7 @@ def gradient_of(model: nn.Module, at: Weights) -> Weights:
     return dict(zip(leaves, found, strict=True))
 
 
-@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("num_directions", [1, 3])
 def test_it_takes_the_steps_of_the_paper(model: nn.Module, num_directions: int):
     def dense(loss: Loss, at: Weights, key: Key) -> Weights:
         gradient, following = gradient_of(model, at), at
@@ -53,7 +53,7 @@ def test_mezo_with_a_small_epsilon_is_nearly_it(model: nn.Module):
     assert_near(weights(model), weights(other), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("num_directions", [1, 2])
 def test_an_evaluation_with_tangents_counts_as_two_passes(num_directions: int):
     model, calls = TiedLM(), 0
 

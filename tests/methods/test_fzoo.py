@@ -41,7 +41,7 @@ def dense_step(loss: Callable[[Weights], float], at: Weights, step: int, method:
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
-@pytest.mark.parametrize("draws", [2, 8])
+@pytest.mark.parametrize("num_directions", [2, 8])
 @pytest.mark.parametrize("make", [Quadratic, LogisticRegression, TiedLM])
 def test_it_takes_the_steps_of_the_paper(make: type[nn.Module], num_directions: int, distribution: Distribution):
     model, method = make().double(), FZOO(EPSILON, num_directions, distribution)
@@ -131,9 +131,9 @@ def test_the_deviation_is_that_over_all():
 
 
 def test_values_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="draws=1 must be at least 2"):
+    with pytest.raises(ValueError, match="num_directions=1 must be at least 2"):
         FZOO(num_directions=1)
-    with pytest.raises(ValueError, match="draws=0 must be a whole number"):
+    with pytest.raises(ValueError, match="num_directions=0 must be a whole number"):
         FZOO(num_directions=0)
     with pytest.raises(ValueError, match="epsilon=0 must be positive"):
         FZOO(epsilon=0)

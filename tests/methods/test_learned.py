@@ -36,7 +36,7 @@ def run(model: nn.Module, method: Method[Any], steps: int = 6) -> tuple[list[flo
 
 
 @pytest.mark.parametrize(("architecture", "options"), STARTS)
-@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("num_directions", [1, 2])
 def test_a_tuner_that_starts_as_mezo_is_mezo_bit_for_bit(
     problem: Problem, architecture: str, options: dict[str, Any], num_directions: int
 ):

@@ -36,7 +36,7 @@ def run(model: nn.Module, method: Method, steps: int = 10, seed: int = 0) -> dic
 
 
 @pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
-@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("num_directions", [1, 2])
 def test_learned_with_a_tuner_that_says_one_is_mezo(problem: Problem, distribution: Any, num_directions: int):
     model = problem.make()
     tuner = Tuner(AlwaysOne(), Fingerprint.of(model), EnergyNormalizer(), "always_one", {})

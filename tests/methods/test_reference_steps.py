@@ -101,7 +101,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return request.param().double()
 
 
-@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("num_directions", [1, 3])
 def test_mezo(model: nn.Module, num_directions: int):
     loss, at = loss_of(model), weights(model)
     optimizer = ZOOptimizer(model, MeZO(EPSILON, num_directions), LR, SEED)

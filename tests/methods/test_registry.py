@@ -43,7 +43,7 @@ def test_a_method_may_live_in_a_module_elsewhere(tmp_path: Path, monkeypatch: py
     sys.modules.pop("elsewhere_package", None)
 
 
-@pytest.mark.parametrize("draws", [0, -1])
+@pytest.mark.parametrize("num_directions", [0, -1])
 def test_draws_must_be_positive(num_directions: int):
-    with pytest.raises(ValueError, match=f"draws={draws} must be a whole number"):
+    with pytest.raises(ValueError, match=f"num_directions={num_directions} must be a whole number"):
         MeZO(num_directions=num_directions)

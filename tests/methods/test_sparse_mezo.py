@@ -39,7 +39,7 @@ def test_twenty_steps_are_those_of_the_paper(kind: type[nn.Module]):
         torch.testing.assert_close(value, at[name], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("num_directions", [1, 2])
 def test_with_sparsity_0_it_is_mezo_bit_for_bit(num_directions: int):
     model, other = TiedLM(), TiedLM()
     for m, method in ((model, SparseMeZO(sparsity=0.0, num_directions=num_directions)), (other, MeZO(num_directions=num_directions))):

@@ -82,7 +82,7 @@ class Dense:
         self.at = moved(at, -LR * method.ratio, v)
 
 
-@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("num_directions", [1, 3])
 @pytest.mark.parametrize(("interval", "batches"), [(2, 5), (4, 3), (1, 2)])
 def test_it_takes_the_steps_of_the_paper(interval: int, batches: int, num_directions: int):
     model = Sampled().double()
@@ -201,7 +201,7 @@ def test_passes_are_those_of_its_two_kinds_of_steps(interval: int, batches: int,
     assert spent / 10 == method.passes == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("bad", [{"draws": 0}, {"interval": 0}, {"anchor_batches": 0}])
+@pytest.mark.parametrize("bad", [{"num_directions": 0}, {"interval": 0}, {"anchor_batches": 0}])
 def test_counts_that_make_no_sense_are_refused(bad: dict[str, Any]):
     with pytest.raises(ValueError, match=f"{next(iter(bad))}=0 must be a whole number"):
         SVRG(**bad)

@@ -39,7 +39,7 @@ class TorchAdam:
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
 
-@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("num_directions", [1, 3])
 def test_it_takes_the_steps_of_torch_adam_on_the_estimates(model: nn.Module, num_directions: int):
     assert_same_run(model, Adam(EPSILON, num_directions), TorchAdam(weights(model), num_directions).step)
 

@@ -26,7 +26,7 @@ def seen(loss: Loss, at: Weights, key: Key, num_directions: int) -> list[tuple[f
     return [(two_sided(loss, at, u), u) for u in us]
 
 
-@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("num_directions", [1, 3])
 def test_the_elementwise_reading_takes_the_sign_of_every_coordinate_of_the_mean(model: nn.Module, num_directions: int):
     def dense(loss: Loss, at: Weights, key: Key) -> Weights:
         found = seen(loss, at, key, num_directions)
@@ -36,7 +36,7 @@ def test_the_elementwise_reading_takes_the_sign_of_every_coordinate_of_the_mean(
     assert_same_run(model, Sign(EPSILON, num_directions), dense)
 
 
-@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("num_directions", [1, 3])
 def test_the_scalar_reading_takes_the_sign_of_each_projected_gradient(model: nn.Module, num_directions: int):
     def dense(loss: Loss, at: Weights, key: Key) -> Weights:
         for g, u in seen(loss, at, key, num_directions):

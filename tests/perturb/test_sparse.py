@@ -40,7 +40,7 @@ def one_step(sparse: bool, walk, num_directions: int = 1, dtype: torch.dtype = t
 
 
 @pytest.mark.parametrize("walk", ["in_place", "exact"])
-@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("num_directions", [1, 2])
 def test_losses_are_the_same_and_only_the_rows_looked_up_move(walk, num_directions: int):
     before = weights(Untied())
     (dense, seen), (sparse, also) = (one_step(flag, walk, num_directions) for flag in (False, True))
