@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from l2l.tuners import store
+from l2l.tuners.store import CARD, CONFIG, load
 from l2l.tuners.card import LICENCE, render
 from l2l.tuners.results import with_results
 
@@ -35,7 +35,7 @@ def edit_card(
         raise FileNotFoundError(f"{str(directory)!r} is no directory: `l2l tuners card` changes tuners in a directory")
     if licence is not None and not LICENCE.fullmatch(licence):
         raise ValueError(f"licence is {licence!r}; give one name without spaces, such as MIT or Apache-2.0")
-    tuner, config = store.load(directory), store.read_config(directory / store.CONFIG)
+    tuner, config = load(directory), read_config(directory / CONFIG)
     if licence is not None:
         config["recipe"]["licence"] = licence
     if base_model is not None:
@@ -44,10 +44,10 @@ def edit_card(
         known = config["results"], results, directory.resolve().name, config["base_model"], label
         config["results"] = with_results(*known)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as folder:
-        card, kept = (Path(folder) / name for name in (store.CARD, store.CONFIG))
-        card.write_text(render(tuner, store.upgraded(config)))
+        card, kept = (Path(folder) / name for name in (CARD, CONFIG))
+        card.write_text(render(tuner, upgraded(config)))
         kept.write_text(json.dumps(config, indent=1) + "\n")
         for file in (card, kept):
             file.chmod(0o644)
             file.replace(directory / file.name)
-    return directory / store.CARD
+    return directory / CARD
