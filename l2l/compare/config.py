@@ -11,7 +11,7 @@ from l2l.finetune.config import FineTuneConfig
 from l2l.methods.base import check_counts, check_positive
 
 Role: TypeAlias = Literal["baseline-mezo", "baseline-dizo", "tuner", "control"]
-BASELINE, BASELINE_DIZO, TUNER, CONTROL = get_args(Role)
+BASELINE_MEZO, BASELINE_DIZO, TUNER, CONTROL = get_args(Role)
 
 CONTROLS = {
     "mezo_step_control": "MeZO, tuner's step control",
@@ -131,7 +131,7 @@ class Contender:
 
 def _three() -> list[Contender]:
     return [
-        Contender("MeZO", "mezo", BASELINE),
+        Contender("MeZO", "mezo", BASELINE_MEZO),
         Contender("DiZO", "dizo", BASELINE_DIZO),
         Contender("tuner", "learned", TUNER, "l2l-tiny"),
     ]
@@ -215,12 +215,12 @@ class MetaEvaluateConfig:
         self._check_roles()
 
     def _check_roles(self) -> None:
-        for role, most in ((BASELINE, 1), (BASELINE_DIZO, 1)):
+        for role, most in ((BASELINE_MEZO, 1), (BASELINE_DIZO, 1)):
             found = [contender.label for contender in self.contenders if contender.role == role]
             if len(found) > most:
                 raise ValueError(f"contenders {found[0]!r} and {found[1]!r} both have role {role}: there is one")
-        if not any(contender.role == BASELINE for contender in self.contenders):
-            raise ValueError(f"no contender has role {BASELINE}: MeZO is what everything is measured against")
+        if not any(contender.role == BASELINE_MEZO for contender in self.contenders):
+            raise ValueError(f"no contender has role {BASELINE_MEZO}: MeZO is what everything is measured against")
         tuners = [contender.label for contender in self.contenders if contender.role == TUNER]
         if not tuners:
             raise ValueError(f"no contender has role {TUNER}: there is nothing to judge")

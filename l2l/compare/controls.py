@@ -17,7 +17,7 @@ from torch import Tensor
 
 from l2l.blocks import Blocks
 from l2l.compare.checks import Prepared
-from l2l.compare.config import BASELINE, BASELINE_DIZO, CONTROL, CONTROLS, Contender, MetaEvaluateConfig
+from l2l.compare.config import BASELINE_MEZO, BASELINE_DIZO, CONTROL, CONTROLS, Contender, MetaEvaluateConfig
 from l2l.compare.entries import Entry, freeze
 from l2l.compare.sigma_tables import boosted, sigma_from, task_agreement
 from l2l.compare.trials import shared_options
@@ -119,7 +119,7 @@ def _step_control(name: str, role: str) -> Callable[[_Making], Found]:
 
 def _schedule(making: _Making) -> Found:
     """MeZO at the best of all schedules and learning rates: three times the tries of any other."""
-    baseline = making.contender(BASELINE)
+    baseline = making.contender(BASELINE_MEZO)
     assert baseline is not None, "the configuration has refused that"
     entry = making.entry("mezo_schedule", baseline, dict.fromkeys(making.tasks))
     return replace(entry, options=baseline.options, alternatives=[{"schedule": name} for name in get_args(Schedule)])
@@ -224,7 +224,7 @@ def _random_turns(making: _Making) -> Found:
 
 
 MAKERS: Mapping[str, Callable[[_Making], Found]] = {
-    "mezo_step_control": _step_control("mezo_step_control", BASELINE),
+    "mezo_step_control": _step_control("mezo_step_control", BASELINE_MEZO),
     "dizo_step_control": _step_control("dizo_step_control", BASELINE_DIZO),
     "mezo_schedule": _schedule,
     "fresh_networks": _fresh_networks,

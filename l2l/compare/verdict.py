@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2l.compare.bootstrap import Statistic, estimate, interval, mean_difference, median_ratio, win_rate
-from l2l.compare.config import BASELINE, BASELINE_DIZO, CONTROL
+from l2l.compare.config import BASELINE_MEZO, BASELINE_DIZO, CONTROL
 from l2l.compare.protocol import Pair, Run, accuracy_counts, beats, pass_ratios, values
 
 LOSS = "train_loss"
@@ -50,7 +50,7 @@ def judge(field: VerdictField, tuner: str) -> dict[str, Any]:
         figures[name] = None if table is None else estimate(table, statistic)
         intervals[name] = None if table is None else list(interval(table, statistic))
 
-    mezo, dizo, controls = field.labels(BASELINE)[0], field.labels(BASELINE_DIZO), field.labels(CONTROL)
+    mezo, dizo, controls = field.labels(BASELINE_MEZO)[0], field.labels(BASELINE_DIZO), field.labels(CONTROL)
     enter("win_rate_over_mezo", _beside(field, [tuner, mezo]), win_rate)
     enter("win_rate_over_dizo", _beside(field, [tuner, *dizo]) if dizo else None, win_rate)
     enter("win_rate_over_controls", _beside(field, [tuner, *controls]) if controls else None, win_rate)
@@ -81,14 +81,14 @@ def _ratios(field: VerdictField, tuner: str, mezo: str) -> NDArray[np.float64]:
 
 
 def _counts(field: VerdictField, tuner: str, pair: Pair) -> str:
-    mezo = field.labels(BASELINE)[0]
+    mezo = field.labels(BASELINE_MEZO)[0]
     theirs, own = (float(field.of(label, "accuracy", [pair]).mean()) for label in (mezo, tuner))
     return accuracy_counts(theirs, own, field.majority[pair])
 
 
 def pair_rows(field: VerdictField, tuner: str) -> list[dict[str, Any]]:
     """Pair by pair: what the figures of a tuner are made of."""
-    mezo = field.labels(BASELINE)[0]
+    mezo = field.labels(BASELINE_MEZO)[0]
     ratios = pass_ratios(field.runs, tuner, mezo, field.pairs)
     return [
         {

@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from l2l.tuners.store import CARD, CONFIG, load
+from l2l.tuners.store import CARD, CONFIG, load, read_config, upgraded
 from l2l.tuners.card import LICENCE, render
 from l2l.tuners.results import with_results
 
