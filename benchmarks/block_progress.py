@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.labels import sampled_loss
@@ -30,9 +29,10 @@ from l2l.meta.pool import PoolTask, load_pool
 from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
 from l2l.models.load import context_length, load_model, load_tokenizer
 from l2l.noise import Key
-from l2l.perturb import PerturbedParameters
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.report.console import print_table
 from l2l.report.files import write_json
-from l2l.report.tables import print_table
 from l2l.tasks.closure import batch_loss
 
 APART = 10**5

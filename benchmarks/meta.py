@@ -23,24 +23,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from l2l.bench.contenders import IGNORED, Contender
-from l2l.bench.hardware import hardware
-from l2l.bench.measure import ratio, rounds
-from l2l.bench.shapes import build
-from l2l.bench.tables import GIB, cell, document, markdown_table
-from l2l.blocks import Blocks
-from l2l.finetune.batches import Batcher
 from l2l.meta.config import MetaTrainConfig
-from l2l.meta.learner import MetaLearner, MetaParts
+from l2l.meta.module import MetaLearner, MetaParts
 from l2l.meta.pool import PoolTask
 from l2l.models.shapes import shape_config
 from l2l.noise import Key, standard_noise
+from l2l.params.blocks import Blocks
 from l2l.report.files import write_json, write_whole
 from l2l.report.memory import PeakMemory, current_bytes
-from l2l.report.rundir import RunDirectory
+from l2l.report.run_directory import RunDirectory
 from l2l.tasks import get_task
 from l2l.tasks.encode import Encoded, EncodedOption
-from l2l.tuners.tuner import Tuner
+from l2l.tools.bench import GIB, IGNORED, Contender, build, cell, document, hardware, markdown_table, ratio, rounds
+from l2l.train.inputs import Batcher
+from l2l.tuners.model import Tuner
 
 Step: TypeAlias = Callable[[], float]
 """Takes one outer step; gives the meta-loss: the loss behind the zeroth-order step."""

@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l.bench.hardware import hardware
 from l2l.estimators.backward import consume_gradients
-from l2l.meta.closed import Form, first_order, outcome_of, second_order, probe_step
+from l2l.meta.closed_form import Form, first_order, outcome_of, probe_step, second_order
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.curvature import traces
-from l2l.meta.learner import MetaLearner
+from l2l.meta.module import MetaLearner
 from l2l.meta.objectives import make_objective
 from l2l.meta.objectives.base import MetaLoss, MetaState
 from l2l.meta.objectives.published import OneStepLoss
 from l2l.meta.objectives.ratio import log_ratio
 from l2l.meta.run import prepare_meta_training, with_defaults
 from l2l.meta.trajectory import momentum_step
+from l2l.report.console import print_table
 from l2l.report.files import write_json
-from l2l.report.rundir import RunDirectory
-from l2l.report.tables import print_table
+from l2l.report.run_directory import RunDirectory
+from l2l.tools.bench import hardware
 
 OBJECTIVES = (
     "published",

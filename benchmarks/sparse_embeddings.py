@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 import l2l
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.mezo import MeZO
+from l2l.optim import ZOOptimizer
 
 
 def untied(model: Any) -> Any:

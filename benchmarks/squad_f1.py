@@ -16,11 +16,11 @@ from statistics import mean
 import torch
 
 import l2l
-from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.run import prepare_fine_tuning
-from l2l.finetune.runlog import read_run_log
-from l2l.report.tables import print_table
+from l2l.report.console import print_table
 from l2l.tasks.intervals import in_words, interval
+from l2l.train.config import FineTuneConfig
+from l2l.train.runlog import read_run_log
+from l2l.train.trainer import prepare_fine_tuning
 
 
 def main() -> None:

@@ -9,11 +9,10 @@ import argparse
 
 import torch
 
-from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.run import prepare_fine_tuning
-from l2l.finetune.session import RunContext
 from l2l.tasks.closure import batch_loss
 from l2l.tasks.evaluate import Scores, evaluate
+from l2l.train.config import FineTuneConfig
+from l2l.train.trainer import RunContext, prepare_fine_tuning
 from l2l.world import HELD_OUT, POOL, VALIDATION
 
 ROLES = {"pool": POOL, "validation": VALIDATION, "held out": HELD_OUT}
@@ -61,7 +60,12 @@ def main() -> None:
             before = score(prepare_fine_tuning(config))
             ceiling = first_order(prepare_fine_tuning(config), options.adam_steps, options.adam_lr)
             runs = [
-                (zeroth_order(prepare_fine_tuning(FineTuneConfig(model=options.model, task=name, lr=lr)), options.mezo_steps), lr)
+                (
+                    zeroth_order(
+                        prepare_fine_tuning(FineTuneConfig(model=options.model, task=name, lr=lr)), options.mezo_steps
+                    ),
+                    lr,
+                )
                 for lr in (options.mezo_lrs if options.mezo_steps else ())
             ]
             best, lr = min(runs, key=lambda run: run[0].loss, default=(None, None))

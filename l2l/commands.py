@@ -20,7 +20,7 @@ class Command:
 
 
 def _fine_tune_config() -> type:
-    from l2l.finetune.config import FineTuneConfig
+    from l2l.train.config import FineTuneConfig
 
     return FineTuneConfig
 
@@ -28,10 +28,10 @@ def _fine_tune_config() -> type:
 def _fine_tune(config: Any) -> None:
     from dataclasses import asdict
 
-    from l2l.finetune.run import start_fine_tuning
-    from l2l.report.rundir import RunDirectory
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
+    from l2l.report.run_directory import RunDirectory
     from l2l.tasks.intervals import in_words
+    from l2l.train.trainer import start_fine_tuning
 
     folder = RunDirectory(config.out, asdict(config), config.overwrite)
     if folder.resumed:
@@ -57,96 +57,95 @@ def _meta_train_config() -> type:
 
 def _meta_train(config: Any) -> None:
     from l2l.meta.run import run_meta_training
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
 
     results = run_meta_training(config).provenance.results
     print_table(f"tuner: {config.out}", [results])
 
 
 def _evaluate_config() -> type:
-    from l2l.finetune.evaluate import EvaluateConfig
+    from l2l.train.evaluate import EvaluateConfig
 
     return EvaluateConfig
 
 
 def _evaluate(config: Any) -> None:
-    from l2l.finetune.evaluate import run_evaluation
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
+    from l2l.train.evaluate import run_evaluation
 
     print_table("evaluate", [run_evaluation(config)])
 
 
 def _quickstart_config() -> type:
-    from l2l.compare.quickstart import QuickstartConfig
+    from l2l.experiments.quickstart import QuickstartConfig
 
     return QuickstartConfig
 
 
 def _quickstart(config: Any) -> None:
-    from l2l.compare.quickstart import run_quickstart
+    from l2l.experiments.quickstart import run_quickstart
 
     run_quickstart(config)
 
 
 def _meta_evaluate_config() -> type:
-    from l2l.compare.config import MetaEvaluateConfig
+    from l2l.experiments.spec import MetaEvaluateConfig
 
     return MetaEvaluateConfig
 
 
 def _meta_evaluate(config: Any) -> None:
-    from l2l.compare.evaluate import run_meta_evaluation
+    from l2l.experiments.meta_evaluate import run_meta_evaluation
 
     run_meta_evaluation(config)
 
 
 def _compare_config() -> type:
-    from l2l.compare.compare_config import CompareConfig
+    from l2l.experiments.spec import CompareConfig
 
     return CompareConfig
 
 
 def _compare(config: Any) -> None:
-    from l2l.compare.compare import run_comparison
+    from l2l.experiments.compare import run_comparison
 
     run_comparison(config)
 
 
 def _bench_config() -> type:
-    from l2l.bench.config import BenchConfig
+    from l2l.tools.bench import BenchConfig
 
     return BenchConfig
 
 
 def _bench(config: Any) -> None:
-    from l2l.bench.run import run_bench
-    from l2l.bench.tables import headline
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
+    from l2l.tools.bench import headline, run_bench
 
     print_table(f"bench: {config.out}", [headline(run_bench(config))])
 
 
 def _doctor_config() -> type:
-    from l2l.bench.doctor import DoctorConfig
+    from l2l.tools.doctor import DoctorConfig
 
     return DoctorConfig
 
 
 def _doctor(config: Any) -> None:
-    from l2l.bench.doctor import run_doctor
+    from l2l.tools.doctor import run_doctor
 
     run_doctor(config)
 
 
 def _estimate_config() -> type:
-    from l2l.estimate.config import EstimateConfig
+    from l2l.tools.estimate import EstimateConfig
 
     return EstimateConfig
 
 
 def _estimate(config: Any) -> None:
-    from l2l.estimate.run import run_estimate
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
+    from l2l.tools.estimate import run_estimate
 
     found = run_estimate(config)
     print_table("estimate", [{name: value for name, value in found.items() if isinstance(value, str | int | float)}])
@@ -167,7 +166,7 @@ class TaskConfig:
 
 
 def _tasks_list(_: ListConfig) -> None:
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
     from l2l.tasks import get_task, task_names
     from l2l.tasks.card import table_row
 
@@ -188,7 +187,7 @@ def _tasks_check_config() -> type:
 
 
 def _tasks_check(config: Any) -> None:
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
     from l2l.tasks.inspect import check
 
     found = check(config)
@@ -201,20 +200,20 @@ def _tasks_check(config: Any) -> None:
 
 
 def _lr_probe_config() -> type:
-    from l2l.probe.config import ProbeConfig
+    from l2l.tools.lr_probe import ProbeConfig
 
     return ProbeConfig
 
 
 def _lr_probe(config: Any) -> None:
-    from l2l.probe.run import run_lr_probe
+    from l2l.tools.lr_probe import run_lr_probe
 
     run_lr_probe(config)
 
 
 def _methods_list(_: ListConfig) -> None:
-    from l2l.finetune.method_list import method_list
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
+    from l2l.train.method_list import method_list
 
     print_table("methods", method_list())
 

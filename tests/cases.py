@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from l2l.enhancements import wrapper_names
-from l2l.finetune.methods import build_method
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods import is_first_order, method_names
 from l2l.methods.base import Method
-from l2l.tuners.tuner import Tuner
+from l2l.methods.registry import build_method
+from l2l.methods.wrappers import wrapper_names
+from l2l.optim import ZOOptimizer
+from l2l.tuners.model import Tuner
 
 
 class Quadratic(nn.Module):

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2l.blocks import Blocks
 from l2l.noise import TensorSlice, add_noise
-from l2l.perturb import Direction
-from l2l.perturb.walker import Perturbation
+from l2l.params import Direction
+from l2l.params.blocks import Blocks
+from l2l.params.engine import Perturbation
 
 
 def language_loss(model: nn.Module) -> Any:

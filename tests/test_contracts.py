@@ -12,9 +12,9 @@ import torch
 from cases import METHODS, PROBLEMS, MethodCase, Problem, TiedLM, farthest, named, optimizer_for, same_bits, weights
 from torch import Tensor, nn
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.base import CustomEstimator, Method
-from l2l.perturb import dense_direction
+from l2l.optim import ZOOptimizer
+from l2l.params import dense_direction
 
 TIED = PROBLEMS[-1]
 STEPS = 7

@@ -13,7 +13,6 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.base import Method
 from l2l.methods.dizo import DiZO
 from l2l.methods.learned import Learned
@@ -21,12 +20,13 @@ from l2l.methods.mezo import MeZO
 from l2l.models.heads import output_embedding
 from l2l.models.kinds import Head, kind_of
 from l2l.models.schemes import apply_scheme
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
+from l2l.optim import ZOOptimizer
 from l2l.tasks.base import Example, Task, WorldData
 from l2l.tasks.closure import batch_loss
 from l2l.tasks.encode import Batch, collate
 from l2l.tasks.reader import reader_for
-from l2l.tuners.tuner import Tuner
+from l2l.tuners.model import Tuner
 
 CAUSAL = ["opt", "llama", "qwen2", "qwen3", "mistral", "gpt2", "gemma", "phi", "gpt_neox", "mixtral"]
 OTHERS: list[tuple[str, Head]] = [

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
-from l2l.estimators.base import Closure
+from l2l.estimators.finite_difference import Closure
 from l2l.meta.pool import PoolTask
 from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
 from l2l.models.heads import TokenQuery, token_logprobs
-from l2l.perturb import PerturbedParameters
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
 from l2l.tasks.closure import batch_loss
-from l2l.tuners.basis import random_basis
+from l2l.tuners.model import random_basis
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -134,7 +134,9 @@ def gradient_basis(
     return _columns(theta.blocks, total, rank)
 
 
-def _inner_step(theta: PerturbedParameters, task: Losses, points: Sequence[int], trajectory: TrajectoryConfig) -> Iterator[int]:
+def _inner_step(
+    theta: PerturbedParameters, task: Losses, points: Sequence[int], trajectory: TrajectoryConfig
+) -> Iterator[int]:
     """Stand at every point in turn, having stepped on batches behind those that are looked at."""
     velocity = at_rest(theta.blocks) if points[-1] else {}
     for step in range(points[-1] + 1):

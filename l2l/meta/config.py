@@ -9,7 +9,7 @@ from l2l.meta.objectives import make_objective
 from l2l.meta.objectives.base import Objective
 from l2l.meta.trajectory import TrajectoryConfig
 from l2l.methods.base import check_counts, check_positive
-from l2l.models.freeze import check_pattern
+from l2l.models.load import check_pattern
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class MetaTrainConfig:
     basis_rank: int = 8
     """Its directions per matrix; matrices of at most twice as many columns have none."""
     block_schedule: Literal["none", "role"] = "none"
-    """Whether all blocks move at every step, or those of one role at a time (see :mod:`l2l.tuners.turns`), drawn under the
+    """Whether all blocks move at every step, or those of one role at a time (see :mod:`l2l.tuners.schedule`), drawn under the
     step's key, all roles alike. Goes with ``normaliser: curvature``."""
     embedding_rows_per_sample: float = 15.0
     """Rows of an embedding that one sample is expected to touch, for the normaliser."""
@@ -137,7 +137,7 @@ class MetaTrainConfig:
             epsilon=self.epsilon,
             embedding_rows_per_sample=self.embedding_rows_per_sample,
             validation_lrs=min(self.validation_lrs, default=1.0),
-            validation_betas=min(self.validation_step_fractions, default=1.0),
+            validation_step_fractions=min(self.validation_step_fractions, default=1.0),
         )
         self.travels()
         self._check_objective()
@@ -188,7 +188,7 @@ class MetaTrainConfig:
         if self.basis not in ("none", "gradients", "activations", "random"):
             raise ValueError(f"basis={self.basis!r} must be 'none', 'gradients', 'activations' or 'random'")
         if self.block_schedule not in ("none", "role"):
-            raise ValueError(f"turns={self.block_schedule!r} must be 'none' or 'role'")
+            raise ValueError(f"block_schedule={self.block_schedule!r} must be 'none' or 'role'")
         outputs = self.architecture_args.get("outputs", 2)
         if self.basis != "none" and outputs != 2:
             raise ValueError(

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
-from l2l.meta.components import Components
-from l2l.meta.noise_dots import NoiseDots
 from l2l.meta.objectives.base import MetaState
-from l2l.meta.statistics import squared_norms
+from l2l.meta.statistics import Components, NoiseDots, squared_norms
 from l2l.methods.base import check_counts
-from l2l.perturb import Direction
+from l2l.params import Direction
 
 Trace: TypeAlias = Literal["fisher", "hutchinson", "seen"]
 """``fisher``: squared gradient norms under labels that the model draws; the Gauss-Newton matrix, never negative.
@@ -32,7 +30,9 @@ def check_trace(trace: str, probes: int) -> None:
         raise ValueError(f"trace={trace!r} must be one of {', '.join(get_args(Trace))}")
 
 
-def traces(point: MetaState, components: Components, direction: Direction, trace: Trace, probes: int) -> tuple[Tensor, int]:
+def traces(
+    point: MetaState, components: Components, direction: Direction, trace: Trace, probes: int
+) -> tuple[Tensor, int]:
     """[components] float64 estimates of trace(P_k H), averaged over the probes, and the passes they took.
 
     Args:

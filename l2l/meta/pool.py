@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from l2l.finetune.batches import Batcher
-from l2l.models.buckets import Grouping
+from l2l.models.batching import Grouping
 from l2l.tasks import get_task
 from l2l.tasks.base import Row, Task
 from l2l.tasks.reader import reader_for
 from l2l.tasks.rows import load_splits
+from l2l.train.inputs import Batcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -7,30 +7,27 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import finite_loss
+from l2l.estimators.finite_difference import finite_loss
 from l2l.meta.bases import pool_basis
 from l2l.meta.config import MetaTrainConfig, task_list
-from l2l.meta.learner import MetaLearner, MetaParts
-from l2l.meta.normaliser import check_normaliser, make_normaliser
+from l2l.meta.module import MetaLearner, MetaParts
+from l2l.meta.normalizer import check_normaliser, make_normaliser
 from l2l.meta.pool import PoolTask, check_weights, load_pool
-from l2l.models.freeze import freeze_matching, thaw
-from l2l.models.load import EMBEDDED, context_length, load_model, load_tokenizer, model_identity
-from l2l.perturb.exact import HALF
+from l2l.models.load import EMBEDDED, context_length, freeze_matching, load_model, load_tokenizer, model_identity, thaw
+from l2l.params.blocks import Blocks
+from l2l.params.functional import HALF
+from l2l.report.console import progress_bar, quiet_lightning
 from l2l.report.files import read_tensors, write_tensors
-from l2l.report.metrics import MetricsLog, read_metrics
 from l2l.report.plots import plot_panels, smooth
-from l2l.report.progress import progress_bar
-from l2l.report.quiet import quiet_lightning
-from l2l.report.rundir import METRICS, RunDirectory
+from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_metrics
 from l2l.tasks import get_task
 from l2l.tasks.closure import batch_loss
 from l2l.tuners.card import movement
 from l2l.tuners.features import feature_set
-from l2l.tuners.normalise import Normalizer, build_normalizer, normalizer_config
+from l2l.tuners.model import Provenance, Tuner, load_weights
+from l2l.tuners.normalize import Normalizer, build_normalizer, normalizer_config
+from l2l.tuners.schedule import BlockSchedule
 from l2l.tuners.transfer import identified
-from l2l.tuners.tuner import Provenance, Tuner, load_weights
-from l2l.tuners.turns import BlockSchedule
 from l2l.world import POOL, VALIDATION
 
 if TYPE_CHECKING:
@@ -216,8 +213,8 @@ def _recipe(config: MetaTrainConfig) -> dict[str, Any]:
 def _train(learner: MetaLearner, folder: RunDirectory) -> None:
     import lightning
 
-    from l2l.finetune.module import fit
     from l2l.meta.module import COLUMNS, MetaModule, WholeFiles
+    from l2l.train.trainer import fit
 
     config = learner.config
     done = read_tensors(folder.checkpoint)["global_step"] if folder.resumed else 0

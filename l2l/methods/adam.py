@@ -16,11 +16,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import MethodInfo, Method, StepContext, check_counts, check_positive, gradient, accumulation_dtype
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, accumulation_dtype, check_counts, check_positive, gradient
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, PerturbedParameters
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,18 @@ class Adam(Method[AdamState]):
 
     def init(self, blocks: Blocks) -> AdamState:
         def zeros() -> tuple[Tensor, ...]:
-            return tuple(torch.zeros_like(block.tensor, dtype=accumulation_dtype(block.tensor.dtype)) for block in blocks)
+            return tuple(
+                torch.zeros_like(block.tensor, dtype=accumulation_dtype(block.tensor.dtype)) for block in blocks
+            )
 
         return AdamState(0, zeros(), zeros())
 
     def direction(self, blocks: Blocks, state: AdamState, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def update_(self, theta: PerturbedParameters, state: AdamState, estimates: Sequence[Estimate], context: StepContext) -> AdamState:
+    def update_(
+        self, theta: PerturbedParameters, state: AdamState, estimates: Sequence[Estimate], context: StepContext
+    ) -> AdamState:
         steps = state.steps + 1
         unbias_mean = 1 - self.beta1**steps
         unbias_root = math.sqrt(1 - self.beta2**steps)

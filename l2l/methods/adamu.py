@@ -22,12 +22,12 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import MethodInfo, Method, StepContext, check_counts, check_positive, gradient, accumulation_dtype
-from l2l.noise import Distribution, Key, TensorSlice, NoiseTerm, standard_deviation, add_noise
-from l2l.perturb import Direction, DirectionOperator, PerturbedParameters
-from l2l.perturb.factors import factor
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, accumulation_dtype, check_counts, check_positive, gradient
+from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.operators import factor
 
 BENDS = {"alpha": 1.0, "beta1": 0.1, "beta2": 1.5}
 """How much faster than a cosine over the whole run each weight falls."""

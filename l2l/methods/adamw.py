@@ -14,9 +14,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.methods.base import MethodInfo, FirstOrder, check_positive, accumulation_dtype
-from l2l.perturb import PerturbedParameters
+from l2l.methods.base import FirstOrder, MethodInfo, accumulation_dtype, check_positive
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class AdamW(FirstOrder[AdamWState]):
 
     def init(self, blocks: Blocks) -> AdamWState:
         def zeros() -> tuple[Tensor, ...]:
-            return tuple(torch.zeros_like(block.tensor, dtype=accumulation_dtype(block.tensor.dtype)) for block in blocks)
+            return tuple(
+                torch.zeros_like(block.tensor, dtype=accumulation_dtype(block.tensor.dtype)) for block in blocks
+            )
 
         return AdamWState(0, zeros(), zeros())
 

@@ -16,13 +16,22 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import MethodInfo, CustomEstimator, LossEvaluator, StepContext, check_counts, check_positive, descend, accumulation_dtype
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    accumulation_dtype,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, DirectionOperator, PerturbedParameters
-from l2l.perturb.activations import Activations, Span
-from l2l.perturb.factors import factor, product
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.inputs import Activations, Span
+from l2l.params.operators import factor, product
 
 
 @final
@@ -69,7 +78,8 @@ class AGZO(CustomEstimator[None]):
         wide = [block for block in blocks if block.tensor.ndim == 2]
         lengths = [max(block.tensor.shape) for block in wide]
         return sum(
-            2 * min(self.rank, n) * n * accumulation_dtype(b.tensor.dtype).itemsize for b, n in zip(wide, lengths, strict=True)
+            2 * min(self.rank, n) * n * accumulation_dtype(b.tensor.dtype).itemsize
+            for b, n in zip(wide, lengths, strict=True)
         )
 
     def init(self, blocks: Blocks) -> None:
@@ -89,5 +99,7 @@ class AGZO(CustomEstimator[None]):
         shape = InSpan(watching.spans) if watching.spans else None
         return evaluator.one_sided([replace(one, shape=shape) for one in plain], self.epsilon, home), state
 
-    def update_(self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         descend(theta, estimates, context.lr)

@@ -13,12 +13,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Closure, Estimate
-from l2l.estimators.one_sided import center_loss, loss_along, one_sided
-from l2l.estimators.two_point import two_point
+from l2l.estimators.finite_difference import Closure, Estimate, center_loss, loss_along, one_sided, two_point
 from l2l.noise import Key
-from l2l.perturb import Direction, PerturbedParameters, dense_direction
+from l2l.params import Direction, PerturbedParameters, dense_direction
+from l2l.params.blocks import Blocks
 
 State = TypeVar("State")
 
@@ -73,13 +71,13 @@ class LossEvaluator:
         return loss_along(self.closure, self.theta, self.transform(direction), distance)
 
     def two_point(self, direction: Direction, epsilon: float) -> Estimate:
-        """See :func:`l2l.estimators.two_point.two_point`."""
+        """See :func:`l2l.estimators.finite_difference.two_point`."""
         return two_point(self.closure, self.theta, self.transform(direction), epsilon)
 
     def one_sided(
         self, directions: Sequence[Direction], epsilon: float, home: float | None = None
     ) -> tuple[Estimate, ...]:
-        """See :func:`l2l.estimators.one_sided.one_sided`."""
+        """See :func:`l2l.estimators.finite_difference.one_sided`."""
         return one_sided(self.closure, self.theta, [self.transform(d) for d in directions], epsilon, home)
 
 
@@ -128,7 +126,9 @@ class Method(ABC, Generic[State]):
         """Where to look under ``key``."""
 
     @abstractmethod
-    def update_(self, theta: PerturbedParameters, state: State, estimates: Sequence[Estimate], context: StepContext) -> State:
+    def update_(
+        self, theta: PerturbedParameters, state: State, estimates: Sequence[Estimate], context: StepContext
+    ) -> State:
         """Move theta according to what was seen; give the next state."""
 
 
@@ -176,7 +176,9 @@ class FirstOrder(ABC, Generic[State]):
         """State before the first step."""
 
     @abstractmethod
-    def update_(self, theta: PerturbedParameters, state: State, gradients: MutableMapping[int, Tensor], lr: Sequence[float]) -> State:
+    def update_(
+        self, theta: PerturbedParameters, state: State, gradients: MutableMapping[int, Tensor], lr: Sequence[float]
+    ) -> State:
         """Move theta against the gradients; give the next state.
 
         Args:

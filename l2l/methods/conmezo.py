@@ -17,11 +17,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import MethodInfo, Method, StepContext, check_counts, check_positive, gradient, accumulation_dtype
-from l2l.noise import Distribution, Key, TensorSlice, NoiseTerm, standard_deviation, add_noise
-from l2l.perturb import Direction, DirectionOperator, PerturbedParameters
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, accumulation_dtype, check_counts, check_positive, gradient
+from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
 
 FIRST = 0.1
 """Beta before it rises, and the share of the warm-up that lies before."""
@@ -94,7 +94,10 @@ class ConMeZO(Method[ConMeZOState]):
 
     def init(self, blocks: Blocks) -> ConMeZOState:
         return ConMeZOState(
-            tuple(torch.zeros_like(b.tensor, dtype=accumulation_dtype(b.tensor.dtype), requires_grad=False) for b in blocks)
+            tuple(
+                torch.zeros_like(b.tensor, dtype=accumulation_dtype(b.tensor.dtype), requires_grad=False)
+                for b in blocks
+            )
         )
 
     def direction(self, blocks: Blocks, state: ConMeZOState, key: Key) -> Direction:

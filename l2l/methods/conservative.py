@@ -15,11 +15,19 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate, finite_loss
-from l2l.methods.base import MethodInfo, CustomEstimator, LossEvaluator, StepContext, check_counts, check_positive, gradient
+from l2l.estimators.finite_difference import Estimate, finite_loss
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    check_counts,
+    check_positive,
+    gradient,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, DirectionOperator, PerturbedParameters
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
 
 
 @final
@@ -75,7 +83,9 @@ class Conservative(CustomEstimator[None]):
         seen = (evaluator.two_point(direction, self.epsilon) for direction in directions)
         return tuple(replace(estimate, loss_center=home) for estimate in seen), state
 
-    def update_(self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         """Look at both candidates along one direction, and move to the one that is chosen: nothing is walked back."""
         step, length = candidate(theta.blocks, estimates, context.lr)
         best, chosen = estimates[0].loss_center, 0.0

@@ -13,12 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.estimators.forward_gradient import forward_gradient
-from l2l.methods.base import MethodInfo, CustomEstimator, LossEvaluator, StepContext, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Estimate
+from l2l.estimators.forward_mode import forward_gradient
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, PerturbedParameters
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @final
@@ -56,5 +64,7 @@ class ForwardGrad(CustomEstimator[None]):
         directions = [evaluator.transform(self.direction(evaluator.theta.blocks, state, key)) for key in keys]
         return tuple(forward_gradient(evaluator.closure, evaluator.theta, direction) for direction in directions), state
 
-    def update_(self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         descend(theta, estimates, context.lr)

@@ -16,11 +16,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import MethodInfo, CustomEstimator, LossEvaluator, StepContext, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, PerturbedParameters
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @final
@@ -39,7 +47,9 @@ class FZOO(CustomEstimator[None]):
         check_positive(epsilon=self.epsilon)
         check_counts(num_directions=self.num_directions)
         if self.num_directions == 1:
-            raise ValueError("num_directions=1 must be at least 2: the step is divided by the spread of the probes' losses")
+            raise ValueError(
+                "num_directions=1 must be at least 2: the step is divided by the spread of the probes' losses"
+            )
 
     @property
     def passes(self) -> float:
@@ -59,7 +69,9 @@ class FZOO(CustomEstimator[None]):
         directions = [self.direction(evaluator.theta.blocks, state, key) for key in keys]
         return evaluator.one_sided(directions, self.epsilon), state
 
-    def update_(self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         spread = deviation([estimate.loss_plus for estimate in estimates])
         if spread != 0:
             descend(theta, estimates, [rate * self.epsilon / spread for rate in context.lr])

@@ -12,12 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.estimators.one_sided import loss_along
-from l2l.methods.base import MethodInfo, CustomEstimator, LossEvaluator, StepContext, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Estimate, loss_along
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, PerturbedParameters
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @final
@@ -59,5 +66,7 @@ class Greedy(CustomEstimator[None]):
         minus = loss_along(evaluator.closure, evaluator.theta, best, -epsilon)
         return (Estimate(best, plus, minus, (plus - minus) / (2 * epsilon)),), state
 
-    def update_(self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         descend(theta, estimates, context.lr)

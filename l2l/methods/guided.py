@@ -21,12 +21,20 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import MethodInfo, CustomEstimator, LossEvaluator, StepContext, check_counts, check_positive, descend
-from l2l.noise import Distribution, Key, TensorSlice, NoiseTerm, standard_deviation, add_noise
-from l2l.noise.pieces import computed_in
-from l2l.perturb import Direction, DirectionOperator, PerturbedParameters
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    check_counts,
+    check_positive,
+    descend,
+)
+from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
+from l2l.noise.slices import computed_in
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
 
 
 @final
@@ -95,7 +103,9 @@ class Guided(CustomEstimator[None]):
         towards = Direction(evaluator.key, (1.0,) * len(blocks), self.distribution, shape=guide)
         return (evaluator.two_point(towards, self.epsilon),), state
 
-    def update_(self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         descend(theta, estimates, context.lr)
 
 

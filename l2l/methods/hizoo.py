@@ -19,14 +19,22 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.estimators.two_point import third_point
-from l2l.methods.base import MethodInfo, CustomEstimator, LossEvaluator, StepContext, check_counts, check_positive, descend, accumulation_dtype
+from l2l.estimators.finite_difference import Estimate, third_point
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    accumulation_dtype,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, DirectionOperator, PerturbedParameters, dense_direction
-from l2l.perturb.factors import plain
-from l2l.perturb.safety import defer_interrupt
+from l2l.params import Direction, DirectionOperator, PerturbedParameters, dense_direction
+from l2l.params.blocks import Block, Blocks
+from l2l.params.engine import defer_interrupt
+from l2l.params.operators import plain
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from typing import ClassVar, final
 
 import torch
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import MethodInfo, Method, StepContext, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, PerturbedParameters
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.tuner import Tuner
+from l2l.tuners.model import Tuner
 
 HISTORY_BYTES = 4 + 2 * 8 + 8 * 4 + 8
 """Of a block: sigma, moments, constants, the first variance."""
@@ -70,7 +70,9 @@ class Learned(Method[RunStatistics]):
             return Direction(key, dense, self.distribution, factor, state.centre)
         return Direction(key, dense, self.distribution, factor, state.centre, basis, inside[0])
 
-    def update_(self, theta: PerturbedParameters, state: RunStatistics, estimates: Sequence[Estimate], context: StepContext) -> RunStatistics:
+    def update_(
+        self, theta: PerturbedParameters, state: RunStatistics, estimates: Sequence[Estimate], context: StepContext
+    ) -> RunStatistics:
         descend(theta, estimates, context.lr)
         last = estimates[-1].direction
         return state.after(

@@ -16,21 +16,21 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
+from l2l.estimators.finite_difference import Estimate
 from l2l.methods.base import (
-    MethodInfo,
     Method,
+    MethodInfo,
     StepContext,
+    accumulation_dtype,
     check_counts,
     check_positive,
     gradient,
-    accumulation_dtype,
 )
 from l2l.methods.lozo import LowRank
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, PerturbedParameters
-from l2l.perturb.factors import matrices, product, sides
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.operators import matrices, product, sides
 
 
 @dataclass(frozen=True)

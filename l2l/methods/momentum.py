@@ -14,11 +14,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import MethodInfo, Method, StepContext, check_counts, check_positive, gradient, accumulation_dtype
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, accumulation_dtype, check_counts, check_positive, gradient
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, PerturbedParameters
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class Momentum(Method[MomentumState]):
         return sum(block.numel * accumulation_dtype(block.tensor.dtype).itemsize for block in blocks)
 
     def init(self, blocks: Blocks) -> MomentumState:
-        return MomentumState(tuple(torch.zeros_like(b.tensor, dtype=accumulation_dtype(b.tensor.dtype)) for b in blocks))
+        return MomentumState(
+            tuple(torch.zeros_like(b.tensor, dtype=accumulation_dtype(b.tensor.dtype)) for b in blocks)
+        )
 
     def direction(self, blocks: Blocks, state: MomentumState, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)

@@ -23,12 +23,21 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
+from l2l.estimators.finite_difference import Estimate
 from l2l.estimators.outputs import Outputs
-from l2l.methods.base import MethodInfo, CustomEstimator, LossEvaluator, StepContext, check_counts, check_positive, descend, accumulation_dtype
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    accumulation_dtype,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, PerturbedParameters
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,8 @@ class PseuZO(CustomEstimator[PseuZOState]):
             for step, change in zip(state.steps, state.changes, strict=True)
         ]
         pulled = tuple(
-            (evaluator.transform(self.direction(blocks, state, Key(evaluator.key.seed, step))), weight) for weight, step in older
+            (evaluator.transform(self.direction(blocks, state, Key(evaluator.key.seed, step))), weight)
+            for weight, step in older
         )
         seen = Estimate(u, plus, None, _weighed(pull, changes) / self.epsilon, home)
         steps, kept = (evaluator.key.step, *state.steps), (changes, *state.changes)

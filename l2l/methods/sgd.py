@@ -13,9 +13,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.methods.base import MethodInfo, FirstOrder, accumulation_dtype
-from l2l.perturb import PerturbedParameters
+from l2l.methods.base import FirstOrder, MethodInfo, accumulation_dtype
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class SGD(FirstOrder[SGDState]):
 
     def init(self, blocks: Blocks) -> SGDState:
         kept = blocks if self.momentum else ()
-        return SGDState(tuple(torch.zeros_like(block.tensor, dtype=accumulation_dtype(block.tensor.dtype)) for block in kept))
+        return SGDState(
+            tuple(torch.zeros_like(block.tensor, dtype=accumulation_dtype(block.tensor.dtype)) for block in kept)
+        )
 
     def update_(
         self, theta: PerturbedParameters, state: SGDState, gradients: MutableMapping[int, Tensor], lr: Sequence[float]

@@ -17,12 +17,20 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import MethodInfo, CustomEstimator, LossEvaluator, StepContext, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, PerturbedParameters
-from l2l.perturb.masks import Masked, Stored, packed, packed_bytes
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.operators import Masked, Stored, packed, packed_bytes
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,9 @@ class SparseMeZO(CustomEstimator[SparseMeZOState]):
         bits = {i: packed(_size(blocks[i]) <= limit) for i, limit in limits}
         return Direction(key, (1.0,) * len(blocks), self.distribution, shape=Masked(Stored(bits)) if bits else None)
 
-    def estimate(self, evaluator: LossEvaluator, state: SparseMeZOState) -> tuple[tuple[Estimate, ...], SparseMeZOState]:
+    def estimate(
+        self, evaluator: LossEvaluator, state: SparseMeZOState
+    ) -> tuple[tuple[Estimate, ...], SparseMeZOState]:
         if self.sparsity:
             evaluator.theta.restore()
         first = self.direction(evaluator.theta.blocks, state, evaluator.key)

@@ -16,12 +16,12 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import MethodInfo, Method, StepContext, check_counts, check_positive, descend, accumulation_dtype
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, accumulation_dtype, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, DirectionOperator, PerturbedParameters
-from l2l.perturb.factors import factor, matrices, orthonormal, product, sides
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.operators import factor, matrices, orthonormal, product, sides
 
 Subspace = tuple[Tensor, Tensor]
 """U [m, r] and V [n, r] of a matrix."""

@@ -19,12 +19,12 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Closure, Estimate, finite_loss
-from l2l.methods.base import MethodInfo, CustomEstimator, LossEvaluator, StepContext, check_counts, check_positive
+from l2l.estimators.finite_difference import Closure, Estimate, finite_loss
+from l2l.methods.base import CustomEstimator, LossEvaluator, MethodInfo, StepContext, check_counts, check_positive
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, PerturbedParameters
-from l2l.perturb.safety import defer_interrupt
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.params.engine import defer_interrupt
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,16 @@ class SVRG(CustomEstimator[SVRGState]):
 
     def estimate(self, evaluator: LossEvaluator, state: SVRGState) -> tuple[tuple[Estimate, ...], SVRGState]:
         def directions(key: Key) -> list[Direction]:
-            return [self.direction(evaluator.theta.blocks, state, key.with_draw(draw)) for draw in range(self.num_directions)]
+            return [
+                self.direction(evaluator.theta.blocks, state, key.with_draw(draw))
+                for draw in range(self.num_directions)
+            ]
 
         along: tuple[Direction, ...] = ()
         if not self._due(state, evaluator.key):
-            along = tuple(evaluator.transform(direction) for direction in directions(Key(evaluator.key.seed, state.since)))
+            along = tuple(
+                evaluator.transform(direction) for direction in directions(Key(evaluator.key.seed, state.since))
+            )
         seen = tuple(evaluator.two_point(direction, self.epsilon) for direction in directions(evaluator.key))
         walked = (*state.walked, *(estimate.direction for estimate in seen))
         return seen, replace(state, along=(*state.along, *along), walked=walked)
@@ -89,7 +94,9 @@ class SVRG(CustomEstimator[SVRGState]):
     def _due(self, state: SVRGState, key: Key) -> bool:
         return state.since < 0 or key.step % self.interval == 0
 
-    def update_(self, theta: PerturbedParameters, state: SVRGState, estimates: Sequence[Estimate], context: StepContext) -> SVRGState:
+    def update_(
+        self, theta: PerturbedParameters, state: SVRGState, estimates: Sequence[Estimate], context: StepContext
+    ) -> SVRGState:
         if self._due(state, context.key):
             return self._anchored(theta, state, estimates, context)
         there = self._at_anchor(theta, state, context)

@@ -17,12 +17,21 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import MethodInfo, Method, StepContext, check_counts, check_positive, descend, gradient, accumulation_dtype
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import (
+    Method,
+    MethodInfo,
+    StepContext,
+    accumulation_dtype,
+    check_counts,
+    check_positive,
+    descend,
+    gradient,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, DirectionOperator, PerturbedParameters
-from l2l.perturb.factors import factor, matrices, product, sides, spectral_rank
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.operators import factor, matrices, product, sides, spectral_rank
 
 Seen = Sequence[Estimate]
 _MEANS = {"sgd": 0, "momentum": 1, "adam": 2}
@@ -74,7 +83,9 @@ class Fixed(DirectionOperator):
 class TeZO(Method[TeZOState]):
     """MeZO along fixed matrices of rank one with fresh weights. Extra memory: none, or running means of the weights."""
 
-    info: ClassVar = MethodInfo("Sun et al. 2025, arXiv:2501.19057", "0P; momentum r per matrix, 1P of vectors; Adam twice")
+    info: ClassVar = MethodInfo(
+        "Sun et al. 2025, arXiv:2501.19057", "0P; momentum r per matrix, 1P of vectors; Adam twice"
+    )
     epsilon: float = 1e-3
     num_directions: int = 1
     distribution: Distribution = "gaussian"
@@ -108,7 +119,8 @@ class TeZO(Method[TeZOState]):
     def state_bytes(self, blocks: Blocks) -> int:
         whole = matrices(blocks)
         sizes = [
-            (self.rank if i in whole else b.numel) * accumulation_dtype(b.tensor.dtype).itemsize for i, b in enumerate(blocks)
+            (self.rank if i in whole else b.numel) * accumulation_dtype(b.tensor.dtype).itemsize
+            for i, b in enumerate(blocks)
         ]
         return _MEANS[self.update] * sum(sizes)
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from l2l.noise.key import Key
-from l2l.noise.pieces import MomentRequest, TensorSlice, Sums, NoiseTerm
 from l2l.noise.reference import LANES
+from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice
 from l2l.noise.table import PLACES, Plan, by_plan
 
 _ONE_LAUNCH = Lock()

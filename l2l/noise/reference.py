@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
-from l2l.noise.pieces import WORD, MomentRequest, TensorSlice, Sums, NoiseTerm, computed_in, rounded_scales
+from l2l.noise.slices import WORD, MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in, rounded_scales
 
 CHUNK = 32768
 """Elements per pass: torch's grain size, so that small operations stay on one thread and in cache. Also the unit of

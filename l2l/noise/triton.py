@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from l2l.noise.key import Key
-from l2l.noise.pieces import MomentRequest, TensorSlice, Sums, NoiseTerm
 from l2l.noise.reference import CHUNK, LANES, RUN, total
+from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice
 from l2l.noise.table import Plan, plan
 
 SLAB = 16384

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from l2l.models.buckets import Grouping
+from l2l.models.batching import Grouping
 from l2l.models.heads import Part
-from l2l.models.trees import Ids, tree_attention_mask
+from l2l.models.prompt_trees import Ids, tree_attention_mask
 from l2l.tasks.base import Row, Task
 from l2l.tasks.layout import lay_out, lay_out_whole
 from l2l.tasks.texts import option_starts, special_ids, surplus_of, tokenized

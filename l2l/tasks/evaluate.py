@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from l2l.models.buckets import Grouping
+from l2l.models.batching import Grouping
 from l2l.models.heads import token_logprobs
 from l2l.models.load import context_length
 from l2l.tasks.base import Row, Task

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from l2l.models.heads import generator, uncompiled
 from l2l.models.load import kind_of, unwrapped
-from l2l.models.trees import Ids
+from l2l.models.prompt_trees import Ids
 from l2l.tasks.encode import padding_id
 from l2l.tasks.reader import decoder_start
 from l2l.tasks.texts import special_ids, tokenize

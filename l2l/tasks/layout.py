@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from l2l.models.buckets import Grouping
-from l2l.models.trees import Ids, Tree, chain, grow
+from l2l.models.batching import Grouping
+from l2l.models.prompt_trees import Ids, Tree, chain, grow
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from l2l.models.trees import Ids
+from l2l.models.prompt_trees import Ids
 from l2l.tasks.base import Example, Row, Task
 from l2l.tasks.texts import option_starts, special_ids, tokenized
 

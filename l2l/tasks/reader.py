@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from l2l.models.load import kind_of
-from l2l.models.trees import Ids
+from l2l.models.prompt_trees import Ids
 from l2l.tasks.base import Row, Task
 from l2l.tasks.encode import AskedOption, Encoded, encode, padding_id
 from l2l.tasks.texts import Tokenized, option_starts, special_ids, surplus_of, tokenize, tokenized

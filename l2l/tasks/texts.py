@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from l2l.models.trees import Ids, common_prefix
+from l2l.models.prompt_trees import Ids, common_prefix
 from l2l.tasks.base import Example, Row, Task
 from l2l.tasks.render import render
 

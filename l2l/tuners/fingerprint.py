@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2l.blocks import Block, Blocks
-from l2l.tuners.constants import KINDS, kind_of
+from l2l.params.blocks import Block, Blocks
+from l2l.tuners.features import KINDS, kind_of
 
 
 @dataclass(frozen=True)

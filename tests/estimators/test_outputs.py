@@ -10,11 +10,11 @@ from cases import LogisticRegression, Quadratic, TiedLM
 from torch import Tensor, nn
 from torch.nn import functional
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import finite_loss
+from l2l.estimators.finite_difference import finite_loss
 from l2l.estimators.outputs import Outputs
 from l2l.noise import Key
-from l2l.perturb import Direction, PerturbedParameters
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 def watched(closure: Callable[[], Tensor | float]) -> Outputs:
@@ -70,7 +70,7 @@ def test_what_the_last_layer_does_not_give_is_an_output_as_well():
         torch.testing.assert_close(pull, own, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("walk", ["in_place", "exact"])
+@pytest.mark.parametrize("walk", ["in_place", "functional"])
 @pytest.mark.parametrize("make", [TiedLM, Residual, LogisticRegression])
 def test_there_are_the_same_ones_away_from_home_and_theta_is_walked(make: type[nn.Module], walk):
     model = make().double()

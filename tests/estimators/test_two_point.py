@@ -7,11 +7,10 @@ import torch
 from cases import LogisticRegression, Quadratic, TiedLM, farthest, weights
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Closure, finite_loss
-from l2l.estimators.two_point import two_point
+from l2l.estimators.finite_difference import Closure, finite_loss, two_point
 from l2l.noise import Distribution, Key, standard_noise
-from l2l.perturb import Direction, PerturbedParameters
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 def slope(model: nn.Module, u: Direction) -> float:

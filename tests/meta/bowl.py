@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
 from l2l.meta.labels import SampledLoss
 from l2l.meta.objectives.base import MetaLoss, MetaState
 from l2l.methods.learned import Learned
 from l2l.noise import Key
-from l2l.perturb import PerturbedParameters
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.tuner import Tuner
+from l2l.tuners.model import Tuner
 
 SIZES = (6 * 5, 4)
 

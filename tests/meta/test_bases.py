@@ -13,7 +13,6 @@ from cases import TiedLM, same_bits, weights
 from torch import Tensor, nn
 
 import l2l
-from l2l.blocks import Blocks
 from l2l.meta.bases import (
     Feed,
     Losses,
@@ -26,13 +25,14 @@ from l2l.meta.bases import (
     pool_basis,
 )
 from l2l.meta.config import MetaTrainConfig
-from l2l.meta.normaliser import FLOOR, floored, model_traces
+from l2l.meta.normalizer import FLOOR, floored, model_traces
 from l2l.meta.objectives.runs import ESFullRun
 from l2l.meta.pool import load_pool
 from l2l.meta.trajectory import TrajectoryConfig
 from l2l.noise import Key
-from l2l.perturb import PerturbedParameters
-from l2l.tuners.basis import random_basis
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.tuners.model import random_basis
 
 M, N, RANK, BATCHES = 12, 10, 2, 8
 

@@ -16,8 +16,8 @@ from l2l.report.files import read_tensors
 
 SMALL = {**TINY, "architecture": "table", "basis_rank": 4, "steps": 3}
 CASES: list[dict[str, Any]] = [
-    {"basis": "gradients", "normaliser": "curvature", "objective": "expected"},
-    {"basis": "activations", "architecture": "per_block_mlp", "turns": "role", "normaliser": "curvature"},
+    {"basis": "gradients", "normalizer": "curvature", "objective": "expected"},
+    {"basis": "activations", "architecture": "per_block_mlp", "block_schedule": "role", "normalizer": "curvature"},
     {
         "basis": "random",
         "objective": "runs",
@@ -53,7 +53,7 @@ def test_a_run_with_a_basis_broken_off_and_continued_measures_nothing_again(case
     whole = run(tmp_path / "whole", **case)
     assert whole.basis and {vectors.shape[1] for vectors in whole.basis.values()} == {4}
     assert whole.provenance.recipe["basis"] == case["basis"] and whole.provenance.recipe["basis_rank"] == 4
-    assert (whole.block_schedule is not None) == ("turns" in case) == ("turns" in whole.provenance.recipe)
+    assert (whole.block_schedule is not None) == ("block_schedule" in case) == ("turns" in whole.provenance.recipe)
     assert not (tmp_path / "whole" / "measured.pt").exists()
     fresh = l2l.Tuner.for_model(l2l.load_model("l2l/tiny"), whole.architecture, basis=whole.basis).network
     assert any(not torch.equal(a, b) for a, b in zip(whole.network.parameters(), fresh.parameters(), strict=True))

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 import l2l
-from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
 from l2l.meta.bases import Losses, pool_basis
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.pool import PoolTask, load_pool
 from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
-from l2l.perturb import PerturbedParameters
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
 from l2l.tasks.closure import batch_loss
 
 

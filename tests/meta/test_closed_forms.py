@@ -9,12 +9,12 @@ import torch
 from bowl import Bowl, basis, chain, lambdas, point_on, slopes, tuner_of
 from torch import Tensor
 
-from l2l.meta.components import Components
 from l2l.meta.curvature import traces
 from l2l.meta.objectives.expected import Expected
 from l2l.meta.objectives.expected_curvature import ExpectedCurvature
 from l2l.meta.objectives.published import OneStepLoss
 from l2l.meta.objectives.ratio import LogProgressRate, averaged, log_ratio
+from l2l.meta.statistics import Components
 from l2l.noise import Key
 
 

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from l2l.blocks import Blocks
-from l2l.meta.components import Components
 from l2l.meta.labels import sampled_loss
-from l2l.meta.statistics import squared_norms
+from l2l.meta.statistics import Components, squared_norms
 from l2l.models.heads import token_logprobs
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
 from l2l.noise import Key
+from l2l.params.blocks import Blocks
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, Form, collate
 from l2l.tasks.losses import classification_loss, option_scores
 

@@ -38,7 +38,7 @@ UNUSUAL: dict[str, Any] = {
     "task_weights": [2.0, 1.0],
     "outer_optimizer": "adam",
     "features": "standard",
-    "normaliser": "curvature",
+    "normalizer": "curvature",
     "restart_histories": True,
 }
 
@@ -91,11 +91,11 @@ def test_evolution_learns_along_the_deployed_steps_without_any_backward_pass(tmp
 def test_the_zeroth_order_trajectory_is_the_run_that_fine_tuning_would_do(tmp_path):
     from dataclasses import asdict
 
-    from l2l.finetune.step import zo_step
-    from l2l.meta.learner import MetaLearner
+    from l2l.meta.module import MetaLearner
     from l2l.meta.run import prepare_meta_training
     from l2l.noise import Key
-    from l2l.report.rundir import RunDirectory
+    from l2l.optim import zo_step
+    from l2l.report.run_directory import RunDirectory
 
     config = MetaTrainConfig(**{**TINY, "trajectory": "zo", "lr": 1e-3, "tasks": ["world_job"], "restart_every": 9})
     ends = []
@@ -151,8 +151,8 @@ def test_drawn_tasks_follow_their_weights_and_no_batch_is_passed_over():
         ({"task_weights": [1.0], "sampling": "random"}, "task_weights has 1 values for 2 tasks"),
         ({"task_weights": [-1.0, 1.0], "sampling": "random"}, r"task_weights=\[-1.0, 1.0\] must be finite"),
         ({"outer_optimizer": "lion"}, "outer_optimizer='lion' must be"),
-        ({"normaliser": "budget"}, "normaliser='budget' must be one of energy, curvature, none"),
-        ({"normaliser": "none", "normalise": False}, "normalise is off, but normaliser is 'none'"),
+        ({"normalizer": "budget"}, "normalizer='budget' must be one of energy, curvature, none"),
+        ({"normalizer": "none", "normalise": False}, "normalise is off, but normalizer is 'none'"),
         ({"features": "raw"}, "unknown tuner features 'raw'"),
     ],
 )

@@ -12,18 +12,18 @@ from torch.func import functional_call
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
-from l2l.estimators.base import Closure
+from l2l.estimators.finite_difference import Closure
 from l2l.meta.objectives.base import MetaLoss, MetaState
 from l2l.meta.objectives.published import OneStepLoss
 from l2l.meta.trajectory import TrajectoryConfig, accelerate, at_rest, momentum_step
 from l2l.methods.learned import Learned
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
 from l2l.noise import Key, standard_noise
-from l2l.perturb import PerturbedParameters
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.tuner import Tuner
+from l2l.tuners.model import Tuner
 
 
 def language_loss(model: nn.Module, ids: Tensor) -> Tensor:
@@ -31,7 +31,13 @@ def language_loss(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def one_step(
-    closure: Closure, theta: PerturbedParameters, method: Learned, history: RunStatistics, key: Key, lr: float, consume: Any = None
+    closure: Closure,
+    theta: PerturbedParameters,
+    method: Learned,
+    history: RunStatistics,
+    key: Key,
+    lr: float,
+    consume: Any = None,
 ) -> MetaLoss:
     return OneStepLoss()(MetaState(closure, closure, lambda i: closure, theta, method, history, key, lr, consume))
 

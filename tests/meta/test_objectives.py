@@ -11,16 +11,16 @@ import torch
 from bowl import SIZES, Bowl, basis, point_on, slopes, tuner_of, weights_of
 from torch import Tensor
 
-from l2l.finetune.step import zo_step
 from l2l.meta.objectives import make_objective, objective_names
 from l2l.meta.objectives.base import MetaLoss
 from l2l.meta.objectives.evolution import Evolution
 from l2l.meta.objectives.held_out import HeldOut
 from l2l.meta.objectives.published import OneStepLoss
 from l2l.meta.objectives.unrolled import Unrolled
-from l2l.meta.walk import inner_key, replay
+from l2l.meta.trajectory import inner_key, replay
 from l2l.noise import Key, standard_noise
-from l2l.perturb.basis import low_rank_noise
+from l2l.optim import zo_step
+from l2l.params.basis import low_rank_noise
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("published", {}),
@@ -258,7 +258,7 @@ def test_a_step_can_be_taken_again_from_what_it_saw():
         ("ratio", {"decay": 1.0}, "decay=1.0 must be at least 0 and below 1"),
         ("expected_curvature", {"trace": "exact"}, "trace='exact' must be one of fisher, hutchinson, seen"),
         ("no.such_module", {}, "no module 'no.such_module' can be imported"),
-        ("l2l.meta.walk", {}, "defines 0 objectives"),
+        ("l2l.meta.trajectory", {}, "defines 0 objectives"),
     ],
 )
 def test_a_wrong_objective_is_refused_with_a_way_out(name: str, args: dict[str, Any], said: str):

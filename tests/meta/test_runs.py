@@ -10,13 +10,13 @@ import torch
 from bowl import weights_of
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
 from l2l.meta.objectives.base import MetaState
 from l2l.meta.objectives.runs import ESFullRun, centred_ranks, first_of_role
 from l2l.methods.learned import Learned
 from l2l.noise import Key
-from l2l.perturb import PerturbedParameters
-from l2l.tuners.tuner import Tuner
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.tuners.model import Tuner
 
 
 class Valley(nn.Module):

@@ -11,10 +11,10 @@ from cases import Quadratic, TiedLM, weights
 from dense_steps import EPSILON, LR, Loss, Weights, assert_same_run, normal, run, two_sided
 from torch import Tensor, nn
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.adamu import AdaMU
 from l2l.noise import Key
-from l2l.perturb import dense_direction
+from l2l.optim import ZOOptimizer
+from l2l.params import dense_direction
 
 HORIZON = 20
 

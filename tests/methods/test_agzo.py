@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from l2l.blocks import Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.agzo import AGZO, InSpan
 from l2l.noise import Key
-from l2l.perturb import PerturbedParameters, dense_direction
-from l2l.perturb.activations import Activations
+from l2l.optim import ZOOptimizer
+from l2l.params import PerturbedParameters, dense_direction
+from l2l.params.blocks import Blocks
+from l2l.params.inputs import Activations
 
 RANK, ITERATIONS = 2, 3
 

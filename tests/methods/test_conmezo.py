@@ -12,11 +12,11 @@ from cases import MethodCase, Quadratic, TiedLM, same_bits, weights
 from dense_steps import EPSILON, LR, SEED, Loss, Weights, assert_near, assert_same_run, moved, normal, run, two_sided
 from torch import Tensor, nn
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.conmezo import ConMeZO, ConMeZOState
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
-from l2l.perturb import dense_direction
+from l2l.optim import ZOOptimizer
+from l2l.params import dense_direction
 
 ANGLE, BETA = 1.2, 0.9
 

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from l2l.estimators.forward_gradient import forward_gradient
-from l2l.finetune.control import CurvatureLR
-from l2l.finetune.optimizer import ZOOptimizer
+from l2l.estimators.forward_mode import forward_gradient
 from l2l.methods.forward_grad import ForwardGrad
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
-from l2l.perturb import Direction
+from l2l.optim import CurvatureLR, ZOOptimizer
+from l2l.params import Direction
 
 
 @pytest.fixture(params=[Quadratic, TiedLM])
@@ -65,7 +64,11 @@ def test_an_evaluation_with_tangents_counts_as_two_passes(num_directions: int):
     optimizer = ZOOptimizer(model, ForwardGrad(num_directions=num_directions), LR)
     optimizer.step(closure)
     assert optimizer.report is not None
-    assert (calls, optimizer.report.passes, ForwardGrad(num_directions=num_directions).passes) == (num_directions, 2 * num_directions, 2 * num_directions)
+    assert (calls, optimizer.report.passes, ForwardGrad(num_directions=num_directions).passes) == (
+        num_directions,
+        2 * num_directions,
+        2 * num_directions,
+    )
 
 
 def test_no_graph_is_built_though_gradients_are_on():
@@ -118,7 +121,9 @@ def test_half_precision_slopes_are_near_those_of_the_same_weights_in_float32():
 def test_it_may_be_given_lr_auto():
     left, right = Quadratic().double(), Quadratic().double()
     control = CurvatureLR(every=1, warm_up=0)
-    one, other = (ZOOptimizer(m, k, "auto", SEED, curvature_lr=control) for m, k in ((left, ForwardGrad()), (right, MeZO())))
+    one, other = (
+        ZOOptimizer(m, k, "auto", SEED, curvature_lr=control) for m, k in ((left, ForwardGrad()), (right, MeZO()))
+    )
     one.step(left)
     other.step(right)
     assert one.report is not None and other.report is not None

@@ -12,10 +12,10 @@ from cases import LogisticRegression, Quadratic, TiedLM, farthest, same_bits, we
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.fzoo import FZOO, deviation
 from l2l.methods.mezo import MeZO
 from l2l.noise import Distribution, Key, standard_noise
+from l2l.optim import ZOOptimizer
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]
@@ -114,7 +114,7 @@ def test_no_step_is_taken_where_all_probes_have_one_loss():
         assert optimizer.step(lambda: model() * 0 + 1) == 1
     assert farthest(weights(model), start) < 1e-6
     exact = Quadratic()
-    ZOOptimizer(exact, FZOO(), LR, SEED, perturb="exact").step(lambda: exact() * 0 + 1)
+    ZOOptimizer(exact, FZOO(), LR, SEED, perturb="functional").step(lambda: exact() * 0 + 1)
     assert same_bits(weights(exact), start)
 
 

@@ -10,13 +10,13 @@ from cases import LogisticRegression, Quadratic, TiedLM, farthest, weights
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2l.blocks import Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.greedy import Greedy
 from l2l.methods.guided import Combined, Guided, contrast
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
-from l2l.perturb import Direction, dense_direction
+from l2l.optim import ZOOptimizer
+from l2l.params import Direction, dense_direction
+from l2l.params.blocks import Blocks
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]

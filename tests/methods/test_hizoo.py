@@ -8,11 +8,11 @@ from cases import Quadratic, TiedLM, weights
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.hizoo import HiZOO
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
-from l2l.perturb import Direction, dense_direction
+from l2l.optim import ZOOptimizer
+from l2l.params import Direction, dense_direction
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]

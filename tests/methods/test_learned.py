@@ -9,16 +9,15 @@ import pytest
 from cases import Problem, TiedLM, same_bits, weights
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.base import Method
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
-from l2l.tuners.basis import random_basis
+from l2l.optim import ZOOptimizer
+from l2l.params.blocks import Blocks
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.normalise import CurvatureNormalizer, EnergyNormalizer, NoNormalizer
-from l2l.tuners.tuner import Tuner
+from l2l.tuners.model import Tuner, random_basis
+from l2l.tuners.normalize import CurvatureNormalizer, EnergyNormalizer, NoNormalizer
 
 STARTS: list[tuple[str, dict[str, Any]]] = [
     ("per_block_mlp", {"start": "mezo"}),

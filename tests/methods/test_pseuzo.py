@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.pseuzo import PseuZO, PseuZOState
 from l2l.noise import Distribution, Key, standard_noise
+from l2l.optim import ZOOptimizer
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]

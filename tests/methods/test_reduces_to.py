@@ -10,16 +10,16 @@ import torch
 from cases import ALONG_NOISE, MethodCase, Problem, TiedLM, named, same_bits, weights
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.base import Method
 from l2l.methods.dizo import DiZO
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
-from l2l.perturb import Direction
-from l2l.tuners.base import TunerNetwork
-from l2l.tuners.normalise import EnergyNormalizer
-from l2l.tuners.tuner import Fingerprint, Tuner
+from l2l.optim import ZOOptimizer
+from l2l.params import Direction
+from l2l.params.blocks import Blocks
+from l2l.tuners.model import Fingerprint, Tuner
+from l2l.tuners.networks import TunerNetwork
+from l2l.tuners.normalize import EnergyNormalizer
 
 
 @final

@@ -11,13 +11,13 @@ from cases import LogisticRegression, Quadratic, TiedLM, weights
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.dizo import DiZO, projected_blocks
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
+from l2l.optim import ZOOptimizer
+from l2l.tuners.model import Tuner
 from l2l.tuners.per_block_mlp import PerBlockMLP
-from l2l.tuners.tuner import Tuner
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]

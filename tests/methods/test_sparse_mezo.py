@@ -10,10 +10,10 @@ from cases import Quadratic, TiedLM, same_bits, weights
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.mezo import MeZO
 from l2l.methods.sparse_mezo import SparseMeZO
 from l2l.noise import Key, standard_noise
+from l2l.optim import ZOOptimizer
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 
@@ -42,7 +42,10 @@ def test_twenty_steps_are_those_of_the_paper(kind: type[nn.Module]):
 @pytest.mark.parametrize("num_directions", [1, 2])
 def test_with_sparsity_0_it_is_mezo_bit_for_bit(num_directions: int):
     model, other = TiedLM(), TiedLM()
-    for m, method in ((model, SparseMeZO(sparsity=0.0, num_directions=num_directions)), (other, MeZO(num_directions=num_directions))):
+    for m, method in (
+        (model, SparseMeZO(sparsity=0.0, num_directions=num_directions)),
+        (other, MeZO(num_directions=num_directions)),
+    ):
         optimizer = ZOOptimizer(m, method, LR)
         for _ in range(10):
             optimizer.step(m)

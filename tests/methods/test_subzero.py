@@ -11,10 +11,10 @@ from cases import MethodCase, Quadratic, TiedLM, weights
 from dense_steps import EPSILON, LR, SEED, Loss, Weights, assert_near, assert_same_run, moved, normal, run, two_sided
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
 from l2l.methods.subzero import InSubspace, SubZero, folded
 from l2l.noise import Key
-from l2l.perturb import Direction, dense_direction
+from l2l.params import Direction, dense_direction
+from l2l.params.blocks import Blocks
 
 RANK, INTERVAL = 3, 4
 

@@ -11,11 +11,11 @@ from cases import MethodCase, Quadratic, TiedLM, weights
 from dense_steps import EPSILON, LR, SEED, Loss, Weights, assert_near, assert_same_run, moved, normal, run, two_sided
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.tezo import TeZO
 from l2l.noise import Key
-from l2l.perturb import Direction, dense_direction
+from l2l.optim import ZOOptimizer
+from l2l.params import Direction, dense_direction
+from l2l.params.blocks import Blocks
 
 RANK, BETAS, DELTA = 3, (0.8, 0.9), 1e-6
 

@@ -10,10 +10,10 @@ from cases import Quadratic, TiedLM, weights
 from dense_steps import EPSILON, LR, Loss, Weights, assert_near, assert_same_run, normal, run, two_sided
 from torch import nn
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.adam import Adam
 from l2l.methods.sign import Sign
 from l2l.noise import Key
+from l2l.optim import ZOOptimizer
 
 
 @pytest.fixture(params=[Quadratic, TiedLM])
@@ -25,7 +25,10 @@ class TorchAdam:
     """The mean estimate written into ``grad``, and one step of torch's optimizer over all tensors."""
 
     def __init__(self, at: Weights, num_directions: int) -> None:
-        self.parameters, self.num_directions = {name: nn.Parameter(value.clone()) for name, value in at.items()}, num_directions
+        self.parameters, self.num_directions = (
+            {name: nn.Parameter(value.clone()) for name, value in at.items()},
+            num_directions,
+        )
         self.optimizer = torch.optim.Adam(self.parameters.values(), LR)
 
     def step(self, loss: Loss, at: Weights, key: Key) -> Weights:

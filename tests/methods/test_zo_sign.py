@@ -10,9 +10,9 @@ from cases import Quadratic, TiedLM, weights
 from dense_steps import EPSILON, LR, Loss, Weights, assert_near, assert_same_run, moved, normal, run, two_sided
 from torch import nn
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.sign import Sign, sign
 from l2l.noise import Key
+from l2l.optim import ZOOptimizer
 
 
 @pytest.fixture(params=[Quadratic, TiedLM])

@@ -10,7 +10,7 @@ from importlib import import_module
 import numpy as np
 import torch
 
-from l2l.noise import Distribution, MomentRequest, Key, TensorSlice, Sums, NoiseTerm, reference
+from l2l.noise import Distribution, Key, MomentRequest, NoiseTerm, Sums, TensorSlice, reference
 
 WORD = 2**32
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -62,7 +62,11 @@ def random_case(seed: int, limit: int, dtypes: tuple[torch.dtype, ...] = (torch.
 
     key = Key(draw.randrange(2**40), draw.randrange(10_000), draw.randrange(4))
     terms = draw.choice([[], [term(key, 1)], [term(key, 2)]])
-    gather = MomentRequest([draw.uniform(-0.01, 0.01) for _ in counts], [0.1 for _ in counts]) if draw.random() < 0.4 else None
+    gather = (
+        MomentRequest([draw.uniform(-0.01, 0.01) for _ in counts], [0.1 for _ in counts])
+        if draw.random() < 0.4
+        else None
+    )
     if terms and gather is None and draw.random() < 0.5:
         terms = [*terms, term(Key(4), 1)]
     rounding = Key(5) if gather is None and draw.random() < 0.4 else None

@@ -11,8 +11,8 @@ from noise_cases import same_bits
 from l2l.noise import (
     Distribution,
     Key,
-    TensorSlice,
     NoiseTerm,
+    TensorSlice,
     active_backend,
     add_noise_to,
     backend_problem,
@@ -21,7 +21,7 @@ from l2l.noise import (
     reference,
     round_scale,
 )
-from l2l.noise.backend import VARIABLE
+from l2l.noise.dispatch import VARIABLE
 
 needs_compiler = pytest.mark.skipif(backend_problem("native") is not None, reason="no C compiler here")
 needs_numba = pytest.mark.skipif(backend_problem("numba") is not None, reason=str(backend_problem("numba")))

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from l2l.noise import Key, active_backend, add_noise_to, backend_problem, build, numba
-from l2l.noise import backend as backends
-from l2l.noise.backend import VARIABLE
+from l2l.noise import Key, active_backend, add_noise_to, backend_problem, numba
+from l2l.noise import dispatch as backends
+from l2l.noise import native as build
+from l2l.noise.dispatch import VARIABLE
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler here")
 needs_numba = pytest.mark.skipif(backend_problem("numba") is not None, reason=str(backend_problem("numba")))

@@ -10,8 +10,18 @@ import pytest
 import torch
 from noise_cases import Case, differing, random_case, same_bits, same_pieces, same_sums
 
-from l2l.noise import Distribution, MomentRequest, Key, TensorSlice, Sums, NoiseTerm, backend_problem, shard_pieces, add_noise
-from l2l.noise.backend import VARIABLE
+from l2l.noise import (
+    Distribution,
+    Key,
+    MomentRequest,
+    NoiseTerm,
+    Sums,
+    TensorSlice,
+    add_noise,
+    backend_problem,
+    shard_pieces,
+)
+from l2l.noise.dispatch import VARIABLE
 
 FAST = [
     pytest.param(name, marks=pytest.mark.skipif(backend_problem(name) is not None, reason=str(backend_problem(name))))
@@ -56,7 +66,9 @@ def moved(case: Case) -> tuple[list[TensorSlice], Sums | None]:
 def test_sums_and_values_do_not_depend_on_the_number_of_threads(backend: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VARIABLE, backend)
     case = replace(random_case(1, 10), dtype=torch.float32, form="place", counts=[900_001, 3], offsets=[5, 2**32 - 2])
-    case = replace(case, terms=[NoiseTerm(Key(1), [(1e-3,)] * 2)], gather=MomentRequest([1e-3] * 2, [0.0] * 2), rounding=None)
+    case = replace(
+        case, terms=[NoiseTerm(Key(1), [(1e-3,)] * 2)], gather=MomentRequest([1e-3] * 2, [0.0] * 2), rounding=None
+    )
     torch.set_num_threads(1)
     pieces, sums = moved(case)
     for count in (2, 3, 7):

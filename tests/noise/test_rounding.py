@@ -8,8 +8,8 @@ import pytest
 import torch
 from noise_cases import same_bits
 
-from l2l.noise import Key, TensorSlice, NoiseTerm, backend_problem, add_noise
-from l2l.noise.backend import VARIABLE
+from l2l.noise import Key, NoiseTerm, TensorSlice, add_noise, backend_problem
+from l2l.noise.dispatch import VARIABLE
 
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(backend_problem(name) is not None, reason=str(backend_problem(name))))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from noise_cases import differing, same_bits, same_sums
 
-from l2l.noise import MomentRequest, Key, TensorSlice, NoiseTerm, active_backend, backend_problem, add_noise
+from l2l.noise import Key, MomentRequest, NoiseTerm, TensorSlice, active_backend, add_noise, backend_problem
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 HERE = Path(__file__).parent

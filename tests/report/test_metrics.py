@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from l2l.report.metrics import MetricsLog, read_metrics
+from l2l.report.run_directory import MetricsLog, read_metrics
 
 
 def filled(folder, steps: int) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
 from l2l.tasks import get_task, task_names
 from l2l.tasks.base import Example, Task, WorldData
 from l2l.tasks.calibrate import calibrated_choice, without_context

@@ -13,10 +13,10 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from l2l.models.buckets import Grouping
+from l2l.models.batching import Grouping
 from l2l.models.heads import token_logprobs
 from l2l.models.kinds import Head
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
 from l2l.tasks.base import Example, Task, WorldData
 from l2l.tasks.closure import batch_loss
 from l2l.tasks.encode import Encoded, collate

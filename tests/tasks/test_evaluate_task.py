@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
 from l2l.tasks import get_task
 from l2l.tasks.base import Example, Task, WorldData
 from l2l.tasks.closure import batch_loss

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from l2l.models.buckets import Grouping
-from l2l.models.trees import chain, common_prefix, grow, row_lengths, tree_attention_mask, tree_inputs
+from l2l.models.batching import Grouping
+from l2l.models.prompt_trees import chain, common_prefix, grow, row_lengths, tree_attention_mask, tree_inputs
 from l2l.tasks.encode import Encoded, EncodedOption, collate
 from l2l.tasks.layout import lay_out, merge_rows, pays
 

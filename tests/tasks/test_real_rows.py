@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from l2l.models.buckets import Grouping
+from l2l.models.batching import Grouping
 from l2l.tasks import get_task, task_names
 from l2l.tasks.base import HubData, Row, Task
 from l2l.tasks.encode import encode

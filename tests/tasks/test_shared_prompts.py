@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from l2l.models import sharing
-from l2l.models.buckets import Grouping
+from l2l.models import batching as sharing
+from l2l.models.batching import Grouping, longest_tree
 from l2l.models.heads import token_logprobs
-from l2l.models.sharing import longest_tree
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
 from l2l.tasks import get_task
 from l2l.tasks.base import Example, Task, WorldData
 from l2l.tasks.closure import batch_loss

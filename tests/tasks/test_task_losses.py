@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
 from l2l.tasks.closure import batch_loss
 from l2l.tasks.encode import Encoded, EncodedOption, Form, collate
 from l2l.tasks.losses import classification_loss, gold_token_sum, lm_loss, option_scores, predictions

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from l2l import fine_tune
-from l2l.finetune.evaluate import EvaluateConfig
-from l2l.finetune.evaluate import run_evaluation as evaluate
 from l2l.tasks import get_task
 from l2l.tasks.base import Example, FileData, HubData
 from l2l.tasks.rows import load_rows, load_splits, part_of
+from l2l.train.evaluate import EvaluateConfig
+from l2l.train.evaluate import run_evaluation as evaluate
 
 CHOICE = {
     "task": "mine",

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from l2l.tuners import store
-from l2l.tuners.amend import edit_card
-from l2l.tuners.results import brief, sections
-from l2l.tuners.verify import verify
+from l2l.tuners import io as store
+from l2l.tuners.card import brief, sections
+from l2l.tuners.inspect import verify
+from l2l.tuners.io import edit_card
 
 ROOT = Path(__file__).parent.parent.parent
 EVALUATION = ROOT / "docs" / "results" / "meta_evaluate-2026-11-22.json"

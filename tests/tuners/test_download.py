@@ -17,9 +17,10 @@ import pytest
 import torch
 from cases import TiedLM
 
-from l2l.tuners import fetch, registry
-from l2l.tuners.download import DownloadConfig, download, run_download
-from l2l.tuners.tuner import Tuner
+from l2l.tuners import sources as fetch
+from l2l.tuners import sources as registry
+from l2l.tuners.model import Tuner
+from l2l.tuners.sources import DownloadConfig, download, run_download
 
 CONTENT = Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -7,12 +7,12 @@ import torch
 from cases import TiedLM
 from torch import nn
 
-from l2l.blocks import Block, Blocks
-from l2l.perturb.moments import block_moments
+from l2l.params.blocks import Block, Blocks
+from l2l.params.engine import block_moments
 from l2l.tuners.features import FEATURES, RunStatistics, block_features
-from l2l.tuners.normalise import EnergyNormalizer
+from l2l.tuners.model import Tuner
+from l2l.tuners.normalize import EnergyNormalizer
 from l2l.tuners.per_block_mlp import PerBlockMLP
-from l2l.tuners.tuner import Tuner
 
 
 def block(values: list, embedding: bool = False) -> Block:

@@ -13,12 +13,11 @@ from cases import TiedLM
 from torch import Tensor
 
 import l2l
-from l2l.blocks import Blocks
-from l2l.tuners import store
-from l2l.tuners.basis import random_basis
+from l2l.params.blocks import Blocks
+from l2l.tuners import io as store
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.normalise import CurvatureNormalizer, EnergyNormalizer, NoNormalizer, Normalizer
-from l2l.tuners.tuner import Tuner
+from l2l.tuners.model import Tuner, random_basis
+from l2l.tuners.normalize import CurvatureNormalizer, EnergyNormalizer, NoNormalizer, Normalizer
 
 BUNDLED = store.bundled_folder() / "l2l-tiny"
 

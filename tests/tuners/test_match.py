@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from l2l.blocks import Blocks
+from l2l.params.blocks import Blocks
 from l2l.tuners.features import RunStatistics
 from l2l.tuners.fingerprint import Fingerprint, ties_of, weights_hash
-from l2l.tuners.match import classify
-from l2l.tuners.normalise import CurvatureNormalizer
-from l2l.tuners.transfer import identified
-from l2l.tuners.tuner import Tuner
-from l2l.tuners.turns import BlockSchedule
+from l2l.tuners.model import Tuner
+from l2l.tuners.normalize import CurvatureNormalizer
+from l2l.tuners.schedule import BlockSchedule
+from l2l.tuners.transfer import classify, identified
 
 
 class Layer(nn.Module):
@@ -185,7 +184,9 @@ def test_what_was_measured_on_blocks_is_renamed_but_not_resized():
     model = Model()
     blocks = Blocks.of(model, trainable=False)
     traces = CurvatureNormalizer({name: float(i + 1) for i, name in enumerate(blocks.names)})
-    tuner = Tuner.for_model(model, "table", normalizer=traces, turns=BlockSchedule.by_role(blocks), values=[2.0] * len(blocks))
+    tuner = Tuner.for_model(
+        model, "table", normalizer=traces, turns=BlockSchedule.by_role(blocks), values=[2.0] * len(blocks)
+    )
     wrapped = Wrapped(Model())
     found = tuner.matched(wrapped, "shape")
     assert isinstance(found.normalizer, CurvatureNormalizer)

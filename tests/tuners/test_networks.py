@@ -8,13 +8,13 @@ import pytest
 import torch
 from cases import TiedLM
 
-from l2l.blocks import Blocks
-from l2l.tuners.build import build_network
+from l2l.params.blocks import Blocks
 from l2l.tuners.features import FEATURES, RunStatistics
+from l2l.tuners.model import Tuner
+from l2l.tuners.networks import build_network
 from l2l.tuners.per_block_mlp import PerBlockMLP
 from l2l.tuners.shared_mlp import SharedMLP
 from l2l.tuners.table import Table
-from l2l.tuners.tuner import Tuner
 
 LEARNING = [("per_block_mlp", {}), ("shared_mlp", {}), ("shared_mlp", {"embedding": 4}), ("table", {})]
 

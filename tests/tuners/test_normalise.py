@@ -6,8 +6,8 @@ import pytest
 import torch
 from cases import TiedLM
 
-from l2l.blocks import Blocks
-from l2l.tuners.normalise import (
+from l2l.params.blocks import Blocks
+from l2l.tuners.normalize import (
     NORMALISERS,
     CurvatureNormalizer,
     EnergyNormalizer,

@@ -10,11 +10,10 @@ from cases import LogisticRegression, Quadratic, TiedLM
 from torch import nn
 
 import l2l
-from l2l.blocks import Blocks
-from l2l.tuners.basis import random_basis
+from l2l.params.blocks import Blocks
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.normalise import CurvatureNormalizer
-from l2l.tuners.tuner import Tuner
+from l2l.tuners.model import Tuner, random_basis
+from l2l.tuners.normalize import CurvatureNormalizer
 
 
 def learned(model: nn.Module, **options) -> Tuner:

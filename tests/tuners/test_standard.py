@@ -10,13 +10,23 @@ import torch
 from cases import TiedLM
 from torch import Tensor, nn
 
-from l2l.blocks import Block, Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.learned import Learned
-from l2l.tuners.constants import FLOOR, block_constants, depths, kind_of
-from l2l.tuners.features import FEATURE_SETS, RunStatistics, feature_set
-from l2l.tuners.standard import STANDARD_COLUMNS, LIMIT, log_ratio, standard_features
-from l2l.tuners.tuner import Tuner
+from l2l.optim import ZOOptimizer
+from l2l.params.blocks import Block, Blocks
+from l2l.tuners.features import (
+    FEATURE_SETS,
+    FLOOR,
+    LIMIT,
+    STANDARD_COLUMNS,
+    RunStatistics,
+    block_constants,
+    depths,
+    feature_set,
+    kind_of,
+    log_ratio,
+    standard_features,
+)
+from l2l.tuners.model import Tuner
 
 
 def column(features: Tensor, name: str) -> list[float]:

@@ -14,11 +14,11 @@ import safetensors.torch
 import torch
 from cases import TiedLM
 
-from l2l.blocks import Blocks
-from l2l.tuners import store
+from l2l.params.blocks import Blocks
+from l2l.tuners import io as store
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.normalise import EnergyNormalizer
-from l2l.tuners.tuner import Provenance, Tuner
+from l2l.tuners.model import Provenance, Tuner
+from l2l.tuners.normalize import EnergyNormalizer
 
 
 def sigma(tuner: Tuner) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_the_card_says_what_the_tuner_is(folder: Path):
 
 def test_a_save_interrupted_half_way_leaves_the_old_tuner(tuner: Tuner, folder: Path, monkeypatch: pytest.MonkeyPatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for target in ("safetensors.torch.save_file", "l2l.tuners.store.render"):
+    for target in ("safetensors.torch.save_file", "l2l.tuners.io.render"):
         with monkeypatch.context() as patch:
 
             def half(*arguments: object) -> None:

@@ -10,12 +10,11 @@ import torch
 from cases import TiedLM
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.tuners import store
-from l2l.tuners.basis import random_basis, ranks
+from l2l.params.blocks import Blocks
+from l2l.tuners import io as store
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.normalise import EnergyNormalizer
-from l2l.tuners.tuner import Tuner
+from l2l.tuners.model import Tuner, random_basis, ranks
+from l2l.tuners.normalize import EnergyNormalizer
 
 MODEL = TiedLM()
 BLOCKS = Blocks.of(MODEL)

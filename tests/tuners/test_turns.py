@@ -10,13 +10,13 @@ import pytest
 import torch
 from cases import TiedLM
 
-from l2l.blocks import Blocks
 from l2l.methods.learned import Learned
 from l2l.noise import Key
-from l2l.tuners.anatomy import turns_line
-from l2l.tuners.normalise import CurvatureNormalizer
-from l2l.tuners.tuner import Tuner
-from l2l.tuners.turns import VECTORS, BlockSchedule, build_schedule, role_of, schedule_config
+from l2l.params.blocks import Blocks
+from l2l.tuners.diagnostics import turns_line
+from l2l.tuners.model import Tuner
+from l2l.tuners.normalize import CurvatureNormalizer
+from l2l.tuners.schedule import VECTORS, BlockSchedule, build_schedule, role_of, schedule_config
 
 MODEL = TiedLM()
 BLOCKS = Blocks.of(MODEL)

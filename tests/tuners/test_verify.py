@@ -11,13 +11,13 @@ import torch
 from broken_saved import with_weights
 from cases import TiedLM
 
-from l2l.tuners import store
+from l2l.tuners import io as store
 from l2l.tuners.fingerprint import Fingerprint
-from l2l.tuners.guard import SHA256
-from l2l.tuners.normalise import NoNormalizer
+from l2l.tuners.inspect import Finding, refuse_errors, verify
+from l2l.tuners.io import SHA256
+from l2l.tuners.model import Provenance, Tuner
+from l2l.tuners.normalize import NoNormalizer
 from l2l.tuners.transfer import identified
-from l2l.tuners.tuner import Provenance, Tuner
-from l2l.tuners.verify import Finding, refuse_errors, verify
 
 PRINTS = Fingerprint.of(TiedLM())
 RECIPE = {"steps": 3, "licence": "Apache-2.0"}

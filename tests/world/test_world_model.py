@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.run import prepare_fine_tuning
-from l2l.models import tiny_random
+from l2l.models import shapes as tiny_random
 from l2l.tasks.closure import batch_loss
 from l2l.tasks.evaluate import evaluate
+from l2l.train.config import FineTuneConfig
+from l2l.train.trainer import prepare_fine_tuning
 from l2l.world.pretrain import main, parse, validation_loss
 
 MODEL = Path(tiny_random.__file__).parent / "tiny"

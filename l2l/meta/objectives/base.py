@@ -9,12 +9,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from l2l.estimators.base import Closure
-from l2l.finetune.step import StepReport
+from l2l.estimators.finite_difference import Closure
 from l2l.meta.labels import SampledLoss
 from l2l.methods.learned import Learned
 from l2l.noise import Key
-from l2l.perturb import PerturbedParameters
+from l2l.optim import StepReport
+from l2l.params import PerturbedParameters
 from l2l.tuners.features import RunStatistics
 
 

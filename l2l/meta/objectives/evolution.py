@@ -16,9 +16,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from l2l.estimators.base import Closure, finite_loss
-from l2l.meta.objectives.base import Objective, MetaLoss, MetaState
-from l2l.meta.walk import walked
+from l2l.estimators.finite_difference import Closure, finite_loss
+from l2l.meta.objectives.base import MetaLoss, MetaState, Objective
+from l2l.meta.trajectory import walked
 from l2l.methods.base import check_counts, check_positive
 from l2l.noise import Key, standard_noise
 

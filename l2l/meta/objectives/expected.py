@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from l2l.meta.closed import first_order, outcome_of, probe_step
-from l2l.meta.objectives.base import Objective, MetaLoss, MetaState
+from l2l.meta.closed_form import first_order, outcome_of, probe_step
+from l2l.meta.objectives.base import MetaLoss, MetaState, Objective
 from l2l.meta.statistics import gradient_statistics
 
 

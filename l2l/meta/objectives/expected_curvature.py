@@ -1,6 +1,6 @@
 """What a zeroth-order step gains in expectation over its noise, to second order: what it costs to move is seen as well.
 
--lr * sum_k lambda_k G_k + (lr^2 / 2) * (sum_k lambda_k G'_k) * (sum_k lambda_k T_k), see :mod:`l2l.meta.closed`.
+-lr * sum_k lambda_k G_k + (lr^2 / 2) * (sum_k lambda_k G'_k) * (sum_k lambda_k T_k), see :mod:`l2l.meta.closed_form`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from l2l.meta.closed import outcome_of, second_order, probe_step
+from l2l.meta.closed_form import outcome_of, probe_step, second_order
 from l2l.meta.curvature import Trace, check_trace, traces
-from l2l.meta.objectives.base import Objective, MetaLoss, MetaState
+from l2l.meta.objectives.base import MetaLoss, MetaState, Objective
 from l2l.meta.statistics import gradient_statistics
 
 

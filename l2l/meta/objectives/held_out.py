@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from l2l.meta.objectives.base import Objective, MetaLoss, MetaState
-from l2l.meta.walk import loss_after_steps
+from l2l.meta.objectives.base import MetaLoss, MetaState, Objective
+from l2l.meta.trajectory import loss_after_steps
 
 
 @final

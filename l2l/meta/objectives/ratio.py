@@ -15,11 +15,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from l2l.meta.closed import Form, outcome_of, probe_step
-from l2l.meta.components import spent
+from l2l.meta.closed_form import Form, outcome_of, probe_step
 from l2l.meta.curvature import Trace, check_trace, traces
-from l2l.meta.objectives.base import Objective, MetaLoss, MetaState
-from l2l.meta.statistics import gradient_statistics
+from l2l.meta.objectives.base import MetaLoss, MetaState, Objective
+from l2l.meta.statistics import gradient_statistics, spent
 from l2l.methods.base import check_positive
 
 

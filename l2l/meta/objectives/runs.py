@@ -22,14 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2l.finetune.control import CurvatureLRState, CurvatureLR
-from l2l.finetune.step import zo_step
-from l2l.meta.objectives.base import Objective, MetaLoss, MetaState
+from l2l.meta.objectives.base import MetaLoss, MetaState, Objective
 from l2l.meta.objectives.evolution import moved, noise_of
-from l2l.meta.walk import Step, take_back, walked
+from l2l.meta.trajectory import Step, take_back, walked
 from l2l.methods.base import check_counts, check_positive
 from l2l.noise import Key
-from l2l.tuners.tuner import Tuner
+from l2l.optim import CurvatureLR, CurvatureLRState, zo_step
+from l2l.tuners.model import Tuner
 
 RUN = 3
 """Word that sets the seeds of runs apart from other streams."""
@@ -51,14 +50,14 @@ class ESFullRun(Objective):
     steps: int = 150
     """Zeroth-order steps of a run, each on a batch of its own."""
     step_fraction: float = 0.1
-    """Of the step control, see :class:`l2l.finetune.control.StepControl`."""
+    """Of the step control, see :class:`l2l.optim.StepControl`."""
     tie: Literal["none", "role"] = "none"
     """``role``: weights that belong to blocks move alike for all blocks whose names differ by the layer's number only:
     far fewer numbers to learn, and what is learned holds for any depth."""
 
     def __post_init__(self) -> None:
         check_counts(population=self.population, steps=self.steps)
-        check_positive(scale=self.scale, beta=self.step_fraction)
+        check_positive(scale=self.scale, step_fraction=self.step_fraction)
         if self.tie not in ("none", "role"):
             raise ValueError(f"tie={self.tie!r} must be 'none' or 'role'")
 
@@ -105,7 +104,9 @@ class ESFullRun(Objective):
                 closure = point.further(number)
                 key = replace(seed, step=number)
                 features = method.tuner.features(state)
-                state, report = zo_step(closure, theta, method, state, key, beta, curvature_lr=control, curvature_lr_state=seen)
+                state, report = zo_step(
+                    closure, theta, method, state, key, beta, curvature_lr=control, curvature_lr_state=seen
+                )
                 amounts = tuple(report.lr[0] * e.projected_gradient / len(report.estimates) for e in report.estimates)
                 taken.append(Step(features, state, report, amounts))
                 seen, passes = report.curvature_lr_state, passes + report.passes
