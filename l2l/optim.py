@@ -653,7 +653,7 @@ def ZOFineTuner(
     epsilon: float = 1e-3,
     seed: int = 0,
     weight_decay: float = 0.0,
-    match: Level = "functional",
+    match: Level = "exact",
     **more: Any,
 ) -> ZOOptimizer:
     """The learned method as a torch optimizer; further arguments: :class:`l2l.methods.learned.Learned`, :class:`Engine`.

@@ -303,7 +303,7 @@ def _looks_ahead(made: Any) -> bool:
 
 
 def _facts(made: Any, model: PreTrainedModel) -> MethodFacts:
-    about = getattr(made, "about", None)
+    about = getattr(made, "info", None)
     kept: Any = getattr(made, "kept", None)
     blocks = Blocks.of(model)
     said = re.search(r"Extra memory: (.+?)\.?$", (type(made).__doc__ or "").split("\n\n")[0].strip(), re.DOTALL)

@@ -197,7 +197,7 @@ def _settings(config: MetaTrainConfig) -> dict[str, Any]:
     if config.basis == "none":
         del settings["basis"], settings["basis_rank"]
     if config.block_schedule == "none":
-        del settings["turns"]
+        del settings["block_schedule"]
     if config.freeze is None:
         del settings["freeze"]
     return settings
@@ -206,7 +206,7 @@ def _settings(config: MetaTrainConfig) -> dict[str, Any]:
 def _recipe(config: MetaTrainConfig) -> dict[str, Any]:
     """The part of the configuration that says how a tuner was made, not where."""
     private = ("out", "data_dir", "overwrite", "progress", "device")
-    absent = [*(["turns"] if config.block_schedule == "none" else []), *(["freeze"] if config.freeze is None else [])]
+    absent = [*(["block_schedule"] if config.block_schedule == "none" else []), *(["freeze"] if config.freeze is None else [])]
     return {name: value for name, value in asdict(config).items() if name not in (*private, *absent)}
 
 

@@ -60,7 +60,7 @@ class LossEvaluator:
 
     def with_transform(self, aim: Callable[[Direction], Direction]) -> LossEvaluator:
         """The sight of what is wrapped: its directions pass through ``aim``, and then through what lies around."""
-        return replace(self, aim=lambda direction: self.transform(aim(direction)))
+        return replace(self, transform=lambda direction: self.transform(aim(direction)))
 
     def center(self) -> float:
         """The loss at theta."""
@@ -85,7 +85,7 @@ class Method(ABC, Generic[State]):
     """Abstract method. States are frozen dataclasses of tensors and numbers, or None: they are saved as they stand.
 
     Tensors of a state may be changed in place by an update, once nothing can go wrong any more: after the last evaluation,
-    and after ``theta.home()`` where a direction is made of them.
+    and after ``theta.restore()`` where a direction is made of them.
     """
 
     info: ClassVar[MethodInfo]

@@ -91,7 +91,7 @@ class PseuZO(CustomEstimator[PseuZOState]):
     def estimate(self, evaluator: LossEvaluator, state: PseuZOState) -> tuple[tuple[Estimate, ...], PseuZOState]:
         blocks, at_home, away = evaluator.theta.blocks, Outputs(), Outputs()
         u = evaluator.transform(self.direction(blocks, state, evaluator.key))
-        bare = replace(evaluator, aim=lambda direction: direction)
+        bare = replace(evaluator, transform=lambda direction: direction)
         watched = replace(bare, closure=lambda: at_home.during(evaluator.closure))
         # Half precision is read as the copies that looks make: norms and biases are float32 on both sides then.
         home = watched.center() if evaluator.theta.update is None else watched.along(u, 0.0)

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from l2l.aliases import renamed
 from l2l.methods import method_class
 from l2l.methods.base import FirstOrder, Method
 from l2l.methods.wrappers import AROUND, split_method_args, split_method_name, wrapper_class
@@ -93,6 +94,7 @@ def _fields(kind: Any) -> set[str]:
 def _checked(name: str, kind: Any, args: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that the part of a method has; ``inner`` is not for the user to give."""
     known = set(inspect.signature(kind).parameters) - {"inner"}
+    args = renamed(args, known)
     unknown = sorted(set(args) - known)
     if unknown:
         raise ValueError(f"method {name!r} has no argument {unknown[0]!r}; it has {', '.join(sorted(known))}")

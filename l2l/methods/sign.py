@@ -41,7 +41,7 @@ class Sign(Method[None]):
         check_counts(num_directions=self.num_directions)
         if self.reading not in ("scalar", "element"):
             raise ValueError(f"reading={self.reading!r} must be 'scalar' or 'element'")
-        object.__setattr__(self, "elementwise", self.reading == "element")
+        object.__setattr__(self, "leaves_span", self.reading == "element")
 
     @property
     def passes(self) -> float:

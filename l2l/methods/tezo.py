@@ -109,8 +109,8 @@ class TeZO(Method[TeZOState]):
             raise ValueError(f"threshold={self.threshold} must be at least 0 and below 1")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must be two numbers, each at least 0 and below 1")
-        object.__setattr__(self, "normalised", self.update == "adam")
-        object.__setattr__(self, "elementwise", self.update == "adam")
+        object.__setattr__(self, "step_is_normalized", self.update == "adam")
+        object.__setattr__(self, "leaves_span", self.update == "adam")
 
     @property
     def passes(self) -> float:

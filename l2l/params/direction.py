@@ -20,7 +20,7 @@ class DirectionOperator(ABC):
     """Says what blocks move along in place of their plain noise: u_b = factor * sigma_b * s_b.
 
     Two are equal only where they are the same object. s_b must be the same bits each time it is asked for, as long as a
-    look or a move along it may still be walked: who changes a tensor that it is made of calls ``theta.home()`` before.
+    look or a move along it may still be walked: who changes a tensor that it is made of calls ``theta.restore()`` before.
     """
 
     @abstractmethod

@@ -269,7 +269,7 @@ class _Mode(TorchFunctionMode):
         if not found or func in PASSIVE:
             return func(*args, **kwargs)
         if torch.is_grad_enabled():
-            raise RuntimeError("gradients can only be taken where theta is at home: call theta.home() before")
+            raise RuntimeError("gradients can only be taken where theta is at home: call theta.restore() before")
         if func is functional.embedding and len(args) > 1 and not renormalises(args, kwargs):
             ids, looked_up = args[0], self._own.index_of(args[1])
             if looked_up is not None:

@@ -108,7 +108,7 @@ class FineTuneConfig:
     their own size; ``zero_shot``, ``icl`` and ``linear_probe``, which take no steps."""
     tuner: str | None = None
     """Directory, bundled name or hub id of the tuner that ``learned`` needs."""
-    match: Level = "functional"
+    match: Level = "exact"
     """How alike the model must be to the tuner's own. ``exact``: names and shapes of all blocks, frozen ones included;
     ``shape``: these under other names, or parts of them; ``kind``: any, its blocks take the sigma of similar ones. A
     size-free tuner serves every model."""

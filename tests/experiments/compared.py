@@ -28,19 +28,19 @@ SMALL: dict[str, Any] = {
 
 TOY = '''
 from dataclasses import dataclass
-from l2l.methods.base import About, Method
+from l2l.methods.base import MethodInfo, Method
 from l2l.methods.mezo import MeZO
 
 @dataclass(frozen=True)
 class Toy(Method):
     """MeZO along plus and minus one. Extra memory: none."""
 
-    about = About("nobody, nowhere", "nothing at all")
+    info = MethodInfo("nobody, nowhere", "nothing at all")
     epsilon: float = 1e-3
     draws: int = 1
     distribution: str = "rademacher"
     passes = MeZO.passes
-    kept = MeZO.kept
+    state_bytes = MeZO.state_bytes
     init = MeZO.init
     direction = MeZO.direction
     update_ = MeZO.update_

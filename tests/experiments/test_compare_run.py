@@ -139,7 +139,7 @@ def test_a_run_that_is_refused_says_why_and_the_others_go_on(tmp_path, monkeypat
 
 
 def test_a_method_whose_steps_have_a_length_of_their_own_is_told_of_unless_it_has_a_scale(here, tmp_path, monkeypatch):
-    monkeypatch.setattr(MeZO, "normalised", True, raising=False)
+    monkeypatch.setattr(MeZO, "step_is_normalized", True, raising=False)
     compare.run_comparison(small(tmp_path / "out", methods=["mezo"], grid=[1e-3]))
     assert "mezo: steps of a length of their own" in (tmp_path / "out" / "compare.md").read_text()
     scaled = {"method": "mezo", "scale": 2.0}

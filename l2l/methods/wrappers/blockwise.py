@@ -66,7 +66,7 @@ class Blockwise(CustomEstimator[BlockwiseState]):
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"patterns: {pattern!r} is no regular expression: {error}") from error
-        for name in ("epsilon", "num_directions", "normalised", "elementwise", "differentiates"):
+        for name in ("epsilon", "num_directions", "step_is_normalized", "leaves_span", "differentiates"):
             object.__setattr__(self, name, getattr(self.inner, name))
 
     @property
@@ -118,7 +118,7 @@ class Blockwise(CustomEstimator[BlockwiseState]):
         waiting = tuple(along) if self.apply == "at once" else ()
         for part in parts[: 1 if waiting else None]:
             seen += [
-                replace(evaluator, aim=lambda u: u).two_point(layer_groups_of(u, part), self.epsilon) for u in along
+                replace(evaluator, transform=lambda u: u).two_point(layer_groups_of(u, part), self.epsilon) for u in along
             ]
         return tuple(seen), BlockwiseState(inner, waiting)
 
@@ -151,4 +151,4 @@ def _times(estimate: Estimate, count: int) -> Estimate:
 
 def _of(evaluator: LossEvaluator, part: Group) -> LossEvaluator:
     """The sight of a group. What is wrapped around acts first: it sees all blocks."""
-    return replace(evaluator, aim=lambda direction: layer_groups_of(evaluator.transform(direction), part))
+    return replace(evaluator, transform=lambda direction: layer_groups_of(evaluator.transform(direction), part))

@@ -56,9 +56,9 @@ class Hybrid(CustomEstimator[Any]):
         check_positive(fo_lr=self.fo_lr)
         if not isinstance(self.layers, int) or isinstance(self.layers, bool) or self.layers < 0:
             raise ValueError(f"layers={self.layers} must be a whole number, at least 0")
-        for name in ("epsilon", "num_directions", "normalised"):
+        for name in ("epsilon", "num_directions", "step_is_normalized"):
             object.__setattr__(self, name, getattr(self.inner, name))
-        for name in ("elementwise", "differentiates"):
+        for name in ("leaves_span", "differentiates"):
             object.__setattr__(self, name, getattr(self.inner, name) or self._backward)
 
     @property
@@ -104,7 +104,7 @@ class Hybrid(CustomEstimator[Any]):
     def estimate(self, evaluator: LossEvaluator, state: Any) -> tuple[tuple[Estimate, ...], Any]:
         # What is wrapped around acts first: it sees all blocks.
         still = replace(
-            evaluator, aim=lambda direction: self._others(evaluator.theta.blocks, evaluator.transform(direction))
+            evaluator, transform=lambda direction: self._others(evaluator.theta.blocks, evaluator.transform(direction))
         )
         return run_estimator(self.inner, still if self._backward else evaluator, state)
 

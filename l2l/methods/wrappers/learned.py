@@ -44,7 +44,7 @@ class LearnedWrapper(CustomEstimator[LearnedWrapperState]):
     num_directions: int = field(init=False)
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "num_directions", "normalised", "elementwise", "differentiates"):
+        for name in ("epsilon", "num_directions", "step_is_normalized", "leaves_span", "differentiates"):
             object.__setattr__(self, name, getattr(self.inner, name))
 
     @property

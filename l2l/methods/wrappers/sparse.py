@@ -80,7 +80,7 @@ class Sparse(CustomEstimator[SparseState]):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
         if self.keep not in ("largest", "smallest"):
             raise ValueError(f"keep={self.keep!r} must be largest or smallest")
-        for name in ("epsilon", "num_directions", "normalised", "elementwise", "differentiates"):
+        for name in ("epsilon", "num_directions", "step_is_normalized", "leaves_span", "differentiates"):
             object.__setattr__(self, name, getattr(self.inner, name))
 
     @property
