@@ -14,6 +14,7 @@ import json
 import platform
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +22,7 @@ import torch
 from cases import METHODS, PROBLEMS, MethodCase, Problem, TiedLM, named, optimizer_for, weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 import l2l
 from l2l import cli
@@ -100,19 +102,32 @@ def stepped(model: nn.Module, optimizer: torch.optim.Optimizer) -> Result:
     return moved_result(before, weights(model))
 
 
-def contract_weights(case: MethodCase, problem: Problem, dtype: torch.dtype = torch.float32) -> Result:
-    model = problem.make().to(dtype)
+class HalfLM(TiedLM):
+    """In bfloat16 with its loss in float32, as closures give it: one in bfloat16 is the same on both sides of a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to(torch.bfloat16)
+
+    def forward(self) -> Tensor:
+        x = self.embed(self.tokens)
+        logits = self.head(self.norm(x + self.attention(x))).float()
+        return functional.cross_entropy(logits[:, :-1].flatten(0, 1), self.tokens[:, 1:].flatten())
+
+
+def contract_weights(case: MethodCase, problem: Problem) -> Result:
+    model = problem.make()
     return stepped(model, optimizer_for(case, model, problem))
 
 
 def contracts() -> dict[str, Compute]:
     """Every method of the contracts on every problem in float32, and on the language model in bfloat16."""
-    found: dict[str, Compute] = {}
-    for case in METHODS:
-        for problem in PROBLEMS:
-            found[f"{problem.name} {named(case)}"] = lambda _, c=case, p=problem: contract_weights(c, p)
-        found[f"tied_lm bfloat16 {named(case)}"] = lambda _, c=case: contract_weights(c, PROBLEMS[-1], torch.bfloat16)
-    return found
+    problems = [*PROBLEMS, replace(PROBLEMS[-1], name="tied_lm bfloat16", make=HalfLM)]
+    return {
+        f"{problem.name} {named(case)}": lambda _, c=case, p=problem: contract_weights(c, p)
+        for problem in problems
+        for case in METHODS
+    }
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
@@ -187,6 +202,11 @@ RUNS: dict[str, dict[str, Any]] = {
 """Options beside :data:`FINE_TUNE`: one run per family of methods, and the other ways to step."""
 
 
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def log_columns(path: Path) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """The head of a run log, and its columns: a value per step, or per draw of every step."""
     head, *lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -208,9 +228,7 @@ def fine_tune(options: Mapping[str, Any], out: Path) -> Result:
     summary = json.loads((out / "summary.json").read_text())
     exact, columns = log_columns(out / "steps.jsonl")
     columns["initial_loss, final_loss"] = [summary["initial_loss"], summary["final_loss"]]
-    columns["dev losses"] = [
-        float(row["dev_loss"]) for row in csv.DictReader((out / "metrics.csv").open()) if row["dev_loss"]
-    ]
+    columns["dev losses"] = [float(row["dev_loss"]) for row in table(out / "metrics.csv") if row["dev_loss"]]
     result = columns_result(columns, exact | {"total passes": summary["passes"]})
     tensors = [tensor for path in (out / "model").glob("*.safetensors") for tensor in load_file(path).values()]
     result["bits"]["weights"] = tensors_bits(tensors)
@@ -252,7 +270,7 @@ META_RUNS: dict[str, dict[str, Any]] = {
 def meta_train(options: Mapping[str, Any], out: Path) -> Result:
     command("meta-train", *flags({**META_TRAIN, **options, "out": str(out)}))
     summary = json.loads((out / "summary.json").read_text())
-    rows = list(csv.DictReader((out / "metrics.csv").open()))
+    rows = table(out / "metrics.csv")
     columns = {
         "train_loss": [float(row["train_loss"]) for row in rows if row["train_loss"]],
         "objective": [float(row["objective"]) for row in rows if row["objective"]],
@@ -361,7 +379,7 @@ def run_columns(rows: Iterable[Mapping[str, Any]], label: str) -> tuple[dict[str
 def compare_cell(out: Path) -> Result:
     methods = ["mezo", {"method": "fzoo", "scale": 10}]
     command("compare", *flags({**EXPERIMENT, "methods": methods, "out": str(out)}))
-    return columns_result(*run_columns(csv.DictReader((out / "results.csv").open()), "label"))
+    return columns_result(*run_columns(table(out / "results.csv"), "label"))
 
 
 def plain(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
