@@ -31,7 +31,7 @@ ROUGH: dict[tuple[str, str, str], float | None] = {
     # One of eight rows, where its two best options are nearly alike.
     ("experiments", "", "accuracy"): 0.4,
 }
-"""By file, part of the result's name, part of the list's name: wider limits. None: finite is enough. The last that fits holds."""
+"""Wider limits by file, part of the result's name, part of the list's name; None: finite is enough. The last to fit holds."""
 
 SLOW = {
     *(("fine_tune", name) for name in ("mezo functional cosine", "mezo bfloat16", "learned lr=auto", "momentum")),
