@@ -12,9 +12,9 @@ import torch
 from l2l.finetune.config import FineTuneConfig
 from l2l.finetune.run import prepare
 from l2l.finetune.session import Parts
-from l2l.tasks.closure import batch_loss
 from l2l.tasks.evaluate import Scores, evaluate
-from l2l.world import HELD_OUT, POOL, VALIDATION
+from l2l.tasks.losses import batch_loss
+from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
 
 ROLES = {"pool": POOL, "validation": VALIDATION, "held out": HELD_OUT}
 

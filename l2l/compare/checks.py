@@ -15,8 +15,8 @@ from l2l.finetune.methods import build_method
 from l2l.models.load import EMBEDDED, context_length, load_model, load_tokenizer
 from l2l.tasks import get_task
 from l2l.tasks.rows import load_splits
+from l2l.tasks.tiny_world import POOL, VALIDATION
 from l2l.tuners.tuner import Tuner
-from l2l.world import POOL, VALIDATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

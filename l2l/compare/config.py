@@ -138,7 +138,7 @@ def _three() -> list[Contender]:
 
 
 def _held_out() -> list[Setting]:
-    from l2l.world import HELD_OUT
+    from l2l.tasks.tiny_world import HELD_OUT
 
     return [Setting("l2l-tiny", tasks=list(HELD_OUT))]
 

@@ -13,7 +13,7 @@ from l2l.blocks import Block, Blocks
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.base import Closure
 from l2l.finetune.batches import Feeder
-from l2l.tasks.closure import batch_loss
+from l2l.tasks.losses import batch_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,8 +16,8 @@ from l2l.finetune.config import FineTuneConfig
 from l2l.finetune.objectives import LOSS, Objective, find_objective
 from l2l.methods.base import FirstOrder
 from l2l.tasks.base import Row, Task
-from l2l.tasks.closure import batch_loss
 from l2l.tasks.encode import Batch, Encoded
+from l2l.tasks.losses import batch_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -27,8 +27,7 @@ from l2l.report.metrics import read
 from l2l.report.plots import plot_panels, smooth
 from l2l.report.progress import progress_bar
 from l2l.report.rundir import METRICS, RunDirectory
-from l2l.tasks.encode import collate
-from l2l.tasks.reader import reader_for
+from l2l.tasks.encode import collate, encoder_for
 from l2l.tuners.tuner import Tuner
 
 if TYPE_CHECKING:
@@ -142,11 +141,11 @@ def prepare(
     )
     _check_forward(config, model, optimizer)
     limit = context_length(model, config.max_length)
-    reader = reader_for(model)
-    encoded = reader.encode(task, splits.train, tokenizer, limit)
+    encoder = encoder_for(model)
+    encoded = encoder.encode(task, splits.train, tokenizer, limit)
     grouping = Grouping.of(model, config.length_groups, config.share_prompts)
     feeder = Feeder(
-        encoded, task.form, reader.pad_id(tokenizer), config.batch_size, config.seed, model.device, grouping
+        encoded, task.form, encoder.pad_id(tokenizer), config.batch_size, config.seed, model.device, grouping
     )
     if config.compile:
         compile_decoder(model)

@@ -22,7 +22,7 @@ from l2l.meta.pool import PoolTask
 from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
 from l2l.models.heads import TokenQuery, token_logprobs
 from l2l.perturb import Theta
-from l2l.tasks.closure import batch_loss
+from l2l.tasks.losses import batch_loss
 from l2l.tuners.basis import random_basis
 
 if TYPE_CHECKING:

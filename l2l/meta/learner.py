@@ -23,8 +23,8 @@ from l2l.noise import Key
 from l2l.perturb import Theta
 from l2l.report.files import read_tensors, write_tensors
 from l2l.report.rundir import RunDirectory
-from l2l.tasks.closure import batch_loss
 from l2l.tasks.encode import Batch
+from l2l.tasks.losses import batch_loss
 from l2l.tuners.features import History
 from l2l.tuners.tuner import Tuner
 

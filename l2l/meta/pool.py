@@ -13,7 +13,7 @@ from l2l.finetune.batches import Feeder
 from l2l.models.buckets import Grouping
 from l2l.tasks import get_task
 from l2l.tasks.base import Row, Task
-from l2l.tasks.reader import reader_for
+from l2l.tasks.encode import encoder_for
 from l2l.tasks.rows import load_splits
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ def load_pool(
     Raises:
         ValueError, FileNotFoundError: an unknown task, missing or malformed data.
     """
-    found, reader = [], reader_for(model)
+    found, encoder = [], encoder_for(model)
     grouping = Grouping.of(model, config.length_groups, config.share_prompts)
     for name in names:
         task = get_task(name)
         splits = load_splits(task, config.data_dir, config.train_size, config.dev_size, 0, config.seed)
-        encoded = reader.encode(task, splits.train, tokenizer, max_length)
-        pad_id = reader.pad_id(tokenizer)
+        encoded = encoder.encode(task, splits.train, tokenizer, max_length)
+        pad_id = encoder.pad_id(tokenizer)
         feeder = Feeder(encoded, task.form, pad_id, config.batch_size, config.seed, model.device, grouping)
         found.append(PoolTask(task, feeder, splits.dev))
     return found

@@ -24,14 +24,14 @@ from l2l.report.progress import progress_bar
 from l2l.report.quiet import quiet_lightning
 from l2l.report.rundir import METRICS, RunDirectory
 from l2l.tasks import get_task
-from l2l.tasks.closure import batch_loss
+from l2l.tasks.losses import batch_loss
+from l2l.tasks.tiny_world import POOL, VALIDATION
 from l2l.tuners.card import movement
 from l2l.tuners.features import feature_set
 from l2l.tuners.normalise import Normaliser, build_normaliser, normaliser_config
 from l2l.tuners.transfer import identified
 from l2l.tuners.tuner import Provenance, Tuner, load_weights
 from l2l.tuners.turns import Turns
-from l2l.world import POOL, VALIDATION
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,9 +12,9 @@ from l2l.meta.pool import PoolTask
 from l2l.methods.base import Method
 from l2l.noise import Key
 from l2l.perturb import Theta
-from l2l.tasks.closure import batch_loss
 from l2l.tasks.encode import Batch
 from l2l.tasks.evaluate import evaluate
+from l2l.tasks.losses import batch_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -23,9 +23,9 @@ from l2l.compare.evaluate import run
 from l2l.compare.jobs import Job, run_job
 from l2l.compare.trials import run_tolerantly
 from l2l.compare.written import finite
+from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
 from l2l.tuners.basis import random_basis
 from l2l.tuners.tuner import Provenance, Tuner
-from l2l.world import HELD_OUT, POOL, VALIDATION
 
 SMALL: dict[str, Any] = {
     "passes": 8,

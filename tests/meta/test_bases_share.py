@@ -15,7 +15,7 @@ from l2l.meta.config import MetaTrainConfig
 from l2l.meta.pool import PoolTask, load_pool
 from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
 from l2l.perturb import Theta
-from l2l.tasks.closure import batch_loss
+from l2l.tasks.losses import batch_loss
 
 
 def losses_of(model: nn.Module, task: PoolTask, batches: int) -> Losses:

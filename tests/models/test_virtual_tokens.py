@@ -17,7 +17,7 @@ from l2l.models.schemes import apply_scheme
 from l2l.models.sharing import longest_tree
 from l2l.models.tiny_random import tiny_random
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, collate
-from l2l.tasks.generate import generate
+from l2l.tasks.evaluate import generate
 
 torch.set_num_threads(1)
 FAMILIES = ["opt", "llama", "gpt2", "gpt_neox", "gemma2", "mixtral", "bloom"]

@@ -15,7 +15,7 @@ from l2l.finetune.ground import Ground
 from l2l.methods.base import check_counts
 from l2l.models.load import context_length
 from l2l.tasks.base import Example, Row, Task
-from l2l.tasks.texts import special_ids, tokenize
+from l2l.tasks.encode import special_ids, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
