@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import task_table
+from task_table import ABSENT, Sizes, catalogue, majority_accuracy, prompt_row, prompt_shape, row_counts, zero_shot
 
 from l2l.tasks import get_task, task_names
 from l2l.tasks.base import Example, HubData, Task
-from l2l.tasks.catalogue import ABSENT, Sizes, catalogue, majority, prompt_row, prompt_shape, row_counts, zero_shot
 from l2l.tasks.evaluate import evaluate
 from l2l.tasks.rows import TEST_SEED, load_rows
 
@@ -53,7 +55,7 @@ def test_counts_are_those_of_the_files_and_of_the_usual_run(folder):
     assert row_counts(get_task("rte"), folder) is None
     assert row_counts(get_task("sst2"), None) is None
     assert row_counts(get_task("world_topic"), folder) is None
-    assert majority(get_task("sst2"), folder) == 0.75
+    assert majority_accuracy(get_task("sst2"), folder) == 0.75
 
 
 def test_the_table_repeats_itself_and_says_where_data_are_absent(folder, stories):
@@ -91,3 +93,17 @@ def test_the_committed_file_names_every_task_with_its_version_and_prompt():
     for task in map(get_task, task_names()):
         assert f"| `{task.label}` |" in text
         assert prompt_row(task)["prompt"] in text
+
+
+def test_the_script_writes_the_file_as_a_whole_and_names_its_command(tmp_path, monkeypatch):
+    out = tmp_path / "tasks.md"
+    options = ["--rows", "5", "--tasks", "world_topic", "sst2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/task_table.py", *options])
+    task_table.main()
+    text = out.read_text(encoding="utf-8")
+    assert "`python benchmarks/task_table.py --data_dir DATA --models l2l/tiny --rows 5 --out" in text
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [line.split("`")[1] for line in lines] == ["world_topic@1", "sst2@1", "world_topic", "sst2"]
+    assert lines[0].startswith("| `world_topic@1` | options | accuracy | generated | as asked | ")
+    assert lines[1].count("no data here") == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["tasks.md"]

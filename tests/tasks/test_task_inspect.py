@@ -13,8 +13,7 @@ import yaml
 from l2l import fine_tune
 from l2l.tasks import get_task, task_names
 from l2l.tasks.base import FileData
-from l2l.tasks.card import card, table_row
-from l2l.tasks.inspect import CheckConfig, Checked, check
+from l2l.tasks.inspect import CheckConfig, Checked, card, check, table_row
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "your-task.md"
 CHOICE = {

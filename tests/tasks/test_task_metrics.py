@@ -1,11 +1,22 @@
-"""The benchmarks' own metrics, by hand."""
+"""Metrics by hand, the benchmarks' own among them, and bootstrap intervals."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 
 from l2l.tasks import get_task
-from l2l.tasks.metrics import grouped_scores, span_scores
+from l2l.tasks.evaluate import Scores
+from l2l.tasks.metrics import (
+    accuracy,
+    answer_scores,
+    bootstrap_interval,
+    format_interval,
+    grouped_scores,
+    span_scores,
+)
 
 
 def one(prediction: str, *alternatives: list[str]) -> tuple[float, float]:
@@ -99,3 +110,78 @@ def test_drop_reads_the_release_s_answers_where_a_row_has_them():
     assert official("drop", [validated] * 3, ["9 May 1950", "7.0", "8"]) == pytest.approx(
         {"f1": 2 / 3, "exact_match": 2 / 3}
     )
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "f1", "exact"),
+    [
+        ("The  Lima!", ["lima"], 1.0, 1.0),
+        ("city of Lima", ["Lima"], 0.5, 0.0),
+        ("Lima city", ["Cusco", "the city Lima in Peru"], 2 * 1.0 * 0.5 / 1.5, 0.0),
+        ("Cusco", ["Lima"], 0.0, 0.0),
+        ("", ["Lima"], 0.0, 0.0),
+        ("a b b", ["b b b"], 0.8, 0.0),
+    ],
+)
+def test_f1_and_exact_match_follow_squads_rule(prediction, answers, f1, exact):
+    assert answer_scores([prediction], [answers]) == (pytest.approx(f1), exact)
+
+
+def test_scores_are_means_over_examples():
+    f1, exact = answer_scores(["Lima", "x", "city of Lima"], [["Lima"], ["y"], ["Lima"]])
+    assert (f1, exact) == (pytest.approx(0.5), pytest.approx(1 / 3))
+    assert accuracy([0, 2, 1], [(0,), (0, 2), (2,)]) == pytest.approx(2 / 3)
+
+
+def test_scores_of_nothing_or_of_uneven_lists_are_errors():
+    with pytest.raises(ValueError, match="0 predictions"):
+        accuracy([], [])
+    with pytest.raises(ValueError, match="1 predictions against 2"):
+        answer_scores(["a"], [["a"], ["b"]])
+    with pytest.raises(ValueError, match="example 1 has no reference answer"):
+        answer_scores(["a", "b"], [["a"], []])
+
+
+def test_of_many_rows_the_interval_is_that_of_the_normal_approximation():
+    low, high = bootstrap_interval([1.0] * 700 + [0.0] * 300)
+    half = 1.96 * math.sqrt(0.7 * 0.3 / 1000)
+    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=4e-3)
+
+
+def test_it_holds_the_true_mean_in_about_19_of_20_samples():
+    draw = np.random.default_rng(0)
+    ends = [bootstrap_interval((draw.random(200) < 0.6).astype(float).tolist(), resamples=500) for _ in range(200)]
+    assert 0.90 <= np.mean([low <= 0.6 <= high for low, high in ends]) <= 0.99
+
+
+def test_the_same_scores_give_the_same_interval_and_another_seed_nearly_so():
+    scores = np.random.default_rng(1).random(50).tolist()
+    assert bootstrap_interval(scores) == bootstrap_interval(scores)
+    assert bootstrap_interval(scores, seed=1) == pytest.approx(bootstrap_interval(scores), abs=0.02)
+    assert bootstrap_interval(scores, seed=1) != bootstrap_interval(scores)
+
+
+def test_scores_that_are_all_alike_give_an_interval_without_width():
+    assert bootstrap_interval([0.5] * 4) == (0.5, 0.5)
+
+
+def test_many_rows_are_drawn_in_chunks_that_change_nothing(monkeypatch):
+    scores = np.random.default_rng(2).random(300).tolist()
+    whole = bootstrap_interval(scores)
+    monkeypatch.setattr("l2l.tasks.metrics._AT_ONCE", 1000)
+    assert bootstrap_interval(scores) == pytest.approx(whole, abs=1e-12)
+
+
+def test_no_scores_are_refused():
+    with pytest.raises(ValueError, match="at least one score"):
+        bootstrap_interval([])
+
+
+def test_a_summary_holds_the_interval_and_no_row_by_itself():
+    plain = Scores(1.0, "accuracy", 0.5, 2, rowwise=(1.0, 0.0)).plain()
+    assert plain["interval"] == [0.0, 1.0]
+    assert "rowwise" not in plain
+
+
+def test_a_value_is_written_with_its_interval():
+    assert format_interval(0.7123, (0.6709, 0.7516)) == "0.712 [0.671, 0.752]"
