@@ -40,14 +40,14 @@ TEXT = """# Tasks
 This file is written by `python benchmarks/task_table.py --data_dir DATA --models {models} --rows {rows} --out
 docs/tasks.md`; do not edit it.
 
-- A task is named as `sst2`; `sst2@1` holds on to the version, and is refused where the task has another one, because
+- A task is named as `sst2`; `sst2@1` requires that version, and is refused where the task has another one, because
   figures of different versions do not compare; `sst2:empty` is a variant, and `sst2@1:empty` both.
 - **Kind.** `options`: the loss is the cross entropy of the options' mean log-probabilities. `options, LM loss`: it is
   that of the right option's tokens. Both choose the option of the highest mean log-probability. `generation`: greedy,
   one line, at most 50 tokens; the loss is that of the first reference answer.
 - **Rows** are those of the data directory these figures were made with, which holds samples of some data sets. `a run
-  gets` is what is left of {usual} rows asked for; test rows come from the validation split and are the same for every
-  seed, dev rows are split off the train rows. `{absent}`: the directory lacks the task, and the hub has it.
+  gets` counts the rows of a run that asks for {usual}; test rows come from the validation split and are the same for
+  every seed, dev rows are split off the train rows. `{absent}`: the directory lacks the task, and the hub has it.
 - **Figures** are zero-shot, on at most {rows} test rows, prompts cut on the left to the model's context. In square
   brackets stands the 95 % bootstrap interval over rows, in round ones the benchmark's own metrics where they differ:
   MultiRC's F1 over answers (`f1a`) and exact match over questions, of which a sample of rows may hold only some
@@ -56,9 +56,9 @@ docs/tasks.md`; do not edit it.
   in the same rows.
 - **Prompts** show a field of the row as its name in braces, a line break as ⏎ and the space before an option as ␣.
   Tasks that the package generates (`world_…`) show their first row.
-- **Variants** put a row in other words; its answer stays. `empty` is the input without cue words, for the ablation of
-  how much the prompt does; of `copa`, the alternatives then are sentences of their own. Tasks with `-` there have none.
-- **The context-less prompt** is what is left of a prompt without the passage, sentence or premise. `evaluate(...,
+- **Variants** are other prompts of the same rows and answers. `empty` is the input without cue words, to ablate the
+  prompt; of `copa`, the alternatives then are sentences of their own. Tasks with `-` there have none.
+- **The context-less prompt** is the prompt without the passage, sentence or premise. `evaluate(...,
   calibrate=True)` chooses the option whose log-probability rises most over that after the context-less prompt
   (Holtzman et al., 2021). Tasks with `-` there cannot be calibrated.
 

@@ -160,11 +160,7 @@ def option_starts(row: Tokenized) -> list[int]:
 
 
 def _surplus(total: int, spare: int, longest: int, max_length: int, name: str) -> int:
-    """How many of the ``spare`` tokens of a prompt must go for ``total`` ids to fit into ``max_length``.
-
-    Raises:
-        ValueError: more would have to go than there are: an option of ``longest`` tokens does not fit.
-    """
+    """How many of the ``spare`` tokens of a prompt must go for ``total`` ids to fit into ``max_length``."""
     surplus = max(0, total - max_length)
     if surplus > spare:
         raise ValueError(
@@ -347,7 +343,7 @@ def encode_labels(
 
 
 def _framed(around: tuple[Ids, Ids], row: Tokenized, max_length: int) -> Ids:
-    """The prompt with what the tokenizer puts around it, cut on the prompt's left."""
+    """The prompt between the tokenizer's special tokens, cut on the prompt's left."""
     before, after = around
     cut = max(0, len(before) + len(row.prompt) + len(after) - max_length)
     ids = before + row.prompt[cut:] + after
@@ -364,10 +360,10 @@ def _refuse_generation(task: Task, row: Tokenized, kind: str) -> None:
 
 
 def decoder_start(model: Any) -> int:
-    """The id that an encoder-decoder's own rows start with: as its config tells, else its padding id.
+    """The id that an encoder-decoder's own rows start with: that of its config, else its padding id.
 
     Raises:
-        ValueError: the model tells neither.
+        ValueError: the config has neither.
     """
     configs = (getattr(model, "generation_config", None), model.config)
     names = ("decoder_start_token_id", "pad_token_id", "bos_token_id")
@@ -389,7 +385,7 @@ class Layout:
     """R rows for N inputs."""
 
     rows: tuple[Tree, ...]
-    """[R] what to feed."""
+    """[R] the row's tokens."""
     row_of: tuple[int, ...]
     """[N] the row that holds an input."""
     columns: tuple[Sequence[int], ...]
@@ -397,16 +393,16 @@ class Layout:
     branching: bool
     """Whether some row is more than one input: else the rows are plain."""
     decoders: tuple[Ids, ...] = ()
-    """[R] what a decoder is fed beside each row; none for models of one stack."""
+    """[R] ids that the decoder is fed beside each row; empty where there is no decoder."""
 
 
 def lay_out(groups: Sequence[Sequence[Ids]], grouping: Grouping | None = None) -> Layout:
     """Place the inputs of each example, in as few tokens as ``grouping`` allows.
 
-    Inputs that equal another or are its beginning never cost anything. Where trees are allowed, an example's inputs
-    share what they begin with if that pays for the example, and if it does for the whole batch, padding included: one
-    long tree among short plain rows may not. A batch in which none does is laid out as without trees, and so is one
-    with a plain row longer than a tree may be: next to a tree it would be read with the tree's mask.
+    Inputs that equal another or are its prefix never cost anything. Where trees are allowed, an example's inputs share
+    their common prefix if that pays for the example, and for the whole batch, padding included: one long tree among
+    short plain rows may not. A batch in which none pays is laid out without trees, and so is one with a plain row longer
+    than a tree may be: next to a tree it would be read with the tree's mask.
     """
     plain = _place(groups, [None] * len(groups))
     if grouping is None or not grouping.tree:
@@ -420,7 +416,7 @@ def lay_out(groups: Sequence[Sequence[Ids]], grouping: Grouping | None = None) -
 
 
 def lay_out_whole(inputs: Sequence[tuple[Ids, Ids]]) -> Layout:
-    """Place inputs of models that see a row as a whole, each with its decoder's row: only equal ones share a row.
+    """Place inputs of models that are not causal, each with its decoder's row: only equal ones share a row.
 
     Columns are those of the decoder, where it is fed anything.
     """
@@ -449,7 +445,7 @@ def _worthy_tree(inputs: Sequence[Ids], longest: int) -> Tree | None:
 
 
 def _place(groups: Sequence[Sequence[Ids]], trees: Sequence[Tree | None]) -> Layout:
-    """Examples with a tree in its row; what is left merged into plain rows, across examples too."""
+    """Examples with a tree get its row; all other inputs are merged into plain rows, across examples too."""
     left = [ids for inputs, tree in zip(groups, trees, strict=True) if tree is None for ids in inputs]
     served, kept = merge_rows(left)
     plain = iter(served)
@@ -465,13 +461,13 @@ def _place(groups: Sequence[Sequence[Ids]], trees: Sequence[Tree | None]) -> Lay
 
 
 def merge_rows(inputs: Sequence[Ids]) -> tuple[list[int], list[Ids]]:
-    """Drop inputs that equal another or are its beginning; say for each input which kept row serves it.
+    """Drop inputs that equal another or are its prefix. Returns for each input the index of its row, and the rows.
 
-    A causal model's output at a position depends on nothing to its right, so the longer row answers for both.
+    A causal model's output at a position depends on nothing to its right, so the longer row serves both.
     """
     keeper: dict[Ids, Ids] = {}
     longest: Ids = ()
-    # In sorted order whatever an input is a beginning of follows it directly.
+    # In sorted order the inputs that an input is a prefix of follow it directly.
     for ids in sorted(set(inputs), reverse=True):
         longest = longest if longest[: len(ids)] == ids else ids
         keeper[ids] = longest

@@ -84,7 +84,7 @@ def evaluate(
 
     Args:
         model, tokenizer: a language model of any kind (:mod:`l2l.models.kinds`), on any device.
-        task, rows: what to score on; at least one row.
+        task, rows: the task and at least one row of it.
         batch_size: examples per forward pass; each brings its options.
         max_length: most tokens of prompt and option; ``None`` takes the model's context, at most 2048.
         progress: show a bar.

@@ -71,7 +71,7 @@ def lm_loss(token_logprobs: Tensor, batch: Batch) -> Tensor:
 
 
 def gold_token_sum(token_logprobs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Sum and number of the gold tokens' log-probabilities: what a mean over several batches needs."""
+    """Sum and number of the gold tokens' log-probabilities, of which a mean over several batches is made."""
     is_gold = batch.option_slot == batch.gold[batch.option_example]
     chosen = is_gold[batch.options]
     return torch.where(chosen, token_logprobs, 0.0).sum(), chosen.sum()

@@ -29,7 +29,7 @@ class Splits:
     dev: list[Row]
     test: list[Row]
     note: str = ""
-    """Says what was held out of data that come as one split, and what was cut where rows were too few."""
+    """Which rows were held out of data that come as one split, and which counts were cut because rows were too few."""
 
 
 def load_rows(

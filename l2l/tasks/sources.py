@@ -29,7 +29,7 @@ _MAY_LACK_LABEL = {"stanfordnlp/snli": "label"}
 """Data sets of which some train and validation rows have no right answer, and the column that is -1 in those."""
 
 _PARQUET_COPY = "refs/convert/parquet"
-"""Where the hub keeps a copy, as parquet, of what a data set of the old kind makes by a script."""
+"""Revision in which the hub keeps a parquet copy of the rows of a data set that is a script."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

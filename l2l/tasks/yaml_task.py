@@ -228,12 +228,7 @@ def _version(file: Path, fields: Mapping[str, Any]) -> int:
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    """The fields of a YAML file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not YAML, names Python by a tag such as ``!function``, or has a field twice. Gives the line.
-    """
+    """The fields of a YAML file. Tags that name Python, such as ``!function``, and fields given twice are refused."""
     text = _read(file)
     try:
         _check_duplicates(file, yaml.compose(text, yaml.SafeLoader))
@@ -294,12 +289,7 @@ def _check_duplicates(file: Path, node: yaml.Node | None) -> None:
 
 
 def _source(file: Path, fields: Mapping[str, Any]) -> FileData | HubData:
-    """The source that the fields ``data_files``, or ``dataset_path`` and those beside it, name.
-
-    Raises:
-        FileNotFoundError: a data file is absent.
-        ValueError: a field is missing or wrong. Names file and field.
-    """
+    """The source that the fields ``data_files``, or ``dataset_path`` and those beside it, name."""
     kwargs = _kwargs(file, fields)
     path, files = fields.get("dataset_path"), fields.get("data_files", kwargs.get("data_files"))
     if files is not None and path not in (None, *_FORMATS):
@@ -322,14 +312,7 @@ def _source(file: Path, fields: Mapping[str, Any]) -> FileData | HubData:
 
 
 def _check_columns(file: Path, source: FileData | HubData, used: Mapping[str, frozenset[str]]) -> None:
-    """Refuse columns that a data file does not have. Those of a data set of the hub show when it is read.
-
-    Args:
-        used: the columns that each field of the task file uses.
-
-    Raises:
-        ValueError: names file, field and column, and the columns there are.
-    """
+    """Refuse columns, by the field that uses them, that a data file lacks. A data set of the hub is checked when read."""
     if isinstance(source, HubData):
         return
     for path in (*source.train, *source.validation):
@@ -412,11 +395,7 @@ class CompiledTemplate:
     template: jinja2.Template
 
     def render(self, row: Row) -> str:
-        """The text for a row.
-
-        Raises:
-            ValueError: the row lacks a column, has null where a value is printed, or the template fails on it.
-        """
+        """The text for a row. A column that the row lacks, and a null that would be printed, are ValueErrors."""
         try:
             return self.template.render(**row)
         except jinja2.UndefinedError as error:
@@ -425,11 +404,7 @@ class CompiledTemplate:
             raise ValueError(f"the template fails on this row: {error}") from error
 
     def render_list(self, row: Row) -> list[Any]:
-        """The list for a row, of a template that prints one, such as ``{{ [first, second] }}``.
-
-        Raises:
-            ValueError: as :meth:`render`, or what was printed is no list.
-        """
+        """The list for a row, of a template that prints one, such as ``{{ [first, second] }}``."""
         text = self.render(row)
         try:
             value = ast.literal_eval(text.strip())
@@ -441,11 +416,7 @@ class CompiledTemplate:
 
 
 def _compile_template(text: str) -> CompiledTemplate:
-    """Parse a template without running it.
-
-    Raises:
-        ValueError: its syntax is wrong; the message gives the line within the template.
-    """
+    """Parse a template without running it."""
     environment = _environment()
     try:
         parsed = environment.parse(text)
@@ -497,11 +468,7 @@ class RowRenderer:
     """Stands between prompt and option."""
 
     def example(self, row: Row) -> Example:
-        """Render a row.
-
-        Raises:
-            ValueError: a field cannot be rendered, or the target is none of the choices. Names file and field.
-        """
+        """Render a row. A field that fails on it is a ValueError that names file and field."""
         with field_errors(self.file, "doc_to_text"):
             prompt = _text(_value(self.text, row), "prompt")
         if self.choices is None:
@@ -525,11 +492,7 @@ def field_errors(file: Path, field: str) -> Iterator[None]:
 
 
 def _check_choices(values: Sequence[Any]) -> tuple[str, ...]:
-    """Choices must be at least two, texts, not blank, and differ.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Require at least two choices that are texts, not blank, and differ."""
     for value in values:
         if isinstance(value, bool):
             raise ValueError(f"the choice {value} is no text; YAML reads yes, no, true and on so: put it in quotes")
@@ -549,9 +512,6 @@ def _gold_index(value: object, choices: Sequence[str]) -> int:
     """Index of the choice that a target names by its text or by its number from 0.
 
     A text that equals a choice names it, even where it is a number; other digits are an index.
-
-    Raises:
-        ValueError: it names none of them.
     """
     if isinstance(value, str):
         texts = [choice.strip() for choice in choices]
