@@ -33,7 +33,7 @@ from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
 from l2l.report.console import print_table
 from l2l.report.files import write_json
-from l2l.tasks.closure import batch_loss
+from l2l.tasks.losses import batch_loss
 
 APART = 10**5
 """Batches that the trajectory sees are counted from here, so that no measured batch is one of them."""
@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, write; gives what is written."""
-    from l2l.world import POOL, VALIDATION
+    from l2l.tasks.tiny_world import POOL, VALIDATION
 
     told = parser().parse_args(argv)
     names = told.tasks or [*POOL, *VALIDATION]

@@ -17,7 +17,7 @@ import torch
 
 import l2l
 from l2l.report.console import print_table
-from l2l.tasks.intervals import in_words, interval
+from l2l.tasks.metrics import bootstrap_interval, format_interval
 from l2l.train.config import FineTuneConfig
 from l2l.train.runlog import read_run_log
 from l2l.train.trainer import prepare_fine_tuning
@@ -63,9 +63,9 @@ def main() -> None:
     rows = {
         "objective": options["objective"],
         "steps": len(seen),
-        "first quarter": in_words(mean(seen[:quarter]), interval(seen[:quarter])),
-        "last quarter": in_words(mean(seen[-quarter:]), interval(seen[-quarter:])),
-        "test F1, best step on dev": in_words(best["test"]["value"], best["test"]["interval"]),
+        "first quarter": format_interval(mean(seen[:quarter]), bootstrap_interval(seen[:quarter])),
+        "last quarter": format_interval(mean(seen[-quarter:]), bootstrap_interval(seen[-quarter:])),
+        "test F1, best step on dev": format_interval(best["test"]["value"], best["test"]["interval"]),
         "best step": best["step"],
         "seconds": result.summary["seconds"],
     }

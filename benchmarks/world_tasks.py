@@ -9,11 +9,11 @@ import argparse
 
 import torch
 
-from l2l.tasks.closure import batch_loss
 from l2l.tasks.evaluate import Scores, evaluate
+from l2l.tasks.losses import batch_loss
+from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
 from l2l.train.config import FineTuneConfig
 from l2l.train.trainer import RunContext, prepare_fine_tuning
-from l2l.world import HELD_OUT, POOL, VALIDATION
 
 ROLES = {"pool": POOL, "validation": VALIDATION, "held out": HELD_OUT}
 

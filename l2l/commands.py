@@ -30,7 +30,7 @@ def _fine_tune(config: Any) -> None:
 
     from l2l.report.console import print_table
     from l2l.report.run_directory import RunDirectory
-    from l2l.tasks.intervals import in_words
+    from l2l.tasks.metrics import format_interval
     from l2l.train.trainer import start_fine_tuning
 
     folder = RunDirectory(config.out, asdict(config), config.overwrite)
@@ -45,7 +45,10 @@ def _fine_tune(config: Any) -> None:
         for name in ("task", "method", "lr", "steps", "passes", "initial_loss", "final_loss", "seconds")
     }
     test = summary["best"]["test"]
-    row |= {"best step": summary["best"]["step"], f"test {test['metric']}": in_words(test["value"], test["interval"])}
+    row |= {
+        "best step": summary["best"]["step"],
+        f"test {test['metric']}": format_interval(test["value"], test["interval"]),
+    }
     print_table(f"fine-tune: {result.out}", [row])
 
 
@@ -168,14 +171,14 @@ class TaskConfig:
 def _tasks_list(_: ListConfig) -> None:
     from l2l.report.console import print_table
     from l2l.tasks import get_task, task_names
-    from l2l.tasks.card import table_row
+    from l2l.tasks.inspect import table_row
 
     print_table("tasks", [table_row(get_task(name)) for name in task_names()])
 
 
 def _tasks_show(config: TaskConfig) -> None:
     from l2l.tasks import get_task
-    from l2l.tasks.card import card
+    from l2l.tasks.inspect import card
 
     print(card(get_task(config.task)))
 

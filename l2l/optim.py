@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
+from l2l.aliases import renamed
 from l2l.estimators.backward import summed_gradients
 from l2l.estimators.finite_difference import (
     Closure,
@@ -616,6 +617,7 @@ class Engine(TypedDict, total=False):
 
 def _parted(arguments: dict[str, Any]) -> tuple[dict[str, Any], Engine]:
     """Arguments of the method, and of the optimizer around it."""
+    arguments = renamed(arguments, Engine.__annotations__)
     engine = {name: arguments[name] for name in Engine.__annotations__ if name in arguments}
     return {name: value for name, value in arguments.items() if name not in engine}, cast(Engine, engine)
 

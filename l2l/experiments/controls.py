@@ -37,8 +37,8 @@ from l2l.models.load import context_length
 from l2l.optim import Schedule
 from l2l.params.blocks import Block, Blocks
 from l2l.tasks import get_task
-from l2l.tasks.closure import batch_loss
-from l2l.tasks.reader import reader_for
+from l2l.tasks.encode import encoder_for
+from l2l.tasks.losses import batch_loss
 from l2l.tasks.rows import load_splits
 from l2l.train.inputs import Batcher
 from l2l.tuners.features import RunStatistics
@@ -311,7 +311,7 @@ def _feeder(making: _Making, name: str) -> Batcher:
     options = shared_options(config, prepared.setting)
     splits = load_splits(task, options["data_dir"], config.train_size, config.dev_size, 0, config.tuning_seed)
     limit = context_length(prepared.model, prepared.setting.max_length)
-    reader = reader_for(prepared.model)
+    reader = encoder_for(prepared.model)
     encoded = reader.encode(task, splits.train, prepared.tokenizer, limit)
     size = prepared.setting.batch_size
     pad_id, grouping = reader.pad_id(prepared.tokenizer), Grouping.of(prepared.model, None)

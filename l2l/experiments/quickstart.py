@@ -95,7 +95,7 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
 
 def _check_tasks(config: QuickstartConfig, best: dict[str, Any]) -> None:
     from l2l.tasks import get_task
-    from l2l.world import POOL, VALIDATION
+    from l2l.tasks.tiny_world import POOL, VALIDATION
 
     for task in config.tasks:
         if get_task(task).name in (*POOL, *VALIDATION):

@@ -191,7 +191,7 @@ def _set(config: object, name: str, value: Any) -> None:
 
 
 def _embedded() -> list[Setting]:
-    from l2l.world import HELD_OUT
+    from l2l.tasks.tiny_world import HELD_OUT
 
     return [Setting("l2l-tiny", tasks=list(HELD_OUT))]
 
@@ -332,7 +332,7 @@ def _three() -> list[Contender]:
 
 
 def _held_out() -> list[Setting]:
-    from l2l.world import HELD_OUT
+    from l2l.tasks.tiny_world import HELD_OUT
 
     return [Setting("l2l-tiny", tasks=list(HELD_OUT))]
 

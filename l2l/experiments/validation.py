@@ -33,11 +33,11 @@ from l2l.optim import ZOOptimizer
 from l2l.params.blocks import Blocks
 from l2l.tasks import get_task
 from l2l.tasks.rows import load_splits
+from l2l.tasks.tiny_world import POOL, VALIDATION
 from l2l.train.config import FineTuneConfig
 from l2l.train.inputs import load_run_inputs
 from l2l.train.trainer import fitting_tuner, setup_scheme
 from l2l.tuners.model import Tuner
-from l2l.world import POOL, VALIDATION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

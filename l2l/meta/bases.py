@@ -22,7 +22,7 @@ from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
 from l2l.models.heads import TokenQuery, token_logprobs
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
-from l2l.tasks.closure import batch_loss
+from l2l.tasks.losses import batch_loss
 from l2l.tuners.model import random_basis
 
 if TYPE_CHECKING:

@@ -34,9 +34,9 @@ from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
 from l2l.report.files import read_tensors, write_tensors
 from l2l.report.run_directory import MetricsLog, RunDirectory
-from l2l.tasks.closure import batch_loss
 from l2l.tasks.encode import Batch
 from l2l.tasks.evaluate import evaluate
+from l2l.tasks.losses import batch_loss
 from l2l.train.trainer import Steps
 from l2l.tuners.features import RunStatistics
 from l2l.tuners.model import Tuner

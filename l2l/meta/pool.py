@@ -12,7 +12,7 @@ import numpy as np
 from l2l.models.batching import Grouping
 from l2l.tasks import get_task
 from l2l.tasks.base import Row, Task
-from l2l.tasks.reader import reader_for
+from l2l.tasks.encode import encoder_for
 from l2l.tasks.rows import load_splits
 from l2l.train.inputs import Batcher
 
@@ -43,7 +43,7 @@ def load_pool(
     Raises:
         ValueError, FileNotFoundError: an unknown task, missing or malformed data.
     """
-    found, reader = [], reader_for(model)
+    found, reader = [], encoder_for(model)
     grouping = Grouping.of(model, config.length_groups, config.share_prompts)
     for name in names:
         task = get_task(name)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l2l.aliases import renamed
 from l2l.estimators.finite_difference import finite_loss
 from l2l.meta.bases import pool_basis
 from l2l.meta.config import MetaTrainConfig, task_list
@@ -21,14 +22,14 @@ from l2l.report.files import read_tensors, write_tensors
 from l2l.report.plots import plot_panels, smooth
 from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_metrics
 from l2l.tasks import get_task
-from l2l.tasks.closure import batch_loss
+from l2l.tasks.losses import batch_loss
+from l2l.tasks.tiny_world import POOL, VALIDATION
 from l2l.tuners.card import movement
 from l2l.tuners.features import feature_set
 from l2l.tuners.model import Provenance, Tuner, load_weights
 from l2l.tuners.normalize import Normalizer, build_normalizer, normalizer_config
 from l2l.tuners.schedule import BlockSchedule
 from l2l.tuners.transfer import identified
-from l2l.world import POOL, VALIDATION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +61,7 @@ def meta_train(
         FloatingPointError: a loss is not finite.
     """
     name = model if isinstance(model, str) else model_identity(model).id or type(model).__name__
+    options = renamed(options, {field.name for field in fields(MetaTrainConfig)})
     config = MetaTrainConfig(model=name, tasks=tasks or [], out=out, **options)
     return run_meta_training(config, None if isinstance(model, str) else model, tokenizer)
 
@@ -206,7 +208,10 @@ def _settings(config: MetaTrainConfig) -> dict[str, Any]:
 def _recipe(config: MetaTrainConfig) -> dict[str, Any]:
     """The part of the configuration that says how a tuner was made, not where."""
     private = ("out", "data_dir", "overwrite", "progress", "device")
-    absent = [*(["block_schedule"] if config.block_schedule == "none" else []), *(["freeze"] if config.freeze is None else [])]
+    absent = [
+        *(["block_schedule"] if config.block_schedule == "none" else []),
+        *(["freeze"] if config.freeze is None else []),
+    ]
     return {name: value for name, value in asdict(config).items() if name not in (*private, *absent)}
 
 

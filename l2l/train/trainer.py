@@ -17,7 +17,7 @@ import hashlib
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from l2l.aliases import renamed
 from l2l.costs.prediction import Expectation, expect
 from l2l.estimators.finite_difference import finite_loss
 from l2l.methods.base import FirstOrder
@@ -42,9 +43,8 @@ from l2l.report.memory import PeakMemory
 from l2l.report.plots import plot_panels, smooth
 from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_metrics
 from l2l.tasks.base import Row, Task
-from l2l.tasks.encode import collate
+from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores, evaluate
-from l2l.tasks.reader import reader_for
 from l2l.tasks.rows import Splits
 from l2l.train.baselines import baseline_names, build_baseline
 from l2l.train.baselines.base import Baseline, Found
@@ -499,6 +499,7 @@ def fine_tune(
         ValueError, FileNotFoundError: bad input, named, before anything is written.
         FloatingPointError: the loss is not finite.
     """
+    options = renamed(options, {field.name for field in fields(FineTuneConfig)})
     config = FineTuneConfig(
         model=model if isinstance(model, str) else model_identity(model).id or type(model).__name__,
         task=task,
@@ -565,7 +566,7 @@ def prepare_fine_tuning(
     )
     _check_forward(config, model, optimizer)
     limit = context_length(model, config.max_length)
-    reader = reader_for(model)
+    reader = encoder_for(model)
     encoded = reader.encode(task, splits.train, tokenizer, limit)
     grouping = Grouping.of(model, config.length_groups, config.share_prompts)
     feeder = Batcher(

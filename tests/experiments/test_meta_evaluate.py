@@ -23,8 +23,8 @@ from l2l.experiments.runner import Job, run_job, run_tolerantly
 from l2l.experiments.spec import CONTROLS, Contender, MetaEvaluateConfig, Setting
 from l2l.experiments.verdict import finite
 from l2l.params.blocks import Blocks
+from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
 from l2l.tuners.model import Provenance, Tuner, random_basis
-from l2l.world import HELD_OUT, POOL, VALIDATION
 
 SMALL: dict[str, Any] = {
     "passes": 8,

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 import l2l
 from l2l import cli
-from l2l.tuners.features import History
+from l2l.tuners.features import RunStatistics
 
 Result: TypeAlias = dict[str, Any]
 """``bits``: hashes of floating-point results, equal on the machine type that recorded them; ``numbers``: lists of floats,
@@ -177,13 +177,13 @@ FINE_TUNE: dict[str, Any] = {
 
 RUNS: dict[str, dict[str, Any]] = {
     "mezo": {},
-    "mezo lr=auto": {"lr": "auto", "control_every": 2},
-    "mezo functional cosine": {"walk": "exact", "schedule": "cosine", "seed": 4},
+    "mezo lr=auto": {"lr": "auto", "curvature_every": 2},
+    "mezo functional cosine": {"perturb": "functional", "schedule": "cosine", "seed": 4},
     "mezo bfloat16": {"dtype": "bfloat16"},
     "mezo lora": {"scheme": "lora", "lr": 1e-3},
     "dizo": {"method": "dizo", "method_args": {"interval": 3, "iterations": 2}},
     "learned": {"method": "learned", "tuner": "l2l-tiny"},
-    "learned lr=auto": {"method": "learned", "tuner": "l2l-tiny-ratio", "lr": "auto", "control_every": 2},
+    "learned lr=auto": {"method": "learned", "tuner": "l2l-tiny-ratio", "lr": "auto", "curvature_every": 2},
     "learned+lozo": {"method": "learned+lozo", "tuner": "l2l-tiny"},
     "sparse+mezo": {"method": "sparse+mezo"},
     "blockwise+mezo": {"method": "blockwise+mezo", "method_args": {"blockwise": {"level": "block", "groups": 2}}},
@@ -330,7 +330,7 @@ def sigma_per_block(name: str) -> tuple[Tensor, list[float]]:
     found, factors = [], []
     for loss in (0.0, 0.7, 5.0):
         with torch.no_grad():
-            scales = tuner.scales(tuner.features(History(last, moments, loss, 0.9 * loss)), names)
+            scales = tuner.scales(tuner.features(RunStatistics(last, moments, loss, 0.9 * loss)), names)
         found.append(scales)
         factors.append(tuner.factor(scales, tuner.fingerprint.blocks()))
     return torch.stack(found), factors
@@ -353,7 +353,7 @@ def tuner_sigma(name: str) -> Result:
 EXPERIMENT: dict[str, Any] = {
     "settings": [{"name": "l2l-tiny", "tasks": ["world_stars"], "batch_size": 4}],
     "grid": [1e-4],
-    "beta_grid": [0.1],
+    "step_fraction_grid": [0.1],
     "passes": 8,
     "seeds": 1,
     "train_size": 32,

@@ -15,7 +15,7 @@ from l2l.meta.pool import PoolTask, load_pool
 from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
-from l2l.tasks.closure import batch_loss
+from l2l.tasks.losses import batch_loss
 
 
 def losses_of(model: nn.Module, task: PoolTask, batches: int) -> Losses:

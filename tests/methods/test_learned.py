@@ -89,7 +89,7 @@ def test_a_state_saved_without_the_new_entries_is_refused():
     optimizer = ZOOptimizer(model, Learned(Tuner.for_model(model)))
     kept = optimizer.state_dict()
     del kept["zeroth_order"]["method"]["constants"]
-    with pytest.raises(ValueError, match="the saved method state does not fit History"):
+    with pytest.raises(ValueError, match="the saved method state does not fit RunStatistics"):
         optimizer.load_state_dict(kept)
 
 

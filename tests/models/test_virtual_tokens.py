@@ -16,7 +16,7 @@ from l2l.models.schemes import apply_scheme
 from l2l.models.shapes import tiny_random
 from l2l.params.blocks import Blocks
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, collate
-from l2l.tasks.generate import generate
+from l2l.tasks.evaluate import generate
 
 torch.set_num_threads(1)
 FAMILIES = ["opt", "llama", "gpt2", "gpt_neox", "gemma2", "mixtral", "bloom"]

@@ -190,13 +190,13 @@ RACER = """
 import sys, time
 from pathlib import Path
 import torch
-from l2l.noise import Key, active_backend, add_noise_, build
+from l2l.noise import Key, active_backend, add_noise_to, build
 me, here, build.FLAGS = sys.argv[1], Path(sys.argv[2]), tuple(sys.argv[3:])
 (here / me).touch()
 while len(list(here.iterdir())) < 2:
     time.sleep(0.001)
 moved = torch.zeros(1000)
-add_noise_(moved, "w", Key(1), [1e-3])
+add_noise_to(moved, "w", Key(1), [1e-3])
 print(active_backend(), float(moved.sum()))
 """
 

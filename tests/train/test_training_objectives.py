@@ -12,7 +12,7 @@ import torch
 import l2l
 from l2l.models.load import load_tokenizer
 from l2l.tasks import get_task
-from l2l.tasks.base import Example, Task, WorldData
+from l2l.tasks.base import Example, GeneratedData, Task
 from l2l.tasks.evaluate import evaluate
 from l2l.tasks.rows import load_splits
 from l2l.train.config import FineTuneConfig
@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
 }
 ANSWERED = Task(
     name="answered",
-    source=WorldData(lambda split, count, seed: []),
+    source=GeneratedData(lambda split, count, seed: []),
     fields=("say",),
     example=lambda row: Example(f"{row['say']}\nAnswer:", (f" {row['say']}\n",), answers=(row["say"],)),
     form="lm",

@@ -118,7 +118,8 @@ class Blockwise(CustomEstimator[BlockwiseState]):
         waiting = tuple(along) if self.apply == "at once" else ()
         for part in parts[: 1 if waiting else None]:
             seen += [
-                replace(evaluator, transform=lambda u: u).two_point(layer_groups_of(u, part), self.epsilon) for u in along
+                replace(evaluator, transform=lambda u: u).two_point(layer_groups_of(u, part), self.epsilon)
+                for u in along
             ]
         return tuple(seen), BlockwiseState(inner, waiting)
 

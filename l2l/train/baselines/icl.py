@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, final
 from l2l.methods.base import check_counts
 from l2l.models.load import context_length
 from l2l.tasks.base import Example, Row, Task
-from l2l.tasks.texts import special_ids, tokenize
+from l2l.tasks.encode import special_ids, tokenize
 from l2l.train.baselines.base import Baseline, Found, sampled, scored
 from l2l.train.config import FineTuneConfig
 from l2l.train.inputs import RunInputs
