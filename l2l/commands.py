@@ -215,10 +215,11 @@ def _lr_probe(config: Any) -> None:
 
 
 def _methods_list(_: ListConfig) -> None:
+    from l2l.methods.registry import method_list
     from l2l.report.console import print_table
-    from l2l.train.method_list import method_list
+    from l2l.train.baselines import baseline_list
 
-    print_table("methods", method_list())
+    print_table("methods", method_list() + baseline_list())
 
 
 COMMANDS = (

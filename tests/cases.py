@@ -162,8 +162,8 @@ METHODS = [
     MethodCase("sparse+lozo_m", {"sparse": {"interval": 3}, "lozo_m": ARGS["lozo_m"]}),
     MethodCase("sparse+mezo", {"sparse": {"kind": "magnitude", "interval": 3}}),
     MethodCase("sparse+mezo", {"sparse": {"kind": "wanda", "interval": 3}}),
-    MethodCase("tezo", {"update": "adam"}),
-    MethodCase("tezo", {"update": "momentum"}),
+    MethodCase("tezo", {"rule": "adam"}),
+    MethodCase("tezo", {"rule": "momentum"}),
 ]
 
 

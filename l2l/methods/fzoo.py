@@ -17,35 +17,24 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import (
-    CustomEstimator,
-    LossEvaluator,
-    MethodInfo,
-    StepContext,
-    check_counts,
-    check_positive,
-    descend,
-)
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import CustomEstimator, LossEvaluator, MethodInfo, StepContext, descend, directions_of
+from l2l.noise import Distribution
+from l2l.params import PerturbedParameters
 
 
 @final
 @dataclass(frozen=True)
 class FZOO(CustomEstimator[None]):
-    """N one-sided probes, and a step divided by the spread of their losses. Extra memory: none."""
+    """N one-sided probes, and a step divided by the spread of their losses."""
 
-    info: ClassVar = MethodInfo("Dang et al. 2025, arXiv:2506.09034", "0P")
+    info: ClassVar = MethodInfo("Dang et al. 2025, arXiv:2506.09034")
     step_is_normalized = True
-    epsilon: float = 1e-3
     num_directions: int = 8
     """Probes of a step, N."""
     distribution: Distribution = "rademacher"
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-        check_counts(num_directions=self.num_directions)
+        super().__post_init__()
         if self.num_directions == 1:
             raise ValueError(
                 "num_directions=1 must be at least 2: the step is divided by the spread of the probes' losses"
@@ -55,19 +44,8 @@ class FZOO(CustomEstimator[None]):
     def passes(self) -> float:
         return self.num_directions + 1.0
 
-    def state_bytes(self, blocks: Blocks) -> int:
-        return 0
-
-    def init(self, blocks: Blocks) -> None:
-        return None
-
-    def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
-        return Direction(key, (1.0,) * len(blocks), self.distribution)
-
     def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
-        keys = [evaluator.key.with_draw(draw) for draw in range(self.num_directions)]
-        directions = [self.direction(evaluator.theta.blocks, state, key) for key in keys]
-        return evaluator.one_sided(directions, self.epsilon), state
+        return evaluator.one_sided(directions_of(self, evaluator, state), self.epsilon), state
 
     def update_(
         self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
@@ -78,6 +56,6 @@ class FZOO(CustomEstimator[None]):
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Standard deviation of all there is, over their count."""
+    """Population standard deviation."""
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))

@@ -11,13 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor
 
 from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import Method, MethodInfo, StepContext, accumulation_dtype, check_counts, check_positive, gradient
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, PerturbedParameters
+from l2l.methods.base import (
+    Method,
+    MethodInfo,
+    StepContext,
+    accumulator_bytes,
+    accumulators,
+    check_fractions,
+    gradient,
+)
+from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
 
 
@@ -31,35 +37,21 @@ class MomentumState:
 @final
 @dataclass(frozen=True)
 class Momentum(Method[MomentumState]):
-    """SGD with momentum on MeZO's estimates. Extra memory: one copy, at least float32."""
+    """SGD with momentum on MeZO's estimates."""
 
-    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-MMT)", "1P")
-    epsilon: float = 1e-3
-    num_directions: int = 1
-    distribution: Distribution = "gaussian"
+    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-MMT)", "1P, at least float32")
     momentum: float = 0.9
-    """What the buffer keeps of itself at each step."""
+    """Decay of the buffer."""
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-        check_counts(num_directions=self.num_directions)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1")
-
-    @property
-    def passes(self) -> float:
-        return 2.0 * self.num_directions
+        super().__post_init__()
+        check_fractions(momentum=self.momentum)
 
     def state_bytes(self, blocks: Blocks) -> int:
-        return sum(block.numel * accumulation_dtype(block.tensor.dtype).itemsize for block in blocks)
+        return accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> MomentumState:
-        return MomentumState(
-            tuple(torch.zeros_like(b.tensor, dtype=accumulation_dtype(b.tensor.dtype)) for b in blocks)
-        )
-
-    def direction(self, blocks: Blocks, state: MomentumState, key: Key) -> Direction:
-        return Direction(key, (1.0,) * len(blocks), self.distribution)
+        return MomentumState(accumulators(blocks))
 
     def update_(
         self, theta: PerturbedParameters, state: MomentumState, estimates: Sequence[Estimate], context: StepContext

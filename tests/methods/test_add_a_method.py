@@ -18,7 +18,7 @@ from l2l.methods import method_names
 from l2l.methods.mezo import MeZO
 from l2l.methods.registry import build_method
 from l2l.optim import ZOOptimizer
-from l2l.train.method_list import method_list
+from l2l.methods.registry import method_list
 from l2l.tuners.model import Tuner
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"

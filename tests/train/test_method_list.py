@@ -5,7 +5,7 @@ from __future__ import annotations
 from l2l.methods import method_names
 from l2l.methods.wrappers import wrapper_names
 from l2l.train.baselines import baseline_names
-from l2l.train.method_list import method_list
+from l2l.methods.registry import method_list
 
 
 def test_every_method_enhancement_and_baseline_has_a_row():
