@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import date
+from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -175,6 +178,20 @@ STEPPED = [case for case in METHODS if not case.make(TiedLM()).step_is_normalize
 
 def named(case: MethodCase) -> str:
     return "-".join([case.name, *(f"{key}={value}" for key, value in case.args.items())])
+
+
+Value = TypeVar("Value")
+
+
+def sliced(values: Sequence[Value], name: str, count: int, always: int, label: Callable[[Value], str]) -> list[Any]:
+    """Parameters of a test: the first ``always`` values and ``count`` of the others, drawn by the date and the test's
+    name, in the default run; the rest marked slow."""
+    rest = range(always, len(values))
+    drawn = random.Random(f"{date.today().toordinal()} {name}").sample(rest, min(count, len(rest)))
+    return [
+        pytest.param(value, id=label(value), marks=() if i < always or i in drawn else pytest.mark.slow)
+        for i, value in enumerate(values)
+    ]
 
 
 def optimizer_for(case: MethodCase, model: nn.Module, problem: Problem, seed: int = 0, **more: Any) -> ZOOptimizer:

@@ -62,14 +62,13 @@ def test_it_fulfils_the_contracts(problem: Problem):
     contracts.test_it_descends(CASE, problem)
     contracts.test_two_runs_with_one_seed_are_equal_bit_for_bit_and_another_seed_differs(CASE, problem)
     contracts.test_a_run_saved_half_way_continues_bit_for_bit(CASE, problem)
-    contracts.test_it_moves_along_the_directions_it_looked_along(CASE, problem)
+    contracts.test_it_moves_along_the_directions_it_evaluated(CASE, problem)
     contracts.test_theta_is_back_where_the_step_began_when_the_closure_raises(CASE, problem, KeyboardInterrupt, 2)
 
 
-def test_it_declares_its_memory_and_passes_rightly_and_trains_half_precision():
-    contracts.test_it_keeps_no_more_memory_than_it_declares(CASE)
-    contracts.test_the_passes_it_declares_are_those_it_takes(CASE)
-    contracts.test_half_precision_weights_are_walked_and_trained(CASE)
+def test_it_declares_its_memory_rightly_and_trains_half_precision():
+    contracts.test_it_holds_no_more_memory_than_it_declares(CASE)
+    contracts.test_half_precision_weights_are_trained(CASE)
     contracts.test_tied_weights_move_once(CASE)
 
 
