@@ -14,6 +14,7 @@ from latex2mathml.converter import convert
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">(?:\\\((.*?)\\\)|\\\[(.*?)\\\])</\1>', re.DOTALL)
 _LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(((?!\w+:)[^)#\s]+)\)")
+_FETCHED = re.compile(r'(?:\bsrc=|<link[^>]* href=)"((?:https?:)?//[^"]+)"')
 _ROLE = re.compile(r":(?:func|class|meth|mod|data|attr):<code>~?(.*?)</code>")
 
 
@@ -41,6 +42,13 @@ def on_config(config: Any) -> Any:
 def on_page_content(content: str, **_: Any) -> str:
     """The page's HTML, with formulas as MathML."""
     return _ROLE.sub(r"<code>\1</code>", _FORMULA.sub(_mathml, content))
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """The finished page. Raises ValueError where it would fetch something from the network."""
+    if fetched := _FETCHED.search(output):
+        raise ValueError(f"{page.file.src_uri} would fetch {fetched.group(1)}: bundle it")
+    return output
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
