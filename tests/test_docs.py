@@ -70,6 +70,11 @@ def test_every_guide_is_in_the_navigation_once():
     assert sorted(named) == [page.name for page in GUIDES]
 
 
+def test_the_reference_has_everything_public():
+    shown = re.findall(r"^::: l2l\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(l2l.__all__)
+
+
 def test_the_maths_page_has_every_method_with_what_it_declares():
     """The lines below each name are those that the script writes; it refuses a page that lacks a method."""
     spec = importlib.util.spec_from_file_location("methods_page", DOCS / "site" / "methods_page.py")
