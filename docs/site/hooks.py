@@ -52,8 +52,10 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """Links that lead out of the site, into the repository, become their text."""
+    """CONTRIBUTING.md on the page of that name; links out of the site, into the repository, become their text."""
     docs = Path(config["docs_dir"]).resolve()
+    if page.file.src_uri == "contributing.md":
+        return (docs.parent / "CONTRIBUTING.md").read_text().replace("](docs/", "](")
     here = (docs / page.file.src_uri).parent
 
     def kept(found: re.Match[str]) -> str:
