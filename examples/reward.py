@@ -22,7 +22,7 @@ tokenizer = l2l.load_tokenizer("l2l/tiny")
 
 def write(samples: int, seed: int) -> list[str]:
     """Texts that the model writes by itself, after the token that begins a text."""
-    start = torch.full((samples, 1), tokenizer.bos_token_id)
+    start = torch.tensor([[tokenizer.bos_token_id]] * samples)
     # The two evaluations of a step must differ by the weights alone: the same seed, so the same random numbers, in both.
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
