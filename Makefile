@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 
 # Parts of the tests that take about half of the time; `make test` runs them beside all others, a process each.
-HALF := bench compare estimate estimators meta noise perturb report tuners world
+HALF := experiments tools estimators meta noise params report tuners world
 
 .PHONY: quickstart test test-half test-others slow lint check docs format clean
 

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.labels import sampled_loss
@@ -30,10 +29,11 @@ from l2l.meta.pool import PoolTask, load_pool
 from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
 from l2l.models.load import context_length, load_model, load_tokenizer
 from l2l.noise import Key
-from l2l.perturb import Theta
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.report.console import print_table
 from l2l.report.files import write_json
-from l2l.report.tables import print_table
-from l2l.tasks.closure import batch_loss
+from l2l.tasks.losses import batch_loss
 
 APART = 10**5
 """Batches that the trajectory sees are counted from here, so that no measured batch is one of them."""
@@ -58,7 +58,7 @@ class Figures:
         return top**2 / bottom if bottom > 0 else 0.0
 
 
-def measure(model: Any, theta: Theta, task: PoolTask, batches: int) -> Figures:
+def measure(model: Any, theta: PerturbedParameters, task: PoolTask, batches: int) -> Figures:
     """The figures of a task where theta stands."""
     blocks, feeder = theta.blocks, task.feeder
     total = {i: torch.zeros_like(block.tensor, dtype=torch.float64) for i, block in enumerate(blocks)}
@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, write; gives what is written."""
-    from l2l.world import POOL, VALIDATION
+    from l2l.tasks.tiny_world import POOL, VALIDATION
 
     told = parser().parse_args(argv)
     names = told.tasks or [*POOL, *VALIDATION]
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         model=told.model, tasks=names, data_dir=told.data_dir, batch_size=told.batch_size, max_length=told.max_length
     )
     pool = load_pool(names, config, model, tokenizer, context_length(model, told.max_length))
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     start = {block.name: block.tensor.detach().clone() for block in theta.blocks}
     found: list[dict[str, Any]] = []
     for task in pool:
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def along(
-    model: Any, theta: Theta, task: PoolTask, points: Sequence[int], inner_lr: float, batches: int
+    model: Any, theta: PerturbedParameters, task: PoolTask, points: Sequence[int], inner_lr: float, batches: int
 ) -> Iterator[dict[str, Any]]:
     """The figures at each point of a first-order trajectory, which theta follows."""
     roles, everything = by_role(theta.blocks), torch.ones(len(theta.blocks), dtype=torch.float64)

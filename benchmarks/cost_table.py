@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from l2l.bench.tables import markdown_table
-from l2l.blocks import Blocks
-from l2l.estimate.memory import Load, Update, Walk, backward_bytes, inference_bytes, memory_parts
-from l2l.estimate.predict import named_method_costs, plan_of
-from l2l.estimate.shape import ModelShape, meta_model, model_shape
-from l2l.meta.noise_dots import WAITING
+from l2l.costs.memory import Load, PerturbMode, Update, backward_bytes, inference_bytes, memory_parts
+from l2l.costs.model_shape import ModelShape, meta_model, model_shape
+from l2l.costs.prediction import named_method_costs, plan_of
+from l2l.meta.statistics import WAITING
 from l2l.models.shapes import shape_config
+from l2l.params.blocks import Blocks
 from l2l.report.files import write_whole
-from l2l.tuners.known_models import known_config
+from l2l.tools.bench import markdown_table
+from l2l.tuners.published import known_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -94,7 +94,7 @@ def cost(config: PreTrainedConfig) -> Cost:
     model = meta_model(config)
     shape = model_shape(model)
     networks = named_method_costs("learned", {}, model, Blocks.of(model)).tuner
-    half = _parts(model, shape, "learned", torch.bfloat16, "exact", "stochastic")
+    half = _parts(model, shape, "learned", torch.bfloat16, "functional", "stochastic")
     meta = meta_bytes(shape)
     return Cost(
         parameters=shape.parameters,
@@ -110,7 +110,7 @@ def cost(config: PreTrainedConfig) -> Cost:
 
 
 def _parts(
-    model: PreTrainedModel, shape: ModelShape, method: str, dtype: torch.dtype, walk: Walk, update: Update
+    model: PreTrainedModel, shape: ModelShape, method: str, dtype: torch.dtype, walk: PerturbMode, update: Update
 ) -> dict[str, int]:
     costs = named_method_costs(method, {}, model, Blocks.of(model))
     return memory_parts(shape, LOAD, plan_of(dtype, walk, update, costs))

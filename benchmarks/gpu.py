@@ -16,12 +16,9 @@ from pathlib import Path
 
 import torch
 
-from l2l.bench.config import BenchConfig
-from l2l.bench.doctor import equals_reference
-from l2l.bench.hardware import hardware
-from l2l.bench.run import measure
-from l2l.bench.tables import cell, document, markdown_table, row
 from l2l.report.files import write_whole
+from l2l.tools.bench import BenchConfig, cell, document, hardware, markdown_table, measure, row
+from l2l.tools.doctor import equals_reference
 
 LARGE = ["opt-1.3b-shape", "opt-2.7b-shape", "opt-13b-shape", "opt-30b-shape"]
 SMALL = ["opt-tiny-shape"]

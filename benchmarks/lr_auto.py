@@ -15,12 +15,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from l2l.bench.hardware import hardware
-from l2l.compare.jobs import Job, finished, run_folder, run_jobs
-from l2l.compare.trials import run_tolerantly
+from l2l.experiments.runner import Job, finished, run_folder, run_jobs, run_tolerantly
+from l2l.report.console import print_table, progress_bar
 from l2l.report.files import write_json
-from l2l.report.progress import progress_bar
-from l2l.report.tables import print_table
+from l2l.tools.bench import hardware
 
 GRIDS = {"full": (3e-5, 1e-4, 3e-4, 1e-3), "lora": (1e-3, 3e-3, 1e-2, 3e-2)}
 """Half decades around what ``l2l lr-probe`` advises for stories260K."""
@@ -113,7 +111,7 @@ def _job(given: argparse.Namespace, task: str, scheme: str, lr: Any, seed: int, 
         "eval_every": steps,
         "checkpoint_every": steps,
     }
-    options |= {"beta": given.beta} if lr == "auto" else {}
+    options |= {"step_fraction": given.beta} if lr == "auto" else {}
     options |= {"epsilon": epsilon[0]} if epsilon else {}
     out = run_folder(Path(given.out), task, scheme, given.method, lr, f"s{seed}")
     return Job(f"{scheme} {lr}", task, given.method, lr, seed, out, options=options)

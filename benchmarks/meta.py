@@ -23,24 +23,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from l2l.bench.contenders import IGNORED, Contender
-from l2l.bench.hardware import hardware
-from l2l.bench.measure import ratio, rounds
-from l2l.bench.shapes import build
-from l2l.bench.tables import GIB, cell, document, markdown_table
-from l2l.blocks import Blocks
-from l2l.finetune.batches import Feeder
 from l2l.meta.config import MetaTrainConfig
-from l2l.meta.learner import MetaLearner, MetaParts
+from l2l.meta.module import MetaLearner, MetaParts
 from l2l.meta.pool import PoolTask
 from l2l.models.shapes import shape_config
 from l2l.noise import Key, standard_noise
+from l2l.params.blocks import Blocks
 from l2l.report.files import write_json, write_whole
 from l2l.report.memory import PeakMemory, current_bytes
-from l2l.report.rundir import RunDirectory
+from l2l.report.run_directory import RunDirectory
 from l2l.tasks import get_task
 from l2l.tasks.encode import Encoded, EncodedOption
-from l2l.tuners.tuner import Tuner
+from l2l.tools.bench import GIB, IGNORED, Contender, build, cell, document, hardware, markdown_table, ratio, rounds
+from l2l.train.inputs import Batcher
+from l2l.tuners.model import Tuner
 
 Step: TypeAlias = Callable[[], float]
 """Takes one outer step; gives the meta-loss: the loss behind the zeroth-order step."""
@@ -95,7 +91,7 @@ def ours(gradient: str, given: argparse.Namespace, answer: int) -> Step:
     tuner = Tuner.for_model(model)
     ids = rows_of_tokens(given, model.config.vocab_size)
     examples = [Encoded((EncodedOption(tuple(row), answer or given.length),), (0,)) for row in ids.tolist()]
-    pool = [PoolTask(get_task("copa"), Feeder(examples, "lm", 0, given.batch_size, 0), [])]
+    pool = [PoolTask(get_task("copa"), Batcher(examples, "lm", 0, given.batch_size, 0), [])]
     parts = MetaParts(model, None, tuner, pool, [])  # pyright: ignore[reportArgumentType]  # nothing is tokenised
     learner = MetaLearner(parts, config(given, gradient), RunDirectory("unused", {}))
     sgd = torch.optim.SGD(tuner.network.parameters(), lr=learner.config.outer_lr)
@@ -103,7 +99,7 @@ def ours(gradient: str, given: argparse.Namespace, answer: int) -> Step:
 
     def step() -> float:
         number = next(numbers)
-        outcome, closure = learner.look(number)
+        outcome, closure = learner.outer_loss(number)
         sgd.zero_grad()
         outcome.surrogate.backward()
         sgd.step()
@@ -124,7 +120,7 @@ class Textbook:
         self.model = build(given.model, "fp32", CPU, length=given.length)
         self.config = config(given)
         tuner = Tuner.for_model(self.model)
-        self.counts = tuner.normaliser.counts(Blocks.of(self.model))
+        self.counts = tuner.normalizer.counts(Blocks.of(self.model))
         self.networks = one_network_per_block(tuner)
         self.tuner_sgd = torch.optim.SGD(self.networks.parameters(), lr=self.config.outer_lr)
         self.model_sgd = torch.optim.SGD(

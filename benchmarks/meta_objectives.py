@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l.bench.hardware import hardware
 from l2l.estimators.backward import consume_gradients
-from l2l.meta.closed import Form, first_order, outcome_of, second_order, see
+from l2l.meta.closed_form import Form, first_order, outcome_of, probe_step, second_order
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.curvature import traces
-from l2l.meta.learner import MetaLearner
+from l2l.meta.module import MetaLearner
 from l2l.meta.objectives import make_objective
-from l2l.meta.objectives.base import Outcome, Point
-from l2l.meta.objectives.published import Published
+from l2l.meta.objectives.base import MetaLoss, MetaState
+from l2l.meta.objectives.published import OneStepLoss
 from l2l.meta.objectives.ratio import log_ratio
-from l2l.meta.run import prepare, with_defaults
+from l2l.meta.run import prepare_meta_training, with_defaults
 from l2l.meta.trajectory import momentum_step
+from l2l.report.console import print_table
 from l2l.report.files import write_json
-from l2l.report.rundir import RunDirectory
-from l2l.report.tables import print_table
+from l2l.report.run_directory import RunDirectory
+from l2l.tools.bench import hardware
 
 OBJECTIVES = (
     "published",
@@ -102,7 +102,7 @@ def learner_of(given: argparse.Namespace) -> MetaLearner:
         seed=given.seed,
     )
     config = with_defaults(config)
-    return MetaLearner(prepare(config, None, None), config, RunDirectory("unused", {}))
+    return MetaLearner(prepare_meta_training(config, None, None), config, RunDirectory("unused", {}))
 
 
 def named(text: str) -> tuple[str, dict[str, Any]]:
@@ -111,15 +111,15 @@ def named(text: str) -> tuple[str, dict[str, Any]]:
     return name, json.loads(args) if args else {}
 
 
-def weights_gradient(outcome: Outcome, learner: MetaLearner) -> Tensor:
+def weights_gradient(outcome: MetaLoss, learner: MetaLearner) -> Tensor:
     """The meta-gradient in the tuner's weights, [weights] float64."""
     found = torch.autograd.grad(outcome.surrogate, list(learner.parts.tuner.network.parameters()))
     return torch.cat([value.reshape(-1) for value in found]).double()
 
 
-def references(learner: MetaLearner, point: Point, batches: int) -> dict[str, Tensor]:
+def references(learner: MetaLearner, point: MetaState, batches: int) -> dict[str, Tensor]:
     """Gradients in the tuner's weights of the closed forms, their statistics from many batches."""
-    seen = see(point)
+    seen = probe_step(point)
     components, blocks = seen.components, point.theta.blocks
     halves = [{i: torch.zeros_like(block.tensor.detach()) for i, block in enumerate(blocks)} for _ in range(2)]
     noisy, trace = components.zeros(), components.zeros()
@@ -153,7 +153,7 @@ def measured(
 ) -> tuple[dict[str, Samples], dict[str, Tensor]]:
     """Every objective in turn, over and over, where the model stands, on one task; and what they are compared with."""
     first = learner.point(FAR, index, 0)
-    history = Published()(first).history
+    history = OneStepLoss()(first).history
     objectives = {text: make_objective(named(text)[0], **named(text)[1]) for text in given.objectives}
     found = {text: Samples() for text in objectives}
     for repeat in range(given.repeats):

@@ -17,13 +17,11 @@ from statistics import median
 import torch
 
 from l2l.report.files import write_whole
-from l2l.tuners.anatomy import initial_network, movement, typical_sigma
+from l2l.tuners.diagnostics import initial_network, movement, reconstruct, typical_sigma
 from l2l.tuners.fingerprint import Fingerprint
-from l2l.tuners.known_models import KNOWN_MODELS, known_fingerprint
-from l2l.tuners.published import Published, read_published, to_tuner
-from l2l.tuners.reconstruct import reconstruct
-from l2l.tuners.tuner import Tuner
-from l2l.tuners.turns import role_of
+from l2l.tuners.model import Tuner
+from l2l.tuners.published import KNOWN_MODELS, Published, known_fingerprint, read_published, to_tuner
+from l2l.tuners.schedule import role_of
 
 SHOWN = 10
 """Blocks named per tuner."""

@@ -18,16 +18,14 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from l2l.bench.hardware import hardware
-from l2l.compare.jobs import Job, finished, run_folder, run_jobs
-from l2l.compare.trials import located, run_tolerantly
-from l2l.finetune.baselines import baseline_names
-from l2l.finetune.config import FineTuneConfig
+from l2l.experiments.runner import Job, finished, located, run_folder, run_jobs, run_tolerantly
 from l2l.meta.config import MetaTrainConfig
+from l2l.report.console import print_table, progress_bar
 from l2l.report.files import write_json, write_whole
-from l2l.report.progress import progress_bar
-from l2l.report.rundir import CONFIG, SUMMARY
-from l2l.report.tables import print_table
+from l2l.report.run_directory import CONFIG, SUMMARY
+from l2l.tools.bench import hardware
+from l2l.train.baselines import baseline_names
+from l2l.train.config import FineTuneConfig
 
 LEARNED = "learned"
 NO_LR = 1e-6
@@ -170,7 +168,7 @@ def learn_tuner(plan: Plan, root: str, out: Path) -> None:
     Raises:
         ValueError: it was done before by another recipe, or the recipe is refused.
     """
-    from l2l.meta.run import run
+    from l2l.meta.run import run_meta_training
 
     target = out / "tuner"
     if not isinstance(plan.tuner, dict) or LEARNED not in plan.methods:
@@ -184,7 +182,9 @@ def learn_tuner(plan: Plan, root: str, out: Path) -> None:
             )
         return
     data_dir = None if plan.data_dir is None else str(Path(root) / plan.data_dir)
-    run(MetaTrainConfig(model=located(plan.model, root), data_dir=data_dir, out=str(target), **plan.tuner))
+    run_meta_training(
+        MetaTrainConfig(model=located(plan.model, root), data_dir=data_dir, out=str(target), **plan.tuner)
+    )
 
 
 def row_of(task: str, scheme: str, method: str, group: Group) -> dict[str, Any]:

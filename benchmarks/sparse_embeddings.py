@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 import l2l
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.mezo import MeZO
+from l2l.optim import ZOOptimizer
 
 
 def untied(model: Any) -> Any:
@@ -48,7 +48,7 @@ def speed(repeats: int) -> dict[str, float]:
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat, name in itertools.product(range(repeats + 1), contenders):
-        with contenders[name].theta.managed():
+        with contenders[name].theta.fused_steps():
             contenders[name].step(closure)
             began = time.perf_counter()
             contenders[name].step(closure)

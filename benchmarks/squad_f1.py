@@ -16,11 +16,11 @@ from statistics import mean
 import torch
 
 import l2l
-from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.run import prepare
-from l2l.finetune.runlog import read
-from l2l.report.tables import print_table
-from l2l.tasks.intervals import in_words, interval
+from l2l.report.console import print_table
+from l2l.tasks.metrics import bootstrap_interval, format_interval
+from l2l.train.config import FineTuneConfig
+from l2l.train.runlog import read_run_log
+from l2l.train.trainer import prepare_fine_tuning
 
 
 def main() -> None:
@@ -49,23 +49,23 @@ def main() -> None:
     model, tokenizer = options.pop("model"), None
     if warm_up:
         first = options | {"method": "adamw", "objective": "loss", "steps": warm_up, "lr": lr}
-        parts = prepare(FineTuneConfig(model=model, **first, **common))
+        parts = prepare_fine_tuning(FineTuneConfig(model=model, **first, **common))
         for step in range(warm_up):
             parts.optimizer.step(parts.closures.at(step))
         model, tokenizer = parts.model, parts.tokenizer  # where the last step left it: dev knows nothing of these rows
     result = l2l.fine_tune(
         model, tokenizer=tokenizer, **options, **common, eval_every=options["steps"], save_model=False
     )
-    _, steps = read(result.out / "steps.jsonl")
+    _, steps = read_run_log(result.out / "steps.jsonl")
     seen = [-mean(side for _, *sides in step["draws"] for side in sides) for step in steps]
     quarter = max(1, len(seen) // 4)
     best = result.summary["best"]
     rows = {
         "objective": options["objective"],
         "steps": len(seen),
-        "first quarter": in_words(mean(seen[:quarter]), interval(seen[:quarter])),
-        "last quarter": in_words(mean(seen[-quarter:]), interval(seen[-quarter:])),
-        "test F1, best step on dev": in_words(best["test"]["value"], best["test"]["interval"]),
+        "first quarter": format_interval(mean(seen[:quarter]), bootstrap_interval(seen[:quarter])),
+        "last quarter": format_interval(mean(seen[-quarter:]), bootstrap_interval(seen[-quarter:])),
+        "test F1, best step on dev": format_interval(best["test"]["value"], best["test"]["interval"]),
         "best step": best["step"],
         "seconds": result.summary["seconds"],
     }

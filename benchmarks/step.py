@@ -12,11 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from l2l.bench.config import BenchConfig
-from l2l.bench.hardware import hardware
-from l2l.bench.run import measure
-from l2l.bench.tables import document, markdown_table, row
 from l2l.report.files import write_whole
+from l2l.tools.bench import BenchConfig, document, hardware, markdown_table, measure, row
 
 NOTE = (
     "Medians over rounds in which every kind of step takes its turn. Loss over all tokens of {batch}x{length}. Peak "

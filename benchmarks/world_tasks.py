@@ -9,22 +9,21 @@ import argparse
 
 import torch
 
-from l2l.finetune.config import FineTuneConfig
-from l2l.finetune.run import prepare
-from l2l.finetune.session import Parts
-from l2l.tasks.closure import batch_loss
 from l2l.tasks.evaluate import Scores, evaluate
-from l2l.world import HELD_OUT, POOL, VALIDATION
+from l2l.tasks.losses import batch_loss
+from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
+from l2l.train.config import FineTuneConfig
+from l2l.train.trainer import RunContext, prepare_fine_tuning
 
 ROLES = {"pool": POOL, "validation": VALIDATION, "held out": HELD_OUT}
 
 
-def score(parts: Parts) -> Scores:
+def score(parts: RunContext) -> Scores:
     """Loss and metric on the test rows."""
     return evaluate(parts.model, parts.tokenizer, parts.task, parts.splits.test)
 
 
-def first_order(parts: Parts, steps: int, lr: float) -> Scores:
+def first_order(parts: RunContext, steps: int, lr: float) -> Scores:
     """After Adam, with backpropagation."""
     adam = torch.optim.Adam(parts.model.parameters(), lr=lr)
     for step in range(steps):
@@ -34,7 +33,7 @@ def first_order(parts: Parts, steps: int, lr: float) -> Scores:
     return score(parts)
 
 
-def zeroth_order(parts: Parts, steps: int) -> Scores:
+def zeroth_order(parts: RunContext, steps: int) -> Scores:
     """After MeZO, with forward passes only."""
     for step in range(steps):
         batch = parts.feeder.at(step)
@@ -58,10 +57,15 @@ def main() -> None:
     for role, names in ROLES.items():
         for name in [name for name in names if not options.tasks or name in options.tasks]:
             config = FineTuneConfig(model=options.model, task=name)
-            before = score(prepare(config))
-            ceiling = first_order(prepare(config), options.adam_steps, options.adam_lr)
+            before = score(prepare_fine_tuning(config))
+            ceiling = first_order(prepare_fine_tuning(config), options.adam_steps, options.adam_lr)
             runs = [
-                (zeroth_order(prepare(FineTuneConfig(model=options.model, task=name, lr=lr)), options.mezo_steps), lr)
+                (
+                    zeroth_order(
+                        prepare_fine_tuning(FineTuneConfig(model=options.model, task=name, lr=lr)), options.mezo_steps
+                    ),
+                    lr,
+                )
                 for lr in (options.mezo_lrs if options.mezo_steps else ())
             ]
             best, lr = min(runs, key=lambda run: run[0].loss, default=(None, None))

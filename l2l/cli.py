@@ -8,12 +8,16 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from l2l import __version__
+from l2l.aliases import KEYS, renamed
 from l2l.commands import COMMANDS, POSITIONAL, Command
 
 BAD_INPUT = (ValueError, FileNotFoundError, FloatingPointError, NotADirectoryError, PermissionError)
@@ -75,6 +79,38 @@ def _underscored(word: str) -> str:
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
 
 
+def _with_todays_names(words: Sequence[str], command: Command) -> list[str]:
+    """The command line with old option names replaced, those in the file of ``--config`` included."""
+    known = {field.name for field in fields(command.config())}
+    found: list[str] = []
+    for i, word in enumerate(words):
+        name, equals, value = word.removeprefix("--").partition("=")
+        before = words[i - 1].removeprefix("--") if i and words[i - 1].startswith("--") else ""
+        if before == "config" or (name == "config" and equals and word.startswith("--")):
+            found.append(("--config=" if equals else "") + _config_text(value if equals else word, known))
+        elif word.startswith("--"):
+            ((renamed_to, fresh),) = renamed({name: value if equals else None}, known).items()
+            found.append(f"--{renamed_to}{equals}{fresh if equals else ''}")
+        elif before:
+            ((_, fresh),) = renamed({KEYS.get(before, before): word}, known).items()
+            found.append(str(fresh))
+        else:
+            found.append(word)
+    return found
+
+
+def _config_text(path: str, known: Collection[str]) -> str:
+    """The path itself, or the file's content under the names of today if it has old ones."""
+    try:
+        given = yaml.safe_load(Path(path).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return path  # the parser says what is wrong with it
+    if not isinstance(given, dict):
+        return path
+    fresh = renamed(given, known)
+    return path if fresh == given else yaml.safe_dump(fresh, sort_keys=False)
+
+
 def _quiet() -> None:
     """Libraries keep to warnings; ours is the only progress bar."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -91,7 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     _quiet()
     try:
-        arguments = _parser(_needed(given)).parse_args(given)
+        needed = _needed(given)
+        if len(needed) == 1:
+            given = _with_todays_names(given, needed[0])
+        arguments = _parser(needed).parse_args(given)
         command, config = _chosen(arguments)
         command.run(config)
     except (*BAD_INPUT, argparse.ArgumentError) as error:

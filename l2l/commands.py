@@ -20,7 +20,7 @@ class Command:
 
 
 def _fine_tune_config() -> type:
-    from l2l.finetune.config import FineTuneConfig
+    from l2l.train.config import FineTuneConfig
 
     return FineTuneConfig
 
@@ -28,15 +28,15 @@ def _fine_tune_config() -> type:
 def _fine_tune(config: Any) -> None:
     from dataclasses import asdict
 
-    from l2l.finetune.run import start
-    from l2l.report.rundir import RunDirectory
-    from l2l.report.tables import print_table
-    from l2l.tasks.intervals import in_words
+    from l2l.report.console import print_table
+    from l2l.report.run_directory import RunDirectory
+    from l2l.tasks.metrics import format_interval
+    from l2l.train.trainer import start_fine_tuning
 
     folder = RunDirectory(config.out, asdict(config), config.overwrite)
     if folder.resumed:
         print(f"continuing the run in {config.out}")
-    result = start(config, folder)
+    result = start_fine_tuning(config, folder)
     summary = result.summary
     if summary["note"]:
         print(summary["note"])
@@ -45,7 +45,10 @@ def _fine_tune(config: Any) -> None:
         for name in ("task", "method", "lr", "steps", "passes", "initial_loss", "final_loss", "seconds")
     }
     test = summary["best"]["test"]
-    row |= {"best step": summary["best"]["step"], f"test {test['metric']}": in_words(test["value"], test["interval"])}
+    row |= {
+        "best step": summary["best"]["step"],
+        f"test {test['metric']}": format_interval(test["value"], test["interval"]),
+    }
     print_table(f"fine-tune: {result.out}", [row])
 
 
@@ -56,99 +59,98 @@ def _meta_train_config() -> type:
 
 
 def _meta_train(config: Any) -> None:
-    from l2l.meta.run import run
-    from l2l.report.tables import print_table
+    from l2l.meta.run import run_meta_training
+    from l2l.report.console import print_table
 
-    results = run(config).provenance.results
+    results = run_meta_training(config).provenance.results
     print_table(f"tuner: {config.out}", [results])
 
 
 def _evaluate_config() -> type:
-    from l2l.finetune.evaluate import EvaluateConfig
+    from l2l.train.evaluate import EvaluateConfig
 
     return EvaluateConfig
 
 
 def _evaluate(config: Any) -> None:
-    from l2l.finetune.evaluate import run
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
+    from l2l.train.evaluate import run_evaluation
 
-    print_table("evaluate", [run(config)])
+    print_table("evaluate", [run_evaluation(config)])
 
 
 def _quickstart_config() -> type:
-    from l2l.compare.quickstart import QuickstartConfig
+    from l2l.experiments.quickstart import QuickstartConfig
 
     return QuickstartConfig
 
 
 def _quickstart(config: Any) -> None:
-    from l2l.compare.quickstart import run
+    from l2l.experiments.quickstart import run_quickstart
 
-    run(config)
+    run_quickstart(config)
 
 
 def _meta_evaluate_config() -> type:
-    from l2l.compare.config import MetaEvaluateConfig
+    from l2l.experiments.spec import MetaEvaluateConfig
 
     return MetaEvaluateConfig
 
 
 def _meta_evaluate(config: Any) -> None:
-    from l2l.compare.evaluate import run
+    from l2l.experiments.meta_evaluate import run_meta_evaluation
 
-    run(config)
+    run_meta_evaluation(config)
 
 
 def _compare_config() -> type:
-    from l2l.compare.compare_config import CompareConfig
+    from l2l.experiments.spec import CompareConfig
 
     return CompareConfig
 
 
 def _compare(config: Any) -> None:
-    from l2l.compare.compare import run
+    from l2l.experiments.compare import run_comparison
 
-    run(config)
+    run_comparison(config)
 
 
 def _bench_config() -> type:
-    from l2l.bench.config import BenchConfig
+    from l2l.tools.bench import BenchConfig
 
     return BenchConfig
 
 
 def _bench(config: Any) -> None:
-    from l2l.bench.run import run
-    from l2l.bench.tables import headline
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
+    from l2l.tools.bench import headline, run_bench
 
-    print_table(f"bench: {config.out}", [headline(run(config))])
+    print_table(f"bench: {config.out}", [headline(run_bench(config))])
 
 
 def _doctor_config() -> type:
-    from l2l.bench.doctor import DoctorConfig
+    from l2l.tools.doctor import DoctorConfig
 
     return DoctorConfig
 
 
 def _doctor(config: Any) -> None:
-    from l2l.bench.doctor import run
+    from l2l.tools.doctor import run_doctor
 
-    run(config)
+    run_doctor(config)
 
 
 def _estimate_config() -> type:
-    from l2l.estimate.config import EstimateConfig
+    from l2l.tools.estimate import EstimateConfig
 
     return EstimateConfig
 
 
 def _estimate(config: Any) -> None:
-    from l2l.estimate.run import run
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
+    from l2l.tools.estimate import run_estimate
 
-    found = run(config)
+    found = run_estimate(config)
     print_table("estimate", [{name: value for name, value in found.items() if isinstance(value, str | int | float)}])
     print_table("bytes", [found["bytes"]])
 
@@ -167,16 +169,16 @@ class TaskConfig:
 
 
 def _tasks_list(_: ListConfig) -> None:
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
     from l2l.tasks import get_task, task_names
-    from l2l.tasks.card import table_row
+    from l2l.tasks.inspect import table_row
 
     print_table("tasks", [table_row(get_task(name)) for name in task_names()])
 
 
 def _tasks_show(config: TaskConfig) -> None:
     from l2l.tasks import get_task
-    from l2l.tasks.card import card
+    from l2l.tasks.inspect import card
 
     print(card(get_task(config.task)))
 
@@ -188,7 +190,7 @@ def _tasks_check_config() -> type:
 
 
 def _tasks_check(config: Any) -> None:
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
     from l2l.tasks.inspect import check
 
     found = check(config)
@@ -201,20 +203,20 @@ def _tasks_check(config: Any) -> None:
 
 
 def _lr_probe_config() -> type:
-    from l2l.probe.config import ProbeConfig
+    from l2l.tools.lr_probe import ProbeConfig
 
     return ProbeConfig
 
 
 def _lr_probe(config: Any) -> None:
-    from l2l.probe.run import run
+    from l2l.tools.lr_probe import run_lr_probe
 
-    run(config)
+    run_lr_probe(config)
 
 
 def _methods_list(_: ListConfig) -> None:
-    from l2l.finetune.method_list import method_list
-    from l2l.report.tables import print_table
+    from l2l.report.console import print_table
+    from l2l.train.method_list import method_list
 
     print_table("methods", method_list())
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2l.tuners.match import Level
+from l2l.tuners.transfer import Level
 
 if TYPE_CHECKING:
     from l2l.tuners.fingerprint import Fingerprint
@@ -34,9 +34,9 @@ def show(config: ShowConfig) -> None:
     from rich.measure import Measurement
 
     from l2l.tuners.card import render
-    from l2l.tuners.heat import draw, heat, table
-    from l2l.tuners.store import to_config
-    from l2l.tuners.tuner import Tuner
+    from l2l.tuners.diagnostics import draw, heat, table
+    from l2l.tuners.io import to_config
+    from l2l.tuners.model import Tuner
 
     tuner = Tuner.from_pretrained(config.tuner, config.revision)
     print(render(tuner, to_config(tuner)))
@@ -54,38 +54,38 @@ class ListTunersConfig:
 
 def list_tuners(_: ListTunersConfig) -> None:
     """A row per tuner."""
-    from l2l.report.tables import print_table
-    from l2l.tuners.listing import rows
+    from l2l.report.console import print_table
+    from l2l.tuners.sources import rows
 
     print_table("tuners", rows())
 
 
 def download_config() -> type:
     """Configuration of ``tuners download``."""
-    from l2l.tuners.download import DownloadConfig
+    from l2l.tuners.sources import DownloadConfig
 
     return DownloadConfig
 
 
 def download(config: Any) -> None:
     """Fetch a tuner; where it lies now."""
-    from l2l.tuners.download import run
+    from l2l.tuners.sources import run_download
 
-    print(run(config))
+    print(run_download(config))
 
 
 def diff_config() -> type:
     """Configuration of ``tuners diff``."""
-    from l2l.tuners.diff import DiffConfig
+    from l2l.tuners.inspect import DiffConfig
 
     return DiffConfig
 
 
 def diff(config: Any) -> None:
     """What two tuners differ in."""
-    from l2l.report.tables import print_table
-    from l2l.tuners.diff import difference
-    from l2l.tuners.tuner import Tuner
+    from l2l.report.console import print_table
+    from l2l.tuners.inspect import difference
+    from l2l.tuners.model import Tuner
 
     found = difference(Tuner.from_pretrained(config.first), Tuner.from_pretrained(config.second), config.most)
     print(found.blocks)
@@ -113,10 +113,10 @@ class CardConfig:
 
 def card(config: CardConfig) -> None:
     """Write the card anew; where it lies."""
-    from l2l.tuners.amend import amend
+    from l2l.tuners.io import edit_card
 
     results = None if config.results is None else Path(config.results)
-    print(amend(Path(config.tuner), results, config.label, config.licence, config.base_model))
+    print(edit_card(Path(config.tuner), results, config.label, config.licence, config.base_model))
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class PushConfig:
 
 def push(config: PushConfig) -> None:
     """Upload; the commit's address."""
-    from l2l.tuners.tuner import Tuner
+    from l2l.tuners.model import Tuner
 
     tuner = Tuner.from_pretrained(config.tuner)
     print(tuner.push_to_hub(config.repo_id, config.private, config.revision, config.licence))
@@ -161,7 +161,7 @@ def import_tuner(config: ImportConfig) -> None:
     """Import; what it is now."""
     from l2l.tuners.published import import_published
 
-    prints = None if config.model is None else prints_of(config.model)
+    prints = None if config.model is None else fingerprint_of(config.model)
     tuner = import_published(Path(config.file), config.base_model, Path(config.out), prints)
     print(
         f"{config.out}: {len(tuner.fingerprint.names)} blocks of {config.base_model}; the file's own licence is unknown"
@@ -185,25 +185,25 @@ class VerifyConfig:
 
 def verify(config: VerifyConfig) -> None:
     """Findings; exit code 2 where one is an error."""
-    from l2l.tuners.verify import refuse_errors, verify
+    from l2l.tuners.inspect import refuse_errors, verify
 
-    prints = None if config.model is None else prints_of(config.model, weights=True)
+    prints = None if config.model is None else fingerprint_of(config.model, weights=True)
     findings = verify(config.tuner, prints, config.revision, config.match)
     for found in findings:
         print(f"{found.level:8} {found.what:9} {found.text}")
     refuse_errors(config.tuner, findings)
 
 
-def prints_of(model: str, weights: bool = False) -> Fingerprint:
+def fingerprint_of(model: str, weights: bool = False) -> Fingerprint:
     """Blocks of a model, from its config alone; of those that published tuners are for, without a network.
 
     Args:
         weights: look at the weights too where they are at hand, in a directory or in the package.
     """
-    from l2l.estimate.shape import config_of, meta_model
+    from l2l.costs.model_shape import config_of, meta_model
     from l2l.models.load import EMBEDDED, load_model
     from l2l.tuners.fingerprint import Fingerprint
-    from l2l.tuners.known_models import KNOWN_MODELS, known_fingerprint
+    from l2l.tuners.published import KNOWN_MODELS, known_fingerprint
 
     if model.lower() in {name.lower() for name in KNOWN_MODELS}:
         return known_fingerprint(model)
@@ -214,13 +214,13 @@ def prints_of(model: str, weights: bool = False) -> Fingerprint:
 
 def trial_config() -> type:
     """Configuration of ``tuners test``."""
-    from l2l.compare.go_no_go import GoNoGoConfig
+    from l2l.experiments.tuner_test import GoNoGoConfig
 
     return GoNoGoConfig
 
 
 def trial(config: Any) -> None:
     """Go or no-go on a derivative of the base model."""
-    from l2l.compare.go_no_go import report, run
+    from l2l.experiments.tuner_test import report, run_tuner_test
 
-    print(report(run(config)))
+    print(report(run_tuner_test(config)))

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from l2l.enhancements import enhancement_names
-from l2l.finetune.methods import build_method
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods import is_first_order, method_names
 from l2l.methods.base import Method
-from l2l.tuners.tuner import Tuner
+from l2l.methods.registry import build_method
+from l2l.methods.wrappers import wrapper_names
+from l2l.optim import ZOOptimizer
+from l2l.tuners.model import Tuner
 
 
 class Quadratic(nn.Module):
@@ -128,19 +128,19 @@ def zeroth_order() -> list[str]:
 
 
 ARGS: dict[str, dict[str, Any]] = {
-    "adam": {"draws": 8},
+    "adam": {"num_directions": 8},
     "adamu": {"horizon": 60},
     "blockwise+mezo": {"blockwise": {"level": "block", "groups": 2}},
     "conmezo": {"beta": 0.9, "warm_up": 5},
     "dizo": {"interval": 3, "iterations": 2},
-    "forward_grad": {"draws": 2},
+    "forward_grad": {"num_directions": 2},
     "hizoo": {"smooth": 0.01},
     "hybrid+mezo": {"hybrid": {"match": "vector|bias"}},
     "lozo": {"interval": 5},
     "lozo_m": {"interval": 5},
     "momentum": {"momentum": 0.5},
     "pseuzo": {"window_bytes": 2**14},
-    "sign": {"draws": 8},
+    "sign": {"num_directions": 8},
     "sparse_mezo": {"sparsity": 0.1},
     "subzero": {"interval": 5, "rank": 3},
 }
@@ -152,9 +152,9 @@ whole."""
 
 METHODS = [
     *(MethodCase(name, ARGS.get(name, {})) for name in zeroth_order()),
-    *(MethodCase(f"{name}+mezo", ARGS.get(f"{name}+mezo", {})) for name in enhancement_names()),
+    *(MethodCase(f"{name}+mezo", ARGS.get(f"{name}+mezo", {})) for name in wrapper_names()),
     MethodCase("mezo", {"distribution": "rademacher"}),
-    MethodCase("mezo", {"draws": 3}),
+    MethodCase("mezo", {"num_directions": 3}),
     MethodCase("dizo", {"interval": 3, "iterations": 2, "search": "fo"}),
     MethodCase("learned+lozo", {"lozo": ARGS["lozo"]}),
     MethodCase("sparse+learned+lozo", {"lozo": ARGS["lozo"]}),
@@ -169,7 +169,7 @@ METHODS = [
 
 ALONG_NOISE = [case for case in METHODS if case.name in ("mezo", "dizo", "learned")]
 """Methods whose walks are sums of noise alone, bit for bit; along shapes they are within one rounding per walk."""
-STEPPED = [case for case in METHODS if not case.make(TiedLM()).normalised]
+STEPPED = [case for case in METHODS if not case.make(TiedLM()).step_is_normalized]
 """Methods to which a learning rate of ``auto`` means something."""
 
 
@@ -180,7 +180,7 @@ def named(case: MethodCase) -> str:
 def optimizer_for(case: MethodCase, model: nn.Module, problem: Problem, seed: int = 0, **more: Any) -> ZOOptimizer:
     method = case.make(model)
     short = SHORT.get(named(case), SHORT.get(case.name.split("+")[-1], 1.0))
-    lr = problem.own_lr * short if method.normalised else problem.lr
+    lr = problem.own_lr * short if method.step_is_normalized else problem.lr
     return ZOOptimizer(model, method, lr=lr, seed=seed, **more)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2l.blocks import Blocks
-from l2l.noise import Piece, traverse
-from l2l.perturb import Direction
-from l2l.perturb.walker import Look
+from l2l.noise import TensorSlice, add_noise
+from l2l.params import Direction
+from l2l.params.blocks import Blocks
+from l2l.params.engine import Perturbation
 
 
 def language_loss(model: nn.Module) -> Any:
@@ -23,6 +23,6 @@ def perturbed_in_place(model: nn.Module, u: Direction, distance: float) -> nn.Mo
     """A copy whose stored weights are what transient copies of the model's are to hold."""
     changed = copy.deepcopy(model)
     blocks = Blocks.of(changed)
-    move = Look(u, distance).move(len(blocks))
-    traverse([Piece(block.flat, block.name) for block in blocks], [move.term(range(len(blocks)))])
+    move = Perturbation(u, distance).move(len(blocks))
+    add_noise([TensorSlice(block.flat, block.name) for block in blocks], [move.term(range(len(blocks)))])
     return changed

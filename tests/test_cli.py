@@ -16,8 +16,8 @@ from transformers.utils import logging
 
 import l2l
 from l2l.cli import main
-from l2l.models.tiny_random import tiny_random
-from l2l.tuners.tuner import Tuner
+from l2l.models.shapes import tiny_random
+from l2l.tuners.model import Tuner
 
 TINY = shlex.split("--steps 2 --batch_size 2 --train_size 8 --dev_size 4 --test_size 4 --progress false")
 META = shlex.split("--steps 2 --batch_size 2 --train_size 8 --dev_size 4 --validation_steps 1 --progress false")
@@ -228,7 +228,7 @@ def test_an_unknown_model_directory_is_refused(command, refused, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "more"), [("fine-tune", ["--walk", "in_place"]), ("meta-train", [])], ids=["fine-tune", "meta-train"]
+    ("command", "more"), [("fine-tune", ["--perturb", "in_place"]), ("meta-train", [])], ids=["fine-tune", "meta-train"]
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_weights_are_refused_where_they_cannot_be_served(command, more, dtype, refused, tmp_path):
@@ -248,7 +248,7 @@ def test_an_error_of_the_program_itself_is_not_disguised_as_bad_input(monkeypatc
     def broken(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("l2l.finetune.run.prepare", broken)
+    monkeypatch.setattr("l2l.train.trainer.prepare", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["fine-tune", "--out", str(tmp_path / "out")])
 

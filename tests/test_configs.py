@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from l2l.cli import main
-from l2l.compare.quickstart import RECIPE
-from l2l.finetune.config import FineTuneConfig
+from l2l.experiments.quickstart import RECIPE
 from l2l.meta.config import MetaTrainConfig
 from l2l.models.load import load_tokenizer
-from l2l.models.tiny_random import tiny_random
-from l2l.tuners.tuner import Tuner
+from l2l.models.shapes import tiny_random
+from l2l.train.config import FineTuneConfig
+from l2l.tuners.model import Tuner
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {"fine_tune": ("fine-tune", FineTuneConfig), "meta_train": ("meta-train", MetaTrainConfig)}

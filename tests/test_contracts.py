@@ -12,9 +12,9 @@ import torch
 from cases import METHODS, PROBLEMS, MethodCase, Problem, TiedLM, farthest, named, optimizer_for, same_bits, weights
 from torch import Tensor, nn
 
-from l2l.finetune.optimizer import ZOOptimizer
-from l2l.methods.base import Looking, Method
-from l2l.perturb import written
+from l2l.methods.base import CustomEstimator, Method
+from l2l.optim import ZOOptimizer
+from l2l.params import dense_direction
 
 TIED = PROBLEMS[-1]
 STEPS = 7
@@ -138,7 +138,7 @@ def test_a_run_saved_half_way_continues_bit_for_bit(case: MethodCase, problem: P
 def test_it_moves_along_the_directions_it_looked_along(case: MethodCase, problem: Problem):
     """The first step, before any search, lies in the span of what was looked at."""
     model = problem.make().double()
-    if case.make(model).elementwise:
+    if case.make(model).leaves_span:
         pytest.skip("the method changes coordinates one by one: its step is held against a dense one instead")
     start, looked = weights(model), []
 
@@ -154,7 +154,7 @@ def test_it_moves_along_the_directions_it_looked_along(case: MethodCase, problem
     if not whole.any():  # seen from theta itself: the directions are those of the estimates
         assert optimizer.report is not None
         blocks, seen = optimizer.blocks, optimizer.report.estimates
-        us = [torch.cat([written(e.direction, blocks, i).flatten() for i in range(len(blocks))]) for e in seen]
+        us = [torch.cat([dense_direction(e.direction, blocks, i).flatten() for i in range(len(blocks))]) for e in seen]
         whole = torch.stack(us, 1)
     moved = torch.cat([(end[name] - start[name]).flatten() for name in start])
     found = torch.linalg.lstsq(whole, moved[:, None], driver="gelsd").solution
@@ -178,7 +178,7 @@ def test_it_keeps_no_more_memory_than_it_declares(case: MethodCase):
     for _ in range(STEPS):
         optimizer.step(model)
     after = live_storages()
-    assert sum(size for address, size in after.items() if address not in before) <= method.kept(optimizer.blocks)
+    assert sum(size for address, size in after.items() if address not in before) <= method.state_bytes(optimizer.blocks)
 
 
 @pytest.mark.parametrize("case", [case for case in METHODS if case.name == "dizo"], ids=named, indirect=True)
@@ -213,11 +213,11 @@ def test_tied_weights_move_once(case: MethodCase):
     assert optimizer.report is not None
     method = optimizer.method
     assert isinstance(method, Method)
-    if method.kept(optimizer.blocks) or method.normalised or isinstance(method, Looking):
+    if method.state_bytes(optimizer.blocks) or method.step_is_normalized or isinstance(method, CustomEstimator):
         pytest.skip("how far it moves depends on more than the estimates: its step is held against a dense one instead")
     moved = torch.zeros_like(before["embed.weight"])
     for seen in optimizer.report.estimates:
-        u = written(seen.direction, optimizer.blocks, optimizer.blocks.names.index("embed.weight"))
+        u = dense_direction(seen.direction, optimizer.blocks, optimizer.blocks.names.index("embed.weight"))
         moved -= TIED.lr * seen.projected_gradient * u / len(optimizer.report.estimates)
     torch.testing.assert_close(model.embed.weight.detach() - before["embed.weight"], moved, rtol=1e-8, atol=1e-14)
 
@@ -235,7 +235,7 @@ def test_the_passes_it_declares_are_those_it_takes(case: MethodCase):
 
 def test_it_says_where_it_is_from(case: MethodCase):
     method = case.make(TiedLM())
-    assert method.about.paper and method.about.memory
+    assert method.info.paper and method.info.memory
     assert (type(method).__doc__ or "").strip()
 
 
@@ -253,7 +253,7 @@ def test_a_managed_loop_takes_the_same_steps(case: MethodCase, problem: Problem)
     left, right = optimizer_for(case, plain, problem), optimizer_for(case, inside, problem)
     for _ in range(STEPS):
         left.step(plain)
-    with right.theta.managed():
+    with right.theta.fused_steps():
         for _ in range(STEPS):
             right.step(inside)
     assert farthest(weights(plain), weights(inside)) < 1e-9

@@ -12,7 +12,6 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "l2l"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 ENGINE = {"noise", "blocks", "perturb", "estimators", "tuners", "methods", "enhancements"}
 LEAVES = {"tasks", "models", "report", "world"}
@@ -38,7 +37,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Part of the package -> the other parts it may import. Parts that are not here may import anything."""
 
 MAY_IMPORT_ANYTHING = {"", "cli", "commands", "tuner_commands", "__main__"}
-ONLY_MODULES = {("tasks", "models"): {"l2l.models.buckets", "l2l.models.heads", "l2l.models.load", "l2l.models.trees"}}
+ONLY_MODULES = {
+    ("tasks", "models"): {"l2l.models.batching", "l2l.models.heads", "l2l.models.load", "l2l.models.prompt_trees"}
+}
 """Of that other part, only these modules."""
 
 HEAVY = ("transformers", "datasets", "lightning", "matplotlib", "pandas", "tensorboard", "huggingface_hub")
@@ -120,11 +121,6 @@ def test_importing_the_package_imports_nothing_heavy_opens_no_socket_and_starts_
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["[]", "[]"]
-
-
-@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_no_file_is_longer_than_300_lines(path: Path):
-    assert len(path.read_text().splitlines()) <= 300
 
 
 def undocumented(path: Path) -> Iterator[str]:

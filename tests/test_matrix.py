@@ -13,7 +13,6 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.base import Method
 from l2l.methods.dizo import DiZO
 from l2l.methods.learned import Learned
@@ -21,12 +20,12 @@ from l2l.methods.mezo import MeZO
 from l2l.models.heads import output_embedding
 from l2l.models.kinds import Head, kind_of
 from l2l.models.schemes import apply_scheme
-from l2l.models.tiny_random import tiny_random
-from l2l.tasks.base import Example, Task, WorldData
-from l2l.tasks.closure import batch_loss
-from l2l.tasks.encode import Batch, collate
-from l2l.tasks.reader import reader_for
-from l2l.tuners.tuner import Tuner
+from l2l.models.shapes import tiny_random
+from l2l.optim import ZOOptimizer
+from l2l.tasks.base import Example, GeneratedData, Task
+from l2l.tasks.encode import Batch, collate, encoder_for
+from l2l.tasks.losses import batch_loss
+from l2l.tuners.model import Tuner
 
 CAUSAL = ["opt", "llama", "qwen2", "qwen3", "mistral", "gpt2", "gemma", "phi", "gpt_neox", "mixtral"]
 OTHERS: list[tuple[str, Head]] = [
@@ -48,7 +47,7 @@ WORDS = ["the", "film", "was", "good", "bad", "dull", "great", "very", "it"]
 ROWS = [{"text": " ".join(WORDS[: 3 + number])} for number in range(3)]
 TASK = Task(
     "mine",
-    WorldData(lambda *_: []),
+    GeneratedData(lambda *_: []),
     ("text",),
     lambda row: Example(row["text"], (" good", " very dull", " bad"), (len(row["text"]) % 3,)),
 )
@@ -71,7 +70,7 @@ def method_of(name: str, model: nn.Module) -> Method[Any]:
 
 
 def fed(model: nn.Module) -> Batch:
-    reader = reader_for(model)
+    reader = encoder_for(model)
     return collate(reader.encode(TASK, ROWS, tokenizer(), 60), "classification", reader.pad_id(tokenizer()))
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Closure, as_loss
+from l2l.estimators.finite_difference import Closure, as_loss
+from l2l.params.blocks import Blocks
 
 
 def consume_gradients(closure: Closure, blocks: Blocks, consume: Callable[[int, Tensor], None]) -> float:

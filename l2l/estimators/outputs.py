@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from l2l.estimators.base import Closure
+from l2l.estimators.finite_difference import Closure
 
 _DETACHING = {Tensor.detach, torch.detach, Tensor.data.__get__}  # pyright: ignore[reportAttributeAccessIssue]
 """Cut gradients, and change no value: done again, they are left out."""

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
-from l2l.estimators.base import Closure
+from l2l.estimators.finite_difference import Closure
 from l2l.meta.pool import PoolTask
 from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
 from l2l.models.heads import TokenQuery, token_logprobs
-from l2l.perturb import Theta
-from l2l.tasks.closure import batch_loss
-from l2l.tuners.basis import random_basis
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.tasks.losses import batch_loss
+from l2l.tuners.model import random_basis
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,7 +86,7 @@ def pool_basis(
         owned = owners(model, blocks, indices)
         return activation_basis(blocks, owned, [_feeds(model, task, batches) for task in pool], rank)
     losses = [_losses(model, task, batches) for task in pool]
-    return gradient_basis(Theta(blocks), losses, rank, points, trajectory or TrajectoryConfig())
+    return gradient_basis(PerturbedParameters(blocks), losses, rank, points, trajectory or TrajectoryConfig())
 
 
 def candidates(blocks: Blocks, rank: int) -> list[int]:
@@ -104,7 +104,7 @@ def candidates(blocks: Blocks, rank: int) -> list[int]:
 
 
 def gradient_basis(
-    theta: Theta,
+    theta: PerturbedParameters,
     tasks: Sequence[Losses],
     rank: int,
     points: Sequence[int] = POINTS,
@@ -128,13 +128,15 @@ def gradient_basis(
     total = _squares(theta.blocks, indices)
     for task in tasks:
         with _visited(theta, task, moving=max(points) > 0):
-            for _ in _travel(theta, task, sorted(set(points)), trajectory):
+            for _ in _inner_step(theta, task, sorted(set(points)), trajectory):
                 closures = [task.at(i) for i in range(task.looked_at)]
                 _accumulate(total, mean_gradient_grams(theta.blocks, closures, indices))
     return _columns(theta.blocks, total, rank)
 
 
-def _travel(theta: Theta, task: Losses, points: Sequence[int], trajectory: TrajectoryConfig) -> Iterator[int]:
+def _inner_step(
+    theta: PerturbedParameters, task: Losses, points: Sequence[int], trajectory: TrajectoryConfig
+) -> Iterator[int]:
     """Stand at every point in turn, having stepped on batches behind those that are looked at."""
     velocity = at_rest(theta.blocks) if points[-1] else {}
     for step in range(points[-1] + 1):
@@ -145,7 +147,7 @@ def _travel(theta: Theta, task: Losses, points: Sequence[int], trajectory: Traje
 
 
 @contextmanager
-def _visited(theta: Theta, task: Losses, moving: bool) -> Iterator[None]:
+def _visited(theta: PerturbedParameters, task: Losses, moving: bool) -> Iterator[None]:
     """On the way out the weights are back; an error names the task."""
     kept = {block.name: block.tensor.detach().clone() for block in theta.blocks} if moving else {}
     try:

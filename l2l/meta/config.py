@@ -9,7 +9,7 @@ from l2l.meta.objectives import make_objective
 from l2l.meta.objectives.base import Objective
 from l2l.meta.trajectory import TrajectoryConfig
 from l2l.methods.base import check_counts, check_positive
-from l2l.models.freeze import check_pattern
+from l2l.models.load import check_pattern
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class MetaTrainConfig:
     validation_lrs: list[float] = field(default_factory=list)
     """Learning rates of these steps; on each task the best of them counts, so that a tuner which merely asks for another
     learning rate does not win. Empty, and no betas: ``lr`` and a third of it."""
-    validation_betas: list[float] = field(default_factory=list)
+    validation_step_fractions: list[float] = field(default_factory=list)
     """Values of beta for such steps at ``lr="auto"``, tried beside ``validation_lrs``."""
     architecture: str = "per_block_mlp"
     """Tuner network: a module of ``l2l.tuners``."""
@@ -88,7 +88,7 @@ class MetaTrainConfig:
     """Its arguments, e.g. ``{hidden: 64}``."""
     features: str = "paper"
     """What the tuner sees of each block: a name in :data:`l2l.tuners.features.FEATURE_SETS`."""
-    normaliser: str = "energy"
+    normalizer: str = "energy"
     """What the common factor of sigma keeps constant: ``energy`` (MeZO's, as in the paper), ``curvature`` (measured on the
     pool before the first step) or ``none``."""
     basis: Literal["none", "gradients", "activations", "random"] = "none"
@@ -97,8 +97,8 @@ class MetaTrainConfig:
     :mod:`l2l.meta.bases`. It is found before the first step and stays."""
     basis_rank: int = 8
     """Its directions per matrix; matrices of at most twice as many columns have none."""
-    turns: Literal["none", "role"] = "none"
-    """Whether all blocks move at every step, or those of one role at a time (see :mod:`l2l.tuners.turns`), drawn under the
+    block_schedule: Literal["none", "role"] = "none"
+    """Whether all blocks move at every step, or those of one role at a time (see :mod:`l2l.tuners.schedule`), drawn under the
     step's key, all roles alike. Goes with ``normaliser: curvature``."""
     embedding_rows_per_sample: float = 15.0
     """Rows of an embedding that one sample is expected to touch, for the normaliser."""
@@ -137,7 +137,7 @@ class MetaTrainConfig:
             epsilon=self.epsilon,
             embedding_rows_per_sample=self.embedding_rows_per_sample,
             validation_lrs=min(self.validation_lrs, default=1.0),
-            validation_betas=min(self.validation_betas, default=1.0),
+            validation_step_fractions=min(self.validation_step_fractions, default=1.0),
         )
         self.travels()
         self._check_objective()
@@ -187,8 +187,8 @@ class MetaTrainConfig:
     def _check_basis(self) -> None:
         if self.basis not in ("none", "gradients", "activations", "random"):
             raise ValueError(f"basis={self.basis!r} must be 'none', 'gradients', 'activations' or 'random'")
-        if self.turns not in ("none", "role"):
-            raise ValueError(f"turns={self.turns!r} must be 'none' or 'role'")
+        if self.block_schedule not in ("none", "role"):
+            raise ValueError(f"block_schedule={self.block_schedule!r} must be 'none' or 'role'")
         outputs = self.architecture_args.get("outputs", 2)
         if self.basis != "none" and outputs != 2:
             raise ValueError(

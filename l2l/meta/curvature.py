@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
-from l2l.meta.components import Components
-from l2l.meta.noise_dots import NoiseDots
-from l2l.meta.objectives.base import Point
-from l2l.meta.statistics import squared_norms
+from l2l.meta.objectives.base import MetaState
+from l2l.meta.statistics import Components, NoiseDots, squared_norms
 from l2l.methods.base import check_counts
-from l2l.perturb import Direction
+from l2l.params import Direction
 
 Trace: TypeAlias = Literal["fisher", "hutchinson", "seen"]
 """``fisher``: squared gradient norms under labels that the model draws; the Gauss-Newton matrix, never negative.
@@ -32,7 +30,9 @@ def check_trace(trace: str, probes: int) -> None:
         raise ValueError(f"trace={trace!r} must be one of {', '.join(get_args(Trace))}")
 
 
-def traces(point: Point, components: Components, direction: Direction, trace: Trace, probes: int) -> tuple[Tensor, int]:
+def traces(
+    point: MetaState, components: Components, direction: Direction, trace: Trace, probes: int
+) -> tuple[Tensor, int]:
     """[components] float64 estimates of trace(P_k H), averaged over the probes, and the passes they took.
 
     Args:
@@ -49,7 +49,7 @@ def traces(point: Point, components: Components, direction: Direction, trace: Tr
     return found, passes
 
 
-def _fisher(point: Point, components: Components, direction: Direction, probe: int) -> tuple[Tensor, int]:
+def _fisher(point: MetaState, components: Components, direction: Direction, probe: int) -> tuple[Tensor, int]:
     if point.sampled is None:
         raise ValueError(
             "trace='fisher' draws labels from the model, which this task offers no way to: use 'hutchinson'"
@@ -58,13 +58,13 @@ def _fisher(point: Point, components: Components, direction: Direction, probe: i
     return sampled.count * squared_norms(point.theta.blocks, components, sampled.closure), sampled.passes
 
 
-def _hutchinson(point: Point, components: Components, direction: Direction, probe: int) -> tuple[Tensor, int]:
+def _hutchinson(point: MetaState, components: Components, direction: Direction, probe: int) -> tuple[Tensor, int]:
     key = point.key.with_draw(PROBES + probe)
     rademacher = Direction(key, (1.0,) * len(point.theta.blocks), "rademacher")
     return _bend(point, components, rademacher, 0), 6
 
 
-def _seen(point: Point, components: Components, direction: Direction, probe: int) -> tuple[Tensor, int]:
+def _seen(point: MetaState, components: Components, direction: Direction, probe: int) -> tuple[Tensor, int]:
     """u = factor * (sigma_b z_b + ...): <z_b, (H u)_b> has the mean factor * sigma_b * trace(H_b). A block that does not
     move shows nothing: 0."""
     reach = direction.factor * components.blocks_scales(direction)
@@ -75,14 +75,14 @@ def _seen(point: Point, components: Components, direction: Direction, probe: int
 _PROBES = {"fisher": _fisher, "hutchinson": _hutchinson, "seen": _seen}
 
 
-def _bend(point: Point, components: Components, direction: Direction, number: int) -> Tensor:
+def _bend(point: MetaState, components: Components, direction: Direction, number: int) -> Tensor:
     """<z_b, (H u)_b> and its like inside the bases, from gradients at both sides of theta along u; two backward passes."""
     closure = point.closure if number == 0 else point.further(number - 1)
     found, epsilon = components.zeros(), point.method.epsilon
     with point.theta.step():
         for side in (1.0, -1.0):
             dots = _Projected(components, direction)
-            point.theta.look(direction, side * epsilon)
+            point.theta.perturb(direction, side * epsilon)
             consume_gradients(closure, point.theta.blocks, dots.take)
             found += side * dots.values() / (2 * epsilon)
     return found

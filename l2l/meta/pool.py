@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from l2l.finetune.batches import Feeder
-from l2l.models.buckets import Grouping
+from l2l.models.batching import Grouping
 from l2l.tasks import get_task
 from l2l.tasks.base import Row, Task
-from l2l.tasks.reader import reader_for
+from l2l.tasks.encode import encoder_for
 from l2l.tasks.rows import load_splits
+from l2l.train.inputs import Batcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +27,7 @@ class PoolTask:
     """A task of the pool, or one to validate on."""
 
     task: Task
-    feeder: Feeder
+    feeder: Batcher
     dev: list[Row]
 
 
@@ -43,14 +43,14 @@ def load_pool(
     Raises:
         ValueError, FileNotFoundError: an unknown task, missing or malformed data.
     """
-    found, reader = [], reader_for(model)
+    found, reader = [], encoder_for(model)
     grouping = Grouping.of(model, config.length_groups, config.share_prompts)
     for name in names:
         task = get_task(name)
         splits = load_splits(task, config.data_dir, config.train_size, config.dev_size, 0, config.seed)
         encoded = reader.encode(task, splits.train, tokenizer, max_length)
         pad_id = reader.pad_id(tokenizer)
-        feeder = Feeder(encoded, task.form, pad_id, config.batch_size, config.seed, model.device, grouping)
+        feeder = Batcher(encoded, task.form, pad_id, config.batch_size, config.seed, model.device, grouping)
         found.append(PoolTask(task, feeder, splits.dev))
     return found
 

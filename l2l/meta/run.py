@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import read_loss
+from l2l.aliases import renamed
+from l2l.estimators.finite_difference import finite_loss
 from l2l.meta.bases import pool_basis
 from l2l.meta.config import MetaTrainConfig, task_list
-from l2l.meta.learner import MetaLearner, MetaParts
-from l2l.meta.normaliser import check_normaliser, make_normaliser
+from l2l.meta.module import MetaLearner, MetaParts
+from l2l.meta.normalizer import check_normaliser, make_normaliser
 from l2l.meta.pool import PoolTask, check_weights, load_pool
-from l2l.models.freeze import freeze_matching, thaw
-from l2l.models.load import EMBEDDED, context_length, load_model, load_tokenizer, model_identity
-from l2l.perturb.exact import HALF
+from l2l.models.load import EMBEDDED, context_length, freeze_matching, load_model, load_tokenizer, model_identity, thaw
+from l2l.params.blocks import Blocks
+from l2l.params.functional import HALF
+from l2l.report.console import progress_bar, quiet_lightning
 from l2l.report.files import read_tensors, write_tensors
-from l2l.report.metrics import MetricsLog, read
 from l2l.report.plots import plot_panels, smooth
-from l2l.report.progress import progress_bar
-from l2l.report.quiet import quiet_lightning
-from l2l.report.rundir import METRICS, RunDirectory
+from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_metrics
 from l2l.tasks import get_task
-from l2l.tasks.closure import batch_loss
+from l2l.tasks.losses import batch_loss
+from l2l.tasks.tiny_world import POOL, VALIDATION
 from l2l.tuners.card import movement
 from l2l.tuners.features import feature_set
-from l2l.tuners.normalise import Normaliser, build_normaliser, normaliser_config
+from l2l.tuners.model import Provenance, Tuner, load_weights
+from l2l.tuners.normalize import Normalizer, build_normalizer, normalizer_config
+from l2l.tuners.schedule import BlockSchedule
 from l2l.tuners.transfer import identified
-from l2l.tuners.tuner import Provenance, Tuner, load_weights
-from l2l.tuners.turns import Turns
-from l2l.world import POOL, VALIDATION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,11 +61,12 @@ def meta_train(
         FloatingPointError: a loss is not finite.
     """
     name = model if isinstance(model, str) else model_identity(model).id or type(model).__name__
+    options = renamed(options, {field.name for field in fields(MetaTrainConfig)})
     config = MetaTrainConfig(model=name, tasks=tasks or [], out=out, **options)
-    return run(config, None if isinstance(model, str) else model, tokenizer)
+    return run_meta_training(config, None if isinstance(model, str) else model, tokenizer)
 
 
-def run(
+def run_meta_training(
     config: MetaTrainConfig,
     model: PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -77,7 +76,7 @@ def run(
     folder = RunDirectory(config.out, _settings(config), config.overwrite)
     measured = folder.path / MEASURED
     known = folder.resumed and measured.exists()
-    parts = prepare(config, model, tokenizer, measured if known else None)
+    parts = prepare_meta_training(config, model, tokenizer, measured if known else None)
     learner = MetaLearner(parts, config, folder.create())
     began = time.perf_counter()
     learner.begin(folder.resumed)
@@ -116,7 +115,7 @@ def with_defaults(config: MetaTrainConfig) -> MetaTrainConfig:
     return replace(config, tasks=tasks, validation_tasks=validation)
 
 
-def prepare(
+def prepare_meta_training(
     config: MetaTrainConfig,
     model: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -145,16 +144,16 @@ def prepare(
     for task in [*pool, *validation]:
         _read_first_loss(model, task)
     identity = model_identity(model)
-    basis, normaliser = _measure(config, model, pool) if measured is None else _kept(measured)
+    basis, normalizer = _measure(config, model, pool) if measured is None else _kept(measured)
     tuner = Tuner.for_model(
         model,
         config.architecture,
         config.seed,
-        normaliser,
+        normalizer,
         Provenance(_known_as(model), identity.revision, recipe=_recipe(config)),
         config.features,
         basis,
-        Turns.by_role(Blocks.of(model, trainable=False)) if config.turns == "role" else None,
+        BlockSchedule.by_role(Blocks.of(model, trainable=False)) if config.block_schedule == "role" else None,
         **config.architecture_args,
     )
     return MetaParts(model, tokenizer, identified(tuner, model), pool, validation, frozen)
@@ -168,7 +167,7 @@ def _known_as(model: PreTrainedModel) -> str:
 
 def _measure(
     config: MetaTrainConfig, model: PreTrainedModel, pool: list[PoolTask]
-) -> tuple[dict[str, Tensor], Normaliser]:
+) -> tuple[dict[str, Tensor], Normalizer]:
     """Basis, empty where none is wanted, and normaliser."""
     basis = {}
     if config.basis != "none":
@@ -177,18 +176,18 @@ def _measure(
 
 
 def _keep(tuner: Tuner, path: Path) -> None:
-    write_tensors(path, {"basis": tuner.basis or {}, "normaliser": normaliser_config(tuner.normaliser)})
+    write_tensors(path, {"basis": tuner.basis or {}, "normaliser": normalizer_config(tuner.normalizer)})
 
 
-def _kept(path: Path) -> tuple[dict[str, Tensor], Normaliser]:
+def _kept(path: Path) -> tuple[dict[str, Tensor], Normalizer]:
     found = read_tensors(path)
-    return found["basis"], build_normaliser(**found["normaliser"])
+    return found["basis"], build_normalizer(**found["normaliser"])
 
 
 def _read_first_loss(model: PreTrainedModel, pool: PoolTask) -> None:
     batch = pool.feeder.at(0)
     try:
-        read_loss(lambda: batch_loss(model, batch, pool.feeder.form))
+        finite_loss(lambda: batch_loss(model, batch, pool.feeder.form))
     except FloatingPointError as error:
         raise FloatingPointError(f"task {pool.task.name!r}, step 0, before any update: {error}") from error
 
@@ -199,8 +198,8 @@ def _settings(config: MetaTrainConfig) -> dict[str, Any]:
     settings = asdict(config)
     if config.basis == "none":
         del settings["basis"], settings["basis_rank"]
-    if config.turns == "none":
-        del settings["turns"]
+    if config.block_schedule == "none":
+        del settings["block_schedule"]
     if config.freeze is None:
         del settings["freeze"]
     return settings
@@ -209,15 +208,18 @@ def _settings(config: MetaTrainConfig) -> dict[str, Any]:
 def _recipe(config: MetaTrainConfig) -> dict[str, Any]:
     """The part of the configuration that says how a tuner was made, not where."""
     private = ("out", "data_dir", "overwrite", "progress", "device")
-    absent = [*(["turns"] if config.turns == "none" else []), *(["freeze"] if config.freeze is None else [])]
+    absent = [
+        *(["block_schedule"] if config.block_schedule == "none" else []),
+        *(["freeze"] if config.freeze is None else []),
+    ]
     return {name: value for name, value in asdict(config).items() if name not in (*private, *absent)}
 
 
 def _train(learner: MetaLearner, folder: RunDirectory) -> None:
     import lightning
 
-    from l2l.finetune.module import fit
     from l2l.meta.module import COLUMNS, MetaModule, WholeFiles
+    from l2l.train.trainer import fit
 
     config = learner.config
     done = read_tensors(folder.checkpoint)["global_step"] if folder.resumed else 0
@@ -274,7 +276,7 @@ def _finish(learner: MetaLearner, folder: RunDirectory, seconds: float) -> Tuner
 
 def draw_curves(folder: Path, tasks: list[str]) -> Path:
     """``meta.png`` from ``metrics.csv``: losses along the trajectory per task, and validation."""
-    rows = read(folder / METRICS)
+    rows = read_metrics(folder / METRICS)
     trained = [row for row in rows if row["train_loss"]]
     per_task = {
         name: smooth([(float(r["step"]), float(r["train_loss"])) for r in trained if float(r["task"]) == index], 5)

@@ -10,10 +10,12 @@ from typing import Any
 
 from l2l.methods.base import FirstOrder, Method
 
+_NO_METHODS = ("base", "registry", "wrappers")
+
 
 def method_names() -> list[str]:
     """Names that :func:`method_class` knows."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NO_METHODS)
 
 
 def is_first_order(name: str) -> bool:

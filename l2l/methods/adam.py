@@ -16,11 +16,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, gradient, widened
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, accumulation_dtype, check_counts, check_positive, gradient
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class AdamState:
 class Adam(Method[AdamState]):
     """Adam on MeZO's estimates. Extra memory: two copies, at least float32."""
 
-    about: ClassVar = About("Zhang et al. 2024, arXiv:2402.11592 (ZO-Adam)", "2P")
-    normalised = True
-    elementwise = True
+    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-Adam)", "2P")
+    step_is_normalized = True
+    leaves_span = True
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     beta1: float = 0.9
     """What the mean of the estimates keeps of itself at each step."""
@@ -52,28 +52,32 @@ class Adam(Method[AdamState]):
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon, eps=self.eps)
-        check_counts(draws=self.draws)
+        check_counts(num_directions=self.num_directions)
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name}={value} must be at least 0 and below 1")
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
-        return 2 * sum(block.numel * widened(block.tensor.dtype).itemsize for block in blocks)
+    def state_bytes(self, blocks: Blocks) -> int:
+        return 2 * sum(block.numel * accumulation_dtype(block.tensor.dtype).itemsize for block in blocks)
 
     def init(self, blocks: Blocks) -> AdamState:
         def zeros() -> tuple[Tensor, ...]:
-            return tuple(torch.zeros_like(block.tensor, dtype=widened(block.tensor.dtype)) for block in blocks)
+            return tuple(
+                torch.zeros_like(block.tensor, dtype=accumulation_dtype(block.tensor.dtype)) for block in blocks
+            )
 
         return AdamState(0, zeros(), zeros())
 
     def direction(self, blocks: Blocks, state: AdamState, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def update_(self, theta: Theta, state: AdamState, estimates: Sequence[Estimate], context: StepContext) -> AdamState:
+    def update_(
+        self, theta: PerturbedParameters, state: AdamState, estimates: Sequence[Estimate], context: StepContext
+    ) -> AdamState:
         steps = state.steps + 1
         unbias_mean = 1 - self.beta1**steps
         unbias_root = math.sqrt(1 - self.beta2**steps)
@@ -84,5 +88,5 @@ class Adam(Method[AdamState]):
             square = state.square[index].mul_(self.beta2).addcmul_(found, found, value=1 - self.beta2)
             return mean / square.sqrt().div_(unbias_root).add_(self.eps)
 
-        theta.shift_each(delta, [-rate / unbias_mean for rate in context.lr])
+        theta.add_dense_each(delta, [-rate / unbias_mean for rate in context.lr])
         return replace(state, steps=steps)

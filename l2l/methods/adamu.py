@@ -22,12 +22,12 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, gradient, widened
-from l2l.noise import Distribution, Key, Piece, Term, standard_deviation, traverse
-from l2l.perturb import Direction, Shape, Theta
-from l2l.perturb.factors import factor
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, accumulation_dtype, check_counts, check_positive, gradient
+from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.operators import factor
 
 BENDS = {"alpha": 1.0, "beta1": 0.1, "beta2": 1.5}
 """How much faster than a cosine over the whole run each weight falls."""
@@ -43,7 +43,7 @@ class AdaMUState:
 
 
 @final
-class Mixed(Shape):
+class Mixed(DirectionOperator):
     """Fresh noise and noise about the history. Of mean square 1 at first; then as large as the history makes it.
 
     Args:
@@ -62,7 +62,7 @@ class Mixed(Shape):
         shape, past = tuple(block.tensor.shape), self._history[index]
         fresh = torch.zeros_like(past)
         unit = math.sqrt(self._alpha) / standard_deviation(distribution)
-        traverse([Piece(fresh.view(-1), block.name)], [Term(key, [(unit,)], distribution)])
+        add_noise([TensorSlice(fresh.view(-1), block.name)], [NoiseTerm(key, [(unit,)], distribution)])
         about = factor(block, "history", key, shape, distribution).mul_(math.sqrt(1 - self._alpha)).add_(past)
         return fresh, about
 
@@ -76,9 +76,9 @@ class Mixed(Shape):
 class AdaMU(Method[AdaMUState]):
     """Directions that remember the last one, and steps divided by their size. Extra memory: one copy."""
 
-    about: ClassVar = About("Jiang et al. 2023, arXiv:2312.15184", "1P")
-    elementwise = True
-    draws = 1
+    info: ClassVar = MethodInfo("Jiang et al. 2023, arXiv:2312.15184", "1P")
+    leaves_span = True
+    num_directions = 1
     epsilon: float = 1e-3
     distribution: Distribution = "gaussian"
     explore: float = 0.0512
@@ -100,11 +100,11 @@ class AdaMU(Method[AdaMUState]):
     def passes(self) -> float:
         return 2.0
 
-    def kept(self, blocks: Blocks) -> int:
-        return sum(block.numel * widened(block.tensor.dtype).itemsize for block in blocks)
+    def state_bytes(self, blocks: Blocks) -> int:
+        return sum(block.numel * accumulation_dtype(block.tensor.dtype).itemsize for block in blocks)
 
     def init(self, blocks: Blocks) -> AdaMUState:
-        return AdaMUState(tuple(torch.zeros_like(b.tensor, dtype=widened(b.tensor.dtype)) for b in blocks))
+        return AdaMUState(tuple(torch.zeros_like(b.tensor, dtype=accumulation_dtype(b.tensor.dtype)) for b in blocks))
 
     def weight(self, name: str, step: int) -> float:
         """Alpha, beta1 or beta2 at a step."""
@@ -123,7 +123,7 @@ class AdaMU(Method[AdaMUState]):
         return Direction(key, (1.0,) * len(blocks), self.distribution, shape=self._mixed(state, key.step))
 
     def update_(
-        self, theta: Theta, state: AdaMUState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: AdaMUState, estimates: Sequence[Estimate], context: StepContext
     ) -> AdaMUState:
         key, beta2 = estimates[0].direction.key, self.weight("beta2", context.key.step)
         mixed = self._mixed(state, context.key.step)
@@ -137,5 +137,5 @@ class AdaMU(Method[AdaMUState]):
             root = fresh.square_().mul_(beta2).addcmul_(about, about, value=1 - beta2).add_(self.eps).sqrt_()
             return moved.div_(root)
 
-        theta.shift_each(delta, [-rate for rate in context.lr])
+        theta.add_dense_each(delta, [-rate for rate in context.lr])
         return state

@@ -14,9 +14,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.methods.base import About, FirstOrder, check_positive, widened
-from l2l.perturb import Theta
+from l2l.methods.base import FirstOrder, MethodInfo, accumulation_dtype, check_positive
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class AdamWState:
 class AdamW(FirstOrder[AdamWState]):
     """Adam with decoupled weight decay, by backpropagation. Extra memory: the gradients and two float32 copies."""
 
-    about: ClassVar = About("Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2", "the gradients, and 2P")
+    info: ClassVar = MethodInfo("Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2", "the gradients, and 2P")
     beta1: float = 0.9
     """What the mean of gradients keeps of itself at each step."""
     beta2: float = 0.999
@@ -53,12 +53,14 @@ class AdamW(FirstOrder[AdamWState]):
 
     def init(self, blocks: Blocks) -> AdamWState:
         def zeros() -> tuple[Tensor, ...]:
-            return tuple(torch.zeros_like(block.tensor, dtype=widened(block.tensor.dtype)) for block in blocks)
+            return tuple(
+                torch.zeros_like(block.tensor, dtype=accumulation_dtype(block.tensor.dtype)) for block in blocks
+            )
 
         return AdamWState(0, zeros(), zeros())
 
     def update_(
-        self, theta: Theta, state: AdamWState, gradients: MutableMapping[int, Tensor], lr: Sequence[float]
+        self, theta: PerturbedParameters, state: AdamWState, gradients: MutableMapping[int, Tensor], lr: Sequence[float]
     ) -> AdamWState:
         steps = state.steps + 1
         unbias_mean = 1 - self.beta1**steps
@@ -68,5 +70,5 @@ class AdamW(FirstOrder[AdamWState]):
             mean = state.mean[index].lerp_(gradient, 1 - self.beta1)
             square = state.square[index].mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
             root = square.sqrt().div_(unbias_root).add_(self.eps)
-            theta.shift({index: mean / root}, -lr[index] / unbias_mean)
+            theta.add_dense({index: mean / root}, -lr[index] / unbias_mean)
         return replace(state, steps=steps)

@@ -16,17 +16,26 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Looking, Sight, StepContext, check_counts, check_positive, descend, widened
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    accumulation_dtype,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Shape, Theta
-from l2l.perturb.activations import Activations, Span
-from l2l.perturb.factors import factor, product
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.inputs import Activations, Span
+from l2l.params.operators import factor, product
 
 
 @final
-class InSpan(Shape):
+class InSpan(DirectionOperator):
     """sqrt(n / r) R A^T; where inputs meet a matrix's rows, sqrt(m / r) A R^T."""
 
     def __init__(self, spans: dict[int, Span]) -> None:
@@ -45,12 +54,12 @@ class InSpan(Shape):
 
 @final
 @dataclass(frozen=True)
-class AGZO(Looking[None]):
+class AGZO(CustomEstimator[None]):
     """One-sided steps in the span of what each linear map is given. Extra memory: r numbers per column."""
 
-    about: ClassVar = About("Lin et al. 2026, arXiv:2601.17261", "r per column of a matrix, of one step")
+    info: ClassVar = MethodInfo("Lin et al. 2026, arXiv:2601.17261", "r per column of a matrix, of one step")
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     rank: int = 1
     """Of a matrix's direction; of one with shorter inputs, their length."""
@@ -59,17 +68,18 @@ class AGZO(Looking[None]):
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws, rank=self.rank, iterations=self.iterations)
+        check_counts(num_directions=self.num_directions, rank=self.rank, iterations=self.iterations)
 
     @property
     def passes(self) -> float:
-        return 1.0 + self.draws
+        return 1.0 + self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         wide = [block for block in blocks if block.tensor.ndim == 2]
         lengths = [max(block.tensor.shape) for block in wide]
         return sum(
-            2 * min(self.rank, n) * n * widened(b.tensor.dtype).itemsize for b, n in zip(wide, lengths, strict=True)
+            2 * min(self.rank, n) * n * accumulation_dtype(b.tensor.dtype).itemsize
+            for b, n in zip(wide, lengths, strict=True)
         )
 
     def init(self, blocks: Blocks) -> None:
@@ -79,15 +89,17 @@ class AGZO(Looking[None]):
         """Plain noise: where it is to be bent, only a look shows."""
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def look(self, sight: Sight, state: None) -> tuple[tuple[Estimate, ...], None]:
-        blocks, theta = sight.theta.blocks, sight.theta
-        watching = Activations(blocks, self.rank, self.iterations, sight.key)
-        watched = replace(sight, closure=lambda: watching.during(sight.closure))
-        plain = [self.direction(blocks, state, sight.key.with_draw(draw)) for draw in range(self.draws)]
+    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
+        blocks, theta = evaluator.theta.blocks, evaluator.theta
+        watching = Activations(blocks, self.rank, self.iterations, evaluator.key)
+        watched = replace(evaluator, closure=lambda: watching.during(evaluator.closure))
+        plain = [self.direction(blocks, state, evaluator.key.with_draw(draw)) for draw in range(self.num_directions)]
         # Half precision is read as the copies that looks make: norms and biases are float32 on both sides then.
-        home = watched.home() if theta.update is None else watched.along(plain[0], 0.0)
+        home = watched.center() if theta.update is None else watched.along(plain[0], 0.0)
         shape = InSpan(watching.spans) if watching.spans else None
-        return sight.one_sided([replace(one, shape=shape) for one in plain], self.epsilon, home), state
+        return evaluator.one_sided([replace(one, shape=shape) for one in plain], self.epsilon, home), state
 
-    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         descend(theta, estimates, context.lr)

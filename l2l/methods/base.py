@@ -13,18 +13,16 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Closure, Estimate
-from l2l.estimators.one_sided import home_loss, loss_along, one_sided
-from l2l.estimators.two_point import two_point
+from l2l.estimators.finite_difference import Closure, Estimate, center_loss, loss_along, one_sided, two_point
 from l2l.noise import Key
-from l2l.perturb import Direction, Theta, written
+from l2l.params import Direction, PerturbedParameters, dense_direction
+from l2l.params.blocks import Blocks
 
 State = TypeVar("State")
 
 
 @dataclass(frozen=True)
-class About:
+class MethodInfo:
     """What a list of methods says of one."""
 
     paper: str
@@ -49,52 +47,52 @@ class StepContext:
 
 
 @dataclass(frozen=True)
-class Sight:
+class LossEvaluator:
     """What a method that looks in its own way is given: the ways to look. Every pass is counted."""
 
-    theta: Theta
+    theta: PerturbedParameters
     key: Key
     closure: Closure
     """Loss on this step's batch at the parameters as they stand."""
-    aim: Callable[[Direction], Direction]
+    transform: Callable[[Direction], Direction]
     """What becomes of a direction before anybody looks along it: what is wrapped around the method (a tuner's sigma, a
     mask) acts here. The functions below apply it; the estimates hold the direction that was walked."""
 
-    def through(self, aim: Callable[[Direction], Direction]) -> Sight:
+    def with_transform(self, aim: Callable[[Direction], Direction]) -> LossEvaluator:
         """The sight of what is wrapped: its directions pass through ``aim``, and then through what lies around."""
-        return replace(self, aim=lambda direction: self.aim(aim(direction)))
+        return replace(self, transform=lambda direction: self.transform(aim(direction)))
 
-    def home(self) -> float:
+    def center(self) -> float:
         """The loss at theta."""
-        return home_loss(self.closure, self.theta)
+        return center_loss(self.closure, self.theta)
 
     def along(self, direction: Direction, distance: float) -> float:
         """The loss at theta + distance * u."""
-        return loss_along(self.closure, self.theta, self.aim(direction), distance)
+        return loss_along(self.closure, self.theta, self.transform(direction), distance)
 
     def two_point(self, direction: Direction, epsilon: float) -> Estimate:
-        """See :func:`l2l.estimators.two_point.two_point`."""
-        return two_point(self.closure, self.theta, self.aim(direction), epsilon)
+        """See :func:`l2l.estimators.finite_difference.two_point`."""
+        return two_point(self.closure, self.theta, self.transform(direction), epsilon)
 
     def one_sided(
         self, directions: Sequence[Direction], epsilon: float, home: float | None = None
     ) -> tuple[Estimate, ...]:
-        """See :func:`l2l.estimators.one_sided.one_sided`."""
-        return one_sided(self.closure, self.theta, [self.aim(d) for d in directions], epsilon, home)
+        """See :func:`l2l.estimators.finite_difference.one_sided`."""
+        return one_sided(self.closure, self.theta, [self.transform(d) for d in directions], epsilon, home)
 
 
 class Method(ABC, Generic[State]):
     """Abstract method. States are frozen dataclasses of tensors and numbers, or None: they are saved as they stand.
 
     Tensors of a state may be changed in place by an update, once nothing can go wrong any more: after the last evaluation,
-    and after ``theta.home()`` where a direction is made of them.
+    and after ``theta.restore()`` where a direction is made of them.
     """
 
-    about: ClassVar[About]
-    normalised: bool = False
+    info: ClassVar[MethodInfo]
+    step_is_normalized: bool = False
     """Whether the step's length does not follow the gradient's: its learning rate is then of another size than MeZO's,
     and ``lr="auto"``, a share of the way to the bottom of the parabola seen, has no meaning for it."""
-    elementwise: bool = False
+    leaves_span: bool = False
     """Whether coordinates are changed one by one on the way from what was seen to the step (a sign, a running variance): it
     then leaves the span of the directions looked along."""
     differentiates: bool = False
@@ -102,7 +100,7 @@ class Method(ABC, Generic[State]):
     F1 has not."""
     epsilon: float
     """How far along u each evaluation lies: a coordinate of block b moves by about epsilon * sigma_b."""
-    draws: int
+    num_directions: int
     """Directions looked along per step; their estimates are averaged."""
 
     @property
@@ -113,10 +111,10 @@ class Method(ABC, Generic[State]):
     @property
     def passes_once(self) -> float:
         """Of the passes, those that a step takes once, however many estimates it has."""
-        return self.passes - 2.0 * self.draws
+        return self.passes - 2.0 * self.num_directions
 
     @abstractmethod
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         """Most bytes of tensors that are kept between steps for these blocks."""
 
     @abstractmethod
@@ -128,11 +126,13 @@ class Method(ABC, Generic[State]):
         """Where to look under ``key``."""
 
     @abstractmethod
-    def update_(self, theta: Theta, state: State, estimates: Sequence[Estimate], context: StepContext) -> State:
+    def update_(
+        self, theta: PerturbedParameters, state: State, estimates: Sequence[Estimate], context: StepContext
+    ) -> State:
         """Move theta according to what was seen; give the next state."""
 
 
-class Looking(Method[State]):
+class CustomEstimator(Method[State]):
     """Abstract method that looks in its own way: to one side, at more points, or where earlier looks tell it to."""
 
     @property
@@ -140,22 +140,22 @@ class Looking(Method[State]):
         return 0.0
 
     @abstractmethod
-    def look(self, sight: Sight, state: State) -> tuple[tuple[Estimate, ...], State]:
+    def estimate(self, evaluator: LossEvaluator, state: State) -> tuple[tuple[Estimate, ...], State]:
         """What was seen, and the state with which the update goes on. Nothing has moved in the end."""
 
 
-def seen_by(method: Method[Any], sight: Sight, state: Any) -> tuple[tuple[Estimate, ...], Any]:
+def run_estimator(method: Method[Any], evaluator: LossEvaluator, state: Any) -> tuple[tuple[Estimate, ...], Any]:
     """What a method sees, in its own way or to both sides of each of its directions; and its state for the update."""
-    if isinstance(method, Looking):
-        return method.look(sight, state)
-    directions = directions_of(method, sight, state)
-    return tuple(sight.two_point(direction, method.epsilon) for direction in directions), state
+    if isinstance(method, CustomEstimator):
+        return method.estimate(evaluator, state)
+    directions = directions_of(method, evaluator, state)
+    return tuple(evaluator.two_point(direction, method.epsilon) for direction in directions), state
 
 
-def directions_of(method: Method[Any], sight: Sight, state: Any) -> list[Direction]:
+def directions_of(method: Method[Any], evaluator: LossEvaluator, state: Any) -> list[Direction]:
     """Where the method looks, a direction per draw. Before any look: they may read theta at home."""
-    keys = [sight.key.with_draw(draw) for draw in range(method.draws)]
-    return [method.direction(sight.theta.blocks, state, key) for key in keys]
+    keys = [evaluator.key.with_draw(draw) for draw in range(method.num_directions)]
+    return [method.direction(evaluator.theta.blocks, state, key) for key in keys]
 
 
 class FirstOrder(ABC, Generic[State]):
@@ -164,7 +164,7 @@ class FirstOrder(ABC, Generic[State]):
     States are as those of :class:`Method`; their tensors are float32 and may be changed in place by an update.
     """
 
-    about: ClassVar[About]
+    info: ClassVar[MethodInfo]
 
     @property
     @abstractmethod
@@ -176,7 +176,9 @@ class FirstOrder(ABC, Generic[State]):
         """State before the first step."""
 
     @abstractmethod
-    def update_(self, theta: Theta, state: State, gradients: MutableMapping[int, Tensor], lr: Sequence[float]) -> State:
+    def update_(
+        self, theta: PerturbedParameters, state: State, gradients: MutableMapping[int, Tensor], lr: Sequence[float]
+    ) -> State:
         """Move theta against the gradients; give the next state.
 
         Args:
@@ -186,12 +188,12 @@ class FirstOrder(ABC, Generic[State]):
         """
 
 
-def widened(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """What a running mean over weights of ``dtype`` is kept in: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def descend(theta: Theta, estimates: Sequence[Estimate], lr: Sequence[float]) -> None:
+def descend(theta: PerturbedParameters, estimates: Sequence[Estimate], lr: Sequence[float]) -> None:
     """SGD along the directions seen: ``theta_b -= lr_b * mean(projected gradient * u_b)``."""
     for estimate in estimates:
         weight = -estimate.projected_gradient / len(estimates)
@@ -200,9 +202,9 @@ def descend(theta: Theta, estimates: Sequence[Estimate], lr: Sequence[float]) ->
 
 def gradient(blocks: Blocks, index: int, estimates: Sequence[Estimate]) -> Tensor:
     """The estimated gradient of a block, mean(projected gradient * u_b), of its shape and at least float32."""
-    total = written(estimates[0].direction, blocks, index).mul_(estimates[0].projected_gradient)
+    total = dense_direction(estimates[0].direction, blocks, index).mul_(estimates[0].projected_gradient)
     for estimate in estimates[1:]:
-        total.add_(written(estimate.direction, blocks, index), alpha=estimate.projected_gradient)
+        total.add_(dense_direction(estimate.direction, blocks, index), alpha=estimate.projected_gradient)
     return total.div_(len(estimates)) if len(estimates) > 1 else total
 
 

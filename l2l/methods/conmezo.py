@@ -17,11 +17,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, gradient, widened
-from l2l.noise import Distribution, Key, Piece, Term, standard_deviation, traverse
-from l2l.perturb import Direction, Shape, Theta
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, accumulation_dtype, check_counts, check_positive, gradient
+from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
 
 FIRST = 0.1
 """Beta before it rises, and the share of the warm-up that lies before."""
@@ -37,7 +37,7 @@ class ConMeZOState:
 
 
 @final
-class Cone(Shape):
+class Cone(DirectionOperator):
     """sqrt(d) cos(angle) m_b / |m| + sin(angle) u_b; mean square 1 over all blocks together.
 
     Args:
@@ -55,7 +55,7 @@ class Cone(Shape):
     def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
         out = self._momenta[index] * self._along
         scale = self._across / standard_deviation(distribution)
-        traverse([Piece(out.view(-1), block.name)], [Term(key, [(scale,)], distribution)])
+        add_noise([TensorSlice(out.view(-1), block.name)], [NoiseTerm(key, [(scale,)], distribution)])
         return out
 
 
@@ -64,9 +64,9 @@ class Cone(Shape):
 class ConMeZO(Method[ConMeZOState]):
     """MeZO in a cone around momentum. Extra memory: a copy of the weights."""
 
-    about: ClassVar = About("Behric et al. 2025, arXiv:2511.02757", "1P")
+    info: ClassVar = MethodInfo("Behric et al. 2025, arXiv:2511.02757", "1P")
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     angle: float = 1.35
     """Between direction and momentum, in radians, 0 to pi / 2; pi / 2: MeZO."""
@@ -77,7 +77,7 @@ class ConMeZO(Method[ConMeZOState]):
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon, angle=self.angle)
-        check_counts(draws=self.draws)
+        check_counts(num_directions=self.num_directions)
         if self.angle > math.pi / 2:
             raise ValueError(f"angle={self.angle} must be at most pi / 2, in radians")
         if not 0 <= self.beta < 1:
@@ -87,14 +87,17 @@ class ConMeZO(Method[ConMeZOState]):
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
-        return sum(block.numel * widened(block.tensor.dtype).itemsize for block in blocks)
+    def state_bytes(self, blocks: Blocks) -> int:
+        return sum(block.numel * accumulation_dtype(block.tensor.dtype).itemsize for block in blocks)
 
     def init(self, blocks: Blocks) -> ConMeZOState:
         return ConMeZOState(
-            tuple(torch.zeros_like(b.tensor, dtype=widened(b.tensor.dtype), requires_grad=False) for b in blocks)
+            tuple(
+                torch.zeros_like(b.tensor, dtype=accumulation_dtype(b.tensor.dtype), requires_grad=False)
+                for b in blocks
+            )
         )
 
     def direction(self, blocks: Blocks, state: ConMeZOState, key: Key) -> Direction:
@@ -112,7 +115,7 @@ class ConMeZO(Method[ConMeZOState]):
         return self.beta - (self.beta - first) / (1 + STEEPNESS * share**SOFTNESS) ** POWER
 
     def update_(
-        self, theta: Theta, state: ConMeZOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: ConMeZOState, estimates: Sequence[Estimate], context: StepContext
     ) -> ConMeZOState:
         beta, blocks = self.beta_at(context.key.step), theta.blocks
 
@@ -121,5 +124,5 @@ class ConMeZO(Method[ConMeZOState]):
             state.momenta[index].mul_(beta).add_(found, alpha=1 - beta)
             return found
 
-        theta.shift_each(step, [-rate for rate in context.lr])
+        theta.add_dense_each(step, [-rate for rate in context.lr])
         return state

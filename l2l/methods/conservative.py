@@ -15,15 +15,23 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate, read_loss
-from l2l.methods.base import About, Looking, Sight, StepContext, check_counts, check_positive, gradient
+from l2l.estimators.finite_difference import Estimate, finite_loss
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    check_counts,
+    check_positive,
+    gradient,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Shape, Theta
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
 
 
 @final
-class MeanEstimate(Shape):
+class MeanEstimate(DirectionOperator):
     """The mean of g * u over several directions: of no set mean square."""
 
     def __init__(self, blocks: Blocks, estimates: Sequence[Estimate]) -> None:
@@ -38,28 +46,28 @@ class MeanEstimate(Shape):
 
 @final
 @dataclass(frozen=True)
-class Conservative(Looking[None]):
+class Conservative(CustomEstimator[None]):
     """The best of theta and a MeZO step down or up, by the batch's loss. Extra memory: none."""
 
-    about: ClassVar = About("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-Cons); Kim et al. 2021", "0P")
+    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-Cons); Kim et al. 2021", "0P")
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws)
+        check_counts(num_directions=self.num_directions)
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws + 1 + self.passes_once
+        return 2.0 * self.num_directions + 1 + self.passes_once
 
     @property
     def passes_once(self) -> float:
         """The two candidates."""
         return 2.0
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return 0
 
     def init(self, blocks: Blocks) -> None:
@@ -68,21 +76,23 @@ class Conservative(Looking[None]):
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def look(self, sight: Sight, state: None) -> tuple[tuple[Estimate, ...], None]:
-        keys = [sight.key.with_draw(draw) for draw in range(self.draws)]
-        directions = [self.direction(sight.theta.blocks, state, key) for key in keys]
-        home = sight.home()
-        seen = (sight.two_point(direction, self.epsilon) for direction in directions)
-        return tuple(replace(estimate, loss_home=home) for estimate in seen), state
+    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
+        keys = [evaluator.key.with_draw(draw) for draw in range(self.num_directions)]
+        directions = [self.direction(evaluator.theta.blocks, state, key) for key in keys]
+        home = evaluator.center()
+        seen = (evaluator.two_point(direction, self.epsilon) for direction in directions)
+        return tuple(replace(estimate, loss_center=home) for estimate in seen), state
 
-    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         """Look at both candidates along one direction, and move to the one that is chosen: nothing is walked back."""
         step, length = candidate(theta.blocks, estimates, context.lr)
-        best, chosen = estimates[0].loss_home, 0.0
+        best, chosen = estimates[0].loss_center, 0.0
         assert best is not None, "the look took it"
         for distance in (-length, length):
-            theta.look(step, distance)
-            loss = read_loss(context.closure)
+            theta.perturb(step, distance)
+            loss = finite_loss(context.closure)
             if loss < best:
                 best, chosen = loss, distance
         if chosen:

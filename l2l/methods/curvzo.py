@@ -21,11 +21,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 START, FADING = 0.01, 0.1
 """Sensitivity before the first step, and how much of it, of the mean of |g| and of the budget is renewed at a time."""
@@ -54,9 +54,9 @@ class CurvZOState:
 class CurvZO(Method[CurvZOState]):
     """theta_i -= lr * (g / pi_i) * z_i in blocks that are drawn by their sensitivity. Extra memory: a number per block."""
 
-    about: ClassVar = About("Wang et al. 2026, arXiv:2603.21725", "8 bytes per block")
+    info: ClassVar = MethodInfo("Wang et al. 2026, arXiv:2603.21725", "8 bytes per block")
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     budget: float = 0.4
     """Share of the blocks that take part at first, on average, and never less than one block; 1 stays so, and is MeZO."""
@@ -65,15 +65,15 @@ class CurvZO(Method[CurvZOState]):
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws, adapt=self.adapt)
+        check_counts(num_directions=self.num_directions, adapt=self.adapt)
         if not 0 < self.budget <= 1:
             raise ValueError(f"budget={self.budget} must be above 0 and at most 1, the share of blocks that take part")
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return 8 * len(blocks)
 
     def init(self, blocks: Blocks) -> CurvZOState:
@@ -84,7 +84,7 @@ class CurvZO(Method[CurvZOState]):
         return Direction(key, tuple(float(i in part) for i in range(len(blocks))), self.distribution)
 
     def update_(
-        self, theta: Theta, state: CurvZOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: CurvZOState, estimates: Sequence[Estimate], context: StepContext
     ) -> CurvZOState:
         pi = inclusion(state)
         given = pi / (1 - torch.prod(1 - pi))  # that some block takes part

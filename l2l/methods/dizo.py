@@ -1,29 +1,109 @@
-"""DiZO: MeZO, and every few steps a search for how far each block should stand from its pretrained value.
+r"""DiZO's searches over how far each block stands from where training began, as a share of how far it stands now.
+
+Tan et al. 2025, arXiv:2502.03304. Losses are read where ``stand_at(ratios)`` brings the blocks; ratios start at 1.
+
+DiZO: MeZO, and every few steps a search for how far each block should stand from its pretrained value.
 
 Tan et al. 2025, arXiv:2502.03304. With the distance D = theta - anchor of a projected block, a search chooses a ratio
 r and sets theta = anchor + r * D (gamma = r * |D| in the paper). Differs from it in that
 - the blocks projected are found by structure, in any architecture, or by a pattern over their names (the paper projects
-  key and value projections: ``projected=r"\\.(k|v)_proj\\.weight$"`` where these are separate blocks),
+  key and value projections: ``projected=r"\.(k|v)_proj\.weight$"`` where these are separate blocks),
 - ratios are applied to a copy of D, so that looking at a projection leaves no rounding behind,
 - the first-order search starts at r = 1 and works on the ratio, so that its step does not depend on |D|.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.estimators.ratio_search import clipped, search_backward, search_two_point
-from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend
+from l2l.estimators.backward import consume_gradients
+from l2l.estimators.finite_difference import Closure, Estimate, finite_loss
+from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key, standard_noise
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
+
+StandAt: TypeAlias = Callable[[dict[int, float]], None]
+"""Sets each block listed to anchor + ratio * (theta - anchor)."""
+
+
+def search_two_point(
+    stand_at: StandAt,
+    losses: Sequence[Closure],
+    num_directions: Sequence[Mapping[int, float]],
+    norms: Mapping[int, float],
+    epsilon: float,
+    step_size: float,
+    clip: float,
+) -> dict[int, float]:
+    """Two-point estimates along random directions of gamma = ratio * norm, a closure and a draw per iteration.
+
+    Two forward passes each. A ratio stays within 1 - clip and 1 + clip.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    ratios = dict.fromkeys(norms, 1.0)
+    for closure, z in zip(losses, num_directions, strict=True):
+        reach = {i: epsilon * z[i] / norms[i] for i in norms}
+        stand_at({i: ratios[i] + reach[i] for i in norms})
+        plus = finite_loss(closure)
+        stand_at({i: ratios[i] - reach[i] for i in norms})
+        minus = finite_loss(closure)
+        slope = (plus - minus) / (2 * epsilon)
+        ratios = {i: min(max(ratios[i] - step_size * slope * z[i], 1 - clip), 1 + clip) for i in norms}
+    return ratios
+
+
+def search_backward(
+    stand_at: StandAt,
+    losses: Sequence[Closure],
+    blocks: Blocks,
+    deltas: Mapping[int, Tensor],
+    norms: Mapping[int, float],
+    lr: float,
+    penalty: float,
+    clip: float,
+) -> dict[int, float]:
+    """Adam on the ratios, a forward and a backward pass per closure; ``penalty`` weighs sum |gamma|.
+
+    Args:
+        deltas: theta - anchor of each block searched over.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+        TypeError: a closure's value carries no graph.
+    """
+    indices = list(norms)
+    ratio = torch.ones(len(indices), dtype=torch.float64, requires_grad=True)
+    weight = penalty * torch.tensor([norms[i] for i in indices], dtype=torch.float64)
+    adam = torch.optim.Adam([ratio], lr=lr)
+    chosen = Blocks(blocks[i] for i in indices)
+    for closure in losses:
+        stand_at(dict(zip(indices, ratio.tolist(), strict=True)))
+        slopes = torch.zeros_like(ratio)
+
+        def take(position: int, gradient: Tensor, slopes: Tensor = slopes) -> None:
+            slopes[position] = torch.sum(gradient.double() * deltas[indices[position]].double()).item()
+
+        consume_gradients(closure, chosen, take)
+        ratio.grad = slopes + weight * ratio.detach().sign()
+        adam.step()
+        with torch.no_grad():
+            ratio.clamp_(1 - clip, 1 + clip)
+    return dict(zip(indices, ratio.tolist(), strict=True))
+
+
+def clipped(value: float, limit: float) -> float:
+    """The value, brought to within +- limit."""
+    return math.copysign(min(abs(value), limit), value)
 
 
 @dataclass(frozen=True)
@@ -38,9 +118,9 @@ class DiZOState:
 class DiZO(Method[DiZOState]):
     """MeZO with learned layer-wise projections. Extra memory: the projected blocks, twice during a search."""
 
-    about: ClassVar = About("Tan et al. 2025, arXiv:2502.03304", "a copy of the projected blocks")
+    info: ClassVar = MethodInfo("Tan et al. 2025, arXiv:2502.03304", "a copy of the projected blocks")
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     interval: int = 50
     """Steps between searches."""
@@ -69,16 +149,16 @@ class DiZO(Method[DiZOState]):
             fo_lr=self.fo_lr,
             clip=self.clip,
         )
-        check_counts(draws=self.draws, interval=self.interval, iterations=self.iterations)
+        check_counts(num_directions=self.num_directions, interval=self.interval, iterations=self.iterations)
         if self.search not in ("zo", "fo"):
             raise ValueError(f"search={self.search!r} must be 'zo' or 'fo'")
         object.__setattr__(self, "differentiates", self.search == "fo")
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws + (2 if self.search == "zo" else 3) * self.iterations / self.interval
+        return 2.0 * self.num_directions + (2 if self.search == "zo" else 3) * self.iterations / self.interval
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         chosen = [blocks[i].tensor for i in projected_blocks(blocks, self.projected)]
         return sum(tensor.numel() * tensor.element_size() for tensor in chosen)
 
@@ -88,14 +168,16 @@ class DiZO(Method[DiZOState]):
     def direction(self, blocks: Blocks, state: DiZOState, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def update_(self, theta: Theta, state: DiZOState, estimates: Sequence[Estimate], context: StepContext) -> DiZOState:
+    def update_(
+        self, theta: PerturbedParameters, state: DiZOState, estimates: Sequence[Estimate], context: StepContext
+    ) -> DiZOState:
         descend(theta, estimates, context.lr)
         if (context.key.step + 1) % self.interval == 0:
             self._project(theta, state, context)
         return state
 
-    def _project(self, theta: Theta, state: DiZOState, context: StepContext) -> None:
-        theta.home()
+    def _project(self, theta: PerturbedParameters, state: DiZOState, context: StepContext) -> None:
+        theta.restore()
         indices = projected_blocks(theta.blocks, self.projected)
         here = {i: theta.value(i).clone() for i in indices}
         anchor = dict(zip(indices, state.anchor, strict=True))
@@ -109,8 +191,10 @@ class DiZO(Method[DiZOState]):
             return
         losses, far = [context.fresh(i) for i in range(self.iterations)], {i: norms[i] for i in moved}
         if self.search == "zo":
-            draws = [self._draw(context.key.with_draw(k), theta.blocks, far) for k in range(self.iterations)]
-            ratios = search_two_point(stand_at, losses, draws, far, self.epsilon_projection, self.step_size, self.clip)
+            candidates = [self._draw(context.key.with_draw(k), theta.blocks, far) for k in range(self.iterations)]
+            ratios = search_two_point(
+                stand_at, losses, candidates, far, self.epsilon_projection, self.step_size, self.clip
+            )
         else:
             deltas = {i: here[i] - anchor[i].to(here[i].dtype) for i in moved}
             ratios = search_backward(

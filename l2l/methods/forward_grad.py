@@ -13,36 +13,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.estimators.forward_gradient import forward_gradient
-from l2l.methods.base import About, Looking, Sight, StepContext, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Estimate
+from l2l.estimators.forward_mode import forward_gradient
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @final
 @dataclass(frozen=True)
-class ForwardGrad(Looking[None]):
+class ForwardGrad(CustomEstimator[None]):
     """theta -= lr * <gradient, u> * u, without finite differences. Extra memory: none."""
 
-    about: ClassVar = About("Baydin et al. 2022, arXiv:2202.08587", "0P")
+    info: ClassVar = MethodInfo("Baydin et al. 2022, arXiv:2202.08587", "0P")
     differentiates = True
     epsilon: float = 1e-3
     """How far the losses of ``lr="auto"`` lie from theta; the derivative itself needs none."""
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws)
+        check_counts(num_directions=self.num_directions)
 
     @property
     def passes(self) -> float:
         """A pass with tangents costs about two without, and is counted as two."""
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return 0
 
     def init(self, blocks: Blocks) -> None:
@@ -51,10 +59,12 @@ class ForwardGrad(Looking[None]):
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def look(self, sight: Sight, state: None) -> tuple[tuple[Estimate, ...], None]:
-        keys = [sight.key.with_draw(draw) for draw in range(self.draws)]
-        directions = [sight.aim(self.direction(sight.theta.blocks, state, key)) for key in keys]
-        return tuple(forward_gradient(sight.closure, sight.theta, direction) for direction in directions), state
+    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
+        keys = [evaluator.key.with_draw(draw) for draw in range(self.num_directions)]
+        directions = [evaluator.transform(self.direction(evaluator.theta.blocks, state, key)) for key in keys]
+        return tuple(forward_gradient(evaluator.closure, evaluator.theta, direction) for direction in directions), state
 
-    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         descend(theta, estimates, context.lr)

@@ -16,36 +16,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Looking, Sight, StepContext, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @final
 @dataclass(frozen=True)
-class FZOO(Looking[None]):
+class FZOO(CustomEstimator[None]):
     """N one-sided probes, and a step divided by the spread of their losses. Extra memory: none."""
 
-    about: ClassVar = About("Dang et al. 2025, arXiv:2506.09034", "0P")
-    normalised = True
+    info: ClassVar = MethodInfo("Dang et al. 2025, arXiv:2506.09034", "0P")
+    step_is_normalized = True
     epsilon: float = 1e-3
-    draws: int = 8
+    num_directions: int = 8
     """Probes of a step, N."""
     distribution: Distribution = "rademacher"
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws)
-        if self.draws == 1:
-            raise ValueError("draws=1 must be at least 2: the step is divided by the spread of the probes' losses")
+        check_counts(num_directions=self.num_directions)
+        if self.num_directions == 1:
+            raise ValueError(
+                "num_directions=1 must be at least 2: the step is divided by the spread of the probes' losses"
+            )
 
     @property
     def passes(self) -> float:
-        return self.draws + 1.0
+        return self.num_directions + 1.0
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return 0
 
     def init(self, blocks: Blocks) -> None:
@@ -54,12 +64,14 @@ class FZOO(Looking[None]):
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def look(self, sight: Sight, state: None) -> tuple[tuple[Estimate, ...], None]:
-        keys = [sight.key.with_draw(draw) for draw in range(self.draws)]
-        directions = [self.direction(sight.theta.blocks, state, key) for key in keys]
-        return sight.one_sided(directions, self.epsilon), state
+    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
+        keys = [evaluator.key.with_draw(draw) for draw in range(self.num_directions)]
+        directions = [self.direction(evaluator.theta.blocks, state, key) for key in keys]
+        return evaluator.one_sided(directions, self.epsilon), state
 
-    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         spread = deviation([estimate.loss_plus for estimate in estimates])
         if spread != 0:
             descend(theta, estimates, [rate * self.epsilon / spread for rate in context.lr])

@@ -12,25 +12,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.estimators.one_sided import loss_along
-from l2l.methods.base import About, Looking, Sight, StepContext, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Estimate, loss_along
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @final
 @dataclass(frozen=True)
-class Greedy(Looking[None]):
+class Greedy(CustomEstimator[None]):
     """MeZO along the best of a few probes. Extra memory: none."""
 
-    about: ClassVar = About("Jin et al. 2026, arXiv:2601.04710, MeZO-Greedy", "0P")
+    info: ClassVar = MethodInfo("Jin et al. 2026, arXiv:2601.04710, MeZO-Greedy", "0P")
     epsilon: float = 1e-3
     distribution: Distribution = "gaussian"
     probes: int = 4
     """M, evaluated to one side."""
-    draws: int = field(default=1, init=False)
+    num_directions: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
@@ -40,7 +47,7 @@ class Greedy(Looking[None]):
     def passes(self) -> float:
         return self.probes + 1.0
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return 0
 
     def init(self, blocks: Blocks) -> None:
@@ -49,15 +56,17 @@ class Greedy(Looking[None]):
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def look(self, sight: Sight, state: None) -> tuple[tuple[Estimate, ...], None]:
-        keys = [sight.key.with_draw(probe) for probe in range(self.probes)]
-        blocks, epsilon = sight.theta.blocks, self.epsilon
-        directions = [sight.aim(self.direction(blocks, state, key)) for key in keys]
-        losses = [loss_along(sight.closure, sight.theta, direction, epsilon) for direction in directions]
+    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
+        keys = [evaluator.key.with_draw(probe) for probe in range(self.probes)]
+        blocks, epsilon = evaluator.theta.blocks, self.epsilon
+        directions = [evaluator.transform(self.direction(blocks, state, key)) for key in keys]
+        losses = [loss_along(evaluator.closure, evaluator.theta, direction, epsilon) for direction in directions]
         plus = min(losses)
         best = directions[losses.index(plus)]
-        minus = loss_along(sight.closure, sight.theta, best, -epsilon)
+        minus = loss_along(evaluator.closure, evaluator.theta, best, -epsilon)
         return (Estimate(best, plus, minus, (plus - minus) / (2 * epsilon)),), state
 
-    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         descend(theta, estimates, context.lr)

@@ -21,16 +21,24 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Looking, Sight, StepContext, check_counts, check_positive, descend
-from l2l.noise import Distribution, Key, Piece, Term, standard_deviation, traverse
-from l2l.noise.pieces import computed_in
-from l2l.perturb import Direction, Shape, Theta
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    check_counts,
+    check_positive,
+    descend,
+)
+from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
+from l2l.noise.slices import computed_in
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
 
 
 @final
-class Combined(Shape):
+class Combined(DirectionOperator):
     """A sum of noise streams, with a coefficient each: sum c_j z_j."""
 
     def __init__(self, coefficients: Mapping[Key, float]) -> None:
@@ -42,24 +50,24 @@ class Combined(Shape):
     def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
         out = torch.zeros(block.numel, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
         unit = 1 / standard_deviation(distribution)
-        terms = [Term(own, [(weight * unit,)], distribution) for own, weight in self._coefficients.items()]
-        traverse([Piece(out, block.name)], terms)
+        terms = [NoiseTerm(own, [(weight * unit,)], distribution) for own, weight in self._coefficients.items()]
+        add_noise([TensorSlice(out, block.name)], terms)
         return out.view(block.tensor.shape)
 
 
 @final
 @dataclass(frozen=True)
-class Guided(Looking[None]):
+class Guided(CustomEstimator[None]):
     """MeZO along a guide: probes of low loss against those of high loss. Extra memory: none."""
 
-    about: ClassVar = About("Jin et al. 2026, arXiv:2601.04710, MeZO-GV", "0P")
+    info: ClassVar = MethodInfo("Jin et al. 2026, arXiv:2601.04710, MeZO-GV", "0P")
     epsilon: float = 1e-3
     distribution: Distribution = "gaussian"
     probes: int = 4
     """M, evaluated to one side."""
     share: float = 0.5
     """Of the probes, those that count as low, alpha."""
-    draws: int = field(default=1, init=False)
+    num_directions: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
@@ -78,7 +86,7 @@ class Guided(Looking[None]):
         """How many probes count as low: at least one, and never all."""
         return min(max(round(self.share * self.probes), 1), self.probes - 1)
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return 0
 
     def init(self, blocks: Blocks) -> None:
@@ -87,15 +95,17 @@ class Guided(Looking[None]):
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def look(self, sight: Sight, state: None) -> tuple[tuple[Estimate, ...], None]:
-        keys = [sight.key.with_draw(probe) for probe in range(self.probes)]
-        blocks = sight.theta.blocks
-        losses = [sight.along(self.direction(blocks, state, key), self.epsilon) for key in keys]
+    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
+        keys = [evaluator.key.with_draw(probe) for probe in range(self.probes)]
+        blocks = evaluator.theta.blocks
+        losses = [evaluator.along(self.direction(blocks, state, key), self.epsilon) for key in keys]
         guide = Combined(dict(zip(keys, contrast(losses, self.low), strict=True)))
-        towards = Direction(sight.key, (1.0,) * len(blocks), self.distribution, shape=guide)
-        return (sight.two_point(towards, self.epsilon),), state
+        towards = Direction(evaluator.key, (1.0,) * len(blocks), self.distribution, shape=guide)
+        return (evaluator.two_point(towards, self.epsilon),), state
 
-    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         descend(theta, estimates, context.lr)
 
 

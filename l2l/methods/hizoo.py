@@ -19,14 +19,22 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.estimators.two_point import third_point
-from l2l.methods.base import About, Looking, Sight, StepContext, check_counts, check_positive, descend, widened
+from l2l.estimators.finite_difference import Estimate, third_point
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    accumulation_dtype,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Shape, Theta, written
-from l2l.perturb.factors import plain
-from l2l.perturb.safety import uninterrupted
+from l2l.params import Direction, DirectionOperator, PerturbedParameters, dense_direction
+from l2l.params.blocks import Block, Blocks
+from l2l.params.engine import defer_interrupt
+from l2l.params.operators import plain
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class HiZOOState:
 
 
 @final
-class Whitened(Shape):
+class Whitened(DirectionOperator):
     """z / sqrt(H): a coordinate's mean square is 1 / H."""
 
     def __init__(self, curvature: Sequence[Tensor]) -> None:
@@ -52,49 +60,49 @@ class Whitened(Shape):
 
 @final
 @dataclass(frozen=True)
-class HiZOO(Looking[HiZOOState]):
+class HiZOO(CustomEstimator[HiZOOState]):
     """theta -= lr * g * z / sqrt(H) with a diagonal curvature H. Extra memory: H."""
 
-    about: ClassVar = About("Zhao et al. 2024, arXiv:2402.15173", "1P, float32 at least")
-    elementwise = True
+    info: ClassVar = MethodInfo("Zhao et al. 2024, arXiv:2402.15173", "1P, float32 at least")
+    leaves_span = True
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     smooth: float = 1e-6
     """alpha: how much of H a step renews; 0 leaves H at 1, which is MeZO. The authors' example for 13B weights has 1e-8."""
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws)
+        check_counts(num_directions=self.num_directions)
         if not 0 <= self.smooth < 1:
             raise ValueError(f"smooth={self.smooth} must be at least 0 and below 1")
 
     @property
     def passes(self) -> float:
-        return 1.0 + 2.0 * self.draws
+        return 1.0 + 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
-        return sum(block.numel * widened(block.tensor.dtype).itemsize for block in blocks)
+    def state_bytes(self, blocks: Blocks) -> int:
+        return sum(block.numel * accumulation_dtype(block.tensor.dtype).itemsize for block in blocks)
 
     def init(self, blocks: Blocks) -> HiZOOState:
         tensors = [block.tensor.detach() for block in blocks]
-        return HiZOOState(tuple(torch.ones_like(tensor, dtype=widened(tensor.dtype)) for tensor in tensors))
+        return HiZOOState(tuple(torch.ones_like(tensor, dtype=accumulation_dtype(tensor.dtype)) for tensor in tensors))
 
     def direction(self, blocks: Blocks, state: HiZOOState, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution, shape=Whitened(state.curvature))
 
-    def look(self, sight: Sight, state: HiZOOState) -> tuple[tuple[Estimate, ...], HiZOOState]:
-        keys = [sight.key.with_draw(draw) for draw in range(self.draws)]
-        directions = [self.direction(sight.theta.blocks, state, key) for key in keys]
-        home = third_point(sight.closure, sight.theta, sight.aim(directions[0]))
-        seen = [sight.two_point(direction, self.epsilon) for direction in directions]
-        return tuple(replace(estimate, loss_home=home) for estimate in seen), state
+    def estimate(self, evaluator: LossEvaluator, state: HiZOOState) -> tuple[tuple[Estimate, ...], HiZOOState]:
+        keys = [evaluator.key.with_draw(draw) for draw in range(self.num_directions)]
+        directions = [self.direction(evaluator.theta.blocks, state, key) for key in keys]
+        home = third_point(evaluator.closure, evaluator.theta, evaluator.transform(directions[0]))
+        seen = [evaluator.two_point(direction, self.epsilon) for direction in directions]
+        return tuple(replace(estimate, loss_center=home) for estimate in seen), state
 
     def update_(
-        self, theta: Theta, state: HiZOOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: HiZOOState, estimates: Sequence[Estimate], context: StepContext
     ) -> HiZOOState:
-        theta.home()  # by the H that it was walked with
-        with torch.no_grad(), uninterrupted():
+        theta.restore()  # by the H that it was walked with
+        with torch.no_grad(), defer_interrupt():
             if self.smooth:
                 for index in range(len(theta.blocks)):
                     self._renew_(state.curvature[index], theta.blocks, index, estimates)
@@ -107,9 +115,9 @@ class HiZOO(Looking[HiZOOState]):
             return  # it stood still: nothing was seen of it
         measured = torch.zeros_like(curvature)
         for estimate in looked:
-            direction, home, minus = estimate.direction, estimate.loss_home, estimate.loss_minus
+            direction, home, minus = estimate.direction, estimate.loss_center, estimate.loss_minus
             assert home is not None and minus is not None, "looked there"
             bend = abs(estimate.loss_plus + minus - 2 * home) / (2 * self.epsilon**2)
             bare = replace(direction, sigma=(1.0,) * len(blocks), factor=1.0)  # H z^2 = (H z / sqrt(H))^2
-            measured.add_(written(bare, blocks, index).mul_(curvature).square_(), alpha=bend / len(looked))
+            measured.add_(dense_direction(bare, blocks, index).mul_(curvature).square_(), alpha=bend / len(looked))
         curvature.lerp_(measured, self.smooth)

@@ -14,13 +14,13 @@ from typing import ClassVar, final
 
 import torch
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
-from l2l.tuners.features import History
-from l2l.tuners.tuner import Tuner
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.tuners.features import RunStatistics
+from l2l.tuners.model import Tuner
 
 HISTORY_BYTES = 4 + 2 * 8 + 8 * 4 + 8
 """Of a block: sigma, moments, constants, the first variance."""
@@ -28,40 +28,40 @@ HISTORY_BYTES = 4 + 2 * 8 + 8 * 4 + 8
 
 @final
 @dataclass(frozen=True)
-class Learned(Method[History]):
+class Learned(Method[RunStatistics]):
     """Sigma from a tuner, by what the run has shown so far. Extra memory: some sixty bytes per block, and the basis."""
 
-    about: ClassVar = About("ZO Fine-tuner, arXiv:2510.00419", "some 60 bytes per block, and the basis")
+    info: ClassVar = MethodInfo("ZO Fine-tuner, arXiv:2510.00419", "some 60 bytes per block, and the basis")
     tuner: Tuner
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     horizon: int | None = None
     """Steps that the run is to take, for tuners that look at the share that lies behind; None: unknown."""
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws, horizon=1 if self.horizon is None else self.horizon)
+        check_counts(num_directions=self.num_directions, horizon=1 if self.horizon is None else self.horizon)
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         basis = self.tuner.basis_for(blocks)
         vectors = () if basis is None else basis.vectors.values()
         return HISTORY_BYTES * len(blocks) + sum(v.numel() * v.element_size() for v in vectors)
 
-    def init(self, blocks: Blocks) -> History:
+    def init(self, blocks: Blocks) -> RunStatistics:
         self.tuner.rows(blocks.names)
-        return History.start(blocks, self.horizon or 0)
+        return RunStatistics.start(blocks, self.horizon or 0)
 
-    def direction(self, blocks: Blocks, state: History, key: Key) -> Direction:
+    def direction(self, blocks: Blocks, state: RunStatistics, key: Key) -> Direction:
         tuner = self.tuner
         with torch.no_grad():
             scales = tuner.scales(tuner.features(state), blocks.names)
-        if tuner.turns is not None:
-            moving = tuner.turns.moving(key, blocks.names)
+        if tuner.block_schedule is not None:
+            moving = tuner.block_schedule.moving(key, blocks.names)
             mask = torch.tensor([float(name in moving) for name in blocks.names])
             scales = scales * mask.reshape(-1, *[1] * (scales.ndim - 1))
         factor, basis = tuner.factor(scales, blocks), tuner.basis_for(blocks)
@@ -70,7 +70,9 @@ class Learned(Method[History]):
             return Direction(key, dense, self.distribution, factor, state.centre)
         return Direction(key, dense, self.distribution, factor, state.centre, basis, inside[0])
 
-    def update_(self, theta: Theta, state: History, estimates: Sequence[Estimate], context: StepContext) -> History:
+    def update_(
+        self, theta: PerturbedParameters, state: RunStatistics, estimates: Sequence[Estimate], context: StepContext
+    ) -> RunStatistics:
         descend(theta, estimates, context.lr)
         last = estimates[-1].direction
         return state.after(

@@ -16,16 +16,16 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Shape, Theta
-from l2l.perturb.factors import factor, matrices, product, sides
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.operators import factor, matrices, product, sides
 
 
 @final
-class LowRank(Shape):
+class LowRank(DirectionOperator):
     """U V^T / sqrt(r) with a V that several steps share.
 
     Args:
@@ -57,9 +57,9 @@ class LowRank(Shape):
 class LOZO(Method[None]):
     """MeZO along matrices of low rank, whose row space stays for a while. Extra memory: none."""
 
-    about: ClassVar = About("Chen et al. 2024, arXiv:2410.07698, Algorithm 1", "0P")
+    info: ClassVar = MethodInfo("Chen et al. 2024, arXiv:2410.07698, Algorithm 1", "0P")
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     rank: int = 2
     """Of a matrix's direction."""
@@ -68,13 +68,13 @@ class LOZO(Method[None]):
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws, rank=self.rank, interval=self.interval)
+        check_counts(num_directions=self.num_directions, rank=self.rank, interval=self.interval)
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return 0
 
     def init(self, blocks: Blocks) -> None:
@@ -85,5 +85,7 @@ class LOZO(Method[None]):
         shape = LowRank(blocks, self.rank, since)
         return Direction(key, (1.0,) * len(blocks), self.distribution, shape=shape)
 
-    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         descend(theta, estimates, context.lr)

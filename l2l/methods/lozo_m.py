@@ -16,21 +16,21 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
+from l2l.estimators.finite_difference import Estimate
 from l2l.methods.base import (
-    About,
     Method,
+    MethodInfo,
     StepContext,
+    accumulation_dtype,
     check_counts,
     check_positive,
     gradient,
-    widened,
 )
 from l2l.methods.lozo import LowRank
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
-from l2l.perturb.factors import matrices, product, sides
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.operators import matrices, product, sides
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class LOZOMState:
 class LOZOM(Method[LOZOMState]):
     """LOZO with momentum in the space of U. Extra memory: r numbers per row of a matrix, and a copy of other blocks."""
 
-    about: ClassVar = About("Chen et al. 2024, arXiv:2410.07698, LOZO-M", "r per row of a matrix, 1P of vectors")
+    info: ClassVar = MethodInfo("Chen et al. 2024, arXiv:2410.07698, LOZO-M", "r per row of a matrix, 1P of vectors")
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     rank: int = 2
     """Of a matrix's direction."""
@@ -61,28 +61,28 @@ class LOZOM(Method[LOZOMState]):
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws, rank=self.rank, interval=self.interval)
+        check_counts(num_directions=self.num_directions, rank=self.rank, interval=self.interval)
         if not 0 <= self.beta < 1:
             raise ValueError(f"beta={self.beta} must be at least 0 and below 1")
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
     def _form(self, blocks: Blocks, index: int) -> tuple[int, ...]:
         """Shape of a block's momentum."""
         block = blocks[index]
         return (sides(block)[0], self.rank) if index in matrices(blocks) else tuple(block.tensor.shape)
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         forms = [self._form(blocks, i) for i in range(len(blocks))]
-        sizes = [widened(block.tensor.dtype).itemsize for block in blocks]
+        sizes = [accumulation_dtype(block.tensor.dtype).itemsize for block in blocks]
         return sum(math.prod(form) * size for form, size in zip(forms, sizes, strict=True))
 
     def init(self, blocks: Blocks) -> LOZOMState:
         forms = [self._form(blocks, i) for i in range(len(blocks))]
         momenta = [
-            torch.zeros(form, dtype=widened(block.tensor.dtype), device=block.tensor.device)
+            torch.zeros(form, dtype=accumulation_dtype(block.tensor.dtype), device=block.tensor.device)
             for form, block in zip(forms, blocks, strict=True)
         ]
         return LOZOMState(tuple(momenta), 0)
@@ -95,7 +95,7 @@ class LOZOM(Method[LOZOMState]):
         return Direction(key, (1.0,) * len(blocks), self.distribution, shape=shape)
 
     def update_(
-        self, theta: Theta, state: LOZOMState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: LOZOMState, estimates: Sequence[Estimate], context: StepContext
     ) -> LOZOMState:
         blocks, seed = theta.blocks, context.key.seed
         now = context.key.step - context.key.step % self.interval
@@ -113,7 +113,7 @@ class LOZOM(Method[LOZOMState]):
             self._gather(momentum, new, block, index, estimates)
             return product(momentum, right).div_(math.sqrt(self.rank)).view(block.tensor.shape)
 
-        theta.shift_each(delta, [-rate for rate in context.lr])
+        theta.add_dense_each(delta, [-rate for rate in context.lr])
         return LOZOMState(state.momenta, now)
 
     def _gather(

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @final
@@ -22,21 +22,21 @@ from l2l.perturb import Direction, Theta
 class MeZO(Method[None]):
     """theta -= lr * g * z with z of unit variance in every coordinate. Extra memory: none."""
 
-    about: ClassVar = About("Malladi et al. 2023, arXiv:2305.17333, Algorithm 1", "0P")
+    info: ClassVar = MethodInfo("Malladi et al. 2023, arXiv:2305.17333, Algorithm 1", "0P")
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     """``gaussian`` noise, or ``rademacher``: plus or minus one."""
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws)
+        check_counts(num_directions=self.num_directions)
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return 0
 
     def init(self, blocks: Blocks) -> None:
@@ -45,5 +45,7 @@ class MeZO(Method[None]):
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         descend(theta, estimates, context.lr)

@@ -14,11 +14,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, gradient, widened
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, accumulation_dtype, check_counts, check_positive, gradient
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -33,37 +33,39 @@ class MomentumState:
 class Momentum(Method[MomentumState]):
     """SGD with momentum on MeZO's estimates. Extra memory: one copy, at least float32."""
 
-    about: ClassVar = About("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-MMT)", "1P")
+    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-MMT)", "1P")
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     momentum: float = 0.9
     """What the buffer keeps of itself at each step."""
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws)
+        check_counts(num_directions=self.num_directions)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1")
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
-        return sum(block.numel * widened(block.tensor.dtype).itemsize for block in blocks)
+    def state_bytes(self, blocks: Blocks) -> int:
+        return sum(block.numel * accumulation_dtype(block.tensor.dtype).itemsize for block in blocks)
 
     def init(self, blocks: Blocks) -> MomentumState:
-        return MomentumState(tuple(torch.zeros_like(b.tensor, dtype=widened(b.tensor.dtype)) for b in blocks))
+        return MomentumState(
+            tuple(torch.zeros_like(b.tensor, dtype=accumulation_dtype(b.tensor.dtype)) for b in blocks)
+        )
 
     def direction(self, blocks: Blocks, state: MomentumState, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
     def update_(
-        self, theta: Theta, state: MomentumState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: MomentumState, estimates: Sequence[Estimate], context: StepContext
     ) -> MomentumState:
         def delta(index: int) -> Tensor:
             return state.buffer[index].mul_(self.momentum).add_(gradient(theta.blocks, index, estimates))
 
-        theta.shift_each(delta, [-rate for rate in context.lr])
+        theta.add_dense_each(delta, [-rate for rate in context.lr])
         return state

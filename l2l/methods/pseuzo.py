@@ -23,12 +23,21 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
+from l2l.estimators.finite_difference import Estimate
 from l2l.estimators.outputs import Outputs
-from l2l.methods.base import About, Looking, Sight, StepContext, check_counts, check_positive, descend, widened
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    accumulation_dtype,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,10 @@ class PseuZOState:
 
 @final
 @dataclass(frozen=True)
-class PseuZO(Looking[PseuZOState]):
+class PseuZO(CustomEstimator[PseuZOState]):
     """The loss's exact gradient at the model's outputs, and their changes. Extra memory: the window's changes."""
 
-    about: ClassVar = About("Yue et al., NeurIPS 2025 (PseuZO)", "changes of the outputs, at most window_bytes")
+    info: ClassVar = MethodInfo("Yue et al., NeurIPS 2025 (PseuZO)", "changes of the outputs, at most window_bytes")
     epsilon: float = 1e-3
     distribution: Distribution = "gaussian"
     window: int = 4
@@ -58,7 +67,7 @@ class PseuZO(Looking[PseuZOState]):
     window_bytes: int = 2**26
     """Most bytes of changes that are kept: the oldest go first. Where one alone has more (logits of many words), none
     is kept, and every step is by its own look."""
-    draws: int = field(default=1, init=False)
+    num_directions: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
@@ -70,7 +79,7 @@ class PseuZO(Looking[PseuZOState]):
     def passes(self) -> float:
         return 2.0
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return self.window_bytes if self.window > 1 else 0
 
     def init(self, blocks: Blocks) -> PseuZOState:
@@ -79,31 +88,32 @@ class PseuZO(Looking[PseuZOState]):
     def direction(self, blocks: Blocks, state: PseuZOState, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def look(self, sight: Sight, state: PseuZOState) -> tuple[tuple[Estimate, ...], PseuZOState]:
-        blocks, at_home, away = sight.theta.blocks, Outputs(), Outputs()
-        u = sight.aim(self.direction(blocks, state, sight.key))
-        bare = replace(sight, aim=lambda direction: direction)
-        watched = replace(bare, closure=lambda: at_home.during(sight.closure))
+    def estimate(self, evaluator: LossEvaluator, state: PseuZOState) -> tuple[tuple[Estimate, ...], PseuZOState]:
+        blocks, at_home, away = evaluator.theta.blocks, Outputs(), Outputs()
+        u = evaluator.transform(self.direction(blocks, state, evaluator.key))
+        bare = replace(evaluator, transform=lambda direction: direction)
+        watched = replace(bare, closure=lambda: at_home.during(evaluator.closure))
         # Half precision is read as the copies that looks make: norms and biases are float32 on both sides then.
-        home = watched.home() if sight.theta.update is None else watched.along(u, 0.0)
+        home = watched.center() if evaluator.theta.update is None else watched.along(u, 0.0)
         pull = at_home.gradients()
-        plus = replace(bare, closure=lambda: away.during(sight.closure)).along(u, self.epsilon)
+        plus = replace(bare, closure=lambda: away.during(evaluator.closure)).along(u, self.epsilon)
         changes = _changes(at_home.tensors, away.tensors)
         if changes is None:
             return (Estimate(u, plus, None, (plus - home) / self.epsilon, home),), replace(state, pulled=())
         older = [
-            (self.decay ** (sight.key.step - step) * _weighed(pull, change) / self.epsilon, step)
+            (self.decay ** (evaluator.key.step - step) * _weighed(pull, change) / self.epsilon, step)
             for step, change in zip(state.steps, state.changes, strict=True)
         ]
         pulled = tuple(
-            (sight.aim(self.direction(blocks, state, Key(sight.key.seed, step))), weight) for weight, step in older
+            (evaluator.transform(self.direction(blocks, state, Key(evaluator.key.seed, step))), weight)
+            for weight, step in older
         )
         seen = Estimate(u, plus, None, _weighed(pull, changes) / self.epsilon, home)
-        steps, kept = (sight.key.step, *state.steps), (changes, *state.changes)
+        steps, kept = (evaluator.key.step, *state.steps), (changes, *state.changes)
         return (seen,), PseuZOState(steps, kept, pulled)
 
     def update_(
-        self, theta: Theta, state: PseuZOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: PseuZOState, estimates: Sequence[Estimate], context: StepContext
     ) -> PseuZOState:
         descend(theta, estimates, context.lr)
         for direction, weight in state.pulled:
@@ -118,7 +128,7 @@ def _changes(home: Sequence[Tensor], away: Sequence[Tensor]) -> tuple[Tensor, ..
     """What a look did to the outputs; None where there are not the same ones."""
     if [tensor.shape for tensor in home] != [tensor.shape for tensor in away]:
         return None
-    wide = [widened(tensor.dtype) for tensor in home]
+    wide = [accumulation_dtype(tensor.dtype) for tensor in home]
     return tuple(there.to(dtype) - here.to(dtype) for here, there, dtype in zip(home, away, wide, strict=True))
 
 

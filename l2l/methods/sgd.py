@@ -13,9 +13,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.methods.base import About, FirstOrder, widened
-from l2l.perturb import Theta
+from l2l.methods.base import FirstOrder, MethodInfo, accumulation_dtype
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SGDState:
 class SGD(FirstOrder[SGDState]):
     """theta -= lr * gradient, by backpropagation. Extra memory: the gradients, and a float32 copy with momentum."""
 
-    about: ClassVar = About("torch.optim.SGD, by backpropagation", "the gradients; 1P with momentum")
+    info: ClassVar = MethodInfo("torch.optim.SGD, by backpropagation", "the gradients; 1P with momentum")
     momentum: float = 0.0
     """What the sum of past gradients keeps of itself at each step; 0 keeps no sum."""
 
@@ -44,14 +44,16 @@ class SGD(FirstOrder[SGDState]):
 
     def init(self, blocks: Blocks) -> SGDState:
         kept = blocks if self.momentum else ()
-        return SGDState(tuple(torch.zeros_like(block.tensor, dtype=widened(block.tensor.dtype)) for block in kept))
+        return SGDState(
+            tuple(torch.zeros_like(block.tensor, dtype=accumulation_dtype(block.tensor.dtype)) for block in kept)
+        )
 
     def update_(
-        self, theta: Theta, state: SGDState, gradients: MutableMapping[int, Tensor], lr: Sequence[float]
+        self, theta: PerturbedParameters, state: SGDState, gradients: MutableMapping[int, Tensor], lr: Sequence[float]
     ) -> SGDState:
         for index in sorted(gradients):
             gradient = gradients.pop(index)
             if self.momentum:
                 gradient = state.momentum[index].mul_(self.momentum).add_(gradient)
-            theta.shift({index: gradient}, -lr[index])
+            theta.add_dense({index: gradient}, -lr[index])
         return state

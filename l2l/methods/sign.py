@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, final
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, gradient
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, check_positive, gradient
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @final
@@ -25,11 +25,11 @@ from l2l.perturb import Direction, Theta
 class Sign(Method[None]):
     """theta -= lr * sign(g * u), or lr * sign(g) * u. Extra memory: none."""
 
-    about: ClassVar = About("Liu et al. 2019, ICLR; Zhang et al. 2024, arXiv:2402.11592", "0P")
-    normalised = True
-    elementwise: bool = field(init=False)
+    info: ClassVar = MethodInfo("Liu et al. 2019, ICLR; Zhang et al. 2024, arXiv:2402.11592", "0P")
+    step_is_normalized = True
+    leaves_span: bool = field(init=False)
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     """``element``: the sign of the mean of g * u. ``scalar``: the mean of sign(g) * u."""
     distribution: Distribution = "gaussian"
     reading: Literal["scalar", "element"] = "element"
@@ -38,16 +38,16 @@ class Sign(Method[None]):
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws)
+        check_counts(num_directions=self.num_directions)
         if self.reading not in ("scalar", "element"):
             raise ValueError(f"reading={self.reading!r} must be 'scalar' or 'element'")
-        object.__setattr__(self, "elementwise", self.reading == "element")
+        object.__setattr__(self, "leaves_span", self.reading == "element")
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return 0
 
     def init(self, blocks: Blocks) -> None:
@@ -56,9 +56,11 @@ class Sign(Method[None]):
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def update_(self, theta: Theta, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
+    def update_(
+        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+    ) -> None:
         if self.reading == "element":
-            theta.shift_each(lambda i: gradient(theta.blocks, i, estimates).sign_(), [-rate for rate in context.lr])
+            theta.add_dense_each(lambda i: gradient(theta.blocks, i, estimates).sign_(), [-rate for rate in context.lr])
             return
         for estimate in estimates:
             weight = -sign(estimate.projected_gradient) / len(estimates)

@@ -17,12 +17,20 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Looking, Sight, StepContext, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    MethodInfo,
+    StepContext,
+    check_counts,
+    check_positive,
+    descend,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
-from l2l.perturb.masks import Masked, Stored, packed, packed_bytes
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.operators import Masked, Stored, packed, packed_bytes
 
 
 @dataclass(frozen=True)
@@ -34,27 +42,27 @@ class SparseMeZOState:
 
 @final
 @dataclass(frozen=True)
-class SparseMeZO(Looking[SparseMeZOState]):
+class SparseMeZO(CustomEstimator[SparseMeZOState]):
     """theta -= lr * g * mask * z, the mask being 1 where |theta| is small. Extra memory: a bit per weight."""
 
-    about: ClassVar = About("Liu et al. 2024, arXiv:2402.15751", "1 bit per weight, of one step")
+    info: ClassVar = MethodInfo("Liu et al. 2024, arXiv:2402.15751", "1 bit per weight, of one step")
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     sparsity: float = 0.8
     """Share of each block's weights that are too large to move, before the first step."""
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws)
+        check_counts(num_directions=self.num_directions)
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity={self.sparsity} must be at least 0 and below 1: 0 trains all weights")
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return sum(packed_bytes(block.numel) for block in blocks) if self.sparsity else 0
 
     def init(self, blocks: Blocks) -> SparseMeZOState:
@@ -74,16 +82,18 @@ class SparseMeZO(Looking[SparseMeZOState]):
         bits = {i: packed(_size(blocks[i]) <= limit) for i, limit in limits}
         return Direction(key, (1.0,) * len(blocks), self.distribution, shape=Masked(Stored(bits)) if bits else None)
 
-    def look(self, sight: Sight, state: SparseMeZOState) -> tuple[tuple[Estimate, ...], SparseMeZOState]:
+    def estimate(
+        self, evaluator: LossEvaluator, state: SparseMeZOState
+    ) -> tuple[tuple[Estimate, ...], SparseMeZOState]:
         if self.sparsity:
-            sight.theta.home()
-        first = self.direction(sight.theta.blocks, state, sight.key)
-        keys = [sight.key.with_draw(draw) for draw in range(self.draws)]
+            evaluator.theta.restore()
+        first = self.direction(evaluator.theta.blocks, state, evaluator.key)
+        keys = [evaluator.key.with_draw(draw) for draw in range(self.num_directions)]
         directions = [Direction(key, first.sigma, self.distribution, shape=first.shape) for key in keys]
-        return tuple(sight.two_point(direction, self.epsilon) for direction in directions), state
+        return tuple(evaluator.two_point(direction, self.epsilon) for direction in directions), state
 
     def update_(
-        self, theta: Theta, state: SparseMeZOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: SparseMeZOState, estimates: Sequence[Estimate], context: StepContext
     ) -> SparseMeZOState:
         descend(theta, estimates, context.lr)
         return state

@@ -16,12 +16,12 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend, widened
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, accumulation_dtype, check_counts, check_positive, descend
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Shape, Theta
-from l2l.perturb.factors import factor, matrices, orthonormal, product, sides
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.operators import factor, matrices, orthonormal, product, sides
 
 Subspace = tuple[Tensor, Tensor]
 """U [m, r] and V [n, r] of a matrix."""
@@ -38,7 +38,7 @@ class SubZeroState:
 
 
 @final
-class InSubspace(Shape):
+class InSubspace(DirectionOperator):
     """(sqrt(m n) / r) U Z V^T."""
 
     def __init__(self, subspaces: dict[int, Subspace]) -> None:
@@ -79,9 +79,9 @@ def folded(block: Block, rank: int) -> tuple[int, int]:
 class SubZero(Method[SubZeroState]):
     """MeZO inside a small subspace of every matrix. Extra memory: r numbers per row and column."""
 
-    about: ClassVar = About("Yu et al. 2024, arXiv:2410.08989", "r per row and column of a matrix")
+    info: ClassVar = MethodInfo("Yu et al. 2024, arXiv:2410.08989", "r per row and column of a matrix")
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     rank: int = 24
     """Of a matrix's subspace on either side."""
@@ -90,17 +90,17 @@ class SubZero(Method[SubZeroState]):
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon)
-        check_counts(draws=self.draws, rank=self.rank, interval=self.interval)
+        check_counts(num_directions=self.num_directions, rank=self.rank, interval=self.interval)
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         total = 0
         for i in matrices(blocks):
             m, n = folded(blocks[i], self.rank)
-            total += min(self.rank, m, n) * (m + n) * widened(blocks[i].tensor.dtype).itemsize
+            total += min(self.rank, m, n) * (m + n) * accumulation_dtype(blocks[i].tensor.dtype).itemsize
         return total
 
     def init(self, blocks: Blocks) -> SubZeroState:
@@ -116,7 +116,7 @@ class SubZero(Method[SubZeroState]):
         return state if since == state.since else SubZeroState(drawn(blocks, self.rank, Key(key.seed, since)), since)
 
     def update_(
-        self, theta: Theta, state: SubZeroState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: SubZeroState, estimates: Sequence[Estimate], context: StepContext
     ) -> SubZeroState:
         descend(theta, estimates, context.lr)
         walked, following = estimates[0].direction.shape, self._at(theta.blocks, state, context.key)

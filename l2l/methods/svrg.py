@@ -19,12 +19,12 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Closure, Estimate, read_loss
-from l2l.methods.base import About, Looking, Sight, StepContext, check_counts, check_positive
+from l2l.estimators.finite_difference import Closure, Estimate, finite_loss
+from l2l.methods.base import CustomEstimator, LossEvaluator, MethodInfo, StepContext, check_counts, check_positive
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
-from l2l.perturb.safety import uninterrupted
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.params.engine import defer_interrupt
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class SVRGState:
 
 @final
 @dataclass(frozen=True)
-class SVRG(Looking[SVRGState]):
+class SVRG(CustomEstimator[SVRGState]):
     """MeZO with variance reduction about an anchor. Extra memory: a copy of the weights, another one during a step."""
 
-    about: ClassVar = About("Gautam et al. 2024, arXiv:2404.08080, MeZO-SVRG", "1P")
+    info: ClassVar = MethodInfo("Gautam et al. 2024, arXiv:2404.08080, MeZO-SVRG", "1P")
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     interval: int = 2
     """Steps from one anchor to the next, q."""
@@ -60,13 +60,13 @@ class SVRG(Looking[SVRGState]):
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon, ratio=self.ratio)
-        check_counts(draws=self.draws, interval=self.interval, anchor_batches=self.anchor_batches)
+        check_counts(num_directions=self.num_directions, interval=self.interval, anchor_batches=self.anchor_batches)
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws * (self.anchor_batches + 2 * (self.interval - 1)) / self.interval
+        return 2.0 * self.num_directions * (self.anchor_batches + 2 * (self.interval - 1)) / self.interval
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return sum(block.numel * block.tensor.element_size() for block in blocks)
 
     def init(self, blocks: Blocks) -> SVRGState:
@@ -75,21 +75,28 @@ class SVRG(Looking[SVRGState]):
     def direction(self, blocks: Blocks, state: SVRGState, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)
 
-    def look(self, sight: Sight, state: SVRGState) -> tuple[tuple[Estimate, ...], SVRGState]:
+    def estimate(self, evaluator: LossEvaluator, state: SVRGState) -> tuple[tuple[Estimate, ...], SVRGState]:
         def directions(key: Key) -> list[Direction]:
-            return [self.direction(sight.theta.blocks, state, key.with_draw(draw)) for draw in range(self.draws)]
+            return [
+                self.direction(evaluator.theta.blocks, state, key.with_draw(draw))
+                for draw in range(self.num_directions)
+            ]
 
         along: tuple[Direction, ...] = ()
-        if not self._due(state, sight.key):
-            along = tuple(sight.aim(direction) for direction in directions(Key(sight.key.seed, state.since)))
-        seen = tuple(sight.two_point(direction, self.epsilon) for direction in directions(sight.key))
+        if not self._due(state, evaluator.key):
+            along = tuple(
+                evaluator.transform(direction) for direction in directions(Key(evaluator.key.seed, state.since))
+            )
+        seen = tuple(evaluator.two_point(direction, self.epsilon) for direction in directions(evaluator.key))
         walked = (*state.walked, *(estimate.direction for estimate in seen))
         return seen, replace(state, along=(*state.along, *along), walked=walked)
 
     def _due(self, state: SVRGState, key: Key) -> bool:
         return state.since < 0 or key.step % self.interval == 0
 
-    def update_(self, theta: Theta, state: SVRGState, estimates: Sequence[Estimate], context: StepContext) -> SVRGState:
+    def update_(
+        self, theta: PerturbedParameters, state: SVRGState, estimates: Sequence[Estimate], context: StepContext
+    ) -> SVRGState:
         if self._due(state, context.key):
             return self._anchored(theta, state, estimates, context)
         there = self._at_anchor(theta, state, context)
@@ -97,11 +104,11 @@ class SVRG(Looking[SVRGState]):
         for seen, own in zip(estimates, there, strict=True):
             _step(theta, seen.direction, (seen.projected_gradient - own) / len(estimates), lr)
         for direction, slope in zip(state.along, state.gradients, strict=True):
-            _step(theta, direction, slope / self.draws, lr)
+            _step(theta, direction, slope / self.num_directions, lr)
         return replace(state, along=(), walked=())
 
     def _anchored(
-        self, theta: Theta, state: SVRGState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: SVRGState, estimates: Sequence[Estimate], context: StepContext
     ) -> SVRGState:
         """A step along the full batch's estimate, from what is the anchor now."""
         further = [context.fresh(i) for i in range(self.anchor_batches - 1)]
@@ -109,17 +116,17 @@ class SVRG(Looking[SVRGState]):
         for seen, walked in zip(estimates, state.walked, strict=True):
             slopes = [self._slope(theta, walked, closure) for closure in further]
             gradients.append((seen.projected_gradient + sum(slopes)) / self.anchor_batches)
-        theta.home()
-        with torch.no_grad(), uninterrupted():
+        theta.restore()
+        with torch.no_grad(), defer_interrupt():
             for kept, block in zip(state.anchor, theta.blocks, strict=True):
                 kept.copy_(block.tensor)
         for seen, slope in zip(estimates, gradients, strict=True):
             _step(theta, seen.direction, slope / len(estimates), context.lr)
         return SVRGState(state.anchor, context.key.step, tuple(gradients))
 
-    def _at_anchor(self, theta: Theta, state: SVRGState, context: StepContext) -> list[float]:
+    def _at_anchor(self, theta: PerturbedParameters, state: SVRGState, context: StepContext) -> list[float]:
         """This batch's projected gradients at the anchor, along the directions that theta was looked from."""
-        theta.home()
+        theta.restore()
         here = {i: theta.value(i).clone() for i in range(len(theta.blocks))}
         anchor = dict(enumerate(state.anchor))
         theta.interpolate(anchor, here, dict.fromkeys(here, 0.0))
@@ -127,12 +134,12 @@ class SVRG(Looking[SVRGState]):
         theta.interpolate(anchor, here, dict.fromkeys(here, 1.0))
         return slopes
 
-    def _slope(self, theta: Theta, direction: Direction, closure: Closure) -> float:
-        theta.look(direction, self.epsilon)
-        plus = read_loss(closure)
-        theta.look(direction, -self.epsilon)
-        return (plus - read_loss(closure)) / (2 * self.epsilon)
+    def _slope(self, theta: PerturbedParameters, direction: Direction, closure: Closure) -> float:
+        theta.perturb(direction, self.epsilon)
+        plus = finite_loss(closure)
+        theta.perturb(direction, -self.epsilon)
+        return (plus - finite_loss(closure)) / (2 * self.epsilon)
 
 
-def _step(theta: Theta, direction: Direction, slope: float, lr: Sequence[float]) -> None:
+def _step(theta: PerturbedParameters, direction: Direction, slope: float, lr: Sequence[float]) -> None:
     theta.add(direction, [-rate * slope for rate in lr])

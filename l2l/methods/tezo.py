@@ -17,12 +17,21 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from l2l.blocks import Block, Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Method, StepContext, check_counts, check_positive, descend, gradient, widened
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import (
+    Method,
+    MethodInfo,
+    StepContext,
+    accumulation_dtype,
+    check_counts,
+    check_positive,
+    descend,
+    gradient,
+)
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Shape, Theta
-from l2l.perturb.factors import factor, matrices, product, sides, spectral_rank
+from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.operators import factor, matrices, product, sides, spectral_rank
 
 Seen = Sequence[Estimate]
 _MEANS = {"sgd": 0, "momentum": 1, "adam": 2}
@@ -39,7 +48,7 @@ class TeZOState:
 
 
 @final
-class Fixed(Shape):
+class Fixed(DirectionOperator):
     """U diag(tau) V^T / sqrt(r) with U and V that a run keeps."""
 
     def __init__(self, ranks: dict[int, int], seed: int) -> None:
@@ -74,9 +83,11 @@ class Fixed(Shape):
 class TeZO(Method[TeZOState]):
     """MeZO along fixed matrices of rank one with fresh weights. Extra memory: none, or running means of the weights."""
 
-    about: ClassVar = About("Sun et al. 2025, arXiv:2501.19057", "0P; momentum r per matrix, 1P of vectors; Adam twice")
+    info: ClassVar = MethodInfo(
+        "Sun et al. 2025, arXiv:2501.19057", "0P; momentum r per matrix, 1P of vectors; Adam twice"
+    )
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     rank: int = 64
     """Of a matrix's direction, at most."""
@@ -91,24 +102,25 @@ class TeZO(Method[TeZOState]):
 
     def __post_init__(self) -> None:
         check_positive(epsilon=self.epsilon, delta=self.delta)
-        check_counts(draws=self.draws, rank=self.rank)
+        check_counts(num_directions=self.num_directions, rank=self.rank)
         if self.update not in _MEANS:
             raise ValueError(f"update={self.update!r} must be 'sgd', 'momentum' or 'adam'")
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold={self.threshold} must be at least 0 and below 1")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must be two numbers, each at least 0 and below 1")
-        object.__setattr__(self, "normalised", self.update == "adam")
-        object.__setattr__(self, "elementwise", self.update == "adam")
+        object.__setattr__(self, "step_is_normalized", self.update == "adam")
+        object.__setattr__(self, "leaves_span", self.update == "adam")
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         whole = matrices(blocks)
         sizes = [
-            (self.rank if i in whole else b.numel) * widened(b.tensor.dtype).itemsize for i, b in enumerate(blocks)
+            (self.rank if i in whole else b.numel) * accumulation_dtype(b.tensor.dtype).itemsize
+            for i, b in enumerate(blocks)
         ]
         return _MEANS[self.update] * sum(sizes)
 
@@ -118,19 +130,19 @@ class TeZO(Method[TeZOState]):
         def empty(index: int) -> Tensor:
             tensor = blocks[index].tensor.detach()
             form = (ranks[index],) if index in ranks else tensor.shape
-            return torch.zeros(form, dtype=widened(tensor.dtype), device=tensor.device)
+            return torch.zeros(form, dtype=accumulation_dtype(tensor.dtype), device=tensor.device)
 
         return TeZOState(ranks, tuple(tuple(map(empty, range(len(blocks)))) for _ in range(_MEANS[self.update])))
 
     def direction(self, blocks: Blocks, state: TeZOState, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution, shape=Fixed(state.ranks, key.seed))
 
-    def update_(self, theta: Theta, state: TeZOState, estimates: Seen, context: StepContext) -> TeZOState:
+    def update_(self, theta: PerturbedParameters, state: TeZOState, estimates: Seen, context: StepContext) -> TeZOState:
         if self.update == "sgd":
             descend(theta, estimates, context.lr)
         else:
             shape = Fixed(state.ranks, context.key.seed)
-            theta.shift_each(self._mover(theta.blocks, state, shape, estimates), [-rate for rate in context.lr])
+            theta.add_dense_each(self._mover(theta.blocks, state, shape, estimates), [-rate for rate in context.lr])
         return state
 
     def _mover(self, blocks: Blocks, state: TeZOState, shape: Fixed, estimates: Seen) -> Callable[[int], Tensor]:

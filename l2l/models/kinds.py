@@ -1,8 +1,7 @@
 """What kind of model a checkpoint or an object is: asked of its class and its config, never of its name.
 
 A class is looked up in the tables by which transformers itself finds the class for a head, so whatever transformers
-learns to load is known here too.
-"""
+learns to load is known here too."""
 
 from __future__ import annotations
 

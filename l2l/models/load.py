@@ -1,25 +1,120 @@
-"""Loading a language model and its tokenizer: the embedded one, a directory, or an id of the hub."""
+"""A frozen base in 4 or 8 bits: the quantisation configurations of transformers, and what they need.
+
+Leaving parameters as they are, by name: for checkpoints some of whose tensors are no parameters of the original model.
+
+Loading a language model and its tokenizer: the embedded one, a directory, or an id of the hub.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from l2l.models.adapters import CONFIG as ADAPTER_CONFIG
-from l2l.models.adapters import adapter_base, with_adapter
+from l2l.models.heads import virtual_tokens
 from l2l.models.kinds import auto_class, kind_of_config
 from l2l.models.kinds import kind_of as kind_of
 from l2l.models.kinds import unwrapped as unwrapped
-from l2l.models.quantized import Quantize, quantization_config
-from l2l.models.virtual import virtual_tokens
+from l2l.models.schemes import CONFIG as ADAPTER_CONFIG
+from l2l.models.schemes import adapter_base, with_adapter
+
+Quantize: TypeAlias = Literal["none", "bnb4", "bnb8", "torchao-int8"]
+"""``bnb4``: NF4 of bitsandbytes with double quantisation (arXiv:2305.14314). ``bnb8``: LLM.int8 of bitsandbytes
+(arXiv:2208.07339). ``torchao-int8``: int8 weights of torchao, one scale per row."""
+
+_PACKAGES = {"bnb4": "bitsandbytes", "bnb8": "bitsandbytes", "torchao-int8": "torchao"}
+
+
+def check_quantize(quantize: str, scheme: str | None = None) -> None:
+    """Refuse what cannot be done, before a model is loaded.
+
+    Raises:
+        ValueError: an unknown way, a scheme that trains what would be quantised, or a package that is not installed.
+    """
+    if quantize not in get_args(Quantize):
+        raise ValueError(f"quantize is {quantize!r}; use one of {', '.join(get_args(Quantize))}")
+    if quantize == "none":
+        return
+    if scheme == "full":
+        raise ValueError(
+            f"quantize={quantize!r} freezes the weights that scheme 'full' trains: use scheme lora, or leave quantize out"
+        )
+    package = _PACKAGES[quantize]
+    if find_spec(package) is None:
+        raise ValueError(f"quantize={quantize!r} needs {package}, which is not installed: pip install 'l2l[quant]'")
+
+
+def quantization_config(quantize: str, dtype: torch.dtype) -> Any:
+    """What ``from_pretrained`` takes as ``quantization_config``; None for ``none``.
+
+    Args:
+        dtype: that layers compute in.
+
+    Raises:
+        ValueError: as :func:`check_quantize`.
+    """
+    check_quantize(quantize)
+    if quantize == "none":
+        return None
+    import transformers
+
+    if quantize == "bnb4":
+        return transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if quantize == "bnb8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    quantization: Any = import_module("torchao.quantization")  # an extra: may be absent where types are checked
+    return transformers.TorchAoConfig(quant_type=quantization.Int8WeightOnlyConfig())
+
+
+def check_pattern(freeze: str | None) -> None:
+    """Raise ValueError where the pattern is no regular expression."""
+    try:
+        re.compile(freeze or "")
+    except re.error as error:
+        raise ValueError(f"freeze={freeze!r} is no regular expression: {error}") from error
+
+
+def freeze_matching(model: nn.Module, freeze: str | None) -> list[nn.Parameter]:
+    """Freeze the parameters whose name the regular expression finds; those that were trainable before, to thaw again.
+
+    Raises:
+        ValueError: it finds no parameter, or leaves none to train.
+    """
+    if freeze is None:
+        return []
+    names = [name for name, _ in model.named_parameters()]
+    found = [parameter for name, parameter in model.named_parameters() if re.search(freeze, name)]
+    if not found:
+        raise ValueError(f"freeze={freeze!r} finds no parameter; names look like {names[0]!r}")
+    changed = [parameter for parameter in found if parameter.requires_grad]
+    for parameter in changed:
+        parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        thaw(changed)
+        raise ValueError(f"freeze={freeze!r} finds every trainable parameter: nothing would be trained")
+    return changed
+
+
+def thaw(parameters: list[nn.Parameter]) -> None:
+    """Make parameters trainable again."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -79,7 +174,7 @@ def load_model(
         trust_remote_code: run the Python code that comes with the checkpoint. It can do whatever you can.
         num_labels: labels of a fresh head of a classifier; one that the checkpoint holds keeps its own number.
         seed: of a fresh head's random weights; the global random state is not touched.
-        quantize: ``bnb4``, ``bnb8`` or ``torchao-int8`` (see :mod:`l2l.models.quantized`): the linear layers are then kept
+        quantize: ``bnb4``, ``bnb8`` or ``torchao-int8`` (see :mod:`l2l.models.load`): the linear layers are then kept
             in 4 or 8 bits and cannot be trained; ``none`` leaves them as they are.
 
     Raises:

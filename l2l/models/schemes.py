@@ -1,4 +1,8 @@
-"""Tuning schemes: which tensors of a model are trained. Adapters come from peft; the base is frozen.
+"""Which layers of a model get an adapter, found by structure.
+
+Adapters on disk: a directory with ``adapter_config.json`` and ``adapter_model.safetensors`` beside a base it names.
+
+Tuning schemes: which tensors of a model are trained. Adapters come from peft; the base is frozen.
 
 Where adapters go is read off the model: peft's own choice where it knows the architecture and the model has such layers,
 else the projections of its attention, else all linear layers. Nothing here looks at a model's name.
@@ -6,18 +10,181 @@ else the projections of its attention, else all linear layers. Nothing here look
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from l2l.models.adapters import quiet
 from l2l.models.heads import output_embedding
 from l2l.models.kinds import kind_of
-from l2l.models.targets import Targets, attention_targets, conv_targets, fresh_heads
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Layers that get an adapter, as peft takes them: the ends of their names, or ``all-linear``."""
+
+    modules: str | Sequence[str]
+    feedforward: Sequence[str]
+    """Of these, those whose input IA3 scales in place of the output."""
+
+
+def attention_targets(model: Any, scheme: str) -> Targets:
+    """Where adapters of ``lora`` or ``ia3`` go by default.
+
+    Peft's own choice for the architecture where the model has such layers; else all projections of its attention
+    modules, which are those that split their input into heads; else all linear layers.
+
+    Raises:
+        ValueError: IA3, and the model has none of these.
+    """
+    names = [name for name, _ in _projections(model)]
+    known = [end for end in _known(model, scheme) if any(_ends(name, end) for name in names)]
+    if known:
+        inside = _feedforward(model) if scheme == "ia3" else ()
+        return Targets(known, [end for end in known if end in inside])
+    attention = sorted({name.rpartition(".")[2] for name in names if _of_attention(model, name)})
+    if attention:
+        return Targets(attention, ())
+    if scheme == "ia3":
+        raise ValueError(
+            f"scheme 'ia3' finds no attention projections in {type(model).__name__}: name layers by "
+            "scheme_args.target_modules and feedforward_modules"
+        )
+    return Targets("all-linear", ())
+
+
+def fresh_heads(model: Any) -> list[str]:
+    """Names of the modules with weights that lie beside the model's encoder or decoder."""
+    inner = getattr(model, getattr(model, "base_model_prefix", "") or "", None)
+    return [
+        name for name, child in model.named_children() if child is not inner and any(True for _ in child.parameters())
+    ]
+
+
+def conv_targets(model: nn.Module, modules: str | Sequence[str]) -> bool:
+    """Whether the layers named store their weight [in, out], as those of GPT-2 do."""
+    ends = None if isinstance(modules, str) else modules
+    chosen = [layer for name, layer in _projections(model) if ends is None or any(_ends(name, end) for end in ends)]
+    return bool(chosen) and not any(isinstance(layer, nn.Linear) for layer in chosen)
+
+
+def _projections(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Layers that multiply by a matrix."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            yield name, module
+
+
+def _ends(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
+
+
+def _known(model: Any, scheme: str) -> Sequence[str]:
+    """Peft's choice for the architecture, by the type that its config states; none where peft does not know it."""
+    from peft.utils import constants
+
+    table: Mapping[str, Sequence[str]] = (
+        constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+        if scheme == "ia3"
+        else constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    )
+    return table.get(getattr(model.config, "model_type", ""), ())
+
+
+def _feedforward(model: Any) -> Sequence[str]:
+    from peft.utils import constants
+
+    table: Mapping[str, Sequence[str]] = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
+    return table.get(getattr(model.config, "model_type", ""), ())
+
+
+def _of_attention(model: nn.Module, name: str) -> bool:
+    """Whether the layer's owner splits its input into heads."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return any(isinstance(getattr(owner, size, None), int) for size in ("head_dim", "head_size", "attention_head_size"))
+
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class AdapterBase:
+    """The model that an adapter belongs to."""
+
+    name: str
+    """``l2l/tiny``, a directory, or an id of the hub."""
+    revision: str | None
+
+
+def adapter_base(name_or_path: str | Path) -> AdapterBase | None:
+    """The base that an adapter's directory names; None where this is no such directory.
+
+    Raises:
+        FileNotFoundError: the adapter's weights are not there as safetensors.
+        ValueError: its configuration is not readable or names no base.
+    """
+    folder = Path(name_or_path).expanduser()
+    if not (folder / CONFIG).is_file():
+        return None
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"directory {str(folder)!r} has {CONFIG}, but no {WEIGHTS}: save the adapter again")
+    try:
+        found = json.loads((folder / CONFIG).read_text())
+        name, revision = found["base_model_name_or_path"], found.get("revision")
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / CONFIG} is not the configuration of an adapter: save the adapter again") from error
+    if not name:
+        raise ValueError(f"{folder / CONFIG} names no base model: fill in base_model_name_or_path")
+    return AdapterBase(name, revision)
+
+
+def with_adapter(model: Any, directory: str | Path) -> Any:
+    """The model with the adapter of a directory, frozen, in eval mode, as a ``peft.PeftModel``.
+
+    Raises:
+        ValueError: the adapter does not fit the model.
+    """
+    try:
+        with quiet():
+            from peft import PeftModel
+
+            found: Any = PeftModel.from_pretrained(model, str(directory))
+    except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"the adapter in {str(directory)!r} does not fit {type(model).__name__}: {first}; is its base another model?"
+        ) from error
+    return found.eval()
+
+
+def save_adapter(model: Any, directory: str | Path, base: AdapterBase) -> None:
+    """Write the adapter of a ``peft.PeftModel``; :func:`l2l.load_model` on the directory gives base and adapter again.
+
+    Args:
+        base: what to record as its base.
+    """
+    config = model.active_peft_config
+    config.base_model_name_or_path, config.revision = base.name, base.revision
+    model.save_pretrained(str(directory), save_embedding_layers=False)  # "auto" would ask the hub for the base's config
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what peft's own calls are told about names that other libraries are going to drop."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
+
 
 Scheme: TypeAlias = Literal["full", "lora", "prefix", "prompt", "ia3", "head"]
 """``full``: every weight. ``lora`` (arXiv:2106.09685), ``prefix`` (arXiv:2101.00190), ``prompt`` (arXiv:2104.08691) and

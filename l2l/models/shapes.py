@@ -1,9 +1,17 @@
-"""Named model shapes: architectures without weights, for benchmarks and estimates."""
+"""Named model shapes: architectures without weights, for benchmarks and estimates.
+
+Tiny random models of any architecture and kind, for tests and dry runs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+
+from l2l.models.kinds import Head, auto_class, kind_of_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -39,3 +47,77 @@ def shape_config(name: str) -> PreTrainedConfig:
         raise ValueError(f"unknown shape {name!r}; use one of {', '.join(SHAPES)}")
     fields = dict(SHAPES[name])
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_SIZES: dict[str, int] = {
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"), 2),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_ff"), 64),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 64),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 256),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
+    "num_experts_per_tok": 2,
+    "num_key_value_heads": 2,
+    **dict.fromkeys(("head_dim", "d_kv"), 8),
+    "rotary_dim": 4,
+    "vocab_size": 128,
+}
+"""Size fields of configs, under all the names transformers gives them, and their tiny values."""
+
+_DERIVED = ("layer_types", "architectures", "transformers_version", "model_type", "dtype", "torch_dtype")
+"""Fields that are recomputed or say how a checkpoint was saved."""
+
+
+def tiny_random(family: str, seed: int = 0, head: Head = "auto", **overrides: Any) -> PreTrainedModel:
+    """A random float32 model of a transformers model type, 2 layers and 32 wide, in eval mode.
+
+    Args:
+        family: ``model_type`` as transformers names it: ``llama``, ``opt``, ``gpt2``, ``roberta``, ``t5``, …
+        seed: fixes the weights; torch's global generator is left untouched.
+        head: the kind of model; ``auto``: what the model type is made for (see :mod:`l2l.models.kinds`).
+        overrides: config fields to set instead of the defaults.
+
+    Raises:
+        ValueError: transformers knows no model of that type, or none of that kind.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.for_model(family)
+    except ValueError as error:
+        raise ValueError(f"unknown model type {family!r}; use a model_type of transformers, such as 'llama'") from error
+    return like(config, seed, head, **overrides)
+
+
+def like(
+    config_or_id: PreTrainedConfig | str | Path, seed: int = 0, head: Head = "auto", **overrides: Any
+) -> PreTrainedModel:
+    """A tiny random model of the same architecture as a config, a directory or a hub id; see `tiny_random`."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(config_or_id) if isinstance(config_or_id, str | Path) else config_or_id
+    tiny = type(config)(**_shrunk(config, overrides))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = auto_class(kind_of_config(config, head)).from_config(tiny, dtype=torch.float32)
+    return model.eval()
+
+
+def _shrunk(config: PreTrainedConfig, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The config's fields with tiny sizes; a field that is absent or unset stays so."""
+    fields = {name: value for name, value in config.to_dict().items() if name not in _DERIVED}
+    fields |= {name: size for name, size in _SIZES.items() if isinstance(fields.get(name), int)}
+    fields |= overrides
+    vocabulary = fields.get("vocab_size", _SIZES["vocab_size"])
+    # A special token past the end of the small vocabulary would break the embedding's padding row.
+    ids = {name: value for name, value in fields.items() if name.endswith("_token_id") and isinstance(value, int)}
+    # A decoder of its own starts with padding where the config does not say with what.
+    start = {"decoder_start_token_id": ids.get("pad_token_id", 0)} if fields.get("is_encoder_decoder") else {}
+    return fields | {name: min(value, vocabulary - 1) for name, value in (start | ids).items()}

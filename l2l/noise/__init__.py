@@ -4,20 +4,21 @@ Nothing depends on visiting order, device, thread count, sharding or on what was
 defined by :mod:`l2l.noise.reference`; any other backend must give the same bits.
 """
 
-from l2l.noise.backend import active_backend, add_noise_, backend_problem, noise_dot, traverse
+from l2l.noise.dispatch import active_backend, add_noise, add_noise_to, backend_problem, noise_dot
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
-from l2l.noise.pieces import Gather, Piece, Sums, Term, shard_pieces
 from l2l.noise.reference import integers, standard_noise
+from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice, shard_pieces
 
 __all__ = [
     "Distribution",
-    "Gather",
     "Key",
-    "Piece",
+    "MomentRequest",
+    "NoiseTerm",
     "Sums",
-    "Term",
+    "TensorSlice",
     "active_backend",
-    "add_noise_",
+    "add_noise",
+    "add_noise_to",
     "backend_problem",
     "integers",
     "noise_dot",
@@ -25,5 +26,4 @@ __all__ = [
     "shard_pieces",
     "standard_deviation",
     "standard_noise",
-    "traverse",
 ]

@@ -204,7 +204,7 @@ static void part_sums(const piece *p, int64_t from, int64_t to, int half, int fi
 
 /* Works until no task is left; any number of threads may run it on the same pieces and the same `next`.
  * `first` and `second`: scales used of each stream. `sums` [chunks][5][8] or NULL. */
-void traverse(const piece *pieces, int64_t n, int64_t tasks, int64_t *next, int32_t half, int32_t first, int32_t second,
+void add_noise(const piece *pieces, int64_t n, int64_t tasks, int64_t *next, int32_t half, int32_t first, int32_t second,
               int32_t rademacher, int32_t rounding, double *sums) {
     for (;;) {
         int64_t task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);

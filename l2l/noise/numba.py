@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from l2l.noise.key import Key
-from l2l.noise.pieces import Gather, Piece, Sums, Term
 from l2l.noise.reference import LANES
+from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice
 from l2l.noise.table import PLACES, Plan, by_plan
 
 _ONE_LAUNCH = Lock()
@@ -33,10 +33,10 @@ def available() -> str | None:
     return None
 
 
-def traverse(
-    pieces: Sequence[Piece],
-    terms: Sequence[Term] = (),
-    gather: Gather | None = None,
+def add_noise(
+    pieces: Sequence[TensorSlice],
+    terms: Sequence[NoiseTerm] = (),
+    gather: MomentRequest | None = None,
     rounding: Key | None = None,
     store: bool = True,
 ) -> Sums | None:

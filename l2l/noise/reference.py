@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
-from l2l.noise.pieces import WORD, Gather, Piece, Sums, Term, computed_in, rounded_scales
+from l2l.noise.slices import WORD, MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in, rounded_scales
 
 CHUNK = 32768
 """Elements per pass: torch's grain size, so that small operations stay on one thread and in cache. Also the unit of
@@ -95,10 +95,10 @@ def standard_noise(
     return (values.to(torch.float64) / standard_deviation(distribution)).to(dtype).view(shape)
 
 
-def traverse(
-    pieces: Sequence[Piece],
-    terms: Sequence[Term] = (),
-    gather: Gather | None = None,
+def add_noise(
+    pieces: Sequence[TensorSlice],
+    terms: Sequence[NoiseTerm] = (),
+    gather: MomentRequest | None = None,
     rounding: Key | None = None,
     store: bool = True,
 ) -> Sums | None:
@@ -126,11 +126,11 @@ def traverse(
 
 
 def _chunk(
-    piece: Piece,
+    piece: TensorSlice,
     at: int,
     size: int,
-    adds: Sequence[tuple[Term, tuple[float, ...]]],
-    gather: Gather | None,
+    adds: Sequence[tuple[NoiseTerm, tuple[float, ...]]],
+    gather: MomentRequest | None,
     index: int,
     rounding: Key | None,
     store: bool,

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from l2l.noise.key import Key, round_scale
-from l2l.noise.pieces import WORD, Gather, Piece, Sums, Term, rounded_scales
 from l2l.noise.reference import CHUNK, LANES, total
+from l2l.noise.slices import WORD, MomentRequest, NoiseTerm, Sums, TensorSlice, rounded_scales
 
 TASK = 8 * CHUNK
 """Elements that a CPU thread takes at a time: TASK chunks in ``native.c``."""
@@ -72,9 +72,9 @@ class Plan:
 
 def by_plan(
     run: Callable[[Plan], np.ndarray | None],
-    pieces: Sequence[Piece],
-    terms: Sequence[Term],
-    gather: Gather | None,
+    pieces: Sequence[TensorSlice],
+    terms: Sequence[NoiseTerm],
+    gather: MomentRequest | None,
     rounding: Key | None,
     store: bool,
 ) -> Sums | None:
@@ -93,7 +93,11 @@ def by_plan(
 
 
 def plan(
-    pieces: Sequence[Piece], terms: Sequence[Term], gather: Gather | None, rounding: Key | None, store: bool
+    pieces: Sequence[TensorSlice],
+    terms: Sequence[NoiseTerm],
+    gather: MomentRequest | None,
+    rounding: Key | None,
+    store: bool,
 ) -> Plan:
     """The table of a traversal; see :class:`Plan`."""
     scales = [rounded_scales(term, pieces) for term in terms]
@@ -128,7 +132,7 @@ def plan(
     )
 
 
-def _parts(pieces: Sequence[Piece]) -> Iterator[tuple[int, int, int]]:
+def _parts(pieces: Sequence[TensorSlice]) -> Iterator[tuple[int, int, int]]:
     """(index of the piece, start within it, length), cut where a multiple of 2**32 is crossed."""
     for owner, piece in enumerate(pieces):
         at, count = 0, piece.flat.numel()
@@ -138,7 +142,9 @@ def _parts(pieces: Sequence[Piece]) -> Iterator[tuple[int, int, int]]:
             at += size
 
 
-def _fill_places(table: np.ndarray, pieces: Sequence[Piece], owners: np.ndarray, at: np.ndarray, store: bool) -> None:
+def _fill_places(
+    table: np.ndarray, pieces: Sequence[TensorSlice], owners: np.ndarray, at: np.ndarray, store: bool
+) -> None:
     """Addresses in memory, and where each part starts within the stream."""
     exact = [piece.flat if piece.master is None else piece.master for piece in pieces]
     shown = [piece.flat if piece.into is None else piece.into for piece in pieces]

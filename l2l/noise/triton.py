@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from l2l.noise.key import Key
-from l2l.noise.pieces import Gather, Piece, Sums, Term
 from l2l.noise.reference import CHUNK, LANES, RUN, total
+from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice
 from l2l.noise.table import Plan, plan
 
 SLAB = 16384
@@ -36,10 +36,10 @@ def available() -> str | None:
     return None
 
 
-def traverse(
-    pieces: Sequence[Piece],
-    terms: Sequence[Term] = (),
-    gather: Gather | None = None,
+def add_noise(
+    pieces: Sequence[TensorSlice],
+    terms: Sequence[NoiseTerm] = (),
+    gather: MomentRequest | None = None,
     rounding: Key | None = None,
     store: bool = True,
 ) -> Sums | None:

@@ -1,7 +1,4 @@
-"""What a task is: rows, prompt, options or answer, loss form and metric, in one value.
-
-A task file defines one constant ``TASK``; its file name is its name on the command line.
-"""
+"""What a task is: rows, prompt, options or answer, loss form and metric, in one value; and how a row is rendered."""
 
 from __future__ import annotations
 
@@ -33,6 +30,7 @@ class HubData:
 
     path: str
     name: str | None = None
+    """Config of the data set; None: its only one."""
     splits: tuple[str, str] = ("train", "validation")
     """Names of the hub's splits that serve as train and validation. The same name twice: a fixed share of that split is
     held out as validation."""
@@ -50,8 +48,8 @@ class FileData:
 
 
 @dataclass(frozen=True)
-class WorldData:
-    """Rows that the package generates itself: a pure function of (split, row count, seed)."""
+class GeneratedData:
+    """Rows that a function generates: a pure function of (split, row count, seed)."""
 
     generate: Callable[[Split, int, int], list[dict[str, Any]]]
 
@@ -61,7 +59,7 @@ class Task:
     """A task: where its rows come from and how a row becomes text, a loss and a score."""
 
     name: str
-    source: HubData | FileData | WorldData
+    source: HubData | FileData | GeneratedData
     fields: tuple[str, ...]
     """Columns that a row must have."""
     example: Callable[[Row], Example]
@@ -76,13 +74,90 @@ class Task:
     variant: str = ""
     """Which of the variants ``example`` is; empty for the usual prompt."""
     contextless: Callable[[Row], str] | None = None
-    """The prompt without what the row tells, under which an option's surface form alone is scored, to calibrate by."""
+    """The prompt without passage, sentence or premise, for calibrating option scores (Holtzman et al., 2021)."""
     official: Callable[[Sequence[Row], Sequence[str]], dict[str, float]] | None = None
     """The benchmark's own metrics, by name, from rows and the answer to each: the generated text, or the option."""
     sample: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Values to show the prompt's shape with. Any other field is shown as its name in braces, or 0 for a label."""
+    """Values of the row that documents the prompt; see :func:`sample_row`."""
 
     @property
     def label(self) -> str:
         """Name, version and, where it is not the usual prompt, variant: ``sst2@1``, ``sst2@1:empty``."""
         return f"{self.name}@{self.version}" + (f":{self.variant}" if self.variant else "")
+
+
+def sample_row(task: Task) -> Row:
+    """A row that documents the prompt: the first generated row, or names of fields in braces as their values.
+
+    A field whose name ends in ``label`` is 0, and ``task.sample`` gives the values that have to be of another kind.
+    """
+    if isinstance(task.source, GeneratedData):
+        return task.source.generate("validation", 1, 0)[0]
+    shown: dict[str, Any] = {name: 0 if name.endswith("label") else f"{{{name}}}" for name in task.fields}
+    return shown | dict(task.sample)
+
+
+def render(task: Task, row: Row, where: str) -> Example:
+    """Render one row with ``task.example`` and check the result.
+
+    ``where`` says which row it is (``FILE:LINE`` or a number) and opens the message of every error.
+
+    Raises:
+        ValueError: a field is missing or empty, the task cannot render the row, it gives no option or an empty
+            one, or the gold index points past the options.
+    """
+    _check_fields(task, row, where)
+    try:
+        example = task.example(row)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{where}: task {task.name!r} cannot render this row: {error}") from error
+    _check_example(task, example, where)
+    return example
+
+
+def _check_fields(task: Task, row: Row, where: str) -> None:
+    for name in task.fields:
+        if name not in row:
+            raise ValueError(
+                f"{where}: field {name!r} is missing; task {task.name!r} needs {', '.join(task.fields)} "
+                f"and the row has {', '.join(map(str, row)) or 'no field'}"
+            )
+        if row[name] is None:
+            raise ValueError(f"{where}: field {name!r} is null; task {task.name!r} needs a value there")
+
+
+def _check_example(task: Task, example: Example, where: str) -> None:
+    if not example.options or not all(example.options):
+        raise ValueError(
+            f"{where}: task {task.name!r} gives the options {list(example.options)}; each must be non-empty"
+        )
+    wrong = [index for index in example.gold if not 0 <= index < len(example.options)]
+    if wrong or not example.gold:
+        raise ValueError(
+            f"{where}: task {task.name!r} gives the gold indices {list(example.gold)}; "
+            f"they must lie in 0..{len(example.options) - 1}"
+        )
+
+
+def label_index(row: Row, field: str, count: int) -> int:
+    """Read a class label: an integer (or a boolean) in ``0..count - 1``.
+
+    Raises:
+        ValueError: the field holds anything else. Hidden test labels, stored as -1, are among what is refused.
+    """
+    value = row[field]
+    if not isinstance(value, int) or not 0 <= value < count:
+        raise ValueError(f"field {field!r} must be a whole number in 0..{count - 1}, not {value!r}")
+    return int(value)
+
+
+def text_of(row: Row, field: str) -> str:
+    """Read a text field without its outer white space.
+
+    Raises:
+        ValueError: the field is not a string.
+    """
+    value = row[field]
+    if not isinstance(value, str):
+        raise ValueError(f"field {field!r} must be a string, not {value!r}")
+    return value.strip()

@@ -1,27 +1,28 @@
-"""From rows to token ids of a causal model, and from token ids of any kind of model to one padded batch.
+"""From rows to token ids of a model of any kind, and from token ids to one padded batch.
 
-An option is scored by the log-probabilities of its tokens given the prompt. The last token of a row is only ever
-predicted, never fed, so the one-token options of an example ask for the very same input: they share a row. Longer ones
-may share a row that branches (see :mod:`l2l.tasks.layout`). How other kinds of models are asked says
-:mod:`l2l.tasks.reader`.
+An option is scored by the log-probabilities of its tokens given the prompt. Every kind of model gets rows to feed and, for
+every option, the tokens to read from them; losses, scores and predictions follow from the log-probabilities read.
+
+The last token of a causal model's row is only predicted, never fed, so the one-token options of an example need the very
+same input: they share a row. Longer ones may share a row that branches, a tree (:mod:`l2l.models.prompt_trees`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from l2l.models.buckets import Grouping
+from l2l.models.batching import Grouping
 from l2l.models.heads import Part
-from l2l.models.trees import Ids, sight
-from l2l.tasks.base import Row, Task
-from l2l.tasks.layout import lay_out, lay_out_whole
-from l2l.tasks.texts import option_starts, special_ids, surplus_of, tokenized
+from l2l.models.load import kind_of
+from l2l.models.prompt_trees import Ids, Tree, chain, common_prefix, grow, tree_attention_mask
+from l2l.tasks.base import Example, Row, Task, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +32,7 @@ Form: TypeAlias = Literal["classification", "lm"]
 
 @dataclass(frozen=True)
 class EncodedOption:
-    """Prompt and one option as token ids."""
+    """Prompt and one option as token ids of a causal model."""
 
     ids: Ids
     """Prompt, then option."""
@@ -40,7 +41,7 @@ class EncodedOption:
 
     @property
     def fed(self) -> Ids:
-        """What the model is fed: the last id is only predicted."""
+        """Ids that the model is fed: the last one is only predicted."""
         return self.ids[:-1]
 
     @property
@@ -55,26 +56,26 @@ class EncodedOption:
 
     @property
     def decoder(self) -> Ids:
-        """What a decoder of its own is fed: there is none."""
+        """A causal model has no decoder of its own."""
         return ()
 
 
 @dataclass(frozen=True)
-class AskedOption:
-    """One option as it is asked of a model that is not causal."""
+class NonCausalOption:
+    """One option as token ids of a masked model, an encoder-decoder or a classifier."""
 
     ids: Ids
-    """What the model, or its encoder, is fed."""
+    """Ids that the model, or its encoder, is fed."""
     first: int
-    """The column, of the decoder where there is one, whose logits say how likely the first target is."""
+    """The column, of the decoder where there is one, whose logits score the first target."""
     targets: Ids
     """Ids to read there and in the columns after it; or the label, where rows are classified."""
     decoder: Ids = ()
-    """What the decoder is fed."""
+    """Ids that the decoder is fed."""
 
     @property
     def fed(self) -> Ids:
-        """What the model, or its encoder, is fed."""
+        """Ids that the model, or its encoder, is fed."""
         return self.ids
 
     @property
@@ -87,13 +88,392 @@ class AskedOption:
 class Encoded:
     """One example as token ids."""
 
-    options: tuple[EncodedOption, ...] | tuple[AskedOption, ...]
+    options: tuple[EncodedOption, ...] | tuple[NonCausalOption, ...]
     gold: tuple[int, ...]
     """Indices of the correct options; the first is the one trained on."""
     whole: bool = False
-    """Whether rows are seen as wholes, as by an encoder: a longer one does not answer for one that it begins with."""
+    """Whether logits depend on the whole row, as an encoder's do: then a row cannot serve inputs that it begins with."""
     pooled: bool = False
     """Whether the model gives one vector of logits per row."""
+
+
+# Texts and tokenizers.
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
+    """Ids that the tokenizer puts before and after every text. A causal model is never given the latter (EOS).
+
+    Raises:
+        ValueError: the tokenizer does not leave a text's own ids together.
+    """
+    bare = tokenize(tokenizer, ["a"])[0]
+    whole = tuple(tokenizer("a")["input_ids"])
+    starts = range(len(whole) - len(bare) + 1)
+    found = next((start for start in starts if whole[start : start + len(bare)] == bare), None)
+    if found is None:
+        raise ValueError(f"the tokenizer turns 'a' into {whole}, which does not contain its bare ids {bare}")
+    return whole[:found], whole[found + len(bare) :]
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """One example with the ids of its texts, without special tokens."""
+
+    name: str
+    """Opens the messages of errors: task and row."""
+    example: Example
+    prompt: Ids
+    texts: list[Ids]
+    """Of prompt and option together, for each option."""
+
+
+def tokenized(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenized]:
+    """Render rows and tokenise their prompts, alone and with each option.
+
+    Raises:
+        ValueError: a row cannot be rendered.
+    """
+    names = [f"task {task.name!r}, row {number}" for number in range(len(rows))]
+    examples = [render(task, row, name) for row, name in zip(rows, names, strict=True)]
+    prompts = tokenize(tokenizer, [example.prompt for example in examples])
+    texts = iter(tokenize(tokenizer, [example.prompt + option for example in examples for option in example.options]))
+    for example, prompt, name in zip(examples, prompts, names, strict=True):
+        yield Tokenized(name, example, prompt, [next(texts) for _ in example.options])
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
+    """Ids of each text, without special tokens. One call for all, because fast tokenizers work in parallel."""
+    return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+
+
+def option_starts(row: Tokenized) -> list[int]:
+    """The index at which each option begins: where the ids of prompt and of prompt + option first differ.
+
+    Raises:
+        ValueError: an option has no token of its own.
+    """
+    starts = [common_prefix(row.prompt, text) for text in row.texts]
+    empty = [number for number, text in enumerate(row.texts) if len(text) == starts[number]]
+    if empty:
+        raise ValueError(f"{row.name}: option {empty[0]} has no token of its own after the prompt")
+    return starts
+
+
+def _surplus(total: int, spare: int, longest: int, max_length: int, name: str) -> int:
+    """How many of the ``spare`` tokens of a prompt must go for ``total`` ids to fit into ``max_length``."""
+    surplus = max(0, total - max_length)
+    if surplus > spare:
+        raise ValueError(
+            f"{name}: an option of {longest} tokens does not fit into max_length {max_length}; raise max_length"
+        )
+    return surplus
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id to pad batches with: the tokenizer's, else 0. Padding is masked, so any id gives the same numbers."""
+    pad = tokenizer.pad_token_id
+    return pad if isinstance(pad, int) else 0
+
+
+# Encoding for each kind of model.
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes the rows of a task for one kind of model."""
+
+    encode: Callable[[Task, Sequence[Row], PreTrainedTokenizerBase, int], list[Encoded]]
+    """Tokenises every option of every row, of at most so many tokens; see :func:`encode` for the errors."""
+    padding: int | None = None
+    """The id that the model itself takes for padding: some classifiers look for a row's last token by it."""
+
+    def pad_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """The id to pad batches with."""
+        return padding_id(tokenizer) if self.padding is None else self.padding
+
+
+def encoder_for(model: Any) -> Encoder:
+    """The encoder for a model, by its kind (:func:`l2l.models.kinds.kind_of`).
+
+    Raises:
+        ValueError: an encoder-decoder that does not say which token its decoder starts with.
+    """
+    kind = kind_of(model)
+    if kind == "classifier":
+        padding = getattr(model.config, "pad_token_id", None)
+        labels = model.config.num_labels
+        return Encoder(partial(encode_labels, labels=labels), padding if isinstance(padding, int) else None)
+    if kind == "seq2seq":
+        return Encoder(partial(encode_seq2seq, start=decoder_start(model)))
+    return Encoder({"causal": encode, "masked": encode_masked}[kind])
+
+
+def encode(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
+    """Tokenise every option of every row for a causal model.
+
+    The option begins where the ids of the prompt and of prompt + option first differ, so a token that spans the
+    boundary belongs to the option. A text of more than ``max_length`` tokens loses prompt tokens on its left, the
+    same for all options of the example; the leading BOS stays where the tokenizer adds one, the option always does.
+
+    Raises:
+        ValueError: a row cannot be rendered, an option has no token of its own or nothing before it, it does not fit
+            into ``max_length``, or the task is none for this kind of model. The message names task and row.
+    """
+    if not rows:
+        return []
+    prefix = special_ids(tokenizer)[0]
+    return [Encoded(_cut(prefix, row, max_length), row.example.gold) for row in tokenized(task, rows, tokenizer)]
+
+
+def _cut(prefix: Ids, row: Tokenized, max_length: int) -> tuple[EncodedOption, ...]:
+    """Find where each option begins and truncate from the left."""
+    starts = option_starts(row)
+    lengths = [len(text) - start for text, start in zip(row.texts, starts, strict=True)]
+    spare = min(starts) - (0 if prefix else 1)
+    if spare < 0:
+        raise ValueError(f"{row.name}: nothing comes before the option; the prompt must give at least one token")
+    surplus = _surplus(len(prefix) + max(map(len, row.texts)), spare, max(lengths), max_length, row.name)
+    return tuple(
+        EncodedOption(prefix + text[surplus:], length) for text, length in zip(row.texts, lengths, strict=True)
+    )
+
+
+def encode_masked(
+    task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[Encoded]:
+    """Tokenise options as verbalizers of a masked model: after the prompt stands a mask token per token of the option.
+
+    All of an option's tokens are masked at once, and each is read given the others masked. The tokenizer's special
+    tokens stand around prompt and masks. Options of equally many tokens share a row.
+
+    Raises:
+        ValueError: as :func:`encode`.
+    """
+    mask = tokenizer.mask_token_id
+    if not isinstance(mask, int):
+        raise ValueError(
+            f"task {task.name!r}: a masked language model is asked through mask tokens, but the tokenizer "
+            f"{type(tokenizer).__name__} has none; give the tokenizer that belongs to the model"
+        )
+    around = special_ids(tokenizer)
+    found = []
+    for row in tokenized(task, rows, tokenizer):
+        _refuse_generation(task, row, "a masked language model")
+        found.append(Encoded(_masked(around, row, mask, max_length), row.example.gold, whole=True))
+    return found
+
+
+def _masked(around: tuple[Ids, Ids], row: Tokenized, mask: int, max_length: int) -> tuple[NonCausalOption, ...]:
+    before, after = around
+    starts = option_starts(row)
+    lengths = [len(text) - start for text, start in zip(row.texts, starts, strict=True)]
+    total = len(before) + max(map(len, row.texts)) + len(after)
+    cut = _surplus(total, min(starts), max(lengths), max_length, row.name)
+    return tuple(
+        NonCausalOption(
+            ids=before + text[cut:start] + (mask,) * length + after,
+            first=len(before) + start - cut,
+            targets=text[start:],
+        )
+        for text, start, length in zip(row.texts, starts, lengths, strict=True)
+    )
+
+
+def encode_seq2seq(
+    task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, start: int
+) -> list[Encoded]:
+    """Tokenise prompts for the encoder and options, without the spaces around them, for the decoder.
+
+    The end-of-text token is no part of an option that is scored, so that options of one token share one row, as they do
+    in a causal model. It does follow the answer of a generation task: an answer ends by it where the tokenizer does not
+    keep newlines.
+
+    Args:
+        start: the id that the decoder's rows start with.
+
+    Raises:
+        ValueError: as :func:`encode`.
+    """
+    around, end = special_ids(tokenizer), tokenizer.eos_token_id
+    texts = list(tokenized(task, rows, tokenizer))
+    options = [option.strip(" ") for row in texts for option in row.example.options]
+    ids = iter(tokenize(tokenizer, options) if options else [])
+    opening = (start, *around[0])
+    found = []
+    for row in texts:
+        ending = (end,) if row.example.answers and isinstance(end, int) else ()
+        own = [next(ids) for _ in row.example.options]
+        if () in own:
+            raise ValueError(f"{row.name}: option {own.index(())} has no token of its own")
+        source, targets = _framed(around, row, max_length), [option + ending for option in own]
+        longest = max(map(len, targets))
+        _surplus(len(opening) + longest - 1, 0, longest, max_length, row.name)  # the decoder has positions of its own
+        asked = (NonCausalOption(source, len(opening) - 1, target, opening + target[:-1]) for target in targets)
+        found.append(Encoded(tuple(asked), row.example.gold, whole=True))
+    return found
+
+
+def encode_labels(
+    task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, labels: int
+) -> list[Encoded]:
+    """Tokenise prompts for a sequence classifier of so many labels: option i is label i, and its text is never fed.
+
+    Raises:
+        ValueError: as :func:`encode`; the options differ between rows, or are not as many as the labels.
+    """
+    around = special_ids(tokenizer)
+    found, first = [], None
+    for row in tokenized(task, rows, tokenizer):
+        first = row.example.options if first is None else first
+        _refuse_generation(task, row, "a sequence classifier")
+        if row.example.options != first:
+            raise ValueError(
+                f"{row.name}: its options differ from those of row 0, so they are no labels; a sequence classifier "
+                "needs a task whose options are the same in every row: use a model with a language modelling head"
+            )
+        if len(first) != labels:
+            raise ValueError(
+                f"task {task.name!r} has {len(first)} options, but the model's head has {labels} labels; load the "
+                f"model with head=classifier from a checkpoint without one, or with num_labels={len(first)}"
+            )
+        ids = _framed(around, row, max_length)
+        options = tuple(NonCausalOption(ids, 0, (label,)) for label in range(labels))
+        found.append(Encoded(options, row.example.gold, whole=True, pooled=True))
+    return found
+
+
+def _framed(around: tuple[Ids, Ids], row: Tokenized, max_length: int) -> Ids:
+    """The prompt between the tokenizer's special tokens, cut on the prompt's left."""
+    before, after = around
+    cut = max(0, len(before) + len(row.prompt) + len(after) - max_length)
+    ids = before + row.prompt[cut:] + after
+    if cut > len(row.prompt) or not ids:
+        raise ValueError(f"{row.name}: a prompt of {len(row.prompt)} tokens cannot be fed at max_length {max_length}")
+    return ids
+
+
+def _refuse_generation(task: Task, row: Tokenized, kind: str) -> None:
+    if row.example.answers:
+        raise ValueError(
+            f"task {task.name!r} asks for generated answers, which {kind} cannot give; use a causal or seq2seq model"
+        )
+
+
+def decoder_start(model: Any) -> int:
+    """The id that an encoder-decoder's own rows start with: that of its config, else its padding id.
+
+    Raises:
+        ValueError: the config has neither.
+    """
+    configs = (getattr(model, "generation_config", None), model.config)
+    names = ("decoder_start_token_id", "pad_token_id", "bos_token_id")
+    told = (getattr(config, name, None) for name in names for config in configs)
+    found = next((index for index in told if isinstance(index, int)), None)
+    if found is None:
+        raise ValueError(
+            f"{type(model).__name__} does not say which token its decoder starts with; set "
+            "model.config.decoder_start_token_id"
+        )
+    return found
+
+
+# Batches.
+
+
+@dataclass(frozen=True)
+class Layout:
+    """R rows for N inputs."""
+
+    rows: tuple[Tree, ...]
+    """[R] the row's tokens."""
+    row_of: tuple[int, ...]
+    """[N] the row that holds an input."""
+    columns: tuple[Sequence[int], ...]
+    """[N] the columns of its tokens."""
+    branching: bool
+    """Whether some row is more than one input: else the rows are plain."""
+    decoders: tuple[Ids, ...] = ()
+    """[R] ids that the decoder is fed beside each row; empty where there is no decoder."""
+
+
+def lay_out(groups: Sequence[Sequence[Ids]], grouping: Grouping | None = None) -> Layout:
+    """Place the inputs of each example, in as few tokens as ``grouping`` allows.
+
+    Inputs that equal another or are its prefix never cost anything. Where trees are allowed, an example's inputs share
+    their common prefix if that pays for the example, and for the whole batch, padding included: one long tree among
+    short plain rows may not. A batch in which none pays is laid out without trees, and so is one with a plain row longer
+    than a tree may be: next to a tree it would be read with the tree's mask.
+    """
+    plain = _place(groups, [None] * len(groups))
+    if grouping is None or not grouping.tree:
+        return plain
+    shared = _place(groups, [_worthy_tree(inputs, grouping.tree) for inputs in groups])
+    lengths = [len(row.ids) for row in shared.rows]
+    if not shared.branching or max(lengths) > grouping.tree:
+        return plain
+    pair = grouping.cost([len(row.ids) for row in plain.rows]), grouping.cost(lengths)
+    return shared if pays(*pair) else plain
+
+
+def lay_out_whole(inputs: Sequence[tuple[Ids, Ids]]) -> Layout:
+    """Place inputs of models that are not causal, each with its decoder's row: only equal ones share a row.
+
+    Columns are those of the decoder, where it is fed anything.
+    """
+    index = {pair: row for row, pair in enumerate(dict.fromkeys(inputs))}
+    return Layout(
+        rows=tuple(chain(ids) for ids, _ in index),
+        row_of=tuple(index[pair] for pair in inputs),
+        columns=tuple(range(len(decoder or ids)) for ids, decoder in inputs),
+        branching=False,
+        decoders=tuple(decoder for _, decoder in index),
+    )
+
+
+def pays(plain: int, shared: int) -> bool:
+    """Whether feeding ``shared`` tokens instead of ``plain`` is worth a mask of its own: a fifth less at least."""
+    return 5 * shared <= 4 * plain
+
+
+def _worthy_tree(inputs: Sequence[Ids], longest: int) -> Tree | None:
+    """The tree of an example's inputs, where it pays and is not too long."""
+    _, kept = merge_rows(inputs)
+    if len(kept) == 1:
+        return None
+    tree = grow(inputs)
+    return tree if len(tree.ids) <= longest and pays(sum(map(len, kept)), len(tree.ids)) else None
+
+
+def _place(groups: Sequence[Sequence[Ids]], trees: Sequence[Tree | None]) -> Layout:
+    """Examples with a tree get its row; all other inputs are merged into plain rows, across examples too."""
+    left = [ids for inputs, tree in zip(groups, trees, strict=True) if tree is None for ids in inputs]
+    served, kept = merge_rows(left)
+    plain = iter(served)
+    rows = [chain(ids) for ids in kept]
+    row_of: list[int] = []
+    columns: list[Sequence[int]] = []
+    for inputs, tree in zip(groups, trees, strict=True):
+        if tree is not None:
+            rows.append(tree)
+        row_of += [next(plain) if tree is None else len(rows) - 1 for _ in inputs]
+        columns += [range(len(ids)) if tree is None else tree.columns[ids] for ids in inputs]
+    return Layout(tuple(rows), tuple(row_of), tuple(columns), any(tree is not None for tree in trees))
+
+
+def merge_rows(inputs: Sequence[Ids]) -> tuple[list[int], list[Ids]]:
+    """Drop inputs that equal another or are its prefix. Returns for each input the index of its row, and the rows.
+
+    A causal model's output at a position depends on nothing to its right, so the longer row serves both.
+    """
+    keeper: dict[Ids, Ids] = {}
+    longest: Ids = ()
+    # In sorted order the inputs that an input is a prefix of follow it directly.
+    for ids in sorted(set(inputs), reverse=True):
+        longest = longest if longest[: len(ids)] == ids else ids
+        keeper[ids] = longest
+    kept = list(dict.fromkeys(keeper[ids] for ids in inputs))
+    index = {ids: row for row, ids in enumerate(kept)}
+    return [index[keeper[ids]] for ids in inputs], kept
 
 
 @dataclass(frozen=True)
@@ -145,48 +525,6 @@ class Batch:
         return dataclasses.replace(self, **moved, parts=tuple(part.to(device) for part in self.parts))
 
 
-def special_prefix(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """Ids that the tokenizer puts before every text (BOS, mostly)."""
-    return special_ids(tokenizer)[0]
-
-
-def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id to pad batches with: the tokenizer's, else 0. Padding is masked, so any id gives the same numbers."""
-    pad = tokenizer.pad_token_id
-    return pad if isinstance(pad, int) else 0
-
-
-def encode(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
-    """Tokenise every option of every row.
-
-    The option begins where the ids of the prompt and of prompt + option first differ, so a token that spans the
-    boundary belongs to the option. A text of more than ``max_length`` tokens loses prompt tokens on its left, the
-    same for all options of the example; the leading BOS stays where the tokenizer adds one, the option always does.
-
-    Raises:
-        ValueError: a row cannot be rendered, an option has no token of its own or nothing before it, or it does
-            not fit into ``max_length``. The message names task and row.
-    """
-    if not rows:
-        return []
-    prefix = special_prefix(tokenizer)
-    return [
-        Encoded(_cut(prefix, row.prompt, row.texts, max_length, row.name), row.example.gold)
-        for row in tokenized(task, rows, tokenizer)
-    ]
-
-
-def _cut(prefix: Ids, prompt: Ids, texts: list[Ids], max_length: int, name: str) -> tuple[EncodedOption, ...]:
-    """Find where each option begins and truncate from the left."""
-    shared = option_starts(prompt, texts, name)
-    lengths = [len(text) - start for text, start in zip(texts, shared, strict=True)]
-    spare = min(shared) - (0 if prefix else 1)
-    if spare < 0:
-        raise ValueError(f"{name}: nothing comes before the option; the prompt must give at least one token")
-    surplus = surplus_of(len(prefix) + max(map(len, texts)), spare, max(lengths), max_length, name)
-    return tuple(EncodedOption(prefix + text[surplus:], length) for text, length in zip(texts, lengths, strict=True))
-
-
 def collate(
     examples: Sequence[Encoded],
     form: Form,
@@ -222,7 +560,7 @@ def collate(
     option_example, option_slot = torch.tensor(per_option).T.contiguous()
     return Batch(
         input_ids=_padded([row.ids for row in layout.rows], pad_id),
-        attention_mask=sight(layout.rows) if layout.branching else _tokens(lengths),
+        attention_mask=tree_attention_mask(layout.rows) if layout.branching else _tokens(lengths),
         rows=rows,
         positions=positions,
         targets=targets,

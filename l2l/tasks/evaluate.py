@@ -1,4 +1,4 @@
-"""Loss and metric of a model on the rows of a task."""
+"""Loss and metric of a model on the rows of a task, by scored options or greedily generated answers."""
 
 from __future__ import annotations
 
@@ -6,25 +6,34 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
-from l2l.models.buckets import Grouping
-from l2l.models.heads import token_logprobs
-from l2l.models.load import context_length
-from l2l.tasks.base import Row, Task
-from l2l.tasks.calibrate import calibrated_choice, without_context
-from l2l.tasks.encode import Batch, Encoded, collate
-from l2l.tasks.generate import generate
-from l2l.tasks.intervals import interval
-from l2l.tasks.layout import lay_out
+from l2l.models.batching import Grouping
+from l2l.models.heads import generator, token_logprobs, uncompiled
+from l2l.models.load import context_length, kind_of, unwrapped
+from l2l.models.prompt_trees import Ids
+from l2l.tasks.base import Example, Row, Task
+from l2l.tasks.encode import (
+    Batch,
+    Encoded,
+    collate,
+    decoder_start,
+    encoder_for,
+    lay_out,
+    padding_id,
+    special_ids,
+    tokenize,
+)
 from l2l.tasks.losses import classification_loss, gold_token_sum, option_scores, option_sums, predictions
-from l2l.tasks.metrics import accuracy, answer_scores
-from l2l.tasks.reader import reader_for
+from l2l.tasks.metrics import accuracy, answer_scores, bootstrap_interval
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -46,11 +55,11 @@ class Scores:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of ``value`` over draws of the rows; see :func:`l2l.tasks.intervals.interval`."""
-        return interval(self.rowwise)
+        """95 % interval of ``value`` over draws of the rows; see :func:`l2l.tasks.metrics.bootstrap_interval`."""
+        return bootstrap_interval(self.rowwise)
 
     def plain(self) -> dict[str, Any]:
-        """What a summary holds: the figures, the interval, and no row by itself."""
+        """The figures of a summary, with the interval in place of the metric of each row."""
         kept = {name: value for name, value in vars(self).items() if name != "rowwise"}
         return kept | {"interval": list(self.interval)}
 
@@ -75,14 +84,14 @@ def evaluate(
 
     Args:
         model, tokenizer: a language model of any kind (:mod:`l2l.models.kinds`), on any device.
-        task, rows: what to score on; at least one row.
+        task, rows: the task and at least one row of it.
         batch_size: examples per forward pass; each brings its options.
         max_length: most tokens of prompt and option; ``None`` takes the model's context, at most 2048.
         progress: show a bar.
         grouping: says how long a row may be in which options share their prompt. ``None`` asks the model, where some
             example has options for it; a caller that evaluates often gives what it found once. Batches are fed whole.
         calibrate: choose the option whose log-probability rises most over that after the task's context-less prompt
-            (:mod:`l2l.tasks.calibrate`). The loss stays uncalibrated.
+            (:func:`without_context`). The loss stays uncalibrated.
         max_new_tokens: most tokens of a generated answer.
 
     Raises:
@@ -92,16 +101,17 @@ def evaluate(
     if not rows:
         raise ValueError(f"task {task.name!r}: no rows to evaluate on")
     bare = without_context(task) if calibrate else None
-    limit, reader = context_length(model, max_length), reader_for(model)
-    pad_id = reader.pad_id(tokenizer)
+    limit, encoder = context_length(model, max_length), encoder_for(model)
+    score = partial(_score_options, model, encoder.pad_id(tokenizer), batch_size, progress)
     with _eval_mode(model):
-        encoded = reader.encode(task, rows, tokenizer, limit)
-        sharing = _sharing(model, encoded) if grouping is None else replace(grouping, groups=1)
-        read = _score_options(model, task, encoded, pad_id, batch_size, progress, sharing)
-        chosen = read.chosen
+        encoded = encoder.encode(task, rows, tokenizer, limit)
+        scored = score(task, encoded, _sharing(model, encoded) if grouping is None else replace(grouping, groups=1))
+        chosen = scored.chosen
         if bare is not None:
-            alone = reader.encode(bare, rows, tokenizer, limit)
-            chosen = _calibrated(model, bare, read, alone, pad_id, batch_size, progress)
+            alone = encoder.encode(bare, rows, tokenizer, limit)
+            distinct = list(dict.fromkeys(alone))  # many rows share a context-less prompt
+            sums = dict(zip(distinct, score(bare, distinct, _sharing(model, distinct)).sums, strict=True))
+            chosen = [calibrated_choice(whole, sums[one]) for whole, one in zip(scored.sums, alone, strict=True)]
         examples = [task.example(row) for row in rows] if task.metric == "f1" or task.official else []
         if task.metric == "f1":
             prompts = [example.prompt for example in examples]
@@ -113,12 +123,12 @@ def evaluate(
             value = accuracy(chosen, [example.gold for example in encoded])
             rowwise = [float(choice in example.gold) for choice, example in zip(chosen, encoded, strict=True)]
     official = {} if task.official is None else task.official(rows, texts)
-    return Scores(read.loss, task.metric, value, len(rows), official, tuple(rowwise))
+    return Scores(scored.loss, task.metric, value, len(rows), official, tuple(rowwise))
 
 
 @dataclass(frozen=True)
-class _Read:
-    """What the forward passes over the options say."""
+class _Scored:
+    """Loss and option scores of the examples."""
 
     loss: float
     chosen: list[int]
@@ -127,27 +137,8 @@ class _Read:
     """The log-probability of each example's options, in nats."""
 
 
-def _calibrated(
-    model: PreTrainedModel,
-    bare: Task,
-    read: _Read,
-    alone: list[Encoded],
-    pad_id: int,
-    batch_size: int,
-    progress: bool,
-) -> list[int]:
-    """The best option of each example after its log-probability without context is taken off.
-
-    Many rows share a context-less prompt, so each is scored once.
-    """
-    distinct = list(dict.fromkeys(alone))
-    sums = _score_options(model, bare, distinct, pad_id, batch_size, progress, _sharing(model, distinct)).sums
-    found = dict(zip(distinct, sums, strict=True))
-    return [calibrated_choice(whole, found[one]) for whole, one in zip(read.sums, alone, strict=True)]
-
-
 def _sharing(model: PreTrainedModel, encoded: list[Encoded]) -> Grouping:
-    """What the model says about rows that branch, asked only where some example would have one."""
+    """How long rows that branch may be. The model is only tested for it where some example would have one."""
     anything = Grouping(tree=sys.maxsize)
     plain = [one for one in encoded if not one.whole]
     wanted = any(lay_out([[option.fed for option in one.options]], anything).branching for one in plain)
@@ -156,14 +147,14 @@ def _sharing(model: PreTrainedModel, encoded: list[Encoded]) -> Grouping:
 
 def _score_options(
     model: PreTrainedModel,
-    task: Task,
-    encoded: list[Encoded],
     pad_id: int,
     batch_size: int,
     progress: bool,
+    task: Task,
+    encoded: list[Encoded],
     grouping: Grouping,
-) -> _Read:
-    """Mean loss, the best scored option of each example, and what its options are worth."""
+) -> _Scored:
+    """Mean loss, and the best scored option and the option log-probabilities of each example."""
     from tqdm import tqdm
 
     # Long examples first: memory runs out at once or not at all, and like lengths share a batch.
@@ -179,7 +170,7 @@ def _score_options(
         for index, choice in zip(indices, best, strict=True):
             chosen[index] = choice
             sums[index], values = values[: len(encoded[index].options)], values[len(encoded[index].options) :]
-    return _Read(total / weight, chosen, sums)
+    return _Scored(total / weight, chosen, sums)
 
 
 def _score_batch(model: PreTrainedModel, task: Task, batch: Batch) -> tuple[float, int, list[int], list[float]]:
@@ -193,6 +184,36 @@ def _score_batch(model: PreTrainedModel, task: Task, batch: Batch) -> tuple[floa
     return classification_loss(scores, batch).item() * batch.n, batch.n, best, sums
 
 
+def without_context(task: Task) -> Task:
+    """The same task with the context-less prompt in place of the usual one, to calibrate option scores by.
+
+    Options compete by their wording too: a common word is likely after any prompt. The calibrated score of an option is
+    its log-probability after the prompt, less its log-probability after the prompt without the passage, sentence or
+    premise (Holtzman et al., 2021). Both are sums over the option's tokens.
+
+    Raises:
+        ValueError: the task generates its answers, or declares no context-less prompt.
+    """
+    bare = task.contextless
+    if task.metric != "accuracy":
+        raise ValueError(f"task {task.label!r} generates its answers; only scored options can be calibrated")
+    if bare is None:
+        raise ValueError(
+            f"task {task.label!r} has no context-less prompt to calibrate by; give its Task one "
+            f"(contextless=lambda row: ...), or score without calibration"
+        )
+
+    def example(row: Row) -> Example:
+        return replace(task.example(row), prompt=bare(row))
+
+    return replace(task, example=example)
+
+
+def calibrated_choice(sums: Sequence[float], contextless: Sequence[float]) -> int:
+    """Index of the option whose log-probability the context raises most; the first one where several are equal."""
+    return int((torch.tensor(sums) - torch.tensor(contextless)).argmax())
+
+
 @contextmanager
 def _eval_mode(model: PreTrainedModel) -> Iterator[None]:
     was_training = model.training
@@ -201,3 +222,112 @@ def _eval_mode(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_length: int,
+    max_new_tokens: int = 50,
+    batch_size: int = 32,
+) -> list[str]:
+    """Continue each prompt greedily until the first newline, the end-of-text token, or ``max_new_tokens``.
+
+    A prompt keeps its last ``max_length - max_new_tokens`` tokens (and its leading BOS), so that prompt and answer
+    fit into ``max_length``. An encoder-decoder is fed the prompt as the tokenizer frames a text, and answers in rows of
+    their own. Returns the answers, in order, without the newline and outer white space.
+
+    Raises:
+        ValueError: ``max_length`` leaves no room for a prompt, or the model cannot generate.
+    """
+    continue_text, kind = generator(model), kind_of(model)
+    if continue_text is None or kind not in ("causal", "seq2seq"):
+        raise ValueError(f"{type(model).__name__} cannot generate text; use a causal or seq2seq language model")
+    before, after = special_ids(tokenizer)
+    opening = (decoder_start(model), *before) if kind == "seq2seq" else ()
+    room = max_length - len(before) - (len(after) if opening else max_new_tokens)
+    if min(room, max_length - len(opening) - max_new_tokens) < 1:
+        raise ValueError(
+            f"max_length {max_length} leaves no room for a prompt beside {max_new_tokens} new tokens; raise max_length"
+        )
+    inputs = [before + ids[-room:] + (after if opening else ()) for ids in tokenize(tokenizer, list(prompts))]
+    greedy = _greedy(tokenizer, max_new_tokens, opening[0] if opening else None)
+    continue_greedily = partial(continue_text, generation_config=greedy)
+    # Prompts of like length go together, which saves padding.
+    order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
+    texts = [""] * len(inputs)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        # An encoder counts its positions from the left, a decoder goes on at the right.
+        fed = _pad([inputs[index] for index in chosen], padding_id(tokenizer), model.device, left=not opening)
+        if opening:
+            fed["decoder_input_ids"] = torch.tensor([opening] * len(chosen), device=model.device)
+        with _generation_config(model, greedy), uncompiled(model):  # its key-value cache grows with every token
+            output = continue_greedily(**fed)
+        given = len(opening) or fed["input_ids"].shape[1]
+        batch = tokenizer.batch_decode(output[:, given:], skip_special_tokens=True)
+        for index, text in zip(chosen, batch, strict=True):
+            texts[index] = text.split("\n")[0].strip()
+    return texts
+
+
+@contextmanager
+def _generation_config(model: object, config: GenerationConfig) -> Iterator[None]:
+    """Replace the model's own config, from which transformers would fill what ``config`` leaves open."""
+    owner = unwrapped(model)
+    own = getattr(owner, "generation_config", None)
+    owner.generation_config = config
+    try:
+        yield
+    finally:
+        owner.generation_config = own
+
+
+def _greedy(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, start: int | None) -> GenerationConfig:
+    """A fresh config: a model's own may ask for sampling, penalties or beams."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=_stop_ids(tokenizer),
+        pad_token_id=padding_id(tokenizer),
+        decoder_start_token_id=start,
+    )
+
+
+def _pad(inputs: list[Ids], pad_id: int, device: torch.device, left: bool) -> dict[str, Tensor]:
+    """Ids and mask [B, T], padded on one side."""
+    columns = max(map(len, inputs))
+
+    def filled(row: Ids, value: int) -> Ids:
+        empty = (value,) * (columns - len(row))
+        return empty + row if left else row + empty
+
+    ids = [filled(row, pad_id) for row in inputs]
+    mask = [filled((1,) * len(row), 0) for row in inputs]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+
+_STOPS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, list[int]]] = WeakKeyDictionary()
+"""Size of the vocabulary and tokens that end an answer, per tokenizer: finding them decodes the whole vocabulary."""
+
+
+def _stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """End of text, and every token whose text contains a newline."""
+    size, stops = _STOPS.get(tokenizer, (-1, []))
+    if size != len(tokenizer):
+        stops = _find_stops(tokenizer)
+        _STOPS[tokenizer] = len(tokenizer), stops
+    return stops
+
+
+def _find_stops(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+    stops = {index for index, text in enumerate(texts) if "\n" in text}
+    end = tokenizer.eos_token_id
+    return sorted(stops | {end}) if isinstance(end, int) else sorted(stops)

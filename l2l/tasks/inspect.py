@@ -1,25 +1,109 @@
-"""``l2l tasks check``: what a model is going to see of a task, before any training."""
+"""``l2l tasks list``, ``show`` and ``check``: a task's source, prompt and options, and its tokens for a model."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from l2l.models.load import load_tokenizer
-from l2l.tasks import get_task
-from l2l.tasks.base import Example, FileData, Task
-from l2l.tasks.card import kind, source
-from l2l.tasks.pieces import Asked, ask, shown, visible
-from l2l.tasks.rows import TEST_SEED, held_out_note, load_rows
+from l2l.models.prompt_trees import Ids
+from l2l.tasks.base import Example, FileData, GeneratedData, HubData, Row, Task, sample_row
+from l2l.tasks.encode import option_starts, special_ids, tokenized
+from l2l.tasks.registry import get_task
+from l2l.tasks.rows import HELD_OUT, TEST_SEED, held_out_note, held_out_of, load_rows
+from l2l.tasks.sources import read_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_CELL = 60
+"""Most characters of a cell of the list."""
 _LISTED = 20
 """Most options that are listed one by one."""
+_TAIL = 60
+"""Most tokens of a prompt that are shown: its last ones."""
+_FEW = 6
+"""Most options of an example that are shown, the right one among them."""
 _LONGEST_DEFAULT = 2048
+
+
+def table_row(task: Task) -> dict[str, str]:
+    """A line of ``l2l tasks list``: name and version, kind, options, metric, source, variants."""
+    example = _sample_example(task, task.example)
+    options = "/".join(option.strip() for option in example.options) if example else "?"
+    return {
+        "task": task.label,
+        "kind": kind(task),
+        "options": "text" if kind(task) == "generate" else _short(options),
+        "loss": task.form,
+        "metric": task.metric,
+        "source": source(task),
+        "variants": ", ".join(task.variants) or "-",
+    }
+
+
+def card(task: Task) -> str:
+    """The text of ``l2l tasks show``: source of the rows, prompt and options, variants."""
+    lines = [f"{task.label}: {kind(task)}, loss {task.form}, metric {task.metric}", f"rows      {source(task)}"]
+    lines += [f"          {note}" for note in _splits(task)]
+    if task.fields:
+        lines.append(f"columns   {', '.join(task.fields)}")
+    lines += _prompt_lines("prompt", _sample_example(task, task.example))
+    for name, example in task.variants.items():
+        lines += _prompt_lines(f":{name}", _sample_example(task, example))
+    return "\n".join(lines)
+
+
+def kind(task: Task) -> str:
+    """``choose`` where options are scored, ``generate`` where an answer is written."""
+    return "generate" if task.metric == "f1" else "choose"
+
+
+def source(task: Task) -> str:
+    """Where the rows come from."""
+    found = task.source
+    if isinstance(found, GeneratedData):
+        return "generated"
+    if isinstance(found, FileData):
+        return ", ".join(path.name for path in (*found.train, *found.validation))
+    at = f"@{found.revision}" if found.revision else ""
+    return f"{found.path}{at}" + (f" ({found.name})" if found.name else "")
+
+
+def _splits(task: Task) -> tuple[str, ...]:
+    """Which rows train, and which are reported on."""
+    if held_out_of(task):
+        return (f"of these, a fixed 1 in {HELD_OUT} is held out to report on",)
+    if isinstance(task.source, HubData):
+        return (f"train: {task.source.splits[0]}; reported on: {task.source.splits[1]}",)
+    if isinstance(task.source, FileData):
+        train, validation = (", ".join(map(str, paths)) for paths in (task.source.train, task.source.validation))
+        return (f"train: {train}", f"reported on: {validation}")
+    return ()
+
+
+def _sample_example(task: Task, example: Callable[[Row], Example]) -> Example | None:
+    """The first row of the task's own files, else its sample row, rendered; None where that takes a real row."""
+    row = sample_row(task)
+    if isinstance(task.source, FileData):
+        row = next((row for _, row in read_file(task.source.train[0])), {})
+    try:
+        return example(row)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _prompt_lines(title: str, example: Example | None) -> list[str]:
+    if example is None:
+        return [f"{title:<9} needs a real row: see l2l tasks check"]
+    prompt = example.prompt.replace("\n", "\n          ")
+    return [f"{title:<9} {prompt}", f"options   {' | '.join(map(repr, example.options))}"]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
 
 
 @dataclass(frozen=True)
@@ -49,20 +133,20 @@ class CheckConfig:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found."""
+    """Result of a check."""
 
     facts: dict[str, Any]
     """Name -> figure, for a table."""
     options: list[dict[str, Any]]
     """One line per option: its tokens, their ids, and how often it is right."""
     examples: list[str]
-    """Rendered examples. Tokens are apart by ``·``; prompt and option by ``‖``."""
+    """Rendered examples. Tokens are separated by ``·``; prompt and option by ``‖``."""
     warnings: list[str]
-    """What is likely to hurt, one sentence each."""
+    """Likely problems, one sentence each."""
 
 
 def check(config: CheckConfig) -> Checked:
-    """Read rows of both splits and look at them as a model would.
+    """Tokenise rows of both splits for a model and report lengths, balance, leaks and likely problems.
 
     Raises:
         ValueError, FileNotFoundError: task, rows or tokenizer are wrong or absent, as in a run.
@@ -74,15 +158,15 @@ def check(config: CheckConfig) -> Checked:
         raise ValueError(f"task {task.name!r}: {len(train)} train and {len(test)} validation rows; both need some")
     tokenizer = load_tokenizer(config.model, config.revision)
     limit = _limit(config, tokenizer)
-    asked = ask(task, [*train, *test], tokenizer)
-    options = _options(tokenizer, asked, len(train)) if kind(task) == "choose" else []
-    facts = _facts(task, config, asked[: len(train)], asked[len(train) :], limit)
-    examples = [shown(tokenizer, one, number) for number, one in enumerate(asked[: config.examples])]
-    return Checked(facts, options, examples, _warnings(task, config, facts, options, asked, tokenizer))
+    examples = _tokenize_whole(task, [*train, *test], tokenizer)
+    options = _options(tokenizer, examples, len(train)) if kind(task) == "choose" else []
+    facts = _facts(task, config, examples[: len(train)], examples[len(train) :], limit)
+    shown = [token_display(tokenizer, one, number) for number, one in enumerate(examples[: config.examples])]
+    return Checked(facts, options, shown, _warnings(task, config, facts, options, examples, tokenizer))
 
 
 def _limit(config: CheckConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that fit, as the model's config tells: its weights are not loaded."""
+    """Tokens that fit, by the model's config: its weights are not loaded."""
     from transformers import AutoConfig
 
     found = AutoConfig.from_pretrained(tokenizer.name_or_path, revision=config.revision, trust_remote_code=False)
@@ -98,7 +182,7 @@ def _limit(config: CheckConfig, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _facts(
-    task: Task, config: CheckConfig, train: Sequence[Asked], test: Sequence[Asked], limit: int
+    task: Task, config: CheckConfig, train: Sequence[TokenizedExample], test: Sequence[TokenizedExample], limit: int
 ) -> dict[str, Any]:
     lengths = sorted(one.longest for one in (*train, *test))
     known = {one.example.prompt for one in train}
@@ -116,28 +200,29 @@ def _facts(
         "validation prompts in train": sum(one.example.prompt in known for one in test),
     }
     if kind(task) == "choose":
-        facts["always the commonest"] = _commonest([one.example for one in test])
+        facts["always the commonest"] = _majority_accuracy([one.example for one in test])
     else:
         facts["different answers in train"] = len({one.example.options[0] for one in train})
     note = held_out_note(task) if config.data_dir is None or isinstance(task.source, FileData) else ""
     return facts | ({"held out": note} if note else {})
 
 
-def _commonest(examples: Sequence[Example]) -> float:
-    """Accuracy on these rows of whoever always says the same: by text, or by place where options differ by row."""
+def _majority_accuracy(examples: Sequence[Example]) -> float:
+    """Accuracy of the majority class: of the commonest right option, by text, or by index where options differ by row."""
     by_text = Counter(example.options[example.gold[0]] for example in examples)
-    by_place = Counter(example.gold[0] for example in examples)
-    return max(*by_text.values(), *by_place.values()) / len(examples)
+    by_index = Counter(example.gold[0] for example in examples)
+    return max(*by_text.values(), *by_index.values()) / len(examples)
 
 
-def _options(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Asked], train: int) -> list[dict[str, Any]]:
-    """The options of all rows, in the order in which they are met; none where each row has others."""
-    ids = {text: part for one in asked for text, part in zip(one.example.options, one.options, strict=True)}
+def _options(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[TokenizedExample], train: int
+) -> list[dict[str, Any]]:
+    """The options of all rows, in order of first occurrence; none where each row has others."""
+    ids = {text: part for one in examples for text, part in zip(one.example.options, one.options, strict=True)}
     if len(ids) > _LISTED:
         return []
-    gold = [
-        Counter(one.example.options[one.example.gold[0]] for one in part) for part in (asked[:train], asked[train:])
-    ]
+    parts = (examples[:train], examples[train:])
+    gold = [Counter(one.example.options[one.example.gold[0]] for one in part) for part in parts]
     return [
         {
             "option": visible(text),
@@ -155,7 +240,7 @@ def _warnings(
     config: CheckConfig,
     facts: dict[str, Any],
     options: list[dict[str, Any]],
-    asked: Sequence[Asked],
+    examples: Sequence[TokenizedExample],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[str]:
     found = []
@@ -165,9 +250,9 @@ def _warnings(
         )
     if facts["validation prompts in train"]:
         found.append(f"{facts['validation prompts in train']} validation prompts also stand in train: figures flatter")
-    for twin in _twins(options):
+    for pair in _same_tokens(options):
         found.append(
-            f"the options {twin} have the same tokens for {config.model}: they cannot be told apart; reword one"
+            f"the options {pair} have the same tokens for {config.model}: they cannot be told apart; reword one"
         )
     long = [line["option"] for line in options if " " in line["ids"]]
     if long:
@@ -177,13 +262,13 @@ def _warnings(
     if options and any(not line["right in train"] for line in options):
         never = ", ".join(line["option"] for line in options if not line["right in train"])
         found.append(f"never right in train: {never}")
-    unknown = sum(tokenizer.unk_token_id in one.prompt for one in asked) if tokenizer.unk_token_id is not None else 0
+    unknown = sum(tokenizer.unk_token_id in one.prompt for one in examples) if tokenizer.unk_token_id is not None else 0
     if unknown:
         found.append(f"{unknown} prompts hold characters or words that the tokenizer of {config.model} does not know")
-    merged = sum(one.merged for one in asked)
+    merged = sum(one.merged for one in examples)
     if merged:
         found.append(f"in {merged} rows a token spans the boundary of prompt and option; it counts as the option's")
-    double = sum(one.example.prompt[-1:].isspace() and one.example.options[0][:1] == " " for one in asked)
+    double = sum(one.example.prompt[-1:].isspace() and one.example.options[0][:1] == " " for one in examples)
     if double:
         found.append(
             f"{double} prompts end in white space before an option's own space; strip one: target_delimiter: ''"
@@ -191,7 +276,61 @@ def _warnings(
     return found
 
 
-def _twins(options: Sequence[dict[str, Any]]) -> list[str]:
+def _same_tokens(options: Sequence[dict[str, Any]]) -> list[str]:
     """Options that are the same ids."""
     shared = {line["ids"] for line in options if sum(line["ids"] == other["ids"] for other in options) > 1}
     return [" and ".join(line["option"] for line in options if line["ids"] == ids) for ids in sorted(shared)]
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """One example as token ids, not truncated."""
+
+    example: Example
+    prefix: Ids
+    """Special tokens before every text."""
+    prompt: Ids
+    """The ids that all options have before them."""
+    options: tuple[Ids, ...]
+    """Each option's own ids."""
+    merged: bool
+    """Whether a token spans the boundary of the prompt and some option."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the row with the longest option."""
+        return len(self.prefix) + len(self.prompt) + max(map(len, self.options))
+
+
+def _tokenize_whole(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedExample]:
+    prefix = special_ids(tokenizer)[0]
+    found = []
+    for one in tokenized(task, rows, tokenizer):
+        starts = option_starts(one)
+        options = tuple(text[start:] for text, start in zip(one.texts, starts, strict=True))
+        merged = min(starts) < len(one.prompt)
+        found.append(TokenizedExample(one.example, prefix, one.prompt[: min(starts)], options, merged))
+    return found
+
+
+def token_display(tokenizer: PreTrainedTokenizerBase, one: TokenizedExample, number: int) -> str:
+    """An example as text: ``·`` between tokens, ``‖`` between prompt and option, ``*`` before a right option."""
+
+    def tokens(ids: Sequence[int]) -> list[str]:
+        return [visible(token) for token in tokenizer.convert_ids_to_tokens(list(ids))]
+
+    prompt = tokens((*one.prefix, *one.prompt))
+    cut = f"… {len(prompt) - _TAIL} tokens … " if len(prompt) > _TAIL else ""
+    lines = [f"example {number + 1}", f"  {cut}{'·'.join(prompt[-_TAIL:])}"]
+    order = sorted(range(len(one.options)), key=lambda option: option not in one.example.gold)[:_FEW]
+    for option in sorted(order):
+        ids = one.options[option]
+        mark = "*" if option in one.example.gold else " "
+        lines.append(f"  ‖ {mark} {'·'.join(tokens(ids))}  {list(ids)}")
+    left = len(one.options) - len(order)
+    return "\n".join(lines + ([f"  … and {left} more options"] if left else []))
+
+
+def visible(text: str) -> str:
+    """The text with visible white space; byte-pair and sentence-piece vocabularies' own signs for it look the same."""
+    return text.translate(str.maketrans({"\n": "⏎", "Ċ": "⏎", "\t": "⇥", " ": "␣", "Ġ": "␣", "▁": "␣"}))

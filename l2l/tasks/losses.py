@@ -1,4 +1,4 @@
-"""From token log-probabilities to option scores, losses and predictions. Everything is float32.
+"""Losses of a batch, and option scores and predictions, from token log-probabilities. Everything is float32.
 
 Sums run over small padded tables with a fixed order, so a loss has the same bits in every run on every device.
 """
@@ -6,10 +6,33 @@ Sums run over small padded tables with a fixed order, so a loss has the same bit
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from l2l.tasks.encode import Batch
+from l2l.models.heads import token_logprobs
+from l2l.tasks.encode import Batch, Form
+
+
+def batch_loss(model: nn.Module, batch: Batch, form: Form) -> Tensor:
+    """Float32 scalar training loss of a model on a batch encoded for its kind, differentiable where gradients are on.
+
+    ``form`` is the task's: cross entropy over mean option log-probabilities, or over the gold option's tokens.
+    Where the batch has parts, each is a forward pass of its own; the loss is the same up to rounding.
+    The batch must lie on the model's device; train or eval mode is left as it is. Where gradients are off, the model
+    runs in inference mode.
+    """
+    if torch.is_grad_enabled():
+        return _loss(model, batch, form)
+    with torch.inference_mode():
+        loss = _loss(model, batch, form)
+    return loss.clone()  # outside inference mode a copy is a tensor like any other
+
+
+def _loss(model: nn.Module, batch: Batch, form: Form) -> Tensor:
+    logprobs = token_logprobs(model, batch, batch.parts)
+    if form == "lm":
+        return lm_loss(logprobs, batch)
+    return classification_loss(option_scores(logprobs, batch), batch)
 
 
 def option_scores(logprobs: Tensor, batch: Batch) -> Tensor:
@@ -48,7 +71,7 @@ def lm_loss(token_logprobs: Tensor, batch: Batch) -> Tensor:
 
 
 def gold_token_sum(token_logprobs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Sum and number of the gold tokens' log-probabilities: what a mean over several batches needs."""
+    """Sum and number of the gold tokens' log-probabilities, of which a mean over several batches is made."""
     is_gold = batch.option_slot == batch.gold[batch.option_example]
     chosen = is_gold[batch.options]
     return torch.where(chosen, token_logprobs, 0.0).sum(), chosen.sum()

@@ -1,4 +1,4 @@
-"""Rows of a task: generated, from files, from ``<data_dir>/<task>/<split>.jsonl``, or the hub; how they are sampled."""
+"""Rows of a task, loaded and checked, and their sampling into train, dev and test rows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from l2l.tasks.base import FileData, HubData, Row, Split, Task, WorldData
-from l2l.tasks.files import read_file
-from l2l.tasks.hub import hub_rows
-from l2l.tasks.render import render
+from l2l.tasks.base import FileData, GeneratedData, HubData, Row, Split, Task, render
+from l2l.tasks.sources import hub_rows, read_file
 
 TEST_SEED = 0
 """The test rows are the same whatever the seed of a run, so that runs compare."""
@@ -31,7 +29,7 @@ class Splits:
     dev: list[Row]
     test: list[Row]
     note: str = ""
-    """Says what was held out of data that come as one split, and what was cut where rows were too few."""
+    """Which rows were held out of data that come as one split, and which counts were cut because rows were too few."""
 
 
 def load_rows(
@@ -48,7 +46,7 @@ def load_rows(
         ValueError: a row is malformed or cannot be rendered (the message names file and line), or a generated task
             is asked for rows without saying how many.
     """
-    if isinstance(task.source, WorldData):
+    if isinstance(task.source, GeneratedData):
         if count is None:
             raise ValueError(f"task {task.name!r} generates its rows; say how many")
         rows: list[Row] = list(task.source.generate(split, count, seed))
@@ -101,7 +99,7 @@ def load_splits(task: Task, data_dir: str | Path | None, train: int, dev: int, t
     for name, count in (("train", train), ("dev", dev), ("test", test)):
         if count < 0:
             raise ValueError(f"the number of {name} rows must not be negative, got {count}")
-    drawn = train + dev * (_SPARE if isinstance(task.source, WorldData) else 1)
+    drawn = train + dev * (_SPARE if isinstance(task.source, GeneratedData) else 1)
     rows = load_rows(task, "train", data_dir, drawn, seed) if drawn else []
     train_count, dev_count = _share(task, len(rows), train, dev)
     train_rows = rows[:train_count]

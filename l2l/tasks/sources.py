@@ -1,121 +1,274 @@
-"""Where the rows of a written task come from: files beside it, or a data set of the hub."""
+"""Rows of files (JSON lines, CSV, TSV, parquet) and of data sets of the hub. Code of a data set is never run.
+
+The hub is read with ``datasets``, files are not: it does not name the line of a malformed row, turns the texts of CSV
+cells into numbers and nulls, gives every line of JSON the fields of all others, and copies each file into its cache.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from l2l.tasks.base import FileData, HubData
-from l2l.tasks.files import check_suffix, columns
-from l2l.tasks.recipe import blamed
+from l2l.tasks.base import HubData, Row, Split
 
-_FORMATS = ("json", "csv", "parquet")
-"""What ``dataset_path`` may also say, in the manner of ``datasets``, where ``data_files`` names the files."""
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+"""Kinds of files that can be read, by the end of their names."""
+
+_COLUMN_ROWS = 100
+"""Rows of a file of JSON lines by which its columns are known. Not every line need have each."""
+
+_CELL = 1 << 24
+"""Most characters of a CSV cell. Python's own limit, 2^17, is less than a long document has."""
+
+_MAY_LACK_LABEL = {"stanfordnlp/snli": "label"}
+"""Data sets of which some train and validation rows have no right answer, and the column that is -1 in those."""
+
+_PARQUET_COPY = "refs/convert/parquet"
+"""Revision in which the hub keeps a parquet copy of the rows of a data set that is a script."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def read_source(file: Path, fields: Mapping[str, Any]) -> FileData | HubData:
-    """The source that the fields ``data_files``, or ``dataset_path`` and those beside it, name.
+def read_file(path: Path) -> Iterator[tuple[str, Row]]:
+    """Rows of a file, each with its place (``FILE:LINE``, or ``FILE row N`` of parquet). Empty lines are skipped.
+
+    The values of CSV and TSV are texts, as they stand; the first line names the columns.
 
     Raises:
-        FileNotFoundError: a data file is absent.
-        ValueError: a field is missing or wrong. Names file and field.
+        ValueError: the first line that cannot be read, by its place, or a name that does not end in `SUFFIXES`.
     """
-    kwargs = _kwargs(file, fields)
-    path, files = fields.get("dataset_path"), fields.get("data_files", kwargs.get("data_files"))
-    if files is not None and path not in (None, *_FORMATS):
-        raise ValueError(f"{file}: field 'data_files' stands beside dataset_path {path!r}; remove one of the two")
-    if files is not None:
-        return _file_data(file, fields, files)
-    if path in _FORMATS:
-        raise ValueError(f"{file}: field 'data_files' is missing; dataset_path {path} needs the files to read")
-    if path is None:
+    check_suffix(path)
+    if path.suffix == ".jsonl":
+        return _jsonl(path)
+    return _parquet(path) if path.suffix == ".parquet" else _csv(path)
+
+
+def column_names(path: Path) -> tuple[str, ...]:
+    """Names of the columns of a file; of JSON lines, those of its first rows.
+
+    Raises:
+        ValueError: as `read_file`, or there is no row to tell.
+    """
+    if path.suffix == ".parquet":
+        return tuple(_parquet_file(path).schema_arrow.names)
+    names = dict.fromkeys(name for _, row in islice(read_file(path), _COLUMN_ROWS) for name in row)
+    if not names:
+        raise ValueError(f"{path}: holds no row")
+    return tuple(names)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise ValueError where a file is of no kind that can be read."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: cannot read {path.suffix or 'this kind of'} files; use {', '.join(SUFFIXES)}")
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                where = f"{path}:{number}"
+                yield where, _parse(line, where)
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
+    return row
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(max(_CELL, csv.field_size_limit()))
+    # "utf-8-sig" also reads files that begin with a byte order mark, as spreadsheets write them.
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        header = _next_cells(path, reader)[1]
+        _check_header(path, header)
+        while (found := _next_cells(path, reader))[1] is not None:
+            where, cells = found
+            if cells and header:
+                yield where, _csv_row(where, header, cells)
+
+
+def _next_cells(path: Path, reader: Any) -> tuple[str, list[str] | None]:
+    """The place of a row, which may go over several lines, and its cells; None at the end."""
+    where = f"{path}:{reader.line_num + 1}"
+    try:
+        return where, next(reader, None)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{where}: not CSV in UTF-8: {error}") from error
+
+
+def _check_header(path: Path, header: list[str] | None) -> None:
+    if not header:
+        raise ValueError(f"{path}:1: the first line must name the columns")
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path}:1: two columns are named {twice!r}; give each a name of its own")
+
+
+def _csv_row(where: str, header: list[str], cells: list[str]) -> dict[str, str]:
+    if len(cells) != len(header):
         raise ValueError(
-            f"{file}: field 'data_files' is missing; name your files, as in data_files: {{train: train.csv, "
-            "validation: validation.csv}, or a data set of the hub by dataset_path"
+            f"{where}: {len(cells)} cells, but the first line names {len(header)} columns; "
+            "put texts that hold the separator between double quotes"
         )
-    return HubData(
-        path=_text(file, fields, "dataset_path") or "",
-        name=_text(file, fields, "dataset_name"),
-        splits=_hub_splits(file, fields),
-        revision=_text(file, kwargs, "revision"),
+    return dict(zip(header, cells, strict=True))
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    number = 0
+    for batch in _parquet_file(path).iter_batches():
+        for row in batch.to_pylist():
+            yield f"{path} row {number}", row
+            number += 1
+
+
+def _parquet_file(path: Path) -> Any:
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        return ParquetFile(path)
+    except ArrowInvalid as error:
+        raise ValueError(f"{path}: not a parquet file: {str(error).splitlines()[0]}") from error
+
+
+def hub_rows(source: HubData, split: Split, order: Callable[[int], list[int]]) -> list[Row]:
+    """Download (or take from the local cache) one split and return the rows that ``order(total)`` lists.
+
+    Rows without a right answer are dropped before, where the data set is known to have some: ``total`` is without them.
+    Where the hub cannot be reached, or ``HF_HUB_OFFLINE`` or ``HF_DATASETS_OFFLINE`` forbids it, rows come from the
+    cache of ``datasets`` or from the files that ``hf download`` left in the hub's cache, at the pinned revision.
+
+    Raises:
+        FileNotFoundError: the data set is neither in a cache nor can it be fetched.
+        ValueError: the data set has no such config or split.
+    """
+    from datasets.exceptions import DatasetsError
+
+    hub_split = source.splits[0 if split == "train" else 1]
+    try:
+        dataset = _load(source, hub_split)
+    except (OSError, DatasetsError) as error:  # ConnectionError and FileNotFoundError are OSErrors
+        raise FileNotFoundError(_absent_message(source, hub_split, error)) from error
+    except ValueError as error:
+        if "find cache for" in str(error):  # offline, another config of the data set being in the cache
+            raise FileNotFoundError(_absent_message(source, hub_split, error)) from error
+        raise ValueError(f"{_named(source, hub_split)}: {_one_line(error)}") from error
+    if source.path in _MAY_LACK_LABEL:
+        dataset = _labelled(dataset, _MAY_LACK_LABEL[source.path])
+    return [dict(row) for row in dataset.select(order(len(dataset)))]
+
+
+def _labelled(dataset: Any, column: str) -> Any:
+    """The rows with a label. Only -1 counts as none, so that any other wrong value is still found and named."""
+    return dataset.select([index for index, label in enumerate(dataset[column][:]) if label != -1])
+
+
+def _load(source: HubData, hub_split: str) -> Any:
+    """By id; else from the hub's cache, which ``datasets`` itself does not look into when it is offline."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return _load_by_id(source, hub_split)
+    except (OSError, DatasetsError, ValueError):
+        dataset = _load_snapshot(source, hub_split)
+        if dataset is None:
+            raise
+        return dataset
+
+
+def _load_by_id(source: HubData, hub_split: str) -> Any:
+    from datasets import load_dataset
+
+    pinned: dict[str, Any] = {} if source.revision is None else {"revision": source.revision}
+    try:
+        dataset = load_dataset(source.path, source.name, split=hub_split, **pinned)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        if source.revision is not None:
+            raise FileNotFoundError(
+                f"revision {source.revision!r} holds a script, which is never run; pin {_PARQUET_COPY!r} instead"
+            ) from error
+    else:
+        _check_commit(source, dataset)
+        return dataset
+    copy = f"hf://datasets/{source.path}@{_PARQUET_COPY.replace('/', '%2F')}/{source.name or 'default'}/{hub_split}"
+    return load_dataset("parquet", data_files={hub_split: f"{copy}/*.parquet"}, split=hub_split)
+
+
+def _check_commit(source: HubData, dataset: Any) -> None:
+    """Refuse rows of another commit: offline, ``datasets`` gives whatever was used last and heeds no revision."""
+    if source.revision is None or not dataset.cache_files:
+        return
+    commit = Path(dataset.cache_files[0]["filename"]).parent.name
+    wanted = source.revision if _COMMIT.fullmatch(source.revision) else _cached_commit(source, source.revision)
+    if wanted is not None and _COMMIT.fullmatch(commit) and commit != wanted:
+        raise FileNotFoundError(f"the cache of datasets holds commit {commit}, not revision {source.revision!r}")
+
+
+def _cached_commit(source: HubData, revision: str) -> str | None:
+    """The commit that the hub's cache has noted for a branch or tag."""
+    snapshot = _snapshot(source, revision)
+    return snapshot.name if snapshot is not None else None
+
+
+def _load_snapshot(source: HubData, hub_split: str) -> Any:
+    """The split from files in the hub's cache; None where they are not there."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    snapshot = _snapshot(source, source.revision)
+    if snapshot is not None and not (snapshot / f"{source.path.split('/')[-1]}.py").is_file():
+        try:
+            return load_dataset(str(snapshot), source.name, split=hub_split)
+        except (OSError, DatasetsError):
+            pass  # only some of its files were downloaded
+    copy = _snapshot(source, _PARQUET_COPY) if source.revision in (None, _PARQUET_COPY) else None
+    files = [] if copy is None else sorted((copy / (source.name or "default") / hub_split).glob("*.parquet"))
+    if not files:
+        return None
+    return load_dataset("parquet", data_files={hub_split: [str(file) for file in files]}, split=hub_split)
+
+
+def _snapshot(source: HubData, revision: str | None) -> Path | None:
+    """The folder of the hub's cache that holds a revision, if it does."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source.path, repo_type="dataset", revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _named(source: HubData, hub_split: str) -> str:
+    name = f", config {source.name!r}" if source.name else ""
+    at = f" at revision {source.revision!r}" if source.revision else ""
+    return f"data set {source.path!r}{at}{name}, split {hub_split!r}"
+
+
+def _absent_message(source: HubData, hub_split: str, error: Exception) -> str:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    revision = f" --revision {source.revision}" if source.revision else ""
+    return (
+        f"{_named(source, hub_split)} is neither in the local cache nor can it be fetched: {_one_line(error)}; run `hf "
+        f"download {source.path} --repo-type dataset{revision}` where there is a network, which puts it into "
+        f"{HF_HUB_CACHE}, or give a data directory with <task>/train.jsonl and <task>/validation.jsonl"
     )
 
 
-def check_columns(file: Path, source: FileData | HubData, used: Mapping[str, frozenset[str]]) -> None:
-    """Refuse columns that a data file does not have. Those of a data set of the hub show when it is read.
-
-    Args:
-        used: the columns that each field of the task file uses.
-
-    Raises:
-        ValueError: names file, field and column, and the columns there are.
-    """
-    if isinstance(source, HubData):
-        return
-    for path in (*source.train, *source.validation):
-        with blamed(file, "data_files"):
-            there = columns(path)
-        for field, names in used.items():
-            for name in sorted(names - set(there)):
-                near = difflib.get_close_matches(name, there, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "use one of these"
-                has = f"{path} has {', '.join(there)}"
-                raise ValueError(f"{file}: field {field!r}: there is no column {name!r}; {has}; {hint}")
-
-
-def _kwargs(file: Path, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    kwargs = fields.get("dataset_kwargs") or {}
-    known = ("revision", "data_files")
-    with blamed(file, "dataset_kwargs"):
-        if not isinstance(kwargs, dict):
-            raise ValueError(f"{kwargs!r} must be a mapping, as in dataset_kwargs: {{revision: main}}")
-        unknown = next((name for name in kwargs if name not in known), None)
-        if unknown is not None:
-            raise ValueError(f"{unknown!r} is not supported; use {' or '.join(known)}")
-    return kwargs
-
-
-def _text(file: Path, fields: Mapping[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is not None and (not isinstance(value, str) or not value.strip()):
-        raise ValueError(f"{file}: field {name!r}: {value!r} is no text; put it in quotes")
-    return value
-
-
-def _hub_splits(file: Path, fields: Mapping[str, Any]) -> tuple[str, str]:
-    train = _text(file, fields, "training_split") or "train"
-    return train, _text(file, fields, "validation_split") or train
-
-
-def _file_data(file: Path, fields: Mapping[str, Any], files: object) -> FileData:
-    named = files if isinstance(files, dict) else {_text(file, fields, "training_split") or "train": files}
-    train = _text(file, fields, "training_split") or "train"
-    validation = _text(file, fields, "validation_split") or ("validation" if "validation" in named else train)
-    with blamed(file, "data_files"):
-        for split in (train, validation):
-            if split not in named:
-                role = "training_split" if split == train else "validation_split"
-                raise ValueError(f"has no split {split!r} but {', '.join(map(str, named))}; add it, or name {role}")
-        idle = next((name for name in named if name not in (train, validation)), None)
-        if idle is not None:
-            raise ValueError(f"split {idle!r} is not used; name it as training_split or validation_split, or remove it")
-        apart = () if validation == train else _paths(file, named[validation])
-        return FileData(_paths(file, named[train]), apart)
-
-
-def _paths(file: Path, value: object) -> tuple[Path, ...]:
-    """Files of a split, relative to the task file."""
-    names: Sequence[object] = value if isinstance(value, list) else [value]
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"{value!r} names no file; give a path, or a list of paths")
-    paths = tuple(file.parent / str(name) for name in names)
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{file}: field 'data_files': no file {str(path)!r}; paths are relative to the task file: mend the path "
-                "or put the file there"
-            )
-        check_suffix(path)
-    return paths
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2l.blocks import Block, Blocks
-from l2l.tuners.constants import KINDS, kind_of
+from l2l.params.blocks import Block, Blocks
+from l2l.tuners.features import KINDS, kind_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Fingerprint:
         extra = [name for name in theirs if name not in mine]
         other_shape = [name for name in mine if name in theirs and mine[name] != theirs[name]]
         labels = ("missing in the model", missing), ("not in the tuner", extra), ("of another shape", other_shape)
-        return [f"{len(names)} {label}: {some(names)}" for label, names in labels if names]
+        return [f"{len(names)} {label}: {format_names(names)}" for label, names in labels if names]
 
 
 def ties_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
@@ -117,7 +117,7 @@ def _bit_sums(flat: Tensor) -> tuple[int, int]:
     return total, squares
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
+def format_names(names: Sequence[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
     shown = ", ".join(repr(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

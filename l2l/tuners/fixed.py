@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from l2l.tuners.base import TunerNetwork, first_scales
 from l2l.tuners.features import FEATURES
+from l2l.tuners.networks import TunerNetwork, first_scales
 
 
 @final

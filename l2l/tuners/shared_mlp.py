@@ -8,8 +8,8 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from l2l.tuners.base import TunerNetwork, check_start, first_scales, uniform
 from l2l.tuners.features import FEATURES
+from l2l.tuners.networks import TunerNetwork, check_start, first_scales, uniform
 
 
 @final

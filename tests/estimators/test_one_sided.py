@@ -9,13 +9,11 @@ import torch
 from cases import LogisticRegression, Quadratic, TiedLM, farthest, weights
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Closure, read_loss
-from l2l.estimators.one_sided import home_loss, loss_along, one_sided
-from l2l.estimators.two_point import two_point
-from l2l.methods.base import Sight
+from l2l.estimators.finite_difference import Closure, center_loss, finite_loss, loss_along, one_sided, two_point
+from l2l.methods.base import LossEvaluator
 from l2l.noise import Key, standard_noise
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 def direction(model: nn.Module, draw: int = 0) -> Direction:
@@ -56,7 +54,7 @@ def watched(closure: nn.Module) -> tuple[Closure, list[dict[str, Tensor]]]:
 @pytest.mark.parametrize("make", [Quadratic, LogisticRegression, TiedLM])
 def test_the_error_falls_by_two_when_epsilon_halves(make: type[nn.Module]):
     model = make().double()
-    theta, u, wanted = Theta(Blocks.of(model)), direction(model), slope(model, direction(model))
+    theta, u, wanted = PerturbedParameters(Blocks.of(model)), direction(model), slope(model, direction(model))
     errors = []
     for epsilon in (4e-3, 2e-3, 1e-3):
         with theta.step():
@@ -67,7 +65,7 @@ def test_the_error_falls_by_two_when_epsilon_halves(make: type[nn.Module]):
 
 def test_on_a_quadratic_the_bias_is_half_epsilon_times_the_curvature():
     model = Quadratic().double()
-    theta, u, epsilon = Theta(Blocks.of(model)), direction(model), 0.1
+    theta, u, epsilon = PerturbedParameters(Blocks.of(model)), direction(model), 0.1
     z = {n: standard_noise(n, u.key, v.shape, dtype=torch.float64) for n, v in weights(model).items()}
     scale = dict(zip(z, u.sigma, strict=True))
     bend = {"matrix": model.curvature, "vector": torch.ones(6, dtype=torch.float64)}
@@ -79,21 +77,21 @@ def test_on_a_quadratic_the_bias_is_half_epsilon_times_the_curvature():
 
 def test_several_directions_share_one_loss_at_theta():
     model = TiedLM().double()
-    theta, (closure, seen), start = Theta(Blocks.of(model)), watched(model), weights(model)
+    theta, (closure, seen), start = PerturbedParameters(Blocks.of(model)), watched(model), weights(model)
     with theta.step():
         estimates = one_sided(closure, theta, [direction(model, draw) for draw in range(3)], 1e-3)
     assert len(seen) == 4
     assert farthest(seen[0], start) < 1e-12
     assert farthest(weights(model), start) < 1e-12
-    assert len({estimate.loss_home for estimate in estimates}) == 1
+    assert len({estimate.loss_center for estimate in estimates}) == 1
     assert all(estimate.loss_minus is None for estimate in estimates)
-    assert all(estimate.losses == (estimate.loss_plus, estimate.loss_home) for estimate in estimates)
+    assert all(estimate.losses == (estimate.loss_plus, estimate.loss_center) for estimate in estimates)
 
 
 def test_a_loss_at_theta_that_is_known_is_not_asked_for_again():
     model = TiedLM().double()
-    theta, (closure, seen) = Theta(Blocks.of(model)), watched(model)
-    home = read_loss(model)
+    theta, (closure, seen) = PerturbedParameters(Blocks.of(model)), watched(model)
+    home = finite_loss(model)
     with theta.step():
         given = one_sided(closure, theta, [direction(model)], 1e-3, home)
     with theta.step():
@@ -104,19 +102,19 @@ def test_a_loss_at_theta_that_is_known_is_not_asked_for_again():
 
 def test_the_loss_at_theta_is_read_with_every_move_made():
     model = Quadratic().double()
-    theta, u = Theta(Blocks.of(model)), direction(model)
+    theta, u = PerturbedParameters(Blocks.of(model)), direction(model)
     with theta.step():
         loss_along(model, theta, u, 0.5)
         theta.add(u, [-0.25] * len(theta.blocks))
-        seen = home_loss(model, theta)
-    assert seen == pytest.approx(read_loss(model), rel=1e-12)
+        seen = center_loss(model, theta)
+    assert seen == pytest.approx(finite_loss(model), rel=1e-12)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("failing_call", [1, 2])
 def test_a_loss_that_is_not_finite_is_no_estimate(value: float, failing_call: int):
     model, calls = Quadratic().double(), 0
-    theta, start = Theta(Blocks.of(model)), weights(model)
+    theta, start = PerturbedParameters(Blocks.of(model)), weights(model)
 
     def broken() -> Tensor | float:
         nonlocal calls
@@ -130,12 +128,12 @@ def test_a_loss_that_is_not_finite_is_no_estimate(value: float, failing_call: in
 
 def test_all_ways_of_a_sight_look_where_it_is_aimed():
     model = TiedLM().double()
-    theta, u = Theta(Blocks.of(model)), direction(model)
-    sight = Sight(theta, u.key, model, halved)
+    theta, u = PerturbedParameters(Blocks.of(model)), direction(model)
+    evaluator = LossEvaluator(theta, u.key, model, halved)
     with theta.step():
-        along = sight.along(u, 1e-3)
-        both = sight.two_point(u, 1e-3)
-        one = sight.one_sided([u], 1e-3, home=sight.home())[0]
+        along = evaluator.along(u, 1e-3)
+        both = evaluator.two_point(u, 1e-3)
+        one = evaluator.one_sided([u], 1e-3, home=evaluator.center())[0]
     with theta.step():
         plain = two_point(model, theta, halved(u), 1e-3)
     assert both.direction == one.direction == halved(u)
@@ -153,9 +151,9 @@ def test_a_sight_through_another_aims_with_the_inner_first():
 
         return aim
 
-    theta, u = Theta(Blocks.of(model)), direction(model)
-    sight = Sight(theta, u.key, model, aimed("outer")).through(aimed("inner"))
+    theta, u = PerturbedParameters(Blocks.of(model)), direction(model)
+    evaluator = LossEvaluator(theta, u.key, model, aimed("outer")).with_transform(aimed("inner"))
     with theta.step():
-        seen = sight.two_point(u, 1e-3)
+        seen = evaluator.two_point(u, 1e-3)
     assert order == ["inner", "outer"]
     assert seen.direction == halved(halved(u))

@@ -10,16 +10,16 @@ from cases import LogisticRegression, Quadratic, TiedLM
 from torch import Tensor, nn
 from torch.nn import functional
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import read_loss
+from l2l.estimators.finite_difference import finite_loss
 from l2l.estimators.outputs import Outputs
 from l2l.noise import Key
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 def watched(closure: Callable[[], Tensor | float]) -> Outputs:
     outputs = Outputs()
-    read_loss(lambda: outputs.during(closure))
+    finite_loss(lambda: outputs.during(closure))
     return outputs
 
 
@@ -70,16 +70,16 @@ def test_what_the_last_layer_does_not_give_is_an_output_as_well():
         torch.testing.assert_close(pull, own, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("walk", ["in_place", "exact"])
+@pytest.mark.parametrize("walk", ["in_place", "functional"])
 @pytest.mark.parametrize("make", [TiedLM, Residual, LogisticRegression])
 def test_there_are_the_same_ones_away_from_home_and_theta_is_walked(make: type[nn.Module], walk):
     model = make().double()
-    home, away, theta = watched(model), Outputs(), Theta(Blocks.of(model), walk)
+    home, away, theta = watched(model), Outputs(), PerturbedParameters(Blocks.of(model), walk)
     epsilon, u = 1e-5, Direction(Key(3), (1.0,) * len(Blocks.of(model)))
     with theta.step():
-        theta.look(u, epsilon)
-        plus = theta.evaluate(lambda: read_loss(lambda: away.during(model)))
-    slope = (plus - read_loss(model)) / epsilon
+        theta.perturb(u, epsilon)
+        plus = theta.evaluate(lambda: finite_loss(lambda: away.during(model)))
+    slope = (plus - finite_loss(model)) / epsilon
     total = 0.0
     for here, there, pull in zip(home.tensors, away.tensors, home.gradients(), strict=True):
         total += (pull * (there - here)).sum().item() / epsilon

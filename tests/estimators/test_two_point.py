@@ -7,11 +7,10 @@ import torch
 from cases import LogisticRegression, Quadratic, TiedLM, farthest, weights
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
-from l2l.estimators.base import Closure, read_loss
-from l2l.estimators.two_point import two_point
+from l2l.estimators.finite_difference import Closure, finite_loss, two_point
 from l2l.noise import Distribution, Key, standard_noise
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 def slope(model: nn.Module, u: Direction) -> float:
@@ -31,7 +30,7 @@ def direction(model: nn.Module, distribution: Distribution = "gaussian") -> Dire
 
 
 def estimate(model: nn.Module, u: Direction, epsilon: float) -> float:
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     with theta.step():
         return two_point(model, theta, u, epsilon).projected_gradient
 
@@ -61,7 +60,7 @@ def test_it_reports_both_losses_and_calls_the_closure_twice():
         seen.append(model().item())
         return model()
 
-    theta, u = Theta(Blocks.of(model)), direction(model)
+    theta, u = PerturbedParameters(Blocks.of(model)), direction(model)
     found = two_point(closure, theta, u, 1e-2)
     assert [found.loss_plus, found.loss_minus] == seen
     assert found.projected_gradient == (seen[0] - seen[1]) / 2e-2
@@ -71,10 +70,10 @@ def test_it_reports_both_losses_and_calls_the_closure_twice():
 def test_it_leaves_theta_at_minus_epsilon_for_the_step_to_continue_from():
     model = Quadratic()
     before = weights(model)
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     two_point(model, theta, direction(model), 1e-2)
     assert farthest(before, weights(model)) > 1e-3
-    theta.home()
+    theta.restore()
     assert farthest(before, weights(model)) < 1e-6
 
 
@@ -86,13 +85,13 @@ def test_no_graph_is_built():
         assert not loss.requires_grad
         return loss
 
-    two_point(closure, Theta(Blocks.of(model)), direction(model), 1e-2)
+    two_point(closure, PerturbedParameters(Blocks.of(model)), direction(model), 1e-2)
 
 
 @pytest.mark.parametrize("value", [2.5, 2, torch.tensor(2.5), torch.tensor([[2.5]]), torch.tensor(2.5).half()])
 def test_a_loss_is_a_number_or_a_scalar_tensor(value: Tensor | float):
-    assert read_loss(lambda: value) == float(value)
-    assert type(read_loss(lambda: value)) is float
+    assert finite_loss(lambda: value) == float(value)
+    assert type(finite_loss(lambda: value)) is float
 
 
 @pytest.mark.parametrize(
@@ -105,10 +104,10 @@ def test_a_loss_is_a_number_or_a_scalar_tensor(value: Tensor | float):
 )
 def test_anything_else_is_refused(closure: Closure, message: str):
     with pytest.raises(TypeError, match=message):
-        read_loss(closure)
+        finite_loss(closure)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), torch.tensor(float("nan")), torch.tensor(-float("inf"))])
 def test_a_loss_that_is_not_finite_is_never_masked(value: Tensor | float):
     with pytest.raises(FloatingPointError, match=r"the loss is .*: lower lr or epsilon"):
-        read_loss(lambda: value)
+        finite_loss(lambda: value)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
 from l2l.meta.labels import SampledLoss
-from l2l.meta.objectives.base import Outcome, Point
+from l2l.meta.objectives.base import MetaLoss, MetaState
 from l2l.methods.learned import Learned
 from l2l.noise import Key
-from l2l.perturb import Theta
-from l2l.tuners.features import History
-from l2l.tuners.tuner import Tuner
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.tuners.features import RunStatistics
+from l2l.tuners.model import Tuner
 
 SIZES = (6 * 5, 4)
 
@@ -63,17 +63,17 @@ def tuner_of(model: nn.Module, inside: Tensor | None = None, **options: Any) -> 
 
 def point_on(
     model: Bowl, tuner: Tuner, key: Key = Key(5, 7), lr: float = 1e-2, other: int = 1, **changes: Any
-) -> Point:
+) -> MetaState:
     """Batch A is number 0, B is ``other``, further ones follow."""
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     method = Learned(tuner, epsilon=1e-3)
-    point = Point(
+    point = MetaState(
         closure=lambda: model(0),
         other=lambda: model(other),
         further=lambda i: lambda: model(2 + i),
         theta=theta,
         method=method,
-        history=History.start(theta.blocks),
+        history=RunStatistics.start(theta.blocks),
         key=key,
         lr=lr,
         sampled=lambda i: SampledLoss(lambda: model(2 + i), 7, 3),
@@ -81,21 +81,21 @@ def point_on(
     return replace(point, **changes)
 
 
-def lambdas(outcome: Outcome) -> list[float]:
+def lambdas(outcome: MetaLoss) -> list[float]:
     """(factor * sigma)^2 of both blocks, then inside the basis where there is one."""
     direction = outcome.report.estimates[0].direction
     scales = [*direction.sigma, *direction.basis_sigma[:1]]
     return [(direction.factor * scale) ** 2 for scale in scales]
 
 
-def slopes(outcome: Outcome) -> Tensor:
+def slopes(outcome: MetaLoss) -> Tensor:
     """The derivatives in sigma of both blocks, then in that inside the basis where there is one."""
     assert outcome.sigma_gradient is not None
     inside = [] if outcome.basis_gradient is None else [outcome.basis_gradient[:1]]
     return torch.cat([outcome.sigma_gradient, *inside]).double()
 
 
-def chain(outcome: Outcome, slope: Tensor) -> Tensor:
+def chain(outcome: MetaLoss, slope: Tensor) -> Tensor:
     """Derivatives in lambda as derivatives in sigma."""
     direction = outcome.report.estimates[0].direction
     scales = torch.tensor([*direction.sigma, *direction.basis_sigma[:1]], dtype=torch.float64)

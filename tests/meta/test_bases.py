@@ -13,7 +13,6 @@ from cases import TiedLM, same_bits, weights
 from torch import Tensor, nn
 
 import l2l
-from l2l.blocks import Blocks
 from l2l.meta.bases import (
     Feed,
     Losses,
@@ -26,13 +25,14 @@ from l2l.meta.bases import (
     pool_basis,
 )
 from l2l.meta.config import MetaTrainConfig
-from l2l.meta.normaliser import FLOOR, floored, model_traces
-from l2l.meta.objectives.runs import Runs
+from l2l.meta.normalizer import FLOOR, floored, model_traces
+from l2l.meta.objectives.runs import ESFullRun
 from l2l.meta.pool import load_pool
 from l2l.meta.trajectory import TrajectoryConfig
 from l2l.noise import Key
-from l2l.perturb import Theta
-from l2l.tuners.basis import random_basis
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.tuners.model import random_basis
 
 M, N, RANK, BATCHES = 12, 10, 2, 8
 
@@ -83,7 +83,7 @@ def losses_of(model: nn.Module) -> Losses:
 def test_the_gradients_subspace_is_found_and_noise_of_single_batches_is_not_in_it():
     model = Slope()
     before = weights_of(model)
-    found = gradient_basis(Theta(Blocks.of(model)), [losses_of(model)], RANK)
+    found = gradient_basis(PerturbedParameters(Blocks.of(model)), [losses_of(model)], RANK)
     assert list(found) == ["matrix"]
     assert found["matrix"].dtype == torch.float32 and is_orthonormal(found["matrix"])
     assert same_span(found["matrix"], SPAN)
@@ -125,7 +125,7 @@ class Bend(nn.Module):
 
 def test_gradients_are_looked_at_further_on_too():
     model = Bend()
-    theta, way = Theta(Blocks.of(model)), TrajectoryConfig(lr=0.2)
+    theta, way = PerturbedParameters(Blocks.of(model)), TrajectoryConfig(lr=0.2)
     both = gradient_basis(theta, [losses_of(model)], RANK, (0, 4), way)
     assert same_span(both["matrix"], SPAN)
     assert not model.matrix.any()
@@ -144,14 +144,14 @@ def test_the_weights_are_back_after_an_error_on_the_way():
     with pytest.raises(
         FloatingPointError, match=r"task 'slope', gradients for the basis: the loss is nan.* lower inner_lr"
     ):
-        gradient_basis(Theta(Blocks.of(model)), [Losses("slope", at)], RANK)
+        gradient_basis(PerturbedParameters(Blocks.of(model)), [Losses("slope", at)], RANK)
     assert all(torch.equal(p, kept) for p, kept in zip(model.parameters(), before, strict=True))
 
 
 @pytest.mark.parametrize("points", [(), (-1, 3)])
 def test_points_that_are_none_are_refused(points: tuple[int, ...]):
     with pytest.raises(ValueError, match="must name numbers of steps"):
-        gradient_basis(Theta(Blocks.of(Slope())), [], RANK, points)
+        gradient_basis(PerturbedParameters(Blocks.of(Slope())), [], RANK, points)
 
 
 def test_the_span_of_a_layers_inputs_is_found_without_padding_and_what_others_drop():
@@ -252,7 +252,7 @@ def test_whole_runs_teach_a_tuner_with_a_basis_role_by_role():
     model = Bowl()
     point = point_on(model, tuner_of(model, basis(), architecture="table"))
     before = weights_of(model)
-    objective = Runs(population=3, steps=6, tie="role")
+    objective = ESFullRun(population=3, steps=6, tie="role")
     (delta,) = objective._delta(point.method.tuner, Key(1))
     assert delta.shape == (2, 2)
     (slope,) = torch.autograd.grad(objective(point).surrogate, list(point.method.tuner.network.parameters()))

@@ -16,8 +16,8 @@ from l2l.report.files import read_tensors
 
 SMALL = {**TINY, "architecture": "table", "basis_rank": 4, "steps": 3}
 CASES: list[dict[str, Any]] = [
-    {"basis": "gradients", "normaliser": "curvature", "objective": "expected"},
-    {"basis": "activations", "architecture": "per_block_mlp", "turns": "role", "normaliser": "curvature"},
+    {"basis": "gradients", "normalizer": "curvature", "objective": "expected"},
+    {"basis": "activations", "architecture": "per_block_mlp", "block_schedule": "role", "normalizer": "curvature"},
     {
         "basis": "random",
         "objective": "runs",
@@ -53,7 +53,7 @@ def test_a_run_with_a_basis_broken_off_and_continued_measures_nothing_again(case
     whole = run(tmp_path / "whole", **case)
     assert whole.basis and {vectors.shape[1] for vectors in whole.basis.values()} == {4}
     assert whole.provenance.recipe["basis"] == case["basis"] and whole.provenance.recipe["basis_rank"] == 4
-    assert (whole.turns is not None) == ("turns" in case) == ("turns" in whole.provenance.recipe)
+    assert (whole.block_schedule is not None) == ("block_schedule" in case) == ("turns" in whole.provenance.recipe)
     assert not (tmp_path / "whole" / "measured.pt").exists()
     fresh = l2l.Tuner.for_model(l2l.load_model("l2l/tiny"), whole.architecture, basis=whole.basis).network
     assert any(not torch.equal(a, b) for a, b in zip(whole.network.parameters(), fresh.parameters(), strict=True))
@@ -72,13 +72,13 @@ def test_a_run_with_a_basis_broken_off_and_continued_measures_nothing_again(case
 
 def test_a_run_without_a_basis_is_that_of_a_version_that_knew_none(tmp_path, monkeypatch):
     """Its directory says nothing of a basis, and it goes on where nothing measured was kept."""
-    whole = run(tmp_path / "whole", normaliser="curvature")
+    whole = run(tmp_path / "whole", normalizer="curvature")
     assert whole.basis is None
     config = yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())
     assert not [name for name in config if name.startswith("basis")]
-    cut_short(tmp_path / "cut", monkeypatch, normaliser="curvature")
+    cut_short(tmp_path / "cut", monkeypatch, normalizer="curvature")
     (tmp_path / "cut" / "measured.pt").unlink()
-    run(tmp_path / "cut", normaliser="curvature")
+    run(tmp_path / "cut", normalizer="curvature")
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 import l2l
-from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
 from l2l.meta.bases import Losses, pool_basis
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.pool import PoolTask, load_pool
 from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
-from l2l.perturb import Theta
-from l2l.tasks.closure import batch_loss
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.tasks.losses import batch_loss
 
 
 def losses_of(model: nn.Module, task: PoolTask, batches: int) -> Losses:
@@ -28,7 +28,7 @@ def losses_of(model: nn.Module, task: PoolTask, batches: int) -> Losses:
 
 def step(model: nn.Module, task: Losses, steps: int, lr: float = 1e-2) -> None:
     """First-order steps on batches behind those that are looked at."""
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     velocity = at_rest(theta.blocks)
     for number in range(steps):
         momentum_step(task.at(task.looked_at + number), theta, velocity, lr, TrajectoryConfig())

@@ -9,12 +9,12 @@ import torch
 from bowl import Bowl, basis, chain, lambdas, point_on, slopes, tuner_of
 from torch import Tensor
 
-from l2l.meta.components import Components
 from l2l.meta.curvature import traces
 from l2l.meta.objectives.expected import Expected
 from l2l.meta.objectives.expected_curvature import ExpectedCurvature
-from l2l.meta.objectives.published import Published
-from l2l.meta.objectives.ratio import Ratio, averaged, log_ratio
+from l2l.meta.objectives.published import OneStepLoss
+from l2l.meta.objectives.ratio import LogProgressRate, averaged, log_ratio
+from l2l.meta.statistics import Components
 from l2l.noise import Key
 
 
@@ -97,7 +97,7 @@ def test_the_published_objective_agrees_with_the_expected_one_over_many_keys():
     model = Bowl()
     point = point_on(model, tuner_of(model), lr=1e-6, other=0)
     closed = Expected()(point)
-    runs = [Published()(replace(point, key=Key(2, step))) for step in range(400)]
+    runs = [OneStepLoss()(replace(point, key=Key(2, step))) for step in range(400)]
     gains = torch.tensor([run.value - model(0).item() for run in runs], dtype=torch.float64)
     assert abs(gains.mean().item() - closed.value) < 4 * gains.std().item() / len(runs) ** 0.5
     gradients = torch.stack([slopes(run) for run in runs])
@@ -117,7 +117,7 @@ def test_the_ratio_is_its_formula_and_blind_to_the_scale_of_sigma():
     assert form.value == pytest.approx(value.item(), rel=1e-12)
     torch.testing.assert_close(form.slope, at.grad)
     assert log_ratio(3.7 * energies, signal, noisy, trace, 0.01).value == pytest.approx(form.value, rel=1e-12)
-    outcome = Ratio()(point_on(model, tuner_of(model), other=0))
+    outcome = LogProgressRate()(point_on(model, tuner_of(model), other=0))
     sigma = torch.tensor(outcome.report.estimates[0].direction.sigma, dtype=torch.float64)
     along = torch.dot(sigma, slopes(outcome)).item()
     assert abs(along) < 1e-6 * torch.sum(sigma * slopes(outcome).abs()).item()
@@ -125,7 +125,7 @@ def test_the_ratio_is_its_formula_and_blind_to_the_scale_of_sigma():
 
 def test_the_ratio_does_not_depend_on_the_learning_rate():
     model = Bowl()
-    values = [Ratio()(point_on(model, tuner_of(model), lr=lr)).value for lr in (1e-3, 1e-1)]
+    values = [LogProgressRate()(point_on(model, tuner_of(model), lr=lr)).value for lr in (1e-3, 1e-1)]
     assert values[0] == pytest.approx(values[1], rel=1e-9)
 
 
@@ -148,15 +148,15 @@ def test_the_ratio_averages_over_the_points_of_a_task():
     assert second["signal"].item() == pytest.approx((2.0 * 0.25 + 4.0 * 0.5) / 0.75)
     model = Bowl()
     point = point_on(model, tuner_of(model))
-    before = Ratio(decay=0.5)(point).memory
-    after = Ratio(decay=0.5)(replace(point, other=point.closure, memory=before)).memory
+    before = LogProgressRate(decay=0.5)(point).memory
+    after = LogProgressRate(decay=0.5)(replace(point, other=point.closure, memory=before)).memory
     torch.testing.assert_close(after["signal"], (inner(model, None, 0, 1) + 2 * inner(model, None, 0, 0)) / 3)
 
 
 def test_labels_that_cannot_be_drawn_are_refused_with_a_way_out():
     model = Bowl()
     with pytest.raises(ValueError, match=r"trace='fisher' draws labels.*use 'hutchinson'"):
-        Ratio()(point_on(model, tuner_of(model), sampled=None))
+        LogProgressRate()(point_on(model, tuner_of(model), sampled=None))
 
 
 @pytest.mark.parametrize("inside", [None, basis()], ids=["dense", "with a basis"])

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from l2l.blocks import Blocks
-from l2l.meta.components import Components
 from l2l.meta.labels import sampled_loss
-from l2l.meta.statistics import squared_norms
+from l2l.meta.statistics import Components, squared_norms
 from l2l.models.heads import token_logprobs
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
 from l2l.noise import Key
+from l2l.params.blocks import Blocks
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, Form, collate
 from l2l.tasks.losses import classification_loss, option_scores
 
@@ -79,7 +78,7 @@ def test_the_squared_norm_under_drawn_labels_is_the_gauss_newton_trace_on_averag
         exact += chance * squared_norms(
             blocks, components, lambda given=given: classification_loss(score(model, given), given)
         )
-    draws = [sampled_loss(model, batch, "classification", Key(step)) for step in range(100)]
-    found = torch.stack([draw.count * squared_norms(blocks, components, draw.closure) for draw in draws])
-    error = found.std(0) / len(draws) ** 0.5
+    num_directions = [sampled_loss(model, batch, "classification", Key(step)) for step in range(100)]
+    found = torch.stack([draw.count * squared_norms(blocks, components, draw.closure) for draw in num_directions])
+    error = found.std(0) / len(num_directions) ** 0.5
     assert torch.all((found.mean(0) - exact).abs() < 4 * error + 1e-9)

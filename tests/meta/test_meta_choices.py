@@ -38,7 +38,7 @@ UNUSUAL: dict[str, Any] = {
     "task_weights": [2.0, 1.0],
     "outer_optimizer": "adam",
     "features": "standard",
-    "normaliser": "curvature",
+    "normalizer": "curvature",
     "restart_histories": True,
 }
 
@@ -55,7 +55,7 @@ def test_an_unusual_run_broken_off_and_continued_is_the_uninterrupted_run(tmp_pa
     from l2l.meta.module import MetaModule
 
     tuner = run(tmp_path / "whole", **UNUSUAL)
-    assert tuner.feature_set == "standard" and tuner.normaliser.name == "curvature"
+    assert tuner.feature_set == "standard" and tuner.normalizer.name == "curvature"
     original = MetaModule.training_step
 
     def cut(self: MetaModule, batch: int, batch_idx: int) -> None:
@@ -91,21 +91,21 @@ def test_evolution_learns_along_the_deployed_steps_without_any_backward_pass(tmp
 def test_the_zeroth_order_trajectory_is_the_run_that_fine_tuning_would_do(tmp_path):
     from dataclasses import asdict
 
-    from l2l.finetune.step import zo_step
-    from l2l.meta.learner import MetaLearner
-    from l2l.meta.run import prepare
+    from l2l.meta.module import MetaLearner
+    from l2l.meta.run import prepare_meta_training
     from l2l.noise import Key
-    from l2l.report.rundir import RunDirectory
+    from l2l.optim import zo_step
+    from l2l.report.run_directory import RunDirectory
 
     config = MetaTrainConfig(**{**TINY, "trajectory": "zo", "lr": 1e-3, "tasks": ["world_job"], "restart_every": 9})
     ends = []
     for own in (True, False):
-        parts = prepare(config, None, None)
+        parts = prepare_meta_training(config, None, None)
         learner = MetaLearner(parts, config, RunDirectory(str(tmp_path / "out"), asdict(config)))
         history, feeder = learner.histories[0], parts.pool[0].feeder
         for step in range(3):
             if own:
-                outcome, closure = learner.look(step)
+                outcome, closure = learner.outer_loss(step)
                 learner.travel(step, closure, outcome)
             else:
                 closure = learner.point(step, 0, step).closure
@@ -151,8 +151,8 @@ def test_drawn_tasks_follow_their_weights_and_no_batch_is_passed_over():
         ({"task_weights": [1.0], "sampling": "random"}, "task_weights has 1 values for 2 tasks"),
         ({"task_weights": [-1.0, 1.0], "sampling": "random"}, r"task_weights=\[-1.0, 1.0\] must be finite"),
         ({"outer_optimizer": "lion"}, "outer_optimizer='lion' must be"),
-        ({"normaliser": "budget"}, "normaliser='budget' must be one of energy, curvature, none"),
-        ({"normaliser": "none", "normalise": False}, "normalise is off, but normaliser is 'none'"),
+        ({"normalizer": "budget"}, "normalizer='budget' must be one of energy, curvature, none"),
+        ({"normalizer": "none", "normalise": False}, "normalise is off, but normalizer is 'none'"),
         ({"features": "raw"}, "unknown tuner features 'raw'"),
     ],
 )

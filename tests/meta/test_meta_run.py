@@ -123,7 +123,7 @@ def test_the_model_given_has_its_initial_weights_after_a_failure_too(tmp_path, m
     def stopped(*_: Any) -> float:
         raise FloatingPointError("the loss is nan")
 
-    monkeypatch.setattr("l2l.meta.learner.move", stopped)
+    monkeypatch.setattr("l2l.meta.module.move", stopped)
     with pytest.raises(FloatingPointError):
         meta_train(tmp_path, model)
     assert same_bits(weights(model), before)

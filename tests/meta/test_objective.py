@@ -12,18 +12,18 @@ from torch.func import functional_call
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from l2l.blocks import Blocks
 from l2l.estimators.backward import consume_gradients
-from l2l.estimators.base import Closure
-from l2l.meta.objectives.base import Outcome, Point
-from l2l.meta.objectives.published import Published
+from l2l.estimators.finite_difference import Closure
+from l2l.meta.objectives.base import MetaLoss, MetaState
+from l2l.meta.objectives.published import OneStepLoss
 from l2l.meta.trajectory import TrajectoryConfig, accelerate, at_rest, momentum_step
 from l2l.methods.learned import Learned
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
 from l2l.noise import Key, standard_noise
-from l2l.perturb import Theta
-from l2l.tuners.features import History
-from l2l.tuners.tuner import Tuner
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.tuners.features import RunStatistics
+from l2l.tuners.model import Tuner
 
 
 def language_loss(model: nn.Module, ids: Tensor) -> Tensor:
@@ -31,20 +31,26 @@ def language_loss(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def one_step(
-    closure: Closure, theta: Theta, method: Learned, history: History, key: Key, lr: float, consume: Any = None
-) -> Outcome:
-    return Published()(Point(closure, closure, lambda i: closure, theta, method, history, key, lr, consume))
+    closure: Closure,
+    theta: PerturbedParameters,
+    method: Learned,
+    history: RunStatistics,
+    key: Key,
+    lr: float,
+    consume: Any = None,
+) -> MetaLoss:
+    return OneStepLoss()(MetaState(closure, closure, lambda i: closure, theta, method, history, key, lr, consume))
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
 def test_the_lean_meta_gradient_equals_functional_call(family: str):
     model = tiny_random(family).double()
     ids = torch.randint(0, 128, (4, 12), generator=torch.Generator().manual_seed(0))
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     method = Learned(Tuner.for_model(model, seed=3))
     key, lr = Key(5, 7), 1e-2
 
-    outcome = one_step(lambda: language_loss(model, ids), theta, method, History.start(theta.blocks), key, lr)
+    outcome = one_step(lambda: language_loss(model, ids), theta, method, RunStatistics.start(theta.blocks), key, lr)
 
     estimate = outcome.report.estimates[0]
     assert outcome.sigma_gradient is not None
@@ -68,14 +74,14 @@ def test_the_meta_gradient_is_the_slope_of_the_loss_after_the_step():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     data, labels = torch.randn(32, 6, dtype=torch.float64), torch.randint(0, 3, (32,))
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     method = Learned(Tuner.for_model(model, seed=1))
     key, lr, width = Key(1), 0.1, 1e-4
 
     def loss() -> Tensor:
         return nn.functional.cross_entropy(model(data), labels)
 
-    outcome = one_step(loss, theta, method, History.start(theta.blocks), key, lr)
+    outcome = one_step(loss, theta, method, RunStatistics.start(theta.blocks), key, lr)
     estimate = outcome.report.estimates[0]
     amount = -lr * estimate.projected_gradient * estimate.direction.factor
 
@@ -98,10 +104,10 @@ def test_the_meta_gradient_is_the_slope_of_the_loss_after_the_step():
 def test_theta_is_where_it_was_after_the_objective_and_after_an_error_in_it():
     model = tiny_random("llama")
     ids = torch.randint(0, 128, (2, 8), generator=torch.Generator().manual_seed(0))
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     method = Learned(Tuner.for_model(model))
     before = [block.flat.clone() for block in theta.blocks]
-    one_step(lambda: language_loss(model, ids), theta, method, History.start(theta.blocks), Key(0), 1e-3)
+    one_step(lambda: language_loss(model, ids), theta, method, RunStatistics.start(theta.blocks), Key(0), 1e-3)
     calls = []
 
     def breaks_in_the_backward_pass() -> Tensor:
@@ -111,7 +117,7 @@ def test_theta_is_where_it_was_after_the_objective_and_after_an_error_in_it():
         return language_loss(model, ids)
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        one_step(breaks_in_the_backward_pass, theta, method, History.start(theta.blocks), Key(0), 1e-3)
+        one_step(breaks_in_the_backward_pass, theta, method, RunStatistics.start(theta.blocks), Key(0), 1e-3)
     for block, kept in zip(theta.blocks, before, strict=True):
         assert torch.linalg.vector_norm(block.flat - kept) <= 1e-6 * (1 + torch.linalg.vector_norm(kept))
         assert block.tensor.grad is None
@@ -155,7 +161,7 @@ def test_a_meta_step_needs_little_more_memory_than_a_plain_first_order_step():
     model = tiny_random("llama", hidden_size=256, intermediate_size=768, vocab_size=1024, num_hidden_layers=6)
     ids = torch.randint(0, 1024, (2, 16), generator=torch.Generator().manual_seed(0))
     blocks = Blocks.of(model)
-    theta, method = Theta(blocks), Learned(Tuner.for_model(model))
+    theta, method = PerturbedParameters(blocks), Learned(Tuner.for_model(model))
     weights = sum(block.numel * 4 for block in blocks)
     velocity, config = at_rest(blocks), TrajectoryConfig()
 
@@ -169,7 +175,7 @@ def test_a_meta_step_needs_little_more_memory_than_a_plain_first_order_step():
         def closure() -> Tensor:
             return language_loss(model, ids)
 
-        one_step(closure, theta, method, History.start(blocks), Key(0), 1e-3)
+        one_step(closure, theta, method, RunStatistics.start(blocks), Key(0), 1e-3)
         momentum_step(closure, theta, velocity, 1e-3, config)
 
     def textbook() -> None:
@@ -206,7 +212,7 @@ def test_the_trajectory_is_sgd_with_momentum_where_nothing_is_clipped():
     ours, reference = nn.Linear(4, 3), nn.Linear(4, 3)
     reference.load_state_dict(ours.state_dict())
     data = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
-    theta = Theta(Blocks.of(ours))
+    theta = PerturbedParameters(Blocks.of(ours))
     velocity, config = at_rest(theta.blocks), TrajectoryConfig(lr=0.1, momentum=0.8, clip=1e6)
     sgd = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.8)
     for _ in range(5):
@@ -223,7 +229,7 @@ def test_the_trajectory_limits_the_velocity_and_falls_to_zero_before_each_restar
     assert [config.lr_at(step) for step in range(6)] == [0.5, 0.375, 0.25, 0.125, 0.5, 0.375]
     model = nn.Linear(4, 3, bias=False)
     before = model.weight.detach().clone()
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     momentum_step(lambda: 1e3 * model.weight.sum(), theta, at_rest(theta.blocks), 1.0, config)
     assert torch.linalg.vector_norm(model.weight - before).item() == pytest.approx(0.1 / 0.5, rel=1e-5)
 
@@ -232,7 +238,7 @@ def test_the_gradient_behind_the_step_can_drive_the_trajectory_as_well():
     """The velocity is then that of the gradient at theta', taken in the same backward pass, and theta is back first."""
     model = tiny_random("llama").double()
     ids = torch.randint(0, 128, (4, 12), generator=torch.Generator().manual_seed(0))
-    theta, config = Theta(Blocks.of(model)), TrajectoryConfig(momentum=0.5)
+    theta, config = PerturbedParameters(Blocks.of(model)), TrajectoryConfig(momentum=0.5)
     method = Learned(Tuner.for_model(model, seed=3))
     velocity = {i: torch.full_like(block.tensor.detach(), 2.0) for i, block in enumerate(theta.blocks)}
     before = [block.flat.clone() for block in theta.blocks]
@@ -240,7 +246,7 @@ def test_the_gradient_behind_the_step_can_drive_the_trajectory_as_well():
         lambda: language_loss(model, ids),
         theta,
         method,
-        History.start(theta.blocks),
+        RunStatistics.start(theta.blocks),
         Key(5),
         1e-2,
         consume=accelerate(velocity, config),

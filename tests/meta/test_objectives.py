@@ -11,16 +11,16 @@ import torch
 from bowl import SIZES, Bowl, basis, point_on, slopes, tuner_of, weights_of
 from torch import Tensor
 
-from l2l.finetune.step import zo_step
 from l2l.meta.objectives import make_objective, objective_names
-from l2l.meta.objectives.base import Outcome
+from l2l.meta.objectives.base import MetaLoss
 from l2l.meta.objectives.evolution import Evolution
 from l2l.meta.objectives.held_out import HeldOut
-from l2l.meta.objectives.published import Published
+from l2l.meta.objectives.published import OneStepLoss
 from l2l.meta.objectives.unrolled import Unrolled
-from l2l.meta.walk import inner_key, replay
+from l2l.meta.trajectory import inner_key, replay
 from l2l.noise import Key, standard_noise
-from l2l.perturb.basis import low_rank_noise
+from l2l.optim import zo_step
+from l2l.params.basis import low_rank_noise
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("published", {}),
@@ -44,7 +44,7 @@ def close(model: Bowl, before: list[Tensor]) -> bool:
     )
 
 
-def meta_gradient(outcome: Outcome, network: torch.nn.Module) -> Tensor:
+def meta_gradient(outcome: MetaLoss, network: torch.nn.Module) -> Tensor:
     found = torch.autograd.grad(outcome.surrogate, list(network.parameters()), allow_unused=False)
     return torch.cat([value.reshape(-1) for value in found]).double()
 
@@ -122,7 +122,7 @@ def test_closed_forms_hand_on_the_gradient_at_theta():
 def test_the_published_gradient_is_exact_in_both_outputs(inside: Tensor | None):
     model = Bowl()
     point = point_on(model, tuner_of(model, inside), lr=0.1)
-    outcome = Published()(point)
+    outcome = OneStepLoss()(point)
     seen = outcome.report.estimates[0]
     amount = -point.lr * seen.projected_gradient * seen.direction.factor
     noise = [standard_noise(b.name, point.key, b.tensor.shape, dtype=torch.float64) for b in point.theta.blocks]
@@ -146,7 +146,7 @@ def test_the_published_gradient_is_exact_in_both_outputs(inside: Tensor | None):
 
 def test_one_unrolled_step_is_the_held_out_objective():
     found = []
-    for objective in (Unrolled(steps=1), HeldOut(), Published()):
+    for objective in (Unrolled(steps=1), HeldOut(), OneStepLoss()):
         model = Bowl()
         found.append(objective(point_on(model, tuner_of(model))))
     one, held, published = found
@@ -237,7 +237,7 @@ def test_evolution_builds_no_graph_over_the_model():
 def test_a_step_can_be_taken_again_from_what_it_saw():
     model = Bowl()
     point = point_on(model, tuner_of(model, basis()), lr=0.1)
-    report = Published()(point).report
+    report = OneStepLoss()(point).report
     before = weights_of(model)
     replay(point.theta, report, point.lr)
     again = weights_of(model)
@@ -258,7 +258,7 @@ def test_a_step_can_be_taken_again_from_what_it_saw():
         ("ratio", {"decay": 1.0}, "decay=1.0 must be at least 0 and below 1"),
         ("expected_curvature", {"trace": "exact"}, "trace='exact' must be one of fisher, hutchinson, seen"),
         ("no.such_module", {}, "no module 'no.such_module' can be imported"),
-        ("l2l.meta.walk", {}, "defines 0 objectives"),
+        ("l2l.meta.trajectory", {}, "defines 0 objectives"),
     ],
 )
 def test_a_wrong_objective_is_refused_with_a_way_out(name: str, args: dict[str, Any], said: str):

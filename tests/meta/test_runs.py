@@ -10,13 +10,13 @@ import torch
 from bowl import weights_of
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
-from l2l.meta.objectives.base import Point
-from l2l.meta.objectives.runs import Runs, centred_ranks, first_of_role
+from l2l.meta.objectives.base import MetaState
+from l2l.meta.objectives.runs import ESFullRun, centred_ranks, first_of_role
 from l2l.methods.learned import Learned
 from l2l.noise import Key
-from l2l.perturb import Theta
-from l2l.tuners.tuner import Tuner
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.tuners.model import Tuner
 
 
 class Valley(nn.Module):
@@ -31,17 +31,17 @@ class Valley(nn.Module):
         return 0.5 * (self.useful**2).sum() + 20 * (self.steep**2).sum()
 
 
-def point_on(model: nn.Module, loss: Callable[[], Tensor]) -> Point:
+def point_on(model: nn.Module, loss: Callable[[], Tensor]) -> MetaState:
     tuner = Tuner.for_model(model, "table")
-    theta = Theta(Blocks.of(model))
+    theta = PerturbedParameters(Blocks.of(model))
     method = Learned(tuner)
-    return Point(loss, loss, lambda i: loss, theta, method, method.init(theta.blocks), Key(3, 5), 1e-2)
+    return MetaState(loss, loss, lambda i: loss, theta, method, method.init(theta.blocks), Key(3, 5), 1e-2)
 
 
 def test_it_asks_for_more_where_something_is_to_be_gained_and_for_less_where_it_is_steep():
     model = Valley()
     point, before = point_on(model, model), weights_of(model)
-    outcome = Runs(population=12, scale=0.5, steps=40)(point)
+    outcome = ESFullRun(population=12, scale=0.5, steps=40)(point)
     (slope,) = torch.autograd.grad(outcome.surrogate, list(point.method.tuner.network.parameters()))
     assert slope[0] < 0 < slope[1]
     assert outcome.value < outcome.loss
@@ -58,7 +58,7 @@ def test_a_run_that_diverges_is_the_worst_and_spoils_nothing():
         return model() if next(calls) % 97 != 50 else torch.tensor(math.nan)
 
     point, before = point_on(model, loss), weights_of(model)
-    outcome = Runs(population=4, steps=10)(point)
+    outcome = ESFullRun(population=4, steps=10)(point)
     assert torch.isfinite(outcome.surrogate)
     assert math.isfinite(outcome.value)
     for kept, now in zip(before, model.parameters(), strict=True):
@@ -68,9 +68,9 @@ def test_a_run_that_diverges_is_the_worst_and_spoils_nothing():
 def test_weights_of_one_role_move_alike():
     model = nn.ModuleDict({f"layers.{i}".replace(".", "_"): nn.Linear(2, 2, bias=False) for i in range(3)})
     tuner = Tuner.for_model(model, "table")
-    (delta,) = Runs(tie="role")._delta(tuner, Key(1))
+    (delta,) = ESFullRun(tie="role")._delta(tuner, Key(1))
     assert delta[0] == delta[1] == delta[2]
-    (free,) = Runs()._delta(tuner, Key(1))
+    (free,) = ESFullRun()._delta(tuner, Key(1))
     assert len(set(free.tolist())) == 3
 
 
@@ -90,4 +90,4 @@ def test_roles_are_names_without_the_number_of_the_layer():
 @pytest.mark.parametrize(("args", "said"), [({"population": 0}, "population=0"), ({"tie": "kind"}, "tie='kind'")])
 def test_wrong_settings_are_refused(args: dict[str, object], said: str):
     with pytest.raises(ValueError, match=said):
-        Runs(**args)  # pyright: ignore[reportArgumentType]
+        ESFullRun(**args)  # pyright: ignore[reportArgumentType]

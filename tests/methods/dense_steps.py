@@ -10,9 +10,9 @@ from cases import weights
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.base import Method
 from l2l.noise import Key, standard_noise
+from l2l.optim import ZOOptimizer
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]

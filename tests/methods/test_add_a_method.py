@@ -13,13 +13,13 @@ from cases import METHODS, MethodCase, Problem, TiedLM, farthest, same_bits, wei
 from torch import nn
 
 import l2l.methods
-from l2l.compare.lineup import plain_methods
-from l2l.finetune.method_list import method_list
-from l2l.finetune.methods import build_method
-from l2l.finetune.optimizer import ZOOptimizer
+from l2l.experiments.spec import plain_methods
 from l2l.methods import method_names
 from l2l.methods.mezo import MeZO
-from l2l.tuners.tuner import Tuner
+from l2l.methods.registry import build_method
+from l2l.optim import ZOOptimizer
+from l2l.train.method_list import method_list
+from l2l.tuners.model import Tuner
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
 CASE = MethodCase("clipped", {})

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from l2l.blocks import Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.agzo import AGZO, InSpan
 from l2l.noise import Key
-from l2l.perturb import Theta, written
-from l2l.perturb.activations import Activations
+from l2l.optim import ZOOptimizer
+from l2l.params import PerturbedParameters, dense_direction
+from l2l.params.blocks import Blocks
+from l2l.params.inputs import Activations
 
 RANK, ITERATIONS = 2, 3
 
@@ -172,13 +172,13 @@ def test_an_evaluation_in_inference_mode_shows_its_inputs_as_well():
         with torch.inference_mode():
             return model()
 
-    optimizer, before = ZOOptimizer(model, AGZO(draws=2), LR, SEED), weights(model)
+    optimizer, before = ZOOptimizer(model, AGZO(num_directions=2), LR, SEED), weights(model)
     optimizer.step(closure)
     assert optimizer.report is not None and optimizer.report.passes == 3
     seen = optimizer.report.estimates
     wanted = {
         block.name: before[block.name]
-        - LR / 2 * sum(one.projected_gradient * written(one.direction, optimizer.blocks, i) for one in seen)
+        - LR / 2 * sum(one.projected_gradient * dense_direction(one.direction, optimizer.blocks, i) for one in seen)
         for i, block in enumerate(optimizer.blocks)
     }
     assert_near(weights(model), wanted, 1e-4, 1e-6)
@@ -209,9 +209,9 @@ def test_a_tuner_scales_what_is_walked_and_what_is_moved():
     model = TiedLM().double()
     before = weights(model)
     optimizer = run(model, MethodCase("learned+agzo", {}).make(model), steps=1)
-    assert optimizer.report is not None and isinstance(optimizer.theta, Theta)
+    assert optimizer.report is not None and isinstance(optimizer.theta, PerturbedParameters)
     (seen,) = optimizer.report.estimates
-    us = {block.name: written(seen.direction, optimizer.blocks, i) for i, block in enumerate(optimizer.blocks)}
+    us = {block.name: dense_direction(seen.direction, optimizer.blocks, i) for i, block in enumerate(optimizer.blocks)}
     assert len(set(seen.direction.sigma)) == len(us)
     assert_near(weights(model), moved(before, -LR * seen.projected_gradient, us), 1e-9, 1e-12)
 

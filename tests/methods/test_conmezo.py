@@ -12,11 +12,11 @@ from cases import MethodCase, Quadratic, TiedLM, same_bits, weights
 from dense_steps import EPSILON, LR, SEED, Loss, Weights, assert_near, assert_same_run, moved, normal, run, two_sided
 from torch import Tensor, nn
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.conmezo import ConMeZO, ConMeZOState
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
-from l2l.perturb import written
+from l2l.optim import ZOOptimizer
+from l2l.params import dense_direction
 
 ANGLE, BETA = 1.2, 0.9
 
@@ -65,8 +65,8 @@ def test_its_first_step_is_that_of_mezo(model: nn.Module):
 
 def test_a_right_angle_is_mezo(model: nn.Module):
     other = type(model)().double()
-    run(model, ConMeZO(draws=2, angle=math.pi / 2))
-    run(other, MeZO(draws=2))
+    run(model, ConMeZO(num_directions=2, angle=math.pi / 2))
+    run(other, MeZO(num_directions=2))
     assert_near(weights(model), weights(other), 1e-8, 1e-10)
 
 
@@ -92,7 +92,7 @@ def test_directions_lie_on_the_cone_around_momentum_and_are_as_long_as_noise():
     state = optimizer.method_state
     assert isinstance(state, ConMeZOState) and isinstance(optimizer.method, ConMeZO)
     direction = optimizer.method.direction(optimizer.blocks, state, Key(SEED, 3))
-    z, m = flat([written(direction, optimizer.blocks, i) for i in range(2)]), flat(state.momenta)
+    z, m = flat([dense_direction(direction, optimizer.blocks, i) for i in range(2)]), flat(state.momenta)
     assert torch.cosine_similarity(z, m, dim=0).item() == pytest.approx(math.cos(1.0), abs=0.03)
     assert z.square().mean().item() == pytest.approx(1, rel=0.05)
 
@@ -106,7 +106,7 @@ def test_the_norm_of_momentum_is_measured_where_a_mean_recurrence_would_be_wrong
     direction = optimizer.method.direction(optimizer.blocks, state, Key(SEED, 6))
     for i, block in enumerate(optimizer.blocks):
         u = math.sin(0.5) * normal(block.name, Key(SEED, 6), *block.tensor.shape)
-        torch.testing.assert_close(written(direction, optimizer.blocks, i) - u, along * state.momenta[i])
+        torch.testing.assert_close(dense_direction(direction, optimizer.blocks, i) - u, along * state.momenta[i])
 
 
 def test_beta_is_held_then_rises_to_its_value():
@@ -169,7 +169,7 @@ def test_weight_decay_beside_it_is_the_plain_one(model: nn.Module):
         ({"angle": 2.0}, r"angle=2\.0 must be at most pi / 2"),
         ({"beta": 1.0}, r"beta=1\.0 must be at least 0 and below 1"),
         ({"warm_up": -1}, "warm_up=-1 must be a whole number, at least 0"),
-        ({"draws": 0}, "draws=0 must be a whole number"),
+        ({"num_directions": 0}, "num_directions=0 must be a whole number"),
     ],
 )
 def test_values_out_of_range_are_refused(wrong: dict[str, Any], message: str):

@@ -12,11 +12,11 @@ from cases import Quadratic, TiedLM, same_bits, weights
 from torch import nn
 from torch.func import functional_call
 
-from l2l.blocks import Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.curvzo import CurvZO, CurvZOState, adapted, drawn, inclusion
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
+from l2l.optim import ZOOptimizer
+from l2l.params.blocks import Blocks
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from l2l.estimators.forward_gradient import forward_gradient
-from l2l.finetune.control import StepControl
-from l2l.finetune.optimizer import ZOOptimizer
+from l2l.estimators.forward_mode import forward_gradient
 from l2l.methods.forward_grad import ForwardGrad
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
-from l2l.perturb import Direction
+from l2l.optim import CurvatureLR, ZOOptimizer
+from l2l.params import Direction
 
 
 @pytest.fixture(params=[Quadratic, TiedLM])
@@ -33,17 +32,17 @@ def gradient_of(model: nn.Module, at: Weights) -> Weights:
     return dict(zip(leaves, found, strict=True))
 
 
-@pytest.mark.parametrize("draws", [1, 3])
-def test_it_takes_the_steps_of_the_paper(model: nn.Module, draws: int):
+@pytest.mark.parametrize("num_directions", [1, 3])
+def test_it_takes_the_steps_of_the_paper(model: nn.Module, num_directions: int):
     def dense(loss: Loss, at: Weights, key: Key) -> Weights:
         gradient, following = gradient_of(model, at), at
-        for draw in range(draws):
+        for draw in range(num_directions):
             u = {name: normal(name, key.with_draw(draw), *value.shape) for name, value in at.items()}
             slope = sum((gradient[name] * u[name]).sum().item() for name in at)
-            following = moved(following, -LR * slope / draws, u)
+            following = moved(following, -LR * slope / num_directions, u)
         return following
 
-    assert_same_run(model, ForwardGrad(draws=draws), dense)
+    assert_same_run(model, ForwardGrad(num_directions=num_directions), dense)
 
 
 def test_mezo_with_a_small_epsilon_is_nearly_it(model: nn.Module):
@@ -53,8 +52,8 @@ def test_mezo_with_a_small_epsilon_is_nearly_it(model: nn.Module):
     assert_near(weights(model), weights(other), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("draws", [1, 2])
-def test_an_evaluation_with_tangents_counts_as_two_passes(draws: int):
+@pytest.mark.parametrize("num_directions", [1, 2])
+def test_an_evaluation_with_tangents_counts_as_two_passes(num_directions: int):
     model, calls = TiedLM(), 0
 
     def closure() -> Tensor:
@@ -62,10 +61,14 @@ def test_an_evaluation_with_tangents_counts_as_two_passes(draws: int):
         calls += 1
         return model()
 
-    optimizer = ZOOptimizer(model, ForwardGrad(draws=draws), LR)
+    optimizer = ZOOptimizer(model, ForwardGrad(num_directions=num_directions), LR)
     optimizer.step(closure)
     assert optimizer.report is not None
-    assert (calls, optimizer.report.passes, ForwardGrad(draws=draws).passes) == (draws, 2 * draws, 2 * draws)
+    assert (calls, optimizer.report.passes, ForwardGrad(num_directions=num_directions).passes) == (
+        num_directions,
+        2 * num_directions,
+        2 * num_directions,
+    )
 
 
 def test_no_graph_is_built_though_gradients_are_on():
@@ -108,7 +111,7 @@ def test_half_precision_slopes_are_near_those_of_the_same_weights_in_float32():
     whole = TiedLM().bfloat16().float()
     slopes = []
     for model in (half, whole):
-        optimizer = ZOOptimizer(model, ForwardGrad(draws=8), 1e-9, SEED)
+        optimizer = ZOOptimizer(model, ForwardGrad(num_directions=8), 1e-9, SEED)
         optimizer.step(lambda model=model: model().float())
         assert optimizer.report is not None
         slopes.append(torch.tensor([seen.projected_gradient for seen in optimizer.report.estimates]))
@@ -117,8 +120,10 @@ def test_half_precision_slopes_are_near_those_of_the_same_weights_in_float32():
 
 def test_it_may_be_given_lr_auto():
     left, right = Quadratic().double(), Quadratic().double()
-    control = StepControl(every=1, warm_up=0)
-    one, other = (ZOOptimizer(m, k, "auto", SEED, control=control) for m, k in ((left, ForwardGrad()), (right, MeZO())))
+    control = CurvatureLR(every=1, warm_up=0)
+    one, other = (
+        ZOOptimizer(m, k, "auto", SEED, curvature_lr=control) for m, k in ((left, ForwardGrad()), (right, MeZO()))
+    )
     one.step(left)
     other.step(right)
     assert one.report is not None and other.report is not None
@@ -183,5 +188,5 @@ def test_the_estimate_says_that_it_was_taken_at_theta():
     at_theta = model().item()
     with theta.step():
         seen = forward_gradient(model, theta, Direction(Key(0), (1.0, 1.0)))
-    assert (seen.loss, seen.loss_plus, seen.loss_minus, seen.loss_home) == (at_theta, at_theta, None, at_theta)
+    assert (seen.loss, seen.loss_plus, seen.loss_minus, seen.loss_center) == (at_theta, at_theta, None, at_theta)
     assert ForwardGrad().epsilon == EPSILON

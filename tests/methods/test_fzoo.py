@@ -12,10 +12,10 @@ from cases import LogisticRegression, Quadratic, TiedLM, farthest, same_bits, we
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.fzoo import FZOO, deviation
 from l2l.methods.mezo import MeZO
 from l2l.noise import Distribution, Key, standard_noise
+from l2l.optim import ZOOptimizer
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]
@@ -29,22 +29,22 @@ def dense_step(loss: Callable[[Weights], float], at: Weights, step: int, method:
     """theta - lr * sum c_i u_i, with everything written out."""
     us = [
         {n: standard_noise(n, Key(SEED, step, i), v.shape, method.distribution, torch.float64) for n, v in at.items()}
-        for i in range(method.draws)
+        for i in range(method.num_directions)
     ]
     home = loss(at)
     losses = [loss({n: v + method.epsilon * u[n] for n, v in at.items()}) for u in us]
     spread = statistics.pstdev(losses)
     for seen, u in zip(losses, us, strict=True):
-        c = (seen - home) / (method.draws * spread)
+        c = (seen - home) / (method.num_directions * spread)
         at = {n: v - LR * c * u[n] for n, v in at.items()}
     return at
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
-@pytest.mark.parametrize("draws", [2, 8])
+@pytest.mark.parametrize("num_directions", [2, 8])
 @pytest.mark.parametrize("make", [Quadratic, LogisticRegression, TiedLM])
-def test_it_takes_the_steps_of_the_paper(make: type[nn.Module], draws: int, distribution: Distribution):
-    model, method = make().double(), FZOO(EPSILON, draws, distribution)
+def test_it_takes_the_steps_of_the_paper(make: type[nn.Module], num_directions: int, distribution: Distribution):
+    model, method = make().double(), FZOO(EPSILON, num_directions, distribution)
     loss, at = loss_of(model), weights(model)
     optimizer = ZOOptimizer(model, method, LR, SEED)
     for step in range(20):
@@ -55,12 +55,12 @@ def test_it_takes_the_steps_of_the_paper(make: type[nn.Module], draws: int, dist
 
 def test_probes_share_one_loss_at_theta_and_each_step_has_all_of_them_anew():
     model = TiedLM()
-    optimizer = ZOOptimizer(model, FZOO(draws=5), 1e-3, SEED)
+    optimizer = ZOOptimizer(model, FZOO(num_directions=5), 1e-3, SEED)
     keys = set()
     for step in range(3):
         optimizer.step(model)
         assert optimizer.report is not None and optimizer.report.passes == 6
-        assert len({seen.loss_home for seen in optimizer.report.estimates}) == 1
+        assert len({seen.loss_center for seen in optimizer.report.estimates}) == 1
         keys |= {seen.direction.key for seen in optimizer.report.estimates}
         assert len(keys) == 5 * (step + 1)
 
@@ -98,11 +98,11 @@ def test_along_a_linear_loss_it_is_sgd_along_the_same_directions_divided_by_the_
         return model, lambda: (model.weight[0] * slopes).sum()
 
     (model, closure), (other, again) = linear(), linear()
-    optimizer = ZOOptimizer(model, FZOO(draws=4), LR, SEED)
+    optimizer = ZOOptimizer(model, FZOO(num_directions=4), LR, SEED)
     optimizer.step(closure)
     assert optimizer.report is not None
     spread = deviation([seen.projected_gradient for seen in optimizer.report.estimates])
-    ZOOptimizer(other, MeZO(draws=4, distribution="rademacher"), LR / spread, SEED).step(again)
+    ZOOptimizer(other, MeZO(num_directions=4, distribution="rademacher"), LR / spread, SEED).step(again)
     assert farthest(weights(model), weights(other)) < 1e-9
 
 
@@ -114,7 +114,7 @@ def test_no_step_is_taken_where_all_probes_have_one_loss():
         assert optimizer.step(lambda: model() * 0 + 1) == 1
     assert farthest(weights(model), start) < 1e-6
     exact = Quadratic()
-    ZOOptimizer(exact, FZOO(), LR, SEED, walk="exact").step(lambda: exact() * 0 + 1)
+    ZOOptimizer(exact, FZOO(), LR, SEED, perturb="functional").step(lambda: exact() * 0 + 1)
     assert same_bits(weights(exact), start)
 
 
@@ -131,10 +131,10 @@ def test_the_deviation_is_that_over_all():
 
 
 def test_values_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="draws=1 must be at least 2"):
-        FZOO(draws=1)
-    with pytest.raises(ValueError, match="draws=0 must be a whole number"):
-        FZOO(draws=0)
+    with pytest.raises(ValueError, match="num_directions=1 must be at least 2"):
+        FZOO(num_directions=1)
+    with pytest.raises(ValueError, match="num_directions=0 must be a whole number"):
+        FZOO(num_directions=0)
     with pytest.raises(ValueError, match="epsilon=0 must be positive"):
         FZOO(epsilon=0)
     with pytest.raises(ValueError, match="lr='auto' is a share of the way"):

@@ -10,13 +10,13 @@ from cases import LogisticRegression, Quadratic, TiedLM, farthest, weights
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2l.blocks import Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.greedy import Greedy
 from l2l.methods.guided import Combined, Guided, contrast
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
-from l2l.perturb import Direction, written
+from l2l.optim import ZOOptimizer
+from l2l.params import Direction, dense_direction
+from l2l.params.blocks import Blocks
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]
@@ -119,7 +119,7 @@ def test_a_guide_has_mean_square_one_and_is_the_sum_of_its_streams():
     blocks = Blocks.of(model)
     keys = [Key(3, 1, i) for i in range(5)]
     guide = Combined(dict(zip(keys, contrast([0.3, 0.1, 0.5, 0.2, 0.4], 2), strict=True)))
-    u = written(Direction(keys[0], (1.0, 1.0), shape=guide), blocks, 0)
+    u = dense_direction(Direction(keys[0], (1.0, 1.0), shape=guide), blocks, 0)
     assert (u**2).mean().item() == pytest.approx(1, rel=0.03)
     z = [standard_noise("weight", key, u.shape, dtype=torch.float64) for key in keys]
     wanted = ((z[1] + z[3]) / 2 - (z[0] + z[2] + z[4]) / 3) / (1 / 2 + 1 / 3) ** 0.5
@@ -130,7 +130,7 @@ def test_tensors_of_one_shape_are_guided_by_noise_of_their_own():
     model = nn.ModuleDict({"a": nn.Linear(6, 6, bias=False), "b": nn.Linear(6, 6, bias=False)}).double()
     guide = Combined({Key(3): 1.0, Key(3, 0, 1): -1.0})
     direction = Direction(Key(3), (1.0, 1.0), shape=guide)
-    first, second = (written(direction, Blocks.of(model), i) for i in range(2))
+    first, second = (dense_direction(direction, Blocks.of(model), i) for i in range(2))
     assert abs(torch.nn.functional.cosine_similarity(first.flatten(), second.flatten(), dim=0)) < 0.5
 
 

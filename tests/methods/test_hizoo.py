@@ -8,11 +8,11 @@ from cases import Quadratic, TiedLM, weights
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.hizoo import HiZOO
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
-from l2l.perturb import Direction, written
+from l2l.optim import ZOOptimizer
+from l2l.params import Direction, dense_direction
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]
@@ -111,7 +111,7 @@ def test_what_is_walked_is_noise_over_the_root_of_the_curvature():
     u = optimizer.method.direction(optimizer.blocks, state, Key(1))
     block = optimizer.blocks[0]
     z = standard_noise(block.name, Key(1), block.tensor.shape, dtype=torch.float64)
-    torch.testing.assert_close(written(u, optimizer.blocks, 0), z / 2)
+    torch.testing.assert_close(dense_direction(u, optimizer.blocks, 0), z / 2)
 
 
 @pytest.mark.parametrize("smooth", [-0.1, 1.0, float("nan")])

@@ -9,16 +9,15 @@ import pytest
 from cases import Problem, TiedLM, same_bits, weights
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.base import Method
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
-from l2l.tuners.basis import random_basis
-from l2l.tuners.features import History
-from l2l.tuners.normalise import CurvatureNormaliser, EnergyNormaliser, NoNormaliser
-from l2l.tuners.tuner import Tuner
+from l2l.optim import ZOOptimizer
+from l2l.params.blocks import Blocks
+from l2l.tuners.features import RunStatistics
+from l2l.tuners.model import Tuner, random_basis
+from l2l.tuners.normalize import CurvatureNormalizer, EnergyNormalizer, NoNormalizer
 
 STARTS: list[tuple[str, dict[str, Any]]] = [
     ("per_block_mlp", {"start": "mezo"}),
@@ -36,17 +35,17 @@ def run(model: nn.Module, method: Method[Any], steps: int = 6) -> tuple[list[flo
 
 
 @pytest.mark.parametrize(("architecture", "options"), STARTS)
-@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("num_directions", [1, 2])
 def test_a_tuner_that_starts_as_mezo_is_mezo_bit_for_bit(
-    problem: Problem, architecture: str, options: dict[str, Any], draws: int
+    problem: Problem, architecture: str, options: dict[str, Any], num_directions: int
 ):
     model = problem.make()
     traces = dict.fromkeys(Blocks.of(model).names, 0.3)
-    for normaliser in (EnergyNormaliser(), CurvatureNormaliser(traces), NoNormaliser()):
+    for normalizer in (EnergyNormalizer(), CurvatureNormalizer(traces), NoNormalizer()):
         model = problem.make()
-        tuner = Tuner.for_model(model, architecture, normaliser=normaliser, **options)
-        losses, end = run(model, Learned(tuner, draws=draws, horizon=10))
-        wanted, there = run(problem.make(), MeZO(draws=draws))
+        tuner = Tuner.for_model(model, architecture, normalizer=normalizer, **options)
+        losses, end = run(model, Learned(tuner, num_directions=num_directions, horizon=10))
+        wanted, there = run(problem.make(), MeZO(num_directions=num_directions))
         assert losses == wanted
         assert same_bits(end, there)
 
@@ -54,13 +53,13 @@ def test_a_tuner_that_starts_as_mezo_is_mezo_bit_for_bit(
 def test_a_run_remembers_what_its_features_need():
     model = TiedLM()
     tuner = Tuner.for_model(model, "shared_mlp", features="standard", start="random")
-    optimizer = ZOOptimizer(model, Learned(tuner, draws=2, horizon=50), lr=0.01)
+    optimizer = ZOOptimizer(model, Learned(tuner, num_directions=2, horizon=50), lr=0.01)
     reports = []
     for _ in range(3):
         optimizer.step(model)
         reports.append(optimizer.report)
     state = optimizer.method_state
-    assert isinstance(state, History)
+    assert isinstance(state, RunStatistics)
     assert (state.step, state.horizon) == (3, 50)
     assert state.loss[0] == pytest.approx(reports[0].loss)
     slopes = [abs(estimate.projected_gradient) for estimate in reports[0].estimates]
@@ -90,7 +89,7 @@ def test_a_state_saved_without_the_new_entries_is_refused():
     optimizer = ZOOptimizer(model, Learned(Tuner.for_model(model)))
     kept = optimizer.state_dict()
     del kept["zeroth_order"]["method"]["constants"]
-    with pytest.raises(ValueError, match="the saved method state does not fit History"):
+    with pytest.raises(ValueError, match="the saved method state does not fit RunStatistics"):
         optimizer.load_state_dict(kept)
 
 
@@ -114,7 +113,7 @@ def test_a_direction_carries_the_basis_and_its_sigma():
     assert direction.sigma == (1.0,) * 6
     for name, sigma in zip(blocks.names, direction.basis_sigma, strict=True):
         assert sigma == pytest.approx(0.5 if name in (tuner.basis or {}) else 0.0)
-    counts = EnergyNormaliser().counts(blocks).tolist()
+    counts = EnergyNormalizer().counts(blocks).tolist()
     pairs = zip(counts, direction.sigma, direction.basis_sigma, strict=True)
     spent = sum(count * (dense**2 + inside**2) for count, dense, inside in pairs)
     assert direction.factor == pytest.approx((sum(counts) / spent) ** 0.5)

@@ -11,12 +11,12 @@ from cases import MethodCase, Quadratic, TiedLM, weights
 from dense_steps import EPSILON, LR, SEED, Loss, Weights, assert_near, assert_same_run, moved, normal, run, two_sided
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.lozo import LOZO
 from l2l.methods.lozo_m import LOZOM
 from l2l.noise import Key
-from l2l.perturb import written
+from l2l.optim import ZOOptimizer
+from l2l.params import dense_direction
+from l2l.params.blocks import Blocks
 
 RANK, INTERVAL, BETA = 2, 4, 0.7
 
@@ -84,9 +84,9 @@ def test_lozo_m_takes_the_steps_of_the_paper(model: nn.Module):
     assert_same_run(model, method, PaperMomentum().step)
 
 
-@pytest.mark.parametrize("walk", ["in_place", "exact"])
+@pytest.mark.parametrize("walk", ["in_place", "functional"])
 def test_at_every_step_that_redraws_v_the_update_is_along_what_was_perturbed(model: nn.Module, walk: Any):
-    optimizer = ZOOptimizer(model, LOZO(EPSILON, rank=1, interval=2), LR, SEED, walk=walk)
+    optimizer = ZOOptimizer(model, LOZO(EPSILON, rank=1, interval=2), LR, SEED, perturb=walk)
     for _ in range(5):
         at, before = [], weights(model)
 
@@ -102,13 +102,13 @@ def test_at_every_step_that_redraws_v_the_update_is_along_what_was_perturbed(mod
 
 def test_a_shape_is_the_same_inside_an_evaluation_that_computes_in_less():
     model = TiedLM()
-    optimizer = ZOOptimizer(model, LOZO(1.0), LR, SEED, walk="exact")
+    optimizer = ZOOptimizer(model, LOZO(1.0), LR, SEED, perturb="functional")
     direction = optimizer.method.direction(optimizer.blocks, None, Key(SEED))  # pyright: ignore
     index, before = optimizer.blocks.names.index("attention.out.weight"), model.attention.out.weight.detach().clone()
-    optimizer.theta.look(direction, 1.0)
+    optimizer.theta.perturb(direction, 1.0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         seen = optimizer.theta.evaluate(lambda: model.attention.out.weight * 1.0)
-    torch.testing.assert_close(seen - before, written(direction, optimizer.blocks, index), rtol=0, atol=1e-6)
+    torch.testing.assert_close(seen - before, dense_direction(direction, optimizer.blocks, index), rtol=0, atol=1e-6)
 
 
 class OneMatrix(nn.Module):
@@ -120,7 +120,9 @@ class OneMatrix(nn.Module):
 def test_with_a_high_rank_the_direction_has_the_covariance_of_plain_noise():
     blocks = Blocks.of(OneMatrix())
     method = LOZO(rank=50, interval=1)
-    drawn = [written(method.direction(blocks, None, Key(SEED, step)), blocks, 0).flatten() for step in range(800)]
+    drawn = [
+        dense_direction(method.direction(blocks, None, Key(SEED, step)), blocks, 0).flatten() for step in range(800)
+    ]
     samples = torch.stack(drawn)
     assert (samples.T @ samples / len(samples) - torch.eye(12)).abs().max() < 0.25
 
@@ -129,14 +131,17 @@ def test_with_a_high_rank_the_direction_has_the_covariance_of_plain_noise():
 def test_a_coordinate_has_mean_square_one_whatever_the_rank(rank: int):
     blocks = Blocks.of(OneMatrix())
     method = LOZO(rank=rank, interval=1)
-    squares = [written(method.direction(blocks, None, Key(SEED, s)), blocks, 0).square().mean() for s in range(400)]
+    squares = [
+        dense_direction(method.direction(blocks, None, Key(SEED, s)), blocks, 0).square().mean() for s in range(400)
+    ]
     assert torch.stack(squares).mean().item() == pytest.approx(1, rel=0.2)
 
 
 def test_v_stays_for_the_interval_and_u_does_not():
     blocks = Blocks.of(OneMatrix())
     us = [
-        written(LOZO(rank=1, interval=3).direction(blocks, None, Key(SEED, s)), blocks, 0).view(3, 4) for s in range(4)
+        dense_direction(LOZO(rank=1, interval=3).direction(blocks, None, Key(SEED, s)), blocks, 0).view(3, 4)
+        for s in range(4)
     ]
     assert torch.linalg.matrix_rank(torch.cat(us[:3])) == 1
     assert torch.linalg.matrix_rank(torch.cat(us[2:])) == 2
@@ -145,8 +150,8 @@ def test_v_stays_for_the_interval_and_u_does_not():
 
 def test_without_momentum_lozo_m_is_lozo(model: nn.Module):
     other = type(model)().double()
-    run(model, LOZOM(EPSILON, draws=2, interval=3, beta=0.0))
-    run(other, LOZO(EPSILON, draws=2, interval=3))
+    run(model, LOZOM(EPSILON, num_directions=2, interval=3, beta=0.0))
+    run(other, LOZO(EPSILON, num_directions=2, interval=3))
     assert_near(weights(model), weights(other), 1e-10, 1e-13)
 
 
@@ -160,7 +165,8 @@ def test_a_tuner_scales_what_is_walked_and_what_is_moved(name: str):
     (seen,) = optimizer.report.estimates
     assert len(set(seen.direction.sigma)) == len(optimizer.blocks)
     wanted = {
-        block.name: before[block.name] - LR * seen.projected_gradient * written(seen.direction, optimizer.blocks, i)
+        block.name: before[block.name]
+        - LR * seen.projected_gradient * dense_direction(seen.direction, optimizer.blocks, i)
         for i, block in enumerate(optimizer.blocks)
     }
     assert_near(weights(model), wanted, 1e-9, 1e-12)
@@ -170,7 +176,7 @@ def test_lozo_m_keeps_r_numbers_per_row_and_a_copy_of_vectors():
     method, blocks = LOZOM(rank=3), Blocks.of(Quadratic())
     state = method.init(blocks)
     assert [tuple(momentum.shape) for momentum in state.momenta] == [(5, 3), (6,)]
-    assert method.kept(blocks) == 4 * (5 * 3 + 6)
+    assert method.state_bytes(blocks) == 4 * (5 * 3 + 6)
 
 
 @pytest.mark.parametrize(

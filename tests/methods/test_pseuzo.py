@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.pseuzo import PseuZO, PseuZOState
 from l2l.noise import Distribution, Key, standard_noise
+from l2l.optim import ZOOptimizer
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]
@@ -119,8 +119,8 @@ def test_where_both_passes_take_different_ways_it_is_the_one_sided_estimate():
     optimizer.step(turning)
     assert optimizer.report is not None
     seen = optimizer.report.estimates[0]
-    assert seen.loss_home is not None
-    assert seen.projected_gradient == (seen.loss_plus - seen.loss_home) / 1e-3
+    assert seen.loss_center is not None
+    assert seen.projected_gradient == (seen.loss_plus - seen.loss_center) / 1e-3
     assert optimizer.method_state == PseuZOState()
 
 
@@ -133,8 +133,8 @@ def test_it_differs_from_the_one_sided_estimate_by_the_bend_of_the_loss_alone(ma
         optimizer.step(model)
         assert optimizer.report is not None
         seen = optimizer.report.estimates[0]
-        assert seen.loss_home is not None
-        gaps.append(abs(seen.projected_gradient - (seen.loss_plus - seen.loss_home) / epsilon))
+        assert seen.loss_center is not None
+        gaps.append(abs(seen.projected_gradient - (seen.loss_plus - seen.loss_center) / epsilon))
     assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.1)
     assert gaps[1] / gaps[2] == pytest.approx(2, rel=0.1)
 
@@ -151,8 +151,8 @@ def test_what_moving_a_tied_head_does_is_seen():
     optimizer.step(model)
     assert optimizer.report is not None
     seen = optimizer.report.estimates[0]
-    assert seen.loss_home is not None and abs(seen.projected_gradient) > 1e-2
-    assert seen.projected_gradient == pytest.approx((seen.loss_plus - seen.loss_home) / 1e-6, rel=1e-3)
+    assert seen.loss_center is not None and abs(seen.projected_gradient) > 1e-2
+    assert seen.projected_gradient == pytest.approx((seen.loss_plus - seen.loss_center) / 1e-6, rel=1e-3)
 
 
 def test_rademacher_noise_is_plus_or_minus_one():
@@ -178,7 +178,7 @@ def test_the_window_holds_no_more_steps_and_bytes_than_it_may():
         assert isinstance(state, PseuZOState)
         assert state.steps == tuple(range(4, 4 - kept, -1)) and not state.pulled
         assert all(tensor.nbytes == change for held in state.changes for tensor in held)
-        assert kept * change <= method.kept(optimizer.blocks) or not kept
+        assert kept * change <= method.state_bytes(optimizer.blocks) or not kept
 
 
 @pytest.mark.parametrize("length", [4, 7])

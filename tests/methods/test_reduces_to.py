@@ -10,16 +10,16 @@ import torch
 from cases import ALONG_NOISE, MethodCase, Problem, TiedLM, named, same_bits, weights
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.base import Method
 from l2l.methods.dizo import DiZO
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
-from l2l.perturb import Direction
-from l2l.tuners.base import TunerNetwork
-from l2l.tuners.normalise import EnergyNormaliser
-from l2l.tuners.tuner import Fingerprint, Tuner
+from l2l.optim import ZOOptimizer
+from l2l.params import Direction
+from l2l.params.blocks import Blocks
+from l2l.tuners.model import Fingerprint, Tuner
+from l2l.tuners.networks import TunerNetwork
+from l2l.tuners.normalize import EnergyNormalizer
 
 
 @final
@@ -36,12 +36,12 @@ def run(model: nn.Module, method: Method, steps: int = 10, seed: int = 0) -> dic
 
 
 @pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
-@pytest.mark.parametrize("draws", [1, 2])
-def test_learned_with_a_tuner_that_says_one_is_mezo(problem: Problem, distribution: Any, draws: int):
+@pytest.mark.parametrize("num_directions", [1, 2])
+def test_learned_with_a_tuner_that_says_one_is_mezo(problem: Problem, distribution: Any, num_directions: int):
     model = problem.make()
-    tuner = Tuner(AlwaysOne(), Fingerprint.of(model), EnergyNormaliser(), "always_one", {})
-    learned = run(model, Learned(tuner, draws=draws, distribution=distribution))
-    mezo = run(problem.make(), MeZO(draws=draws, distribution=distribution))
+    tuner = Tuner(AlwaysOne(), Fingerprint.of(model), EnergyNormalizer(), "always_one", {})
+    learned = run(model, Learned(tuner, num_directions=num_directions, distribution=distribution))
+    mezo = run(problem.make(), MeZO(num_directions=num_directions, distribution=distribution))
     assert same_bits(learned, mezo)
 
 
@@ -60,9 +60,9 @@ def test_a_search_of_dizo_that_stays_at_ratio_one_is_mezo(problem: Problem):
 def test_scaling_every_sigma_changes_nothing_once_normalised(problem: Problem):
     model = problem.make().double()
     blocks = Blocks.of(model)
-    normaliser = EnergyNormaliser()
+    normalizer = EnergyNormalizer()
     sigma = torch.rand(len(blocks), generator=torch.Generator().manual_seed(0)) + 0.1
-    factors = [normaliser.factor(scale * sigma, normaliser.counts(blocks)) * scale for scale in (1.0, 4.0, 0.25)]
+    factors = [normalizer.factor(scale * sigma, normalizer.counts(blocks)) * scale for scale in (1.0, 4.0, 0.25)]
     assert factors == pytest.approx([factors[0]] * 3, rel=1e-7)
 
 
@@ -72,14 +72,14 @@ class SameDrawEveryTime(Method[None]):
 
     epsilon = 1e-3
 
-    def __init__(self, draws: int) -> None:
-        self.draws = draws
+    def __init__(self, num_directions: int) -> None:
+        self.num_directions = num_directions
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return 0
 
     def init(self, blocks: Blocks) -> None:
@@ -101,9 +101,9 @@ def test_the_same_draw_taken_four_times_is_that_draw_taken_once(problem: Problem
 
 def test_more_draws_begin_with_the_same_draw(problem: Problem):
     directions = []
-    for draws in (1, 3):
+    for num_directions in (1, 3):
         model = problem.make()
-        optimizer = ZOOptimizer(model, MeZO(draws=draws))
+        optimizer = ZOOptimizer(model, MeZO(num_directions=num_directions))
         optimizer.step(model)
         assert optimizer.report is not None
         directions.append(optimizer.report.estimates[0].direction)

@@ -11,13 +11,13 @@ from cases import LogisticRegression, Quadratic, TiedLM, weights
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.dizo import DiZO, projected_blocks
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
+from l2l.optim import ZOOptimizer
+from l2l.tuners.model import Tuner
 from l2l.tuners.per_block_mlp import PerBlockMLP
-from l2l.tuners.tuner import Tuner
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]
@@ -85,7 +85,7 @@ def dense_sigma(tuner: Tuner, at: Weights, embeddings: set[str], last: tuple[flo
     for row, (name, value) in enumerate(at.items()):
         x = torch.tensor([value.mean().item(), value.var().item(), last[0], last[1], last[2][row]])
         sigma.append(abs(network(tuner, row)(x).item()))
-        rows = min(len(value), 15 * tuner.normaliser.batch_size) if name in embeddings else len(value)
+        rows = min(len(value), 15 * tuner.normalizer.batch_size) if name in embeddings else len(value)
         count = value.numel() * rows / len(value)
         counted, spent = counted + count, spent + count * sigma[-1] ** 2
     return [*sigma, math.sqrt(counted / spent)]
@@ -101,13 +101,13 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return request.param().double()
 
 
-@pytest.mark.parametrize("draws", [1, 3])
-def test_mezo(model: nn.Module, draws: int):
+@pytest.mark.parametrize("num_directions", [1, 3])
+def test_mezo(model: nn.Module, num_directions: int):
     loss, at = loss_of(model), weights(model)
-    optimizer = ZOOptimizer(model, MeZO(EPSILON, draws), LR, SEED)
+    optimizer = ZOOptimizer(model, MeZO(EPSILON, num_directions), LR, SEED)
     for step in range(5):
         optimizer.step(model)
-        at, _, _ = dense_step(loss, at, [noise(at, step, draw) for draw in range(draws)])
+        at, _, _ = dense_step(loss, at, [noise(at, step, draw) for draw in range(num_directions)])
         assert_near(model, at)
 
 

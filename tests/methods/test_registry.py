@@ -29,7 +29,7 @@ def test_a_method_may_live_in_a_module_elsewhere(tmp_path: Path, monkeypatch: py
         "from l2l.methods.mezo import MeZO\n"
         "from l2l.methods.base import Method\n"
         "class Mine(Method):\n"
-        "    passes = MeZO.passes\n    kept = MeZO.kept\n"
+        "    passes = MeZO.passes\n    state_bytes = MeZO.state_bytes\n"
         "    init = MeZO.init\n    direction = MeZO.direction\n    update_ = MeZO.update_\n"
     )
     (tmp_path / "elsewhere_package" / "mine.py").write_text(source)
@@ -43,7 +43,7 @@ def test_a_method_may_live_in_a_module_elsewhere(tmp_path: Path, monkeypatch: py
     sys.modules.pop("elsewhere_package", None)
 
 
-@pytest.mark.parametrize("draws", [0, -1])
-def test_draws_must_be_positive(draws: int):
-    with pytest.raises(ValueError, match=f"draws={draws} must be a whole number"):
-        MeZO(draws=draws)
+@pytest.mark.parametrize("num_directions", [0, -1])
+def test_draws_must_be_positive(num_directions: int):
+    with pytest.raises(ValueError, match=f"num_directions={num_directions} must be a whole number"):
+        MeZO(num_directions=num_directions)

@@ -11,10 +11,10 @@ from cases import MethodCase, Quadratic, TiedLM, weights
 from dense_steps import EPSILON, LR, SEED, Loss, Weights, assert_near, assert_same_run, moved, normal, run, two_sided
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
 from l2l.methods.subzero import InSubspace, SubZero, folded
 from l2l.noise import Key
-from l2l.perturb import Direction, written
+from l2l.params import Direction, dense_direction
+from l2l.params.blocks import Blocks
 
 RANK, INTERVAL = 3, 4
 
@@ -73,7 +73,7 @@ def test_the_update_is_along_what_was_perturbed_where_subspaces_are_redrawn(mode
 def test_over_a_whole_square_matrix_the_direction_has_the_covariance_of_plain_noise():
     blocks = Blocks.of(OneMatrix(3, 3))
     method = SubZero(rank=3, interval=1)
-    samples = torch.stack([written(direction(blocks, method, s), blocks, 0).flatten() for s in range(800)])
+    samples = torch.stack([dense_direction(direction(blocks, method, s), blocks, 0).flatten() for s in range(800)])
     assert (samples.T @ samples / len(samples) - torch.eye(9)).abs().max() < 0.25
 
 
@@ -81,7 +81,7 @@ def test_over_a_whole_square_matrix_the_direction_has_the_covariance_of_plain_no
 def test_a_direction_is_as_long_as_its_core_says(form: tuple[int, ...], rank: int):
     """U and V are orthonormal: |u|^2 = (m n / r^2) |Z|^2, of mean m n."""
     blocks = Blocks.of(OneMatrix(*form))
-    u = written(direction(blocks, SubZero(rank=rank), 0), blocks, 0)
+    u = dense_direction(direction(blocks, SubZero(rank=rank), 0), blocks, 0)
     r = min(rank, *folded(blocks[0], rank))
     core = normal("weight#core", Key(SEED), r, r)
     assert u.shape == form
@@ -90,7 +90,7 @@ def test_a_direction_is_as_long_as_its_core_says(form: tuple[int, ...], rank: in
 
 def test_a_subspace_stays_for_its_interval():
     blocks = Blocks.of(OneMatrix(9, 8))
-    us = [written(direction(blocks, SubZero(rank=2, interval=3), step), blocks, 0) for step in range(4)]
+    us = [dense_direction(direction(blocks, SubZero(rank=2, interval=3), step), blocks, 0) for step in range(4)]
     assert torch.linalg.matrix_rank(torch.cat(us[:3])) == torch.linalg.matrix_rank(torch.cat(us[:3], 1)) == 2
     assert torch.linalg.matrix_rank(torch.cat(us[2:])) == torch.linalg.matrix_rank(torch.cat(us[2:], 1)) == 4
 
@@ -126,7 +126,7 @@ def test_a_tuner_scales_what_is_walked_and_what_is_moved():
     assert optimizer.report is not None
     (seen,) = optimizer.report.estimates
     by = -LR * seen.projected_gradient
-    us = {block.name: written(seen.direction, optimizer.blocks, i) for i, block in enumerate(optimizer.blocks)}
+    us = {block.name: dense_direction(seen.direction, optimizer.blocks, i) for i, block in enumerate(optimizer.blocks)}
     assert len(set(seen.direction.sigma)) == len(us)
     assert_near(weights(model), moved(before, by, us), 1e-9, 1e-12)
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.mezo import MeZO
 from l2l.methods.svrg import SVRG, SVRGState
 from l2l.noise import Key, standard_noise
-from l2l.perturb import Direction, written
+from l2l.optim import ZOOptimizer
+from l2l.params import Direction, dense_direction
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]
@@ -67,26 +67,26 @@ class Dense:
 
     def step(self, step: int) -> None:
         method, at = self.method, self.at
-        us = [noise(at, step, draw) for draw in range(method.draws)]
+        us = [noise(at, step, draw) for draw in range(method.num_directions)]
         if step % method.interval == 0:
             batches = range(step, step + method.anchor_batches)
             slopes = [sum(self.slope(at, b, u) for b in batches) / len(batches) for u in us]
             self.anchor, self.full = at, {n: torch.zeros_like(v) for n, v in at.items()}
             for g, u in zip(slopes, us, strict=True):
-                self.full = moved(self.full, g / method.draws, u)
+                self.full = moved(self.full, g / method.num_directions, u)
             self.at = moved(at, -LR, self.full)
             return
         v = self.full
         for u in us:
-            v = moved(v, (self.slope(at, step, u) - self.slope(self.anchor, step, u)) / method.draws, u)
+            v = moved(v, (self.slope(at, step, u) - self.slope(self.anchor, step, u)) / method.num_directions, u)
         self.at = moved(at, -LR * method.ratio, v)
 
 
-@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("num_directions", [1, 3])
 @pytest.mark.parametrize(("interval", "batches"), [(2, 5), (4, 3), (1, 2)])
-def test_it_takes_the_steps_of_the_paper(interval: int, batches: int, draws: int):
+def test_it_takes_the_steps_of_the_paper(interval: int, batches: int, num_directions: int):
     model = Sampled().double()
-    method = SVRG(EPSILON, draws, interval=interval, anchor_batches=batches, ratio=0.5)
+    method = SVRG(EPSILON, num_directions, interval=interval, anchor_batches=batches, ratio=0.5)
     optimizer, dense = ZOOptimizer(model, method, LR, SEED), Dense(model, method)
     for step in range(20):
         optimizer.step(lambda step=step: model(step), further(model, step))
@@ -103,8 +103,8 @@ def test_an_anchor_at_every_step_and_one_batch_is_mezo(problem):
         right.step(plain)
         assert farthest(weights(anchored), weights(plain)) < 1e-6
     exact, other = problem.make(), problem.make()
-    ZOOptimizer(exact, SVRG(interval=1, anchor_batches=1), LR, SEED, walk="exact").step(exact)
-    ZOOptimizer(other, MeZO(), LR, SEED, walk="exact").step(other)
+    ZOOptimizer(exact, SVRG(interval=1, anchor_batches=1), LR, SEED, perturb="functional").step(exact)
+    ZOOptimizer(other, MeZO(), LR, SEED, perturb="functional").step(other)
     assert same_bits(weights(exact), weights(other))
 
 
@@ -118,7 +118,7 @@ def test_at_the_anchor_the_correction_vanishes_and_the_step_is_the_full_batchs_a
     optimizer.step(model)
     along = Direction(Key(SEED, 0), (1.0, 1.0))
     for i, (name, value) in enumerate(weights(model).items()):
-        wanted = -LR * 0.1 * state.gradients[0] * written(along, optimizer.blocks, i)
+        wanted = -LR * 0.1 * state.gradients[0] * dense_direction(along, optimizer.blocks, i)
         torch.testing.assert_close(value - start[name], wanted, rtol=1e-7, atol=1e-12)
 
 
@@ -169,10 +169,10 @@ def test_the_correction_takes_variance_away_where_noise_of_its_own_adds_it():
 
 
 @pytest.mark.parametrize("failing_call", [3, 4])
-@pytest.mark.parametrize("walk", ["in_place", "exact"])
+@pytest.mark.parametrize("walk", ["in_place", "functional"])
 def test_an_error_at_the_anchor_leaves_theta_where_the_step_began(failing_call: int, walk):
     model, calls = TiedLM(), 0
-    optimizer = ZOOptimizer(model, SVRG(), LR, SEED, walk=walk)
+    optimizer = ZOOptimizer(model, SVRG(), LR, SEED, perturb=walk)
     optimizer.step(model)
     before, state = weights(model), optimizer.method_state
 
@@ -201,7 +201,7 @@ def test_passes_are_those_of_its_two_kinds_of_steps(interval: int, batches: int,
     assert spent / 10 == method.passes == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("bad", [{"draws": 0}, {"interval": 0}, {"anchor_batches": 0}])
+@pytest.mark.parametrize("bad", [{"num_directions": 0}, {"interval": 0}, {"anchor_batches": 0}])
 def test_counts_that_make_no_sense_are_refused(bad: dict[str, Any]):
     with pytest.raises(ValueError, match=f"{next(iter(bad))}=0 must be a whole number"):
         SVRG(**bad)

@@ -11,11 +11,11 @@ from cases import MethodCase, Quadratic, TiedLM, weights
 from dense_steps import EPSILON, LR, SEED, Loss, Weights, assert_near, assert_same_run, moved, normal, run, two_sided
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.tezo import TeZO
 from l2l.noise import Key
-from l2l.perturb import Direction, written
+from l2l.optim import ZOOptimizer
+from l2l.params import Direction, dense_direction
+from l2l.params.blocks import Blocks
 
 RANK, BETAS, DELTA = 3, (0.8, 0.9), 1e-6
 
@@ -66,8 +66,8 @@ def test_it_takes_the_steps_of_the_paper(model: nn.Module, update: Any):
 
 def test_momentum_that_keeps_nothing_is_plain(model: nn.Module):
     other = type(model)().double()
-    run(model, TeZO(EPSILON, draws=2, rank=RANK, update="momentum", betas=(0.0, 0.9)))
-    run(other, TeZO(EPSILON, draws=2, rank=RANK))
+    run(model, TeZO(EPSILON, num_directions=2, rank=RANK, update="momentum", betas=(0.0, 0.9)))
+    run(other, TeZO(EPSILON, num_directions=2, rank=RANK))
     assert_near(weights(model), weights(other), 1e-10, 1e-13)
 
 
@@ -77,7 +77,7 @@ def test_adam_that_keeps_nothing_moves_by_the_sign_of_every_coordinate_at_rank_o
     assert optimizer.report is not None
     (seen,) = optimizer.report.estimates
     for i, block in enumerate(optimizer.blocks):
-        sign = (seen.projected_gradient * written(seen.direction, optimizer.blocks, i)).sign()
+        sign = (seen.projected_gradient * dense_direction(seen.direction, optimizer.blocks, i)).sign()
         torch.testing.assert_close(block.tensor.detach(), before[block.name] - LR * sign, rtol=0, atol=1e-6)
 
 
@@ -90,7 +90,7 @@ class OneMatrix(nn.Module):
 def directions(method: TeZO, blocks: Blocks, seed: int, count: int) -> list[Tensor]:
     state = method.init(blocks)
     made: list[Direction] = [method.direction(blocks, state, Key(seed, step)) for step in range(count)]
-    return [written(direction, blocks, 0) for direction in made]
+    return [dense_direction(direction, blocks, 0) for direction in made]
 
 
 def test_all_directions_of_a_run_lie_in_one_span_of_r_matrices_of_rank_one():
@@ -121,11 +121,11 @@ def test_it_keeps_r_numbers_per_matrix_and_a_copy_of_vectors_for_every_mean(upda
     method, blocks = TeZO(rank=RANK, update=update), Blocks.of(Quadratic())
     state = method.init(blocks)
     assert [[tuple(mean.shape) for mean in means] for means in state.means] == [[(RANK,), (6,)]] * copies
-    assert method.kept(blocks) == copies * 4 * (RANK + 6)
+    assert method.state_bytes(blocks) == copies * 4 * (RANK + 6)
 
 
 def test_only_adam_has_steps_of_a_length_of_its_own():
-    assert [TeZO(update=update).normalised for update in ("sgd", "momentum", "adam")] == [False, False, True]
+    assert [TeZO(update=update).step_is_normalized for update in ("sgd", "momentum", "adam")] == [False, False, True]
     with pytest.raises(ValueError, match="lr='auto' is a share"):
         ZOOptimizer(Quadratic(), TeZO(update="adam"), "auto")
 
@@ -137,7 +137,7 @@ def test_a_tuner_scales_what_is_walked_and_what_is_moved(update: str):
     optimizer = run(model, MethodCase("learned+tezo", {"tezo": own}).make(model), steps=1)
     assert optimizer.report is not None
     (seen,) = optimizer.report.estimates
-    us = {block.name: written(seen.direction, optimizer.blocks, i) for i, block in enumerate(optimizer.blocks)}
+    us = {block.name: dense_direction(seen.direction, optimizer.blocks, i) for i, block in enumerate(optimizer.blocks)}
     assert len(set(seen.direction.sigma)) == len(us)
     assert_near(weights(model), moved(before, -LR * seen.projected_gradient, us), 1e-9, 1e-12)
 

@@ -10,10 +10,10 @@ from cases import Quadratic, TiedLM, weights
 from dense_steps import EPSILON, LR, Loss, Weights, assert_near, assert_same_run, normal, run, two_sided
 from torch import nn
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.adam import Adam
 from l2l.methods.sign import Sign
 from l2l.noise import Key
+from l2l.optim import ZOOptimizer
 
 
 @pytest.fixture(params=[Quadratic, TiedLM])
@@ -24,24 +24,27 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 class TorchAdam:
     """The mean estimate written into ``grad``, and one step of torch's optimizer over all tensors."""
 
-    def __init__(self, at: Weights, draws: int) -> None:
-        self.parameters, self.draws = {name: nn.Parameter(value.clone()) for name, value in at.items()}, draws
+    def __init__(self, at: Weights, num_directions: int) -> None:
+        self.parameters, self.num_directions = (
+            {name: nn.Parameter(value.clone()) for name, value in at.items()},
+            num_directions,
+        )
         self.optimizer = torch.optim.Adam(self.parameters.values(), LR)
 
     def step(self, loss: Loss, at: Weights, key: Key) -> Weights:
         self.optimizer.zero_grad(set_to_none=False)
-        for draw in range(self.draws):
+        for draw in range(self.num_directions):
             u = {name: normal(name, key.with_draw(draw), *value.shape) for name, value in at.items()}
-            g = two_sided(loss, at, u) / self.draws
+            g = two_sided(loss, at, u) / self.num_directions
             for name, parameter in self.parameters.items():
                 parameter.grad = g * u[name] + (0 if parameter.grad is None else parameter.grad)
         self.optimizer.step()
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
 
-@pytest.mark.parametrize("draws", [1, 3])
-def test_it_takes_the_steps_of_torch_adam_on_the_estimates(model: nn.Module, draws: int):
-    assert_same_run(model, Adam(EPSILON, draws), TorchAdam(weights(model), draws).step)
+@pytest.mark.parametrize("num_directions", [1, 3])
+def test_it_takes_the_steps_of_torch_adam_on_the_estimates(model: nn.Module, num_directions: int):
+    assert_same_run(model, Adam(EPSILON, num_directions), TorchAdam(weights(model), num_directions).step)
 
 
 def test_with_zero_betas_it_is_the_elementwise_sign(model: nn.Module):

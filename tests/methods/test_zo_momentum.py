@@ -40,11 +40,11 @@ def test_it_takes_the_steps_of_torch_sgd_on_the_estimates(model: nn.Module, mome
     assert_same_run(model, Momentum(EPSILON, momentum=momentum), dense.step)
 
 
-@pytest.mark.parametrize("draws", [1, 3])
-def test_momentum_0_is_mezo(model: nn.Module, draws: int):
+@pytest.mark.parametrize("num_directions", [1, 3])
+def test_momentum_0_is_mezo(model: nn.Module, num_directions: int):
     other = type(model)().double()
-    run(model, Momentum(EPSILON, draws, momentum=0.0), 20)
-    run(other, MeZO(EPSILON, draws), 20)
+    run(model, Momentum(EPSILON, num_directions, momentum=0.0), 20)
+    run(other, MeZO(EPSILON, num_directions), 20)
     assert_near(weights(model), weights(other))
 
 

@@ -10,9 +10,9 @@ from cases import Quadratic, TiedLM, weights
 from dense_steps import EPSILON, LR, Loss, Weights, assert_near, assert_same_run, moved, normal, run, two_sided
 from torch import nn
 
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.sign import Sign, sign
 from l2l.noise import Key
+from l2l.optim import ZOOptimizer
 
 
 @pytest.fixture(params=[Quadratic, TiedLM])
@@ -20,30 +20,30 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return request.param().double()
 
 
-def seen(loss: Loss, at: Weights, key: Key, draws: int) -> list[tuple[float, Weights]]:
+def seen(loss: Loss, at: Weights, key: Key, num_directions: int) -> list[tuple[float, Weights]]:
     """g and u of every draw."""
-    us = [{n: normal(n, key.with_draw(j), *value.shape) for n, value in at.items()} for j in range(draws)]
+    us = [{n: normal(n, key.with_draw(j), *value.shape) for n, value in at.items()} for j in range(num_directions)]
     return [(two_sided(loss, at, u), u) for u in us]
 
 
-@pytest.mark.parametrize("draws", [1, 3])
-def test_the_elementwise_reading_takes_the_sign_of_every_coordinate_of_the_mean(model: nn.Module, draws: int):
+@pytest.mark.parametrize("num_directions", [1, 3])
+def test_the_elementwise_reading_takes_the_sign_of_every_coordinate_of_the_mean(model: nn.Module, num_directions: int):
     def dense(loss: Loss, at: Weights, key: Key) -> Weights:
-        found = seen(loss, at, key, draws)
+        found = seen(loss, at, key, num_directions)
         mean = {name: torch.stack([g * u[name] for g, u in found]).mean(0) for name in at}
         return {name: value - LR * mean[name].sign() for name, value in at.items()}
 
-    assert_same_run(model, Sign(EPSILON, draws), dense)
+    assert_same_run(model, Sign(EPSILON, num_directions), dense)
 
 
-@pytest.mark.parametrize("draws", [1, 3])
-def test_the_scalar_reading_takes_the_sign_of_each_projected_gradient(model: nn.Module, draws: int):
+@pytest.mark.parametrize("num_directions", [1, 3])
+def test_the_scalar_reading_takes_the_sign_of_each_projected_gradient(model: nn.Module, num_directions: int):
     def dense(loss: Loss, at: Weights, key: Key) -> Weights:
-        for g, u in seen(loss, at, key, draws):
-            at = moved(at, -LR * (1 if g > 0 else -1) / draws, u)
+        for g, u in seen(loss, at, key, num_directions):
+            at = moved(at, -LR * (1 if g > 0 else -1) / num_directions, u)
         return at
 
-    assert_same_run(model, Sign(EPSILON, draws, reading="scalar"), dense)
+    assert_same_run(model, Sign(EPSILON, num_directions, reading="scalar"), dense)
 
 
 def test_along_rademacher_noise_the_two_readings_are_one(model: nn.Module):
@@ -74,7 +74,7 @@ def test_where_there_is_no_slope_nothing_moves(reading: Any):
 
 def test_the_default_is_the_reading_of_the_papers_and_says_whether_it_leaves_the_directions():
     assert Sign() == Sign(reading="element")
-    assert Sign().elementwise and not Sign(reading="scalar").elementwise
+    assert Sign().leaves_span and not Sign(reading="scalar").leaves_span
 
 
 def test_another_reading_and_lr_auto_are_refused():

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from l2l.models.buckets import Grouping, forward_cost, partition
+from l2l.models.batching import Grouping, forward_cost, partition
 from l2l.models.heads import token_logprobs
-from l2l.models.tiny_random import tiny_random
-from l2l.tasks.closure import batch_loss
+from l2l.models.shapes import tiny_random
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, Form, collate
-from l2l.tasks.losses import option_scores
+from l2l.tasks.losses import batch_loss, option_scores
 
 torch.set_num_threads(1)
 FAMILIES = ["llama", "qwen2", "gpt2", "opt", "gemma2", "gpt_neox", "mixtral"]

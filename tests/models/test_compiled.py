@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from l2l.models.buckets import Grouping
+from l2l.models.batching import Grouping
 from l2l.models.heads import compile_decoder, token_logprobs, uncompiled
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, collate
 
 

@@ -6,9 +6,9 @@ import pytest
 from cases import TiedLM
 
 import l2l
-from l2l.finetune.config import FineTuneConfig
 from l2l.meta.config import MetaTrainConfig
-from l2l.models.freeze import freeze_matching, thaw
+from l2l.models.load import freeze_matching, thaw
+from l2l.train.config import FineTuneConfig
 
 SMALL = {"train_size": 16, "dev_size": 8, "test_size": 8, "progress": False}
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from l2l.models.buckets import Grouping
+from l2l.models.batching import Grouping
 from l2l.models.heads import token_logprobs
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, collate
 
 torch.set_num_threads(1)

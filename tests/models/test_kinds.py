@@ -10,12 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig
 
-from l2l.models.adapters import AdapterBase, save_adapter
-from l2l.models.buckets import Grouping
+from l2l.models.batching import Grouping
 from l2l.models.kinds import kind_of, kind_of_config
 from l2l.models.load import context_length, load_model, load_tokenizer
-from l2l.models.schemes import apply_scheme
-from l2l.models.tiny_random import tiny_random
+from l2l.models.schemes import AdapterBase, apply_scheme, save_adapter
+from l2l.models.shapes import tiny_random
 
 KINDS = [
     ("llama", "auto", "causal"),

@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from l2l.models.load import ModelIdentity, context_length, load_model, load_tokenizer, model_identity
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
 
 
 @pytest.fixture

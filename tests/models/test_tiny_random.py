@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from l2l.models.tiny_random import like, tiny_random
+from l2l.models.shapes import like, tiny_random
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "opt", "gemma2", "gemma3_text", "gpt_neox", "mistral", "phi", "mixtral"]
 

@@ -9,15 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.models.buckets import Grouping
+from l2l.models.batching import Grouping, longest_tree
 from l2l.models.heads import token_logprobs
 from l2l.models.load import load_tokenizer
 from l2l.models.schemes import apply_scheme
-from l2l.models.sharing import longest_tree
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
+from l2l.params.blocks import Blocks
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, collate
-from l2l.tasks.generate import generate
+from l2l.tasks.evaluate import generate
 
 torch.set_num_threads(1)
 FAMILIES = ["opt", "llama", "gpt2", "gpt_neox", "gemma2", "mixtral", "bloom"]

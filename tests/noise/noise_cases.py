@@ -10,7 +10,7 @@ from importlib import import_module
 import numpy as np
 import torch
 
-from l2l.noise import Distribution, Gather, Key, Piece, Sums, Term, reference
+from l2l.noise import Distribution, Key, MomentRequest, NoiseTerm, Sums, TensorSlice, reference
 
 WORD = 2**32
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -25,13 +25,13 @@ class Case:
     form: str
     counts: list[int]
     offsets: list[int]
-    terms: list[Term]
-    gather: Gather | None
+    terms: list[NoiseTerm]
+    gather: MomentRequest | None
     rounding: Key | None
     store: bool
     threads: int
 
-    def pieces(self, device: str = "cpu") -> list[Piece]:
+    def pieces(self, device: str = "cpu") -> list[TensorSlice]:
         """The same values each time; NaN, infinities and negative zeros among them for every fifth seed."""
         made = []
         for j, (count, offset) in enumerate(zip(self.counts, self.offsets, strict=True)):
@@ -41,7 +41,7 @@ class Case:
             values = values.to(device)
             flat = values.to(self.dtype)
             into = torch.zeros_like(flat) if self.form == "into" else None
-            made.append(Piece(flat, f"b{j}", offset, into, values if self.form == "master" else None))
+            made.append(TensorSlice(flat, f"b{j}", offset, into, values if self.form == "master" else None))
         return made
 
 
@@ -56,13 +56,17 @@ def random_case(seed: int, limit: int, dtypes: tuple[torch.dtype, ...] = (torch.
     offsets = [draw.choice([0, 3, near, far]) for _ in range(many)]
     distribution: Distribution = draw.choice(["gaussian", "rademacher"])
 
-    def term(key: Key, adds: int) -> Term:
+    def term(key: Key, adds: int) -> NoiseTerm:
         scales = [tuple(draw.uniform(-1, 1) * 10.0 ** draw.randint(-6, -1) for _ in range(adds)) for _ in range(many)]
-        return Term(key, scales, distribution)
+        return NoiseTerm(key, scales, distribution)
 
     key = Key(draw.randrange(2**40), draw.randrange(10_000), draw.randrange(4))
     terms = draw.choice([[], [term(key, 1)], [term(key, 2)]])
-    gather = Gather([draw.uniform(-0.01, 0.01) for _ in counts], [0.1 for _ in counts]) if draw.random() < 0.4 else None
+    gather = (
+        MomentRequest([draw.uniform(-0.01, 0.01) for _ in counts], [0.1 for _ in counts])
+        if draw.random() < 0.4
+        else None
+    )
     if terms and gather is None and draw.random() < 0.5:
         terms = [*terms, term(Key(4), 1)]
     rounding = Key(5) if gather is None and draw.random() < 0.4 else None
@@ -85,7 +89,7 @@ def same_sums(left: Sums | None, right: Sums | None) -> bool:
     return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
-def same_pieces(left: list[Piece], right: list[Piece]) -> bool:
+def same_pieces(left: list[TensorSlice], right: list[TensorSlice]) -> bool:
     memory = [
         (getattr(a, m), getattr(b, m)) for a, b in zip(left, right, strict=True) for m in ("flat", "into", "master")
     ]
@@ -99,8 +103,8 @@ def differing(backend: str, seeds: range, limit: int, device: str = "cpu") -> li
         case = random_case(seed, limit)
         torch.set_num_threads(case.threads)
         slow, fast = case.pieces(), case.pieces(device)
-        wanted = reference.traverse(slow, case.terms, case.gather, case.rounding, case.store)
-        sums = module.traverse(fast, case.terms, case.gather, case.rounding, case.store)
+        wanted = reference.add_noise(slow, case.terms, case.gather, case.rounding, case.store)
+        sums = module.add_noise(fast, case.terms, case.gather, case.rounding, case.store)
         if not same_pieces(slow, fast) or not same_sums(wanted, sums):
             found.append(case)
     torch.set_num_threads(before)

@@ -11,17 +11,17 @@ from noise_cases import same_bits
 from l2l.noise import (
     Distribution,
     Key,
-    Piece,
-    Term,
+    NoiseTerm,
+    TensorSlice,
     active_backend,
-    add_noise_,
+    add_noise_to,
     backend_problem,
     integers,
     native,
     reference,
     round_scale,
 )
-from l2l.noise.backend import VARIABLE
+from l2l.noise.dispatch import VARIABLE
 
 needs_compiler = pytest.mark.skipif(backend_problem("native") is not None, reason="no C compiler here")
 needs_numba = pytest.mark.skipif(backend_problem("numba") is not None, reason=str(backend_problem("numba")))
@@ -42,9 +42,9 @@ def test_native_equals_reference_bit_for_bit(distribution: Distribution):
         scales = tuple(draw.choice([1, -1]) * 10 ** draw.uniform(-9, 0) for _ in range(draw.choice([1, 2])))
         key = Key(draw.randrange(2**40), draw.randrange(10_000), draw.randrange(4))
         slow, fast = weights(count, case), weights(count, case)
-        terms = [Term(key, [scales], distribution)]
-        reference.traverse([Piece(slow, f"block{case}", offset)], terms)
-        native.traverse([Piece(fast, f"block{case}", offset)], terms)
+        terms = [NoiseTerm(key, [scales], distribution)]
+        reference.add_noise([TensorSlice(slow, f"block{case}", offset)], terms)
+        native.add_noise([TensorSlice(fast, f"block{case}", offset)], terms)
         assert same_bits(slow, fast), (count, offset, scales)
 
 
@@ -55,9 +55,9 @@ def test_a_tensor_moves_the_same_whole_or_in_two_shards(
 ):
     monkeypatch.setenv(VARIABLE, backend)
     whole, parts = weights(50_000), weights(50_000)
-    add_noise_(whole, "w", key, [1e-5, 3e-6], offset=base)
-    add_noise_(parts[:33_333], "w", key, [1e-5, 3e-6], offset=base)
-    add_noise_(parts[33_333:], "w", key, [1e-5, 3e-6], offset=base + 33_333)
+    add_noise_to(whole, "w", key, [1e-5, 3e-6], offset=base)
+    add_noise_to(parts[:33_333], "w", key, [1e-5, 3e-6], offset=base)
+    add_noise_to(parts[33_333:], "w", key, [1e-5, 3e-6], offset=base + 33_333)
     assert same_bits(whole, parts)
 
 
@@ -65,7 +65,7 @@ def test_a_tensor_moves_the_same_whole_or_in_two_shards(
 @pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
 def test_it_adds_scale_times_integer_with_a_single_rounding(dtype: torch.dtype, distribution: Distribution, key: Key):
     start, moved = weights(5000, dtype=dtype), weights(5000, dtype=dtype)
-    add_noise_(moved, "w", key, [3.3e-6], distribution)
+    add_noise_to(moved, "w", key, [3.3e-6], distribution)
     product = round_scale(3.3e-6, dtype) * integers("w", key, 5000, distribution).double()
     assert torch.equal(moved, (start.double() + product).to(dtype))
 
@@ -74,7 +74,7 @@ def test_it_adds_scale_times_integer_with_a_single_rounding(dtype: torch.dtype, 
 def test_half_precision_is_added_in_single_precision_and_rounded_once(dtype: torch.dtype, key: Key):
     start = weights(5000).to(dtype)
     moved = start.clone()
-    add_noise_(moved, "w", key, [3.3e-4])
+    add_noise_to(moved, "w", key, [3.3e-4])
     product = round_scale(3.3e-4, dtype) * integers("w", key, 5000).float()
     assert torch.equal(moved, (start.float() + product).to(dtype))
 
@@ -82,23 +82,23 @@ def test_half_precision_is_added_in_single_precision_and_rounded_once(dtype: tor
 def test_several_scales_in_one_pass_equal_several_passes(key: Key):
     together, apart = weights(9000), weights(9000)
     scales = [1e-5, -2e-5, 7e-7]
-    add_noise_(together, "w", key, scales)
+    add_noise_to(together, "w", key, scales)
     for scale in scales:
-        add_noise_(apart, "w", key, [scale])
+        add_noise_to(apart, "w", key, [scale])
     assert same_bits(together, apart)
 
 
 def test_no_scale_and_no_element_change_nothing(key: Key):
     start = weights(100)
     moved = start.clone()
-    add_noise_(moved, "w", key, [])
-    add_noise_(moved[:0], "w", key, [1.0])
+    add_noise_to(moved, "w", key, [])
+    add_noise_to(moved[:0], "w", key, [1.0])
     assert torch.equal(start, moved)
 
 
 def test_a_tensor_that_is_not_contiguous_is_refused(key: Key):
     with pytest.raises(ValueError, match="block 'w' needs a contiguous tensor"):
-        add_noise_(weights(100)[::2], "w", key, [1.0])
+        add_noise_to(weights(100)[::2], "w", key, [1.0])
 
 
 def test_a_backend_can_be_forced_and_an_unknown_one_is_refused(monkeypatch: pytest.MonkeyPatch):

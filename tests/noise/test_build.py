@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from l2l.noise import Key, active_backend, add_noise_, backend_problem, build, numba
-from l2l.noise import backend as backends
-from l2l.noise.backend import VARIABLE
+from l2l.noise import Key, active_backend, add_noise_to, backend_problem, numba
+from l2l.noise import dispatch as backends
+from l2l.noise import native as build
+from l2l.noise.dispatch import VARIABLE
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler here")
 needs_numba = pytest.mark.skipif(backend_problem("numba") is not None, reason=str(backend_problem("numba")))
@@ -70,7 +71,7 @@ def test_without_a_compiler_numba_serves_and_one_line_says_so(
 ):
     with caplog.at_level(logging.WARNING, logger="l2l"):
         assert [active_backend() for _ in range(3)] == ["numba"] * 3
-        add_noise_(moved := torch.zeros(100), "w", key, [1e-3])
+        add_noise_to(moved := torch.zeros(100), "w", key, [1e-3])
     assert moved.any()
     assert [record.getMessage() for record in caplog.records] == [
         "noise on cpu is made by the slower backend numba: no C compiler is on PATH"
@@ -84,7 +85,7 @@ def test_without_a_compiler_and_numba_the_reference_serves_and_one_line_says_so(
     assert backend_problem("numba") == "numba is not installed"
     with caplog.at_level(logging.WARNING, logger="l2l"):
         assert [active_backend() for _ in range(3)] == ["reference"] * 3
-        add_noise_(moved := torch.zeros(100), "w", key, [1e-3])
+        add_noise_to(moved := torch.zeros(100), "w", key, [1e-3])
     assert moved.any()
     assert [record.getMessage() for record in caplog.records] == [
         "noise on cpu is made by the slower backend reference: no C compiler is on PATH"
@@ -189,13 +190,13 @@ RACER = """
 import sys, time
 from pathlib import Path
 import torch
-from l2l.noise import Key, active_backend, add_noise_, build
+from l2l.noise import Key, active_backend, add_noise_to, build
 me, here, build.FLAGS = sys.argv[1], Path(sys.argv[2]), tuple(sys.argv[3:])
 (here / me).touch()
 while len(list(here.iterdir())) < 2:
     time.sleep(0.001)
 moved = torch.zeros(1000)
-add_noise_(moved, "w", Key(1), [1e-3])
+add_noise_to(moved, "w", Key(1), [1e-3])
 print(active_backend(), float(moved.sum()))
 """
 

@@ -10,8 +10,18 @@ import pytest
 import torch
 from noise_cases import Case, differing, random_case, same_bits, same_pieces, same_sums
 
-from l2l.noise import Distribution, Gather, Key, Piece, Sums, Term, backend_problem, shard_pieces, traverse
-from l2l.noise.backend import VARIABLE
+from l2l.noise import (
+    Distribution,
+    Key,
+    MomentRequest,
+    NoiseTerm,
+    Sums,
+    TensorSlice,
+    add_noise,
+    backend_problem,
+    shard_pieces,
+)
+from l2l.noise.dispatch import VARIABLE
 
 FAST = [
     pytest.param(name, marks=pytest.mark.skipif(backend_problem(name) is not None, reason=str(backend_problem(name))))
@@ -47,16 +57,18 @@ def test_every_fast_backend_equals_the_reference_in_many_cases():
             assert differing(backend, range(1000, 1300), 300_000) == []
 
 
-def moved(case: Case) -> tuple[list[Piece], Sums | None]:
+def moved(case: Case) -> tuple[list[TensorSlice], Sums | None]:
     pieces = case.pieces()
-    return pieces, traverse(pieces, case.terms, case.gather, case.rounding, case.store)
+    return pieces, add_noise(pieces, case.terms, case.gather, case.rounding, case.store)
 
 
 @pytest.mark.parametrize("backend", ALL)
 def test_sums_and_values_do_not_depend_on_the_number_of_threads(backend: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VARIABLE, backend)
     case = replace(random_case(1, 10), dtype=torch.float32, form="place", counts=[900_001, 3], offsets=[5, 2**32 - 2])
-    case = replace(case, terms=[Term(Key(1), [(1e-3,)] * 2)], gather=Gather([1e-3] * 2, [0.0] * 2), rounding=None)
+    case = replace(
+        case, terms=[NoiseTerm(Key(1), [(1e-3,)] * 2)], gather=MomentRequest([1e-3] * 2, [0.0] * 2), rounding=None
+    )
     torch.set_num_threads(1)
     pieces, sums = moved(case)
     for count in (2, 3, 7):
@@ -79,7 +91,7 @@ def test_what_a_fast_backend_cannot_do_falls_to_the_reference_with_the_same_bits
             (Key(2), "rademacher", 1),
             (Key(1), "gaussian", 1),
         ]
-        terms = [Term(k, [tuple(draw.uniform(-0.01, 0.01) for _ in range(n))] * many, d) for k, d, n in adds]
+        terms = [NoiseTerm(k, [tuple(draw.uniform(-0.01, 0.01) for _ in range(n))] * many, d) for k, d, n in adds]
         for some in (terms, terms[:1], terms[:2]):
             tried = replace(case, terms=some, threads=1)
             monkeypatch.setenv(VARIABLE, "reference")
@@ -91,18 +103,18 @@ def test_what_a_fast_backend_cannot_do_falls_to_the_reference_with_the_same_bits
 
 
 def test_pieces_of_several_dtypes_are_traversed_together(monkeypatch: pytest.MonkeyPatch, key: Key):
-    def mixed() -> list[Piece]:
+    def mixed() -> list[TensorSlice]:
         some = [torch.randn(700 + i, generator=torch.Generator().manual_seed(i)) for i in range(6)]
         kinds = [torch.float32, torch.bfloat16, torch.float64, torch.float32, torch.float16, torch.bfloat16]
-        return [Piece(w.to(kind), f"b{i}") for i, (w, kind) in enumerate(zip(some, kinds, strict=True))]
+        return [TensorSlice(w.to(kind), f"b{i}") for i, (w, kind) in enumerate(zip(some, kinds, strict=True))]
 
-    terms, gather = [Term(key, [(10.0**-i,) for i in range(1, 7)])], Gather([0.1] * 6, [0.0] * 6)
+    terms, gather = [NoiseTerm(key, [(10.0**-i,) for i in range(1, 7)])], MomentRequest([0.1] * 6, [0.0] * 6)
     monkeypatch.setenv(VARIABLE, "reference")
     slow = mixed()
-    wanted = traverse(slow, terms, gather)
+    wanted = add_noise(slow, terms, gather)
     monkeypatch.setenv(VARIABLE, "auto")
     fast = mixed()
-    assert same_sums(wanted, traverse(fast, terms, gather))
+    assert same_sums(wanted, add_noise(fast, terms, gather))
     assert same_pieces(slow, fast)
 
 
@@ -116,10 +128,10 @@ def test_a_block_moves_the_same_whole_or_in_shards_of_rows_or_columns(
     rows, columns = 61, 517
     start = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(dtype)
 
-    def walk(pieces: list[Piece]) -> None:
-        traverse(pieces, [Term(key, [(1e-2,)] * len(pieces))], rounding=rounding)
+    def walk(pieces: list[TensorSlice]) -> None:
+        add_noise(pieces, [NoiseTerm(key, [(1e-2,)] * len(pieces))], rounding=rounding)
 
-    walk([Piece((whole := start.clone()).view(-1), "w")])
+    walk([TensorSlice((whole := start.clone()).view(-1), "w")])
     for cut in (1, 20, 60):
         upper, lower = start[:cut].clone(), start[cut:].clone()
         walk(shard_pieces(upper, "w", columns) + shard_pieces(lower, "w", columns, row=cut))
@@ -140,8 +152,8 @@ def test_shards_across_two_to_the_32_elements_move_as_the_whole_does(
     (whole,) = shard_pieces(together, "w", columns, row=row)
     assert whole.offset + columns == 2**32
     parts = [piece for i in range(2) for piece in shard_pieces(apart[i : i + 1], "w", columns, row=row + i)]
-    traverse([whole], [Term(key, [(1e-2,)])])
-    traverse(parts, [Term(key, [(1e-2,)] * 2)])
+    add_noise([whole], [NoiseTerm(key, [(1e-2,)])])
+    add_noise(parts, [NoiseTerm(key, [(1e-2,)] * 2)])
     assert same_bits(together, apart)
 
 
@@ -151,8 +163,8 @@ def test_a_traversal_that_is_to_store_and_sum_nothing_does_nothing(
 ):
     monkeypatch.setenv(VARIABLE, backend)
     start = torch.randn(100, generator=torch.Generator().manual_seed(0))
-    piece = Piece(start.clone(), "w")
-    assert traverse([piece], [Term(key, [(1.0,)])], store=False) is None
+    piece = TensorSlice(start.clone(), "w")
+    assert add_noise([piece], [NoiseTerm(key, [(1.0,)])], store=False) is None
     assert same_bits(start, piece.flat)
 
 
@@ -161,7 +173,7 @@ def test_negative_zeros_survive_a_traversal_without_noise(backend: str, monkeypa
     monkeypatch.setenv(VARIABLE, backend)
     zeros = torch.full((50,), -0.0)
     copy = torch.ones(50)
-    traverse([Piece(zeros, "w", into=copy)])
+    add_noise([TensorSlice(zeros, "w", into=copy)])
     assert same_bits(zeros, copy)
 
 
@@ -170,7 +182,7 @@ def test_a_scale_that_is_not_finite_is_refused_before_anything_is_written(
     backend: str, monkeypatch: pytest.MonkeyPatch, key: Key
 ):
     monkeypatch.setenv(VARIABLE, backend)
-    pieces = [Piece(torch.ones(9), "a"), Piece(torch.ones(9), "b")]
+    pieces = [TensorSlice(torch.ones(9), "a"), TensorSlice(torch.ones(9), "b")]
     with pytest.raises(ValueError, match="noise scale is nan; it must be finite"):
-        traverse(pieces, [Term(key, [(1.0,), (float("nan"),)])])
+        add_noise(pieces, [NoiseTerm(key, [(1.0,), (float("nan"),)])])
     assert all(torch.equal(piece.flat, torch.ones(9)) for piece in pieces)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from noise_cases import same_bits
 
-from l2l.noise import Key, Piece, Term, backend_problem, traverse
-from l2l.noise.backend import VARIABLE
+from l2l.noise import Key, NoiseTerm, TensorSlice, add_noise, backend_problem
+from l2l.noise.dispatch import VARIABLE
 
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(backend_problem(name) is not None, reason=str(backend_problem(name))))
@@ -25,8 +25,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def rounded(values: torch.Tensor, rounding: Key | None, offset: int = 0) -> torch.Tensor:
     """Float32 values as the bfloat16 copy that a traversal makes of them."""
-    piece = Piece(torch.zeros(len(values), dtype=torch.bfloat16), "w", offset, master=values.clone())
-    traverse([piece], rounding=rounding)
+    piece = TensorSlice(torch.zeros(len(values), dtype=torch.bfloat16), "w", offset, master=values.clone())
+    add_noise([piece], rounding=rounding)
     assert same_bits(piece.master, values)
     return piece.flat
 
@@ -61,8 +61,8 @@ def test_stochastic_rounding_depends_on_its_key_and_place_alone():
 def test_what_is_not_finite_stays_so(form: str, rounding: Key | None):
     values = torch.tensor([math.nan, math.inf, -math.inf, 1.0] * 9)
     flat = values.to(torch.float32 if form == "float32" else torch.bfloat16)
-    piece = Piece(flat, "w", master=values.clone() if form == "master" else None)
-    traverse([piece], [Term(Key(1), [(1e-3,)])], rounding=rounding)
+    piece = TensorSlice(flat, "w", master=values.clone() if form == "master" else None)
+    add_noise([piece], [NoiseTerm(Key(1), [(1e-3,)])], rounding=rounding)
     for written in (piece.flat, piece.master):
         if written is not None:
             assert torch.equal(written.isnan(), values.isnan())
@@ -79,6 +79,6 @@ def test_a_signalling_nan_stays_a_nan():
 def test_float32_is_not_rounded_to_bfloat16():
     start = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     plain, keyed = start.clone(), start.clone()
-    traverse([Piece(plain, "w")], [Term(Key(1), [(1e-3,)])])
-    traverse([Piece(keyed, "w")], [Term(Key(1), [(1e-3,)])], rounding=Key(3))
+    add_noise([TensorSlice(plain, "w")], [NoiseTerm(Key(1), [(1e-3,)])])
+    add_noise([TensorSlice(keyed, "w")], [NoiseTerm(Key(1), [(1e-3,)])], rounding=Key(3))
     assert same_bits(plain, keyed)

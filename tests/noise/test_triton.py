@@ -12,7 +12,7 @@ import pytest
 import torch
 from noise_cases import differing, same_bits, same_sums
 
-from l2l.noise import Gather, Key, Piece, Term, active_backend, backend_problem, traverse
+from l2l.noise import Key, MomentRequest, NoiseTerm, TensorSlice, active_backend, add_noise, backend_problem
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 HERE = Path(__file__).parent
@@ -70,8 +70,8 @@ def test_a_tensor_of_more_than_a_launch_of_sums_is_the_same_on_both_devices(dtyp
     assert active_backend("cuda", dtype) == "triton"
     count = 16384 * 32768 + 12_345
     start = torch.randn(count, generator=torch.Generator().manual_seed(0)).to(dtype)
-    here, there = Piece(start, "w", 2**32 - 99_999), Piece(start.cuda(), "w", 2**32 - 99_999)
-    terms, gather = [Term(Key(1), [(1e-3,)])], Gather([1e-3], [0.0])
-    sums, others = traverse([here], terms, gather), traverse([there], terms, gather)
+    here, there = TensorSlice(start, "w", 2**32 - 99_999), TensorSlice(start.cuda(), "w", 2**32 - 99_999)
+    terms, gather = [NoiseTerm(Key(1), [(1e-3,)])], MomentRequest([1e-3], [0.0])
+    sums, others = add_noise([here], terms, gather), add_noise([there], terms, gather)
     assert same_sums(sums, others)
     assert same_bits(here.flat, there.flat.cpu())

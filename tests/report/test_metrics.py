@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from l2l.report.metrics import MetricsLog, read
+from l2l.report.run_directory import MetricsLog, read_metrics
 
 
 def filled(folder, steps: int) -> None:
@@ -30,7 +30,7 @@ def test_a_column_that_does_not_exist_is_refused(tmp_path):
 def test_each_row_is_on_disk_at_once(tmp_path):
     log = MetricsLog(tmp_path, ("loss",))
     log.log(0, loss=1.0)
-    assert read(tmp_path / "metrics.csv") == [{"step": "0", "loss": "1.0"}]
+    assert read_metrics(tmp_path / "metrics.csv") == [{"step": "0", "loss": "1.0"}]
     log.close()
 
 
@@ -39,7 +39,7 @@ def test_a_continued_log_keeps_the_rows_up_to_the_checkpoint(tmp_path):
     log = MetricsLog(tmp_path, ("loss", "dev_loss"), after=3)
     log.log(4, loss=40.0)
     log.close()
-    rows = read(tmp_path / "metrics.csv")
+    rows = read_metrics(tmp_path / "metrics.csv")
     assert [(row["step"], row["loss"]) for row in rows] == [
         ("0", "0.0"),
         ("1", "0.5"),
@@ -54,12 +54,12 @@ def test_a_continued_log_keeps_the_rows_up_to_the_checkpoint(tmp_path):
 def test_a_new_log_begins_anew(tmp_path):
     filled(tmp_path, 3)
     MetricsLog(tmp_path, ("loss", "dev_loss")).close()
-    assert read(tmp_path / "metrics.csv") == []
+    assert read_metrics(tmp_path / "metrics.csv") == []
 
 
 def test_continuing_where_nothing_is_begins_anew(tmp_path):
     MetricsLog(tmp_path, ("loss",), after=5).close()
-    assert read(tmp_path / "metrics.csv") == []
+    assert read_metrics(tmp_path / "metrics.csv") == []
 
 
 @pytest.mark.parametrize("cut", ["2", "2,1.", "2,1.0", "x"])
@@ -67,4 +67,4 @@ def test_a_last_line_cut_short_is_left_out(cut, tmp_path):
     filled(tmp_path, 2)
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write(cut)
-    assert [row["step"] for row in read(tmp_path / "metrics.csv")] == ["0", "1"]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == ["0", "1"]

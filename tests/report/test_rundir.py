@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from l2l.report.rundir import RunDirectory, environment
+from l2l.report.run_directory import RunDirectory, environment
 
 CONFIG = {"out": "somewhere", "steps": 3, "tasks": ["a", "b"], "tuner": None}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from l2l.report.console import print_table, spread
 from l2l.report.plots import plot_panels, smooth
-from l2l.report.tables import print_table, spread
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from l2l.models.load import load_model, load_tokenizer
 torch.set_num_threads(1)
 
 REPO = Path(__file__).parents[2]
+sys.path += [str(REPO / "benchmarks"), str(REPO / "benchmarks" / "tiny_world")]  # scripts that tests import
 CORPUS = [
     "the film was great and the story was good . It was great",
     "a dull film . It was terrible",
@@ -60,3 +63,9 @@ def stories(shared: Path):
     """A small trained model and its tokenizer."""
     folder = shared / "models" / "stories260K"
     return load_model(folder), load_tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def todays_seed() -> int:
+    """Draws the rows of a large set that the default run takes: other ones every day."""
+    return datetime.date.today().toordinal()

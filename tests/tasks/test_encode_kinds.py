@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,17 +14,22 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from l2l.models.buckets import Grouping
+from l2l.models.batching import Grouping
 from l2l.models.heads import token_logprobs
 from l2l.models.kinds import Head
-from l2l.models.tiny_random import tiny_random
-from l2l.tasks.base import Example, Task, WorldData
-from l2l.tasks.closure import batch_loss
-from l2l.tasks.encode import Encoded, collate
-from l2l.tasks.evaluate import evaluate
-from l2l.tasks.generate import generate
-from l2l.tasks.losses import option_scores
-from l2l.tasks.reader import Classifier, Masked, Seq2Seq, decoder_start, reader_for
+from l2l.models.shapes import tiny_random
+from l2l.tasks.base import Example, GeneratedData, Task
+from l2l.tasks.encode import (
+    Encoded,
+    collate,
+    decoder_start,
+    encode_labels,
+    encode_masked,
+    encode_seq2seq,
+    encoder_for,
+)
+from l2l.tasks.evaluate import evaluate, generate
+from l2l.tasks.losses import batch_loss, option_scores
 
 WORDS = ["the", "film", "was", "good", "great", "dull", "bad", "story", "it", "a", "very", "not", "terrible", "so"]
 PAD, START, END, MASK, UNKNOWN = range(5)
@@ -50,7 +56,7 @@ def task_of(*options: str, answers: tuple[str, ...] = (), form: str = "classific
     def example(row) -> Example:
         return Example(row["text"], tuple(f" {option}" for option in options), (row["label"],), answers)
 
-    return Task("mine", WorldData(lambda *_: []), ("text", "label"), example, form)  # pyright: ignore
+    return Task("mine", GeneratedData(lambda *_: []), ("text", "label"), example, form)  # pyright: ignore
 
 
 TOKENIZER = build()
@@ -68,9 +74,9 @@ def model_of(family: str, head: Head = "auto", **others):
 
 @torch.no_grad()
 def scores_of(model, task=TASK, rows=ROWS, max_length=100):
-    reader = reader_for(model)
-    encoded = reader.encode(task, rows, TOKENIZER, max_length)
-    batch = collate(encoded, "classification", reader.pad_id(TOKENIZER))
+    encoder = encoder_for(model)
+    encoded = encoder.encode(task, rows, TOKENIZER, max_length)
+    batch = collate(encoded, "classification", encoder.pad_id(TOKENIZER))
     return option_scores(token_logprobs(model, batch), batch).view(len(rows), -1), batch
 
 
@@ -111,7 +117,7 @@ def test_an_encoder_decoder_is_fed_the_prompt_and_reads_the_option(family):
 def test_the_loss_of_an_answer_is_the_models_own_with_end_of_text():
     tokenizer, model = build(start=False), model_of("t5", decoder_start_token_id=PAD)
     task, rows = task_of("very great", answers=("very great",), form="lm"), [ROWS[2] | {"label": 0}]
-    batch = collate(reader_for(model).encode(task, rows, tokenizer, 100), "lm", PAD)
+    batch = collate(encoder_for(model).encode(task, rows, tokenizer, 100), "lm", PAD)
     ids = torch.tensor([[*ids_of(rows[0]["text"]), END]])
     own = model(input_ids=ids, labels=torch.tensor([[*ids_of("very great"), END]])).loss
     torch.testing.assert_close(batch_loss(model, batch, "lm"), own, atol=1e-5, rtol=0)
@@ -128,7 +134,7 @@ def test_a_classifiers_logits_are_the_scores_and_its_loss_is_cross_entropy(famil
     found, batch = scores_of(model)
     torch.testing.assert_close(found, logits.log_softmax(-1), atol=1e-5, rtol=0)
     assert len(batch.input_ids) == len(TEXTS)
-    encoded = reader_for(model).encode(TASK, ROWS, TOKENIZER, 100)
+    encoded = encoder_for(model).encode(TASK, ROWS, TOKENIZER, 100)
     loss = batch_loss(model, collate(encoded, form, PAD), form)
     expected = functional.cross_entropy(logits, torch.tensor([row["label"] for row in ROWS]))
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
@@ -141,7 +147,7 @@ def test_a_classifiers_logits_are_the_scores_and_its_loss_is_cross_entropy(famil
 @pytest.mark.parametrize(("family", "head"), [("roberta", "auto"), ("t5", "auto"), ("bert", "classifier")])
 def test_the_loss_has_a_gradient_and_does_not_depend_on_batches_or_groups(family, head):
     model = model_of(family, head, num_labels=len(OPTIONS))
-    encoded = reader_for(model).encode(TASK, ROWS, TOKENIZER, 100)
+    encoded = encoder_for(model).encode(TASK, ROWS, TOKENIZER, 100)
     batch = collate(encoded, "classification", PAD)
     parted = replace(batch, parts=Grouping(3).split(batch))
     assert bool(parted.parts) == (family == "roberta")
@@ -156,43 +162,44 @@ def test_the_loss_has_a_gradient_and_does_not_depend_on_batches_or_groups(family
 def test_a_long_prompt_loses_its_left_and_keeps_what_stands_around_it():
     row, limit = [ROWS[4]], 8
     prompt = ids_of(ROWS[4]["text"])
-    masked = Masked().encode(TASK, row, TOKENIZER, limit)[0].options
+    masked = encode_masked(TASK, row, TOKENIZER, limit)[0].options
     assert [option.ids for option in masked[:2]] == [
         (START, *prompt[-4:], MASK, END),
         (START, *prompt[-4:], MASK, MASK, END),
     ]
     framed = (START, *prompt[-6:], END)
-    assert {option.ids for option in Seq2Seq(PAD).encode(TASK, row, TOKENIZER, limit)[0].options} == {framed}
-    assert {option.ids for option in Classifier(4).encode(TASK, row, TOKENIZER, limit)[0].options} == {framed}
-    for reader in (Masked(), Seq2Seq(PAD)):
+    assert {option.ids for option in encode_seq2seq(TASK, row, TOKENIZER, limit, PAD)[0].options} == {framed}
+    assert {option.ids for option in encode_labels(TASK, row, TOKENIZER, limit, 4)[0].options} == {framed}
+    for encode in (encode_masked, partial(encode_seq2seq, start=PAD)):
         with pytest.raises(
             ValueError, match=r"task 'mine', row 0: an option of 2 tokens does not fit into max_length 2"
         ):
-            reader.encode(TASK, row, TOKENIZER, 2)
+            encode(TASK, row, TOKENIZER, 2)
     with pytest.raises(ValueError, match=r"task 'mine', row 0: a prompt of 11 tokens cannot be fed at max_length 1"):
-        Classifier(4).encode(TASK, row, TOKENIZER, 1)
+        encode_labels(TASK, row, TOKENIZER, 1, 4)
 
 
 def test_a_classifier_needs_the_same_options_in_every_row_and_a_label_for_each():
     with pytest.raises(ValueError, match="task 'mine' has 4 options, but the model's head has 2 labels"):
-        Classifier(2).encode(TASK, ROWS, TOKENIZER, 100)
-    varied = Task("mine", WorldData(lambda *_: []), (), lambda row: Example("the film", (" a", f" {row['text']}")))
+        encode_labels(TASK, ROWS, TOKENIZER, 100, 2)
+    varied = Task("mine", GeneratedData(lambda *_: []), (), lambda row: Example("the film", (" a", f" {row['text']}")))
     with pytest.raises(ValueError, match="task 'mine', row 1: its options differ from those of row 0"):
-        Classifier(2).encode(varied, ROWS, TOKENIZER, 100)
+        encode_labels(varied, ROWS, TOKENIZER, 100, 2)
 
 
 def test_what_a_kind_cannot_do_is_one_clear_error():
     generation = task_of("great", answers=("great",))
-    for reader, kind in ((Masked(), "a masked language model"), (Classifier(1), "a sequence classifier")):
+    encoders = {"a masked language model": encode_masked, "a sequence classifier": partial(encode_labels, labels=1)}
+    for kind, encode in encoders.items():
         with pytest.raises(ValueError, match=f"task 'mine' asks for generated answers, which {kind} cannot give"):
-            reader.encode(generation, ROWS[:1], TOKENIZER, 100)
+            encode(generation, ROWS[:1], TOKENIZER, 100)
     with pytest.raises(ValueError, match=r"asked through mask tokens, but the tokenizer .* has none"):
-        Masked().encode(TASK, ROWS, build(mask=False), 100)
+        encode_masked(TASK, ROWS, build(mask=False), 100)
     with pytest.raises(ValueError, match="BertForMaskedLM cannot generate text; use a causal or seq2seq"):
         generate(tiny_random("bert"), TOKENIZER, ["the film"], 60)
     empty = replace(TASK, example=lambda row: Example("the film", ("  ",)))
     with pytest.raises(ValueError, match="row 0: option 0 has no token of its own"):
-        Seq2Seq(PAD).encode(empty, ROWS[:1], TOKENIZER, 100)
+        encode_seq2seq(empty, ROWS[:1], TOKENIZER, 100, PAD)
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
@@ -236,9 +243,9 @@ def test_the_decoder_starts_as_the_model_says_or_with_padding():
 
 
 def test_equal_rows_are_fed_once_and_no_row_answers_for_its_beginning():
-    first, second = (Masked().encode(TASK, [row], TOKENIZER, 100)[0] for row in ROWS[:2])
+    first, second = (encode_masked(TASK, [row], TOKENIZER, 100)[0] for row in ROWS[:2])
     batch = collate([first, first, second], "classification", PAD)
     assert len(batch.input_ids) == 4
-    assert isinstance(first, Encoded) and hash(first) == hash(Masked().encode(TASK, [ROWS[0]], TOKENIZER, 100)[0])
-    nested = Classifier(4).encode(TASK, ROWS[:2], build(start=False), 100)
+    assert isinstance(first, Encoded) and hash(first) == hash(encode_masked(TASK, [ROWS[0]], TOKENIZER, 100)[0])
+    nested = encode_labels(TASK, ROWS[:2], build(start=False), 100, 4)
     assert len(collate(nested, "classification", PAD).input_ids) == 2

@@ -1,22 +1,21 @@
-"""Evaluation, generation and metrics."""
+"""Evaluation by options, calibrated or not, and by generated answers."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from l2l.models.tiny_random import tiny_random
-from l2l.tasks import get_task
-from l2l.tasks.base import Example, Task, WorldData
-from l2l.tasks.closure import batch_loss
+from l2l.models.shapes import tiny_random
+from l2l.tasks import get_task, task_names
+from l2l.tasks.base import Example, GeneratedData, Task, sample_row
 from l2l.tasks.encode import collate, encode, padding_id
-from l2l.tasks.evaluate import evaluate
-from l2l.tasks.generate import generate
-from l2l.tasks.metrics import accuracy, answer_scores
+from l2l.tasks.evaluate import calibrated_choice, evaluate, generate, without_context
+from l2l.tasks.losses import batch_loss
 from l2l.tasks.rows import load_rows
 
 DYNAMIC: dict[str, Any] = {
@@ -57,7 +56,7 @@ def test_the_loss_is_the_training_loss_of_the_whole_set(model, tokenizer):
 def test_any_correct_option_is_a_hit(model, tokenizer):
     def task(gold: tuple[int, ...]) -> Task:
         example = Example("the film was", (" great", " good", " dull"), gold)
-        return Task("many", WorldData(lambda *_: []), (), lambda _: example)
+        return Task("many", GeneratedData(lambda *_: []), (), lambda _: example)
 
     assert evaluate(model, tokenizer, task((0, 1, 2)), [{}]).value == 1.0
     assert sum(evaluate(model, tokenizer, task((gold,)), [{}]).value for gold in range(3)) == 1.0
@@ -202,31 +201,74 @@ def test_a_long_prompt_keeps_bos_and_its_end(tokenizer):
         generate(chatter, tokenizer, ["a"], 10, max_new_tokens=10)
 
 
-@pytest.mark.parametrize(
-    ("prediction", "answers", "f1", "exact"),
-    [
-        ("The  Lima!", ["lima"], 1.0, 1.0),
-        ("city of Lima", ["Lima"], 0.5, 0.0),
-        ("Lima city", ["Cusco", "the city Lima in Peru"], 2 * 1.0 * 0.5 / 1.5, 0.0),
-        ("Cusco", ["Lima"], 0.0, 0.0),
-        ("", ["Lima"], 0.0, 0.0),
-        ("a b b", ["b b b"], 0.8, 0.0),
-    ],
-)
-def test_f1_and_exact_match_follow_squads_rule(prediction, answers, f1, exact):
-    assert answer_scores([prediction], [answers]) == (pytest.approx(f1), exact)
+OPTIONS = (" terrible", " great film", " good")
+WORDS = ["the film was dull", "a great story", "good . good", "a dull film and a dull story", "was it great ?"]
 
 
-def test_scores_are_means_over_examples():
-    f1, exact = answer_scores(["Lima", "x", "city of Lima"], [["Lima"], ["y"], ["Lima"]])
-    assert (f1, exact) == (pytest.approx(0.5), pytest.approx(1 / 3))
-    assert accuracy([0, 2, 1], [(0,), (0, 2), (2,)]) == pytest.approx(2 / 3)
+def calibrated_task(gold: int) -> Task:
+    def example(row):
+        return Example(f"{row['text']} . It was", OPTIONS, (gold,))
+
+    return Task("mine", GeneratedData(lambda *_: []), ("text",), example, contextless=lambda _: "It was")
 
 
-def test_scores_of_nothing_or_of_uneven_lists_are_errors():
-    with pytest.raises(ValueError, match="0 predictions"):
-        accuracy([], [])
-    with pytest.raises(ValueError, match="1 predictions against 2"):
-        answer_scores(["a"], [["a"], ["b"]])
-    with pytest.raises(ValueError, match="example 1 has no reference answer"):
-        answer_scores(["a", "b"], [["a"], []])
+@torch.no_grad()
+def log_probability(model, tokenizer, prompt: str, option: str) -> float:
+    """Sum over the option's tokens, by one plain forward pass."""
+    ids = tokenizer(prompt + option)["input_ids"]
+    start = len(tokenizer(prompt)["input_ids"])
+    logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(logprobs[place - 1, ids[place]].item() for place in range(start, len(ids)))
+
+
+def test_the_choice_is_the_option_whose_log_probability_the_context_raises_most(model, tokenizer):
+    rows = [{"text": text} for text in WORDS]
+    bare = [log_probability(model, tokenizer, "It was", option) for option in OPTIONS]
+    expected, plain = [], []
+    for text in WORDS:
+        sums = [log_probability(model, tokenizer, f"{text} . It was", option) for option in OPTIONS]
+        gains = [whole - alone for whole, alone in zip(sums, bare, strict=True)]
+        expected.append(gains.index(max(gains)))
+        plain.append(sums.index(max(sums)))
+    assert expected != plain
+    for gold in range(len(OPTIONS)):
+        found = evaluate(model, tokenizer, calibrated_task(gold), rows, batch_size=2, calibrate=True)
+        assert found.value == sum(choice == gold for choice in expected) / len(WORDS)
+        assert found.loss == evaluate(model, tokenizer, calibrated_task(gold), rows, batch_size=2).loss
+
+
+def test_a_context_less_prompt_that_rows_share_is_scored_once(model, tokenizer, monkeypatch):
+    fed: list[int] = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, **kw: fed.append(len(kw["input_ids"])) or forward(*args, **kw))
+    rows = [{"text": text} for text in WORDS]
+    evaluate(model, tokenizer, calibrated_task(0), rows)
+    usual = sum(fed)
+    fed.clear()
+    evaluate(model, tokenizer, calibrated_task(0), rows, calibrate=True)
+    assert usual < sum(fed) <= usual + len(OPTIONS)
+
+
+def test_a_task_that_cannot_be_calibrated_says_what_to_do(model, tokenizer):
+    with pytest.raises(ValueError, match=r"'winogrande@1' has no context-less prompt.*contextless=lambda row"):
+        evaluate(model, tokenizer, get_task("winogrande"), [{}], calibrate=True)
+    with pytest.raises(ValueError, match=r"'squad@1' generates its answers; only scored options can be calibrated"):
+        evaluate(model, tokenizer, get_task("squad"), [{}], calibrate=True)
+    with pytest.raises(ValueError, match=r"'sst2@1:empty' has no context-less prompt"):
+        evaluate(model, tokenizer, get_task("sst2:empty"), [{}], calibrate=True)
+
+
+def test_the_context_less_prompt_of_every_task_keeps_options_and_gold_and_drops_the_passage():
+    checked = [task for task in map(get_task, task_names()) if task.contextless is not None]
+    assert len(checked) >= 15
+    for task in checked:
+        row = sample_row(task)
+        usual, bare = task.example(row), without_context(task).example(row)
+        assert dataclasses.replace(bare, prompt=usual.prompt) == usual
+        assert len(bare.prompt) < len(usual.prompt)
+        assert bare.prompt.strip() in usual.prompt
+
+
+def test_equal_gains_give_the_first_option_and_a_nan_is_not_masked():
+    assert calibrated_choice([-1.0, -2.0, -1.0], [-2.0, -3.0, -1.0]) == 0
+    assert calibrated_choice([-1.0, float("nan")], [-2.0, -3.0]) == 1

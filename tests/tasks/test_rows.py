@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from l2l.tasks import get_task
-from l2l.tasks.base import Example, HubData, Task, WorldData
+from l2l.tasks.base import Example, GeneratedData, Task
 from l2l.tasks.rows import load_rows, load_splits
 
 SST2 = get_task("sst2")
@@ -112,7 +112,7 @@ def generated_task() -> Task:
     def generate(split, count, seed):
         return [{"text": f"{split} {seed} {number}"} for number in range(count)]
 
-    return Task("made_up", WorldData(generate), ("text",), lambda row: Example(row["text"], (" a", " b")))
+    return Task("made_up", GeneratedData(generate), ("text",), lambda row: Example(row["text"], (" a", " b")))
 
 
 def test_a_generated_task_needs_no_data_directory():
@@ -128,108 +128,14 @@ def test_a_dev_row_that_repeats_a_train_row_is_left_out():
     def generate(split, count, seed):
         return [{"text": f"{number % 7}"} for number in range(count)]
 
-    task = Task("repeats", WorldData(generate), ("text",), lambda row: Example(row["text"], (" a", " b")))
+    task = Task("repeats", GeneratedData(generate), ("text",), lambda row: Example(row["text"], (" a", " b")))
     splits = load_splits(task, None, 5, 3, 0)
     assert [row["text"] for row in splits.dev] == ["5", "6", "5"]
     with pytest.raises(ValueError, match="no row is left for dev, of which 3 were asked for"):
         load_splits(task, None, 7, 3, 0)
 
 
-def test_rows_of_the_hub_are_read_with_datasets(monkeypatch):
-    import datasets
-
-    asked = []
-
-    def fake(path, name=None, split=None):
-        asked.append((path, name, split))
-        return datasets.Dataset.from_list([json.loads(line) for line in sst2_lines(8)])
-
-    monkeypatch.setattr(datasets, "load_dataset", fake)
-    rows = load_rows(SST2, "validation", None, 3, seed=0)
-    assert asked == [("stanfordnlp/sst2", None, "validation")]
-    assert len(rows) == 3
-    assert set(rows[0]) == {"sentence", "label"}
-
-
-def test_a_script_data_set_is_read_from_the_hubs_parquet_copy(monkeypatch):
-    import datasets
-
-    def fake(path, name=None, split=None, data_files=None):
-        if data_files is None:
-            raise RuntimeError("Dataset scripts are no longer supported, but found trec.py")
-        assert data_files == {"test": "hf://datasets/CogComp/trec@refs%2Fconvert%2Fparquet/default/test/*.parquet"}
-        return datasets.Dataset.from_list([{"text": "Who ?", "coarse_label": 3}])
-
-    monkeypatch.setattr(datasets, "load_dataset", fake)
-    assert load_rows(get_task("trec"), "validation", None) == [{"text": "Who ?", "coarse_label": 3}]
-
-
-def hub_snli(monkeypatch, labels: list[int]) -> list[int]:
-    """Labels of the rows that come from a hub whose SNLI has these labels, one row each."""
-    import datasets
-
-    rows = [{"premise": f"p {number}", "hypothesis": "h", "label": label} for number, label in enumerate(labels)]
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
-    return [row["label"] for row in load_rows(get_task("snli"), "validation", None, 4)]
-
-
-def test_rows_of_snli_without_an_agreed_label_are_dropped_before_the_sample_is_drawn(monkeypatch):
-    labelled = [0, 1, 2, 0, 1]
-    assert hub_snli(monkeypatch, [-1, 0, -1, 1, 2, 0, -1, 1, -1]) == hub_snli(monkeypatch, labelled)
-    assert len(hub_snli(monkeypatch, labelled)) == 4
-
-
-def test_any_other_wrong_label_of_snli_is_still_an_error(monkeypatch):
-    with pytest.raises(ValueError, match=r"stanfordnlp/snli validation row \d: .*'label' must be .* not -2"):
-        hub_snli(monkeypatch, [0, -1, -2])
-
-
-@pytest.mark.parametrize(
-    ("name", "asked"),
-    [
-        ("mnli", ("nyu-mll/glue", "mnli", "validation_matched")),
-        ("wsc", ("aps/super_glue", "wsc.fixed", "validation")),
-        ("wic", ("aps/super_glue", "wic", "validation")),
-        ("multirc", ("aps/super_glue", "multirc", "validation")),
-        ("snli", ("stanfordnlp/snli", None, "validation")),
-    ],
-)
-def test_a_task_asks_the_hub_for_its_own_validation_split(monkeypatch, name, asked):
-    import datasets
-
-    def fake(path, config, split):
-        raise ConnectionError(f"asked for {(path, config, split)}")
-
-    monkeypatch.setattr(datasets, "load_dataset", fake)
-    with pytest.raises(FileNotFoundError) as caught:
-        load_rows(get_task(name), "validation", None)
-    assert str(asked) in str(caught.value)
-
-
 def test_wsc_is_cut_to_what_it_has_and_says_so(shared):
     splits = load_splits(get_task("wsc"), shared / "data", train=1000, dev=500, test=104)
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (370, 184, 104)
     assert splits.note == "task 'wsc' has too few rows: 370 train rows instead of 1000, 184 dev rows instead of 500"
-
-
-@pytest.mark.parametrize("error", [ConnectionError("no route"), FileNotFoundError("no such repository\nlong tale")])
-def test_an_unreachable_hub_gives_one_line_that_says_what_to_do(monkeypatch, error):
-    import datasets
-
-    def fake(*_, **__):
-        raise error
-
-    monkeypatch.setattr(datasets, "load_dataset", fake)
-    with pytest.raises(FileNotFoundError, match=r"'aps/super_glue', config 'rte'.*give a data directory") as caught:
-        load_rows(get_task("rte"), "train", None)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_row_of_the_hub_that_does_not_render_is_named(monkeypatch):
-    import datasets
-
-    rows = datasets.Dataset.from_list([{"sentence": "x", "label": -1}])
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
-    with pytest.raises(ValueError, match=r"stanfordnlp/sst2 train row 0: .*'label'"):
-        load_rows(SST2, "train", None)
-    assert isinstance(SST2.source, HubData)

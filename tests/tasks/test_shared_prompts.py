@@ -10,17 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from l2l.models import sharing
-from l2l.models.buckets import Grouping
+from l2l.models import batching as sharing
+from l2l.models.batching import Grouping, longest_tree
 from l2l.models.heads import token_logprobs
-from l2l.models.sharing import longest_tree
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
 from l2l.tasks import get_task
-from l2l.tasks.base import Example, Task, WorldData
-from l2l.tasks.closure import batch_loss
+from l2l.tasks.base import Example, GeneratedData, Task
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, collate
 from l2l.tasks.evaluate import evaluate
-from l2l.tasks.losses import option_scores
+from l2l.tasks.losses import batch_loss, option_scores
 
 torch.set_num_threads(1)
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "opt", "gemma", "gpt_neox", "mixtral", "phi", "cohere", "gptj", "falcon"]
@@ -129,6 +127,7 @@ def test_half_precision_differs_by_its_rounding_only(attention):
     assert (found - exact).abs().max() < 2 * (alone - exact).abs().max()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_compiled_decoder_reads_trees_alike():
     model, graphs = tiny_random("llama", initializer_range=0.3), []
@@ -223,7 +222,7 @@ def test_an_evaluation_asks_only_where_options_have_prompts_to_share(build_token
     assert not asked
     task = Task(
         "mine",
-        WorldData(lambda *_: []),
+        GeneratedData(lambda *_: []),
         (),
         lambda row: Example(row["sentence"], (" terrible film", " dull story"), (0,)),
     )

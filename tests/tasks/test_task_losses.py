@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 
-from l2l.models.tiny_random import tiny_random
-from l2l.tasks.closure import batch_loss
+from l2l.models.shapes import tiny_random
 from l2l.tasks.encode import Encoded, EncodedOption, Form, collate
-from l2l.tasks.losses import classification_loss, gold_token_sum, lm_loss, option_scores, predictions
+from l2l.tasks.losses import batch_loss, classification_loss, gold_token_sum, lm_loss, option_scores, predictions
 
 
 def example(prompt: tuple[int, ...], *options: tuple[int, ...], gold: int = 0) -> Encoded:

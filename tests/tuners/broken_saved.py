@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from l2l.tuners import store
-from l2l.tuners.guard import SHA256, checksum
+from l2l.tuners import io as store
+from l2l.tuners.io import SHA256, checksum
 
 Break = Callable[[Path], object]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from l2l.tuners import store
-from l2l.tuners.amend import amend
-from l2l.tuners.results import brief, sections
-from l2l.tuners.verify import verify
+from l2l.tuners import io as store
+from l2l.tuners.card import brief, sections
+from l2l.tuners.inspect import verify
+from l2l.tuners.io import edit_card
 
 ROOT = Path(__file__).parent.parent.parent
 EVALUATION = ROOT / "docs" / "results" / "meta_evaluate-2026-11-22.json"
@@ -42,7 +42,7 @@ def written(folder: Path, value: object) -> Path:
 
 def test_an_evaluation_becomes_a_table_and_leaves_the_weights_as_they_lie(ours: Path):
     before = (ours / store.WEIGHTS).read_bytes()
-    card = amend(ours, EVALUATION, licence="MIT").read_text()
+    card = edit_card(ours, EVALUATION, licence="MIT").read_text()
     assert (ours / store.WEIGHTS).read_bytes() == before
     assert "license: mit\n" in card
     assert "| world_trait | 0.691 | 0.373 | 80.5 % | 98.9 % |" in card
@@ -57,20 +57,20 @@ def test_an_evaluation_becomes_a_table_and_leaves_the_weights_as_they_lie(ours: 
 
 
 def test_a_second_time_replaces_and_does_not_add(ours: Path):
-    first = amend(ours, EVALUATION).read_text()
-    assert amend(ours, EVALUATION).read_text() == first
+    first = edit_card(ours, EVALUATION).read_text()
+    assert edit_card(ours, EVALUATION).read_text() == first
 
 
 def test_a_tuner_saved_again_keeps_its_tables(ours: Path, tmp_path: Path):
-    card = amend(ours, EVALUATION).read_text()
+    card = edit_card(ours, EVALUATION).read_text()
     again = store.load(ours).save_pretrained(tmp_path / "again")
     assert (again / store.CARD).read_text().split("## Results")[1] == card.split("## Results")[1]
 
 
 def test_tests_on_several_models_stand_side_by_side(ours: Path):
-    amend(ours, written(ours, TEST))
-    amend(ours, written(ours, TEST | {"gain": 0.07}))
-    card = amend(ours, written(ours, TEST | {"config": TEST["config"] | {"task": "world_cause"}})).read_text()
+    edit_card(ours, written(ours, TEST))
+    edit_card(ours, written(ours, TEST | {"gain": 0.07}))
+    card = edit_card(ours, written(ours, TEST | {"config": TEST["config"] | {"task": "world_cause"}})).read_text()
     rows = [line for line in card.splitlines() if line.startswith("| l2l/tiny |")]
     assert rows == [
         "| l2l/tiny | world_stars | 400 | 5 | +0.0700 | +0.0100 to +0.0900 | go |",
@@ -79,11 +79,11 @@ def test_tests_on_several_models_stand_side_by_side(ours: Path):
 
 
 def test_a_tuner_learned_from_a_directory_gets_the_id_that_others_know(ours: Path):
-    card = amend(ours, base_model="us/model").read_text()
+    card = edit_card(ours, base_model="us/model").read_text()
     assert "base_model: us/model\n" in card
     assert store.load(ours).provenance.base_model == "us/model"
     with pytest.raises(ValueError, match=r"has no results on 'us/model', only on l2l/tiny"):
-        amend(ours, EVALUATION)
+        edit_card(ours, EVALUATION)
 
 
 @pytest.mark.parametrize(
@@ -98,24 +98,24 @@ def test_a_tuner_learned_from_a_directory_gets_the_id_that_others_know(ours: Pat
 def test_other_files_are_refused_and_nothing_changes(ours: Path, value: object, words: str):
     before = {path.name: path.read_bytes() for path in ours.iterdir()}
     with pytest.raises(ValueError, match=words):
-        amend(ours, written(ours, value))
+        edit_card(ours, written(ours, value))
     assert {path.name: path.read_bytes() for path in ours.iterdir()} == before
 
 
 def test_a_tuner_of_another_name_is_asked_for_and_a_wrong_one_refused(ours: Path):
     other = ours.rename(ours.parent / "mine")
     with pytest.raises(ValueError, match=r"which of the tuners is 'mine'\? Choose one by --label: ratio, turns"):
-        amend(other, EVALUATION)
+        edit_card(other, EVALUATION)
     with pytest.raises(ValueError, match="judges no tuner 'third': it has ratio, turns"):
-        amend(other, EVALUATION, "third")
-    assert "| world_stars | 0.298 | 0.402 |" in amend(other, EVALUATION, "turns").read_text()
+        edit_card(other, EVALUATION, "third")
+    assert "| world_stars | 0.298 | 0.402 |" in edit_card(other, EVALUATION, "turns").read_text()
 
 
 def test_what_is_no_directory_or_no_name_of_a_licence_is_refused(ours: Path):
     with pytest.raises(FileNotFoundError, match="'l2l-tiny' is no directory"):
-        amend(Path("l2l-tiny"), EVALUATION)
+        edit_card(Path("l2l-tiny"), EVALUATION)
     with pytest.raises(ValueError, match="licence is 'as you like'; give one name"):
-        amend(ours, licence="as you like")
+        edit_card(ours, licence="as you like")
 
 
 @pytest.mark.parametrize("value", [1, "x", [], {"tasks": []}, {"tasks": [{}], "interval": None}])

@@ -11,13 +11,13 @@ import torch
 from cases import TiedLM
 from torch import nn
 
-from l2l.tuners import registry
-from l2l.tuners.diff import config_changes, difference, distance
-from l2l.tuners.heat import draw, heat, place, table
-from l2l.tuners.listing import rows
-from l2l.tuners.results import brief
-from l2l.tuners.store import load
-from l2l.tuners.tuner import Provenance, Tuner
+from l2l.tuners import sources as registry
+from l2l.tuners.card import brief
+from l2l.tuners.diagnostics import draw, heat, place, table
+from l2l.tuners.inspect import config_changes, difference, distance
+from l2l.tuners.io import load
+from l2l.tuners.model import Provenance, Tuner
+from l2l.tuners.sources import rows
 
 
 def made(seed: int = 0) -> Tuner:

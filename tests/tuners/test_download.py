@@ -17,9 +17,10 @@ import pytest
 import torch
 from cases import TiedLM
 
-from l2l.tuners import fetch, registry
-from l2l.tuners.download import DownloadConfig, download, run
-from l2l.tuners.tuner import Tuner
+from l2l.tuners import sources as fetch
+from l2l.tuners import sources as registry
+from l2l.tuners.model import Tuner
+from l2l.tuners.sources import DownloadConfig, download, run_download
 
 CONTENT = Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -191,8 +192,8 @@ def test_a_tuner_of_a_users_registry_is_downloaded_once_and_then_used_by_its_nam
 ):
     sums = {"sha256": digest(saved / "tuner.safetensors"), "config_sha256": digest(saved / "config.json")}
     register(tmp_path / "r.json", monkeypatch, url=server.at("/t"), **sums)
-    folder = run(DownloadConfig("mine"))
-    assert run(DownloadConfig("mine", progress=False)) == folder
+    folder = run_download(DownloadConfig("mine"))
+    assert run_download(DownloadConfig("mine", progress=False)) == folder
     assert len(server.asked) == 2
     server.files.clear()
     found, wanted = Tuner.from_pretrained("mine"), Tuner.from_pretrained(saved)

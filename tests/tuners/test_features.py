@@ -7,12 +7,12 @@ import torch
 from cases import TiedLM
 from torch import nn
 
-from l2l.blocks import Block, Blocks
-from l2l.perturb.moments import block_moments
-from l2l.tuners.features import FEATURES, History, block_features
-from l2l.tuners.normalise import EnergyNormaliser
+from l2l.params.blocks import Block, Blocks
+from l2l.params.engine import block_moments
+from l2l.tuners.features import FEATURES, RunStatistics, block_features
+from l2l.tuners.model import Tuner
+from l2l.tuners.normalize import EnergyNormalizer
 from l2l.tuners.per_block_mlp import PerBlockMLP
-from l2l.tuners.tuner import Tuner
 
 
 def block(values: list, embedding: bool = False) -> Block:
@@ -31,14 +31,14 @@ def test_the_variance_of_a_single_number_is_zero():
 def test_features_are_moments_losses_and_the_last_sigma():
     blocks = Blocks([block([1.0, 3.0]), block([5.0])])
     moments = torch.tensor(block_moments(blocks), dtype=torch.float64)
-    features = block_features(History(torch.tensor([0.25, 0.5]), moments, 2.0, 1.5))
+    features = block_features(RunStatistics(torch.tensor([0.25, 0.5]), moments, 2.0, 1.5))
     assert features.tolist() == [[2.0, 2.0, 2.0, 1.5, 0.25], [5.0, 0.0, 2.0, 1.5, 0.5]]
     assert features.dtype == torch.float32
     assert not features.requires_grad
 
 
 def test_a_history_starts_with_sigma_one_and_losses_zero():
-    history = History.start(Blocks([block([1.0]), block([2.0])]))
+    history = RunStatistics.start(Blocks([block([1.0]), block([2.0])]))
     assert history.sigma.tolist() == [1.0, 1.0]
     assert (history.loss_plus, history.loss_minus) == (0.0, 0.0)
     assert history.centre == (1.0, 2.0)
@@ -46,7 +46,7 @@ def test_a_history_starts_with_sigma_one_and_losses_zero():
 
 def test_a_history_can_be_brought_up_to_date_with_weights_that_something_else_has_moved():
     blocks = Blocks([block([1.0, 3.0])])
-    history = History(torch.tensor([0.25]), torch.zeros(1, 2, dtype=torch.float64), 2.0, 1.5)
+    history = RunStatistics(torch.tensor([0.25]), torch.zeros(1, 2, dtype=torch.float64), 2.0, 1.5)
     now = history.at(blocks)
     assert now.moments.tolist() == [[2.0, 2.0]]
     assert (now.sigma, now.loss_plus, now.loss_minus) == (history.sigma, 2.0, 1.5)
@@ -55,27 +55,27 @@ def test_a_history_can_be_brought_up_to_date_with_weights_that_something_else_ha
 @pytest.mark.parametrize("sizes", [[(3, 4), (5,)], [(100, 2), (7, 7), (1,)]])
 def test_normalised_sigma_spends_the_energy_of_mezo(sizes: list[tuple[int, ...]]):
     blocks = Blocks([Block(str(i), torch.zeros(size), i == 0) for i, size in enumerate(sizes)])
-    normaliser = EnergyNormaliser(batch_size=2)
+    normalizer = EnergyNormalizer(batch_size=2)
     sigma = torch.rand(len(sizes), generator=torch.Generator().manual_seed(0)) * 3
-    counts = normaliser.counts(blocks)
-    factor = normaliser.factor(sigma, counts)
+    counts = normalizer.counts(blocks)
+    factor = normalizer.factor(sigma, counts)
     assert (counts * (factor * sigma.double()) ** 2).sum().item() == pytest.approx(counts.sum().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize(("batch", "rows"), [(1, 15), (2, 30), (16, 100)])
 def test_only_the_rows_of_an_embedding_that_a_batch_touches_count(batch: int, rows: int):
     blocks = Blocks([Block("embedding", torch.zeros(100, 8), True), Block("matrix", torch.zeros(100, 8))])
-    assert EnergyNormaliser(batch_size=batch).counts(blocks).tolist() == [rows * 8, 800]
+    assert EnergyNormalizer(batch_size=batch).counts(blocks).tolist() == [rows * 8, 800]
 
 
 def test_a_normaliser_can_be_turned_off():
-    assert EnergyNormaliser(enabled=False).factor(torch.tensor([3.0]), torch.tensor([1.0])) == 1.0
+    assert EnergyNormalizer(enabled=False).factor(torch.tensor([3.0]), torch.tensor([1.0])) == 1.0
 
 
 @pytest.mark.parametrize("sigma", [[0.0, 0.0], [1.0, float("nan")], [float("inf"), 1.0]])
 def test_sigma_without_energy_or_not_finite_is_refused(sigma: list[float]):
     with pytest.raises(ValueError, match=r"sigma has energy .*: it must be finite and not zero everywhere"):
-        EnergyNormaliser().factor(torch.tensor(sigma), torch.ones(2, dtype=torch.float64))
+        EnergyNormalizer().factor(torch.tensor(sigma), torch.ones(2, dtype=torch.float64))
 
 
 def plain(network: PerBlockMLP, row: int) -> nn.Sequential:
@@ -138,25 +138,25 @@ def test_sigma_is_differentiable_in_the_network_and_its_features_are_not():
     model = TiedLM()
     tuner = Tuner.for_model(model)
     blocks = Blocks.of(model)
-    sigma = tuner.sigma(tuner.features(History.start(blocks)), blocks.names)
+    sigma = tuner.sigma(tuner.features(RunStatistics.start(blocks)), blocks.names)
     assert sigma.requires_grad
     assert (sigma >= 0).all()
     sigma.sum().backward()
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert isinstance(tuner.normaliser.factor(sigma, tuner.normaliser.counts(blocks)), float)
+    assert isinstance(tuner.normalizer.factor(sigma, tuner.normalizer.counts(blocks)), float)
 
 
 def test_a_frozen_subset_gets_the_sigma_it_has_in_the_whole():
     model = TiedLM()
     tuner = Tuner.for_model(model, seed=2)
     whole = Blocks.of(model)
-    history = History.start(whole)
+    history = RunStatistics.start(whole)
     everything = dict(zip(whole.names, tuner.sigma(tuner.features(history), whole.names).tolist(), strict=True))
     model.embed.weight.requires_grad_(False)
     model.norm.weight.requires_grad_(False)
     part = Blocks.of(model)
     tuner.check(model)
-    found = tuner.sigma(tuner.features(History.start(part)), part.names).tolist()
+    found = tuner.sigma(tuner.features(RunStatistics.start(part)), part.names).tolist()
     assert found == pytest.approx([everything[name] for name in part.names], rel=1e-6)
 
 

@@ -13,12 +13,11 @@ from cases import TiedLM
 from torch import Tensor
 
 import l2l
-from l2l.blocks import Blocks
-from l2l.tuners import store
-from l2l.tuners.basis import random_basis
-from l2l.tuners.features import History
-from l2l.tuners.normalise import CurvatureNormaliser, EnergyNormaliser, NoNormaliser, Normaliser
-from l2l.tuners.tuner import Tuner
+from l2l.params.blocks import Blocks
+from l2l.tuners import io as store
+from l2l.tuners.features import RunStatistics
+from l2l.tuners.model import Tuner, random_basis
+from l2l.tuners.normalize import CurvatureNormalizer, EnergyNormalizer, NoNormalizer, Normalizer
 
 BUNDLED = store.bundled_folder() / "l2l-tiny"
 
@@ -45,11 +44,11 @@ def test_the_bundled_tuner_is_of_version_1_or_2_and_gives_the_sigma_of_its_weigh
     model = l2l.load_model("l2l/tiny")
     tuner.check(model)
     blocks = Blocks.of(model)
-    history = History.start(blocks)
+    history = RunStatistics.start(blocks)
     for plus, minus in ((0.0, 0.0), (2.5, 2.375)):
         raw = torch.empty(len(blocks), 5)
         raw[:, 0:2], raw[:, 2], raw[:, 3], raw[:, 4] = history.moments, plus, minus, 1.0
-        seen = tuner.features(History(history.sigma, history.moments, plus, minus))
+        seen = tuner.features(RunStatistics(history.sigma, history.moments, plus, minus))
         assert torch.equal(seen, raw)
         wanted = paper_sigma(safetensors.torch.load_file(BUNDLED / store.WEIGHTS), raw)
         assert torch.equal(tuner.sigma(seen, blocks.names), wanted)
@@ -57,15 +56,15 @@ def test_the_bundled_tuner_is_of_version_1_or_2_and_gives_the_sigma_of_its_weigh
 
 def test_a_tuner_of_version_1_loads_with_the_features_and_the_normaliser_it_had(tmp_path: Path):
     model = TiedLM()
-    made = Tuner.for_model(model, seed=3, normaliser=EnergyNormaliser(7.0, 4, enabled=False))
+    made = Tuner.for_model(model, seed=3, normalizer=EnergyNormalizer(7.0, 4, enabled=False))
     folder = made.save_pretrained(tmp_path)
     as_version_1(folder)
     loaded = Tuner.from_pretrained(folder)
     assert loaded.feature_set == "paper"
-    assert loaded.normaliser == EnergyNormaliser(7.0, 4, enabled=False)
+    assert loaded.normalizer == EnergyNormalizer(7.0, 4, enabled=False)
     assert loaded.basis is None
     blocks = Blocks.of(model)
-    history = History.start(blocks)
+    history = RunStatistics.start(blocks)
     assert torch.equal(*(t.sigma(t.features(history), blocks.names) for t in (loaded, made)))
     loaded.check(model)
 
@@ -82,30 +81,30 @@ def test_a_tuner_of_version_1_is_shown_and_saved_as_version_2(tmp_path: Path):
 
 
 TRACES = {name: i + 0.1 for i, name in enumerate(Blocks.of(TiedLM()).names)}
-KINDS: list[tuple[str, str, Normaliser, dict[str, Any]]] = [
-    ("per_block_mlp", "standard", NoNormaliser(), {"hidden": 8}),
-    ("shared_mlp", "standard", CurvatureNormaliser(TRACES, TRACES), {"embedding": 3, "start": "random"}),
-    ("shared_mlp", "paper", EnergyNormaliser(), {"start": "random"}),
-    ("table", "paper", CurvatureNormaliser(TRACES, TRACES), {"start": "random"}),
-    ("fixed", "standard", NoNormaliser(), {"cv": 0.5}),
+KINDS: list[tuple[str, str, Normalizer, dict[str, Any]]] = [
+    ("per_block_mlp", "standard", NoNormalizer(), {"hidden": 8}),
+    ("shared_mlp", "standard", CurvatureNormalizer(TRACES, TRACES), {"embedding": 3, "start": "random"}),
+    ("shared_mlp", "paper", EnergyNormalizer(), {"start": "random"}),
+    ("table", "paper", CurvatureNormalizer(TRACES, TRACES), {"start": "random"}),
+    ("fixed", "standard", NoNormalizer(), {"cv": 0.5}),
 ]
 
 
 @pytest.mark.parametrize(("architecture", "features", "normaliser", "options"), KINDS)
 @pytest.mark.parametrize("rank", [0, 2])
 def test_every_kind_of_tuner_gives_the_same_scales_and_factor_after_saving(
-    architecture: str, features: str, normaliser: Normaliser, options: dict[str, Any], rank: int, tmp_path: Path
+    architecture: str, features: str, normalizer: Normalizer, options: dict[str, Any], rank: int, tmp_path: Path
 ):
     model = TiedLM()
     blocks = Blocks.of(model)
     basis = random_basis(blocks, rank) if rank else None
-    made = Tuner.for_model(model, architecture, 1, normaliser, features=features, basis=basis, **options)
+    made = Tuner.for_model(model, architecture, 1, normalizer, features=features, basis=basis, **options)
     with torch.no_grad():
         for parameter in made.network.parameters():
             parameter.add_(0.01)
     loaded = Tuner.from_pretrained(made.save_pretrained(tmp_path))
-    assert (loaded.normaliser, loaded.feature_set) == (normaliser, features)
-    history = History.start(blocks).after([0.5] * 6, [[0.1, 0.2]] * 6, [(2.0, 1.0)], [3.0])
+    assert (loaded.normalizer, loaded.feature_set) == (normalizer, features)
+    history = RunStatistics.start(blocks).after([0.5] * 6, [[0.1, 0.2]] * 6, [(2.0, 1.0)], [3.0])
     scales, again = (tuner.scales(tuner.features(history), blocks.names) for tuner in (made, loaded))
     assert scales.shape == ((6, 2) if rank else (6,))
     assert torch.equal(scales, again)

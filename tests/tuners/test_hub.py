@@ -13,12 +13,11 @@ import yaml
 from cases import TiedLM
 from fake_hub import FakeHub, running
 
-from l2l.blocks import Blocks
-from l2l.tuners import registry
-from l2l.tuners.download import download
-from l2l.tuners.features import History
-from l2l.tuners.fetch import sha256_of
-from l2l.tuners.tuner import Provenance, Tuner
+from l2l.params.blocks import Blocks
+from l2l.tuners import sources as registry
+from l2l.tuners.features import RunStatistics
+from l2l.tuners.model import Provenance, Tuner
+from l2l.tuners.sources import download, sha256_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # httpx, of its own caller
 
@@ -41,7 +40,7 @@ def made(**recipe: object) -> Tuner:
 
 def sigma(tuner: Tuner) -> torch.Tensor:
     blocks = Blocks.of(TiedLM())
-    return tuner.sigma(tuner.features(History.start(blocks)), blocks.names).detach()
+    return tuner.sigma(tuner.features(RunStatistics.start(blocks)), blocks.names).detach()
 
 
 def forget(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import torch
 
 import l2l
 from l2l.cli import main
-from l2l.compare.entries import fingerprint, freeze
+from l2l.experiments.spec import fingerprint, freeze
 from l2l.models.load import load_model, load_tokenizer
-from l2l.models.tiny_random import tiny_random
-from l2l.tuners import store
+from l2l.models.shapes import tiny_random
+from l2l.tuners import io as store
 from l2l.tuners.fingerprint import Fingerprint
-from l2l.tuners.tuner import Tuner
+from l2l.tuners.model import Tuner
 
 SMALL: dict[str, Any] = {"steps": 2, "batch_size": 2, "train_size": 8, "dev_size": 4, "progress": False}
 

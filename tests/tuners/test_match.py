@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from l2l.blocks import Blocks
-from l2l.tuners.features import History
+from l2l.params.blocks import Blocks
+from l2l.tuners.features import RunStatistics
 from l2l.tuners.fingerprint import Fingerprint, ties_of, weights_hash
-from l2l.tuners.match import classify
-from l2l.tuners.normalise import CurvatureNormaliser
-from l2l.tuners.transfer import identified
-from l2l.tuners.tuner import Tuner
-from l2l.tuners.turns import Turns
+from l2l.tuners.model import Tuner
+from l2l.tuners.normalize import CurvatureNormalizer
+from l2l.tuners.schedule import BlockSchedule
+from l2l.tuners.transfer import classify, identified
 
 
 class Layer(nn.Module):
@@ -80,7 +79,7 @@ def tuner() -> Tuner:
 
 def sigma(tuner: Tuner, model: nn.Module) -> dict[str, float]:
     blocks = Blocks.of(model)
-    found = tuner.sigma(tuner.features(History.start(blocks)), blocks.names)
+    found = tuner.sigma(tuner.features(RunStatistics.start(blocks)), blocks.names)
     return dict(zip(blocks.names, found.tolist(), strict=True))
 
 
@@ -184,23 +183,25 @@ def test_a_model_with_kinds_of_which_the_tuner_has_none_is_refused(tuner: Tuner)
 def test_what_was_measured_on_blocks_is_renamed_but_not_resized():
     model = Model()
     blocks = Blocks.of(model, trainable=False)
-    traces = CurvatureNormaliser({name: float(i + 1) for i, name in enumerate(blocks.names)})
-    tuner = Tuner.for_model(model, "table", normaliser=traces, turns=Turns.by_role(blocks), values=[2.0] * len(blocks))
+    traces = CurvatureNormalizer({name: float(i + 1) for i, name in enumerate(blocks.names)})
+    tuner = Tuner.for_model(
+        model, "table", normalizer=traces, turns=BlockSchedule.by_role(blocks), values=[2.0] * len(blocks)
+    )
     wrapped = Wrapped(Model())
     found = tuner.matched(wrapped, "shape")
-    assert isinstance(found.normaliser, CurvatureNormaliser)
-    assert found.normaliser.traces == {f"base.{name}": trace for name, trace in traces.traces.items()}
-    assert found.turns == Turns.by_role(Blocks.of(wrapped))
+    assert isinstance(found.normalizer, CurvatureNormalizer)
+    assert found.normalizer.traces == {f"base.{name}": trace for name, trace in traces.traces.items()}
+    assert found.block_schedule == BlockSchedule.by_role(Blocks.of(wrapped))
     with pytest.raises(ValueError, match="has curvature traces measured on blocks of its own model"):
         tuner.matched(Model(width=8), "kind")
 
 
 def test_turns_follow_the_blocks_that_rows_are_taken_from():
-    tuner = Tuner.for_model(Model(), "table", turns=Turns.by_role(Blocks.of(Model())))
+    tuner = Tuner.for_model(Model(), "table", turns=BlockSchedule.by_role(Blocks.of(Model())))
     model = Model(width=8, layers=3)
     found = tuner.matched(model, "kind")
-    assert found.turns is not None
-    assert sorted(name for group in found.turns.groups for name in group) == sorted(Blocks.of(model).names)
+    assert found.block_schedule is not None
+    assert sorted(name for group in found.block_schedule.groups for name in group) == sorted(Blocks.of(model).names)
 
 
 def test_a_size_free_tuner_serves_any_model_at_every_level():

@@ -15,12 +15,12 @@ from transformers.utils import logging
 
 import l2l
 from l2l.cli import main
-from l2l.compare.trials import _unlike_defaults  # pyright: ignore[reportPrivateUsage]
-from l2l.finetune.config import FineTuneConfig
+from l2l.experiments.runner import _unlike_defaults
 from l2l.models.load import load_tokenizer
-from l2l.models.tiny_random import tiny_random
+from l2l.models.shapes import tiny_random
+from l2l.train.config import FineTuneConfig
+from l2l.tuners.model import Provenance, Tuner
 from l2l.tuners.transfer import identified
-from l2l.tuners.tuner import Provenance, Tuner
 
 SHORT = shlex.split("--method learned --lr 1e-4 --steps 3 --batch_size 2 --train_size 8 --dev_size 4 --test_size 4")
 LAYERS = 2

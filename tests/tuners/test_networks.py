@@ -8,13 +8,13 @@ import pytest
 import torch
 from cases import TiedLM
 
-from l2l.blocks import Blocks
-from l2l.tuners.build import build_network
-from l2l.tuners.features import FEATURES, History
+from l2l.params.blocks import Blocks
+from l2l.tuners.features import FEATURES, RunStatistics
+from l2l.tuners.model import Tuner
+from l2l.tuners.networks import build_network
 from l2l.tuners.per_block_mlp import PerBlockMLP
 from l2l.tuners.shared_mlp import SharedMLP
 from l2l.tuners.table import Table
-from l2l.tuners.tuner import Tuner
 
 LEARNING = [("per_block_mlp", {}), ("shared_mlp", {}), ("shared_mlp", {"embedding": 4}), ("table", {})]
 
@@ -101,7 +101,7 @@ def test_a_table_s_values_are_saved_with_the_tuner(tmp_path):
     with torch.no_grad():
         tuner.network.get_parameter("log_sigma").add_(0.5)
     loaded = Tuner.from_pretrained(tuner.save_pretrained(tmp_path))
-    history = History.start(Blocks.of(model))
+    history = RunStatistics.start(Blocks.of(model))
     names = Blocks.of(model).names
     assert torch.equal(loaded.sigma(loaded.features(history), names), tuner.sigma(tuner.features(history), names))
     assert loaded.architecture_args["values"] == values

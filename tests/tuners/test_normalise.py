@@ -6,21 +6,21 @@ import pytest
 import torch
 from cases import TiedLM
 
-from l2l.blocks import Blocks
-from l2l.tuners.normalise import (
+from l2l.params.blocks import Blocks
+from l2l.tuners.normalize import (
     NORMALISERS,
-    CurvatureNormaliser,
-    EnergyNormaliser,
-    NoNormaliser,
-    Normaliser,
-    build_normaliser,
-    normaliser_config,
+    CurvatureNormalizer,
+    EnergyNormalizer,
+    NoNormalizer,
+    Normalizer,
+    build_normalizer,
+    normalizer_config,
 )
 
 BLOCKS = Blocks.of(TiedLM())
 TRACES = {name: 10.0 ** (i - 3) for i, name in enumerate(BLOCKS.names)}
 INSIDE = {"attention.qkv.weight": 50.0, "attention.out.weight": 0.3}
-ALL = [EnergyNormaliser(7.0, 4), CurvatureNormaliser(TRACES, INSIDE), NoNormaliser()]
+ALL = [EnergyNormalizer(7.0, 4), CurvatureNormalizer(TRACES, INSIDE), NoNormalizer()]
 
 
 def random_sigma(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -29,76 +29,76 @@ def random_sigma(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("normaliser", ALL[:2])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_budget_is_that_of_mezo_for_every_sigma(normaliser: Normaliser, seed: int):
-    counts, sigma = normaliser.counts(BLOCKS), random_sigma(6, seed=seed)
-    scaled = normaliser.factor(sigma, counts) * sigma.double()
+def test_the_budget_is_that_of_mezo_for_every_sigma(normalizer: Normalizer, seed: int):
+    counts, sigma = normalizer.counts(BLOCKS), random_sigma(6, seed=seed)
+    scaled = normalizer.factor(sigma, counts) * sigma.double()
     assert (counts * scaled**2).sum().item() == pytest.approx(counts.sum().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("normaliser", ALL[:2])
-def test_the_budget_counts_what_lies_inside_the_basis(normaliser: Normaliser):
-    counts, sigma = normaliser.counts(BLOCKS, INSIDE), random_sigma(6, 2)
+def test_the_budget_counts_what_lies_inside_the_basis(normalizer: Normalizer):
+    counts, sigma = normalizer.counts(BLOCKS, INSIDE), random_sigma(6, 2)
     assert counts.shape == (6, 2)
-    scaled = normaliser.factor(sigma, counts) * sigma.double()
+    scaled = normalizer.factor(sigma, counts) * sigma.double()
     assert (counts * scaled**2).sum().item() == pytest.approx(counts[:, 0].sum().item(), rel=1e-12)
 
 
 def test_energy_counts_a_block_with_a_basis_twice_and_one_without_once():
-    counts = EnergyNormaliser().counts(BLOCKS, INSIDE)
+    counts = EnergyNormalizer().counts(BLOCKS, INSIDE)
     for name, (dense, inside) in zip(BLOCKS.names, counts.tolist(), strict=True):
         assert inside == (dense if name in INSIDE else 0.0)
 
 
 def test_curvature_counts_the_traces_it_was_given():
-    counts = CurvatureNormaliser(TRACES, INSIDE).counts(BLOCKS, INSIDE)
+    counts = CurvatureNormalizer(TRACES, INSIDE).counts(BLOCKS, INSIDE)
     assert counts[:, 0].tolist() == list(TRACES.values())
     assert counts[:, 1].tolist() == [INSIDE.get(name, 0.0) for name in BLOCKS.names]
 
 
 @pytest.mark.parametrize("normaliser", ALL)
-def test_sigma_one_has_factor_exactly_one(normaliser: Normaliser):
-    assert normaliser.factor(torch.ones(6), normaliser.counts(BLOCKS)) == 1.0
+def test_sigma_one_has_factor_exactly_one(normalizer: Normalizer):
+    assert normalizer.factor(torch.ones(6), normalizer.counts(BLOCKS)) == 1.0
 
 
 def test_without_a_normaliser_sigma_is_taken_as_it_is():
     for shape, basis in (((6,), ()), ((6, 2), INSIDE)):
-        normaliser = NoNormaliser()
-        assert normaliser.factor(random_sigma(*shape), normaliser.counts(BLOCKS, basis)) == 1.0
+        normalizer = NoNormalizer()
+        assert normalizer.factor(random_sigma(*shape), normalizer.counts(BLOCKS, basis)) == 1.0
 
 
 @pytest.mark.parametrize("normaliser", ALL)
-def test_a_normaliser_comes_back_from_its_config(normaliser: Normaliser):
-    assert build_normaliser(**normaliser_config(normaliser)) == normaliser
+def test_a_normaliser_comes_back_from_its_config(normalizer: Normalizer):
+    assert build_normalizer(**normalizer_config(normalizer)) == normalizer
 
 
 def test_normalisers_are_known_by_their_names():
     assert sorted(NORMALISERS) == ["curvature", "energy", "none"]
     with pytest.raises(ValueError, match="unknown tuner normaliser 'mine': l2l has energy, curvature, none"):
-        build_normaliser("mine")
+        build_normalizer("mine")
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_trace_that_is_not_positive_is_refused(value: float):
     for traces in ({"traces": {"a": value}}, {"basis_traces": {"a": value}}):
         with pytest.raises(ValueError, match=f"the curvature trace of block 'a' is {value}: it must be positive"):
-            CurvatureNormaliser(**traces)
+            CurvatureNormalizer(**traces)
 
 
 def test_a_missing_trace_is_named():
     with pytest.raises(ValueError, match=r"has no trace of block 'embed\.weight' \(6 are missing\)"):
-        CurvatureNormaliser().counts(BLOCKS)
+        CurvatureNormalizer().counts(BLOCKS)
     with pytest.raises(ValueError, match=r"no trace inside the basis of block 'attention\.out\.weight' \(1 are"):
-        CurvatureNormaliser(TRACES).counts(BLOCKS, {"attention.out.weight"})
+        CurvatureNormalizer(TRACES).counts(BLOCKS, {"attention.out.weight"})
 
 
 @pytest.mark.parametrize("sigma", [[0.0] * 6, [float("nan")] * 6])
 def test_sigma_without_curvature_is_refused(sigma: list[float]):
-    normaliser = CurvatureNormaliser(TRACES)
+    normalizer = CurvatureNormalizer(TRACES)
     with pytest.raises(ValueError, match="sigma has curvature"):
-        normaliser.factor(torch.tensor(sigma), normaliser.counts(BLOCKS))
+        normalizer.factor(torch.tensor(sigma), normalizer.counts(BLOCKS))
 
 
 @pytest.mark.parametrize("values", [(0.0, 16), (15.0, -1), (float("nan"), 16)])
 def test_an_energy_that_counts_nothing_is_refused(values: tuple[float, int]):
     with pytest.raises(ValueError, match="must be positive and finite"):
-        EnergyNormaliser(*values)
+        EnergyNormalizer(*values)

@@ -14,14 +14,20 @@ import torch
 from broken_published import good, module
 from torch import Tensor, nn
 
-from l2l.blocks import Blocks
-from l2l.tuners import store
-from l2l.tuners.anatomy import movement, sigma_change, typical_history
+from l2l.params.blocks import Blocks
+from l2l.tuners import io as store
+from l2l.tuners.diagnostics import movement, sigma_change, typical_history
 from l2l.tuners.fingerprint import Fingerprint
-from l2l.tuners.known_models import KNOWN_MODELS, known_config, known_fingerprint, skeleton
-from l2l.tuners.published import import_published, read_published
-from l2l.tuners.tuner import Tuner
-from l2l.tuners.verify import verify
+from l2l.tuners.inspect import verify
+from l2l.tuners.model import Tuner
+from l2l.tuners.published import (
+    KNOWN_MODELS,
+    import_published,
+    known_config,
+    known_fingerprint,
+    read_published,
+    skeleton,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 SHARED = Path(os.environ.get("L2L_SHARED", ROOT.parent / "shared"))

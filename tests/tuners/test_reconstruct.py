@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l2l.tuners.reconstruct import reconstruct, reconstructed_state
+from l2l.tuners.diagnostics import reconstruct, reconstructed_state
 
 
 def drawn(copies: list[int], numbers: int = 449, seed: int = 0) -> Tensor:

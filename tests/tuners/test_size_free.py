@@ -10,11 +10,10 @@ from cases import LogisticRegression, Quadratic, TiedLM
 from torch import nn
 
 import l2l
-from l2l.blocks import Blocks
-from l2l.tuners.basis import random_basis
-from l2l.tuners.features import History
-from l2l.tuners.normalise import CurvatureNormaliser
-from l2l.tuners.tuner import Tuner
+from l2l.params.blocks import Blocks
+from l2l.tuners.features import RunStatistics
+from l2l.tuners.model import Tuner, random_basis
+from l2l.tuners.normalize import CurvatureNormalizer
 
 
 def learned(model: nn.Module, **options) -> Tuner:
@@ -43,7 +42,7 @@ def test_blocks_that_look_alike_get_the_same_sigma_in_any_model():
     found = []
     for model in (small, large):
         blocks = Blocks.of(model)
-        sigma = tuner.sigma(tuner.features(History.start(blocks)), blocks.names)
+        sigma = tuner.sigma(tuner.features(RunStatistics.start(blocks)), blocks.names)
         found.append(sigma[blocks.names.index("norm.weight")])
     torch.testing.assert_close(*found)
 
@@ -77,7 +76,7 @@ def test_a_tuner_bound_to_its_blocks_takes_no_basis_of_another_model():
 def test_traces_of_another_model_are_refused_before_the_run():
     model = TiedLM()
     traces = dict.fromkeys(Blocks.of(model).names, 1.0)
-    tuner = learned(model, normaliser=CurvatureNormaliser(traces))
+    tuner = learned(model, normalizer=CurvatureNormalizer(traces))
     tuner.check(model)
     with pytest.raises(ValueError, match="has no trace of block 'matrix'"):
         tuner.check(Quadratic())

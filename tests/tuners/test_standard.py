@@ -10,17 +10,27 @@ import torch
 from cases import TiedLM
 from torch import Tensor, nn
 
-from l2l.blocks import Block, Blocks
-from l2l.finetune.optimizer import ZOOptimizer
 from l2l.methods.learned import Learned
-from l2l.tuners.constants import FLOOR, block_constants, depths, kind_of
-from l2l.tuners.features import FEATURE_SETS, History, feature_set
-from l2l.tuners.standard import COLUMNS, LIMIT, log_ratio, standard_features
-from l2l.tuners.tuner import Tuner
+from l2l.optim import ZOOptimizer
+from l2l.params.blocks import Block, Blocks
+from l2l.tuners.features import (
+    FEATURE_SETS,
+    FLOOR,
+    LIMIT,
+    STANDARD_COLUMNS,
+    RunStatistics,
+    block_constants,
+    depths,
+    feature_set,
+    kind_of,
+    log_ratio,
+    standard_features,
+)
+from l2l.tuners.model import Tuner
 
 
 def column(features: Tensor, name: str) -> list[float]:
-    return features[:, COLUMNS.index(name)].tolist()
+    return features[:, STANDARD_COLUMNS.index(name)].tolist()
 
 
 def pair(first: list, second: list) -> Blocks:
@@ -29,8 +39,8 @@ def pair(first: list, second: list) -> Blocks:
 
 def test_at_the_start_only_the_weights_and_what_the_blocks_are_can_be_seen():
     model = TiedLM()
-    features = standard_features(History.start(Blocks.of(model)))
-    assert features.shape == (6, len(COLUMNS))
+    features = standard_features(RunStatistics.start(Blocks.of(model)))
+    assert features.shape == (6, len(STANDARD_COLUMNS))
     assert features.dtype == torch.float32
     for name in ("relative_variance", "last_sigma", "relative_loss", "step_fraction"):
         assert column(features, name) == [0.0] * 6
@@ -39,29 +49,29 @@ def test_at_the_start_only_the_weights_and_what_the_blocks_are_can_be_seen():
 
 
 def test_variance_is_seen_relative_to_the_start_on_a_log_scale():
-    start = History.start(pair([1.0, -1.0], [0.0, 0.0]))
+    start = RunStatistics.start(pair([1.0, -1.0], [0.0, 0.0]))
     now = replace(start, moments=torch.tensor([[0.0, 2.0 * math.e], [0.0, 0.0]], dtype=torch.float64))
     assert column(standard_features(now), "relative_variance") == pytest.approx([1.0, 0.0], abs=1e-5)
 
 
 def test_a_block_that_starts_constant_has_a_finite_relative_variance():
-    start = History.start(pair([1.0, 1.0], [0.0, 0.0]))
+    start = RunStatistics.start(pair([1.0, 1.0], [0.0, 0.0]))
     now = replace(start, moments=torch.tensor([[1.0, 3 * FLOOR], [0.0, 1e6]], dtype=torch.float64))
     assert column(standard_features(now), "relative_variance") == pytest.approx([math.log(4), LIMIT], rel=1e-4)
 
 
 def test_the_mean_is_seen_over_the_spread_and_stays_bounded():
-    seen = column(standard_features(History.start(pair([3.0, 5.0], [1.0, 1.0]))), "mean_over_spread")
+    seen = column(standard_features(RunStatistics.start(pair([3.0, 5.0], [1.0, 1.0]))), "mean_over_spread")
     assert seen == pytest.approx([4 / math.sqrt(16 + 2), 1.0], rel=1e-6)
 
 
 def test_the_last_sigma_is_seen_on_a_log_scale_and_zero_is_not_minus_infinity():
-    history = replace(History.start(pair([1.0], [2.0])), sigma=torch.tensor([math.e, 0.0]))
+    history = replace(RunStatistics.start(pair([1.0], [2.0])), sigma=torch.tensor([math.e, 0.0]))
     assert column(standard_features(history), "last_sigma") == pytest.approx([1.0, -LIMIT])
 
 
 def test_losses_and_gradients_are_seen_as_running_means_over_their_first_values():
-    history = History.start(pair([1.0], [2.0]))
+    history = RunStatistics.start(pair([1.0], [2.0]))
     for losses, gradient in (((3.0, 5.0), -2.0), ((1.0, 1.0), 4.0)):
         history = history.after([1.0, 1.0], history.moments.tolist(), [losses], [gradient])
     features = standard_features(history)
@@ -72,14 +82,14 @@ def test_losses_and_gradients_are_seen_as_running_means_over_their_first_values(
 
 
 def test_several_draws_count_as_one_step_of_their_mean():
-    start = History.start(pair([1.0], [2.0]))
+    start = RunStatistics.start(pair([1.0], [2.0]))
     history = start.after([1.0, 1.0], start.moments.tolist(), [(1.0, 3.0), (5.0, 7.0)], [-2.0, 4.0])
     assert (history.loss, history.gradient, history.step) == ((4.0, 4.0), (3.0, 3.0), 1)
     assert (history.loss_plus, history.loss_minus) == (5.0, 7.0)
 
 
 def test_curvature_is_kept_where_a_step_did_not_measure_it():
-    history = History.start(pair([1.0], [2.0]))
+    history = RunStatistics.start(pair([1.0], [2.0]))
     for curvature in (None, 2.0, None, 4.0):
         history = history.after([1.0, 1.0], history.moments.tolist(), [(1.0, 1.0)], [1.0], curvature)
     assert history.curvature == (2.0, pytest.approx(2.2))
@@ -88,7 +98,7 @@ def test_curvature_is_kept_where_a_step_did_not_measure_it():
 
 @pytest.mark.parametrize(("step", "horizon", "seen"), [(3, 12, 0.25), (20, 10, 1.0), (7, 0, 0.0)])
 def test_the_share_of_the_run_is_seen_where_its_length_is_known(step: int, horizon: int, seen: float):
-    history = replace(History.start(pair([1.0], [2.0]), horizon), step=step)
+    history = replace(RunStatistics.start(pair([1.0], [2.0]), horizon), step=step)
     assert column(standard_features(history), "step_fraction") == [seen, seen]
 
 
@@ -102,7 +112,7 @@ def test_a_ratio_is_defined_whatever_the_sign_of_the_loss(running: tuple[float, 
 
 def test_what_is_not_finite_is_not_masked():
     assert math.isnan(log_ratio((1.0, float("nan"))))
-    history = History.start(pair([1.0], [2.0]))
+    history = RunStatistics.start(pair([1.0], [2.0]))
     assert standard_features(replace(history, sigma=torch.tensor([float("nan"), 1.0])))[0].isnan().any()
 
 
@@ -161,14 +171,14 @@ def test_features_are_finite_and_of_order_one_at_step_0_and_ever_after(make: typ
 
 
 def test_a_run_saved_without_the_constants_is_refused_with_a_way_out_and_serves_the_paper_features():
-    old = History(torch.ones(2), torch.ones(2, 2, dtype=torch.float64), 2.0, 1.0)
+    old = RunStatistics(torch.ones(2), torch.ones(2, 2, dtype=torch.float64), 2.0, 1.0)
     with pytest.raises(ValueError, match="saved by an earlier l2l that kept too little for the features 'standard'"):
         standard_features(old)
     assert FEATURE_SETS["paper"].compute(old).tolist() == [[1.0, 1.0, 2.0, 1.0, 1.0]] * 2
 
 
 def test_every_feature_set_has_as_many_columns_as_it_names():
-    history = History.start(Blocks.of(TiedLM()))
+    history = RunStatistics.start(Blocks.of(TiedLM()))
     for found in FEATURE_SETS.values():
         assert found.compute(history).shape == (6, len(found.columns))
     with pytest.raises(ValueError, match="unknown tuner features 'mine': l2l has paper, standard"):

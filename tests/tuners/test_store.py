@@ -14,16 +14,16 @@ import safetensors.torch
 import torch
 from cases import TiedLM
 
-from l2l.blocks import Blocks
-from l2l.tuners import store
-from l2l.tuners.features import History
-from l2l.tuners.normalise import EnergyNormaliser
-from l2l.tuners.tuner import Provenance, Tuner
+from l2l.params.blocks import Blocks
+from l2l.tuners import io as store
+from l2l.tuners.features import RunStatistics
+from l2l.tuners.model import Provenance, Tuner
+from l2l.tuners.normalize import EnergyNormalizer
 
 
 def sigma(tuner: Tuner) -> torch.Tensor:
     blocks = Blocks.of(TiedLM())
-    return tuner.sigma(tuner.features(History.start(blocks)), blocks.names).detach()
+    return tuner.sigma(tuner.features(RunStatistics.start(blocks)), blocks.names).detach()
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def tuner() -> Tuner:
     made = Tuner.for_model(
         TiedLM(),
         seed=3,
-        normaliser=EnergyNormaliser(7.0, 4),
+        normalizer=EnergyNormalizer(7.0, 4),
         provenance=Provenance("me/tied", "abc", {"steps": 30}, {"loss": 1.5}),
         hidden=8,
     )
@@ -55,7 +55,7 @@ def test_a_saved_tuner_gives_the_same_sigma_bit_for_bit_and_keeps_all_it_knows(t
     loaded = Tuner.from_pretrained(folder)
     assert torch.equal(sigma(loaded), sigma(tuner))
     assert loaded.fingerprint == tuner.fingerprint
-    assert loaded.normaliser == tuner.normaliser
+    assert loaded.normalizer == tuner.normalizer
     assert loaded.provenance == tuner.provenance
     assert loaded.architecture_args == tuner.architecture_args
     assert loaded.feature_set == tuner.feature_set
@@ -82,7 +82,7 @@ def test_the_card_says_what_the_tuner_is(folder: Path):
 
 def test_a_save_interrupted_half_way_leaves_the_old_tuner(tuner: Tuner, folder: Path, monkeypatch: pytest.MonkeyPatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for target in ("safetensors.torch.save_file", "l2l.tuners.store.render"):
+    for target in ("safetensors.torch.save_file", "l2l.tuners.io.render"):
         with monkeypatch.context() as patch:
 
             def half(*arguments: object) -> None:

@@ -10,12 +10,11 @@ import torch
 from cases import TiedLM
 from torch import Tensor
 
-from l2l.blocks import Blocks
-from l2l.tuners import store
-from l2l.tuners.basis import random_basis, ranks
-from l2l.tuners.features import History
-from l2l.tuners.normalise import EnergyNormaliser
-from l2l.tuners.tuner import Tuner
+from l2l.params.blocks import Blocks
+from l2l.tuners import io as store
+from l2l.tuners.features import RunStatistics
+from l2l.tuners.model import Tuner, random_basis, ranks
+from l2l.tuners.normalize import EnergyNormalizer
 
 MODEL = TiedLM()
 BLOCKS = Blocks.of(MODEL)
@@ -33,7 +32,7 @@ def tuner(basis: dict[str, Tensor]) -> Tuner:
 
 
 def scales(tuner: Tuner, blocks: Blocks = BLOCKS) -> Tensor:
-    return tuner.scales(tuner.features(History.start(blocks)), blocks.names).detach()
+    return tuner.scales(tuner.features(RunStatistics.start(blocks)), blocks.names).detach()
 
 
 @pytest.mark.parametrize("r", [1, 3, 8, 20])
@@ -64,11 +63,11 @@ def test_a_tuner_with_a_basis_gives_two_scales_and_none_where_there_is_no_basis(
     for name, (dense, inside) in zip(BLOCKS.names, found.tolist(), strict=True):
         assert dense > 0
         assert (inside > 0) == (name in MATRICES)
-    assert torch.equal(tuner.sigma(tuner.features(History.start(BLOCKS)), BLOCKS.names), found[:, 0])
+    assert torch.equal(tuner.sigma(tuner.features(RunStatistics.start(BLOCKS)), BLOCKS.names), found[:, 0])
 
 
 def test_the_factor_spends_the_energy_of_mezo_on_both_parts(tuner: Tuner):
-    found, counts = scales(tuner), EnergyNormaliser().counts(BLOCKS)
+    found, counts = scales(tuner), EnergyNormalizer().counts(BLOCKS)
     scaled = (tuner.factor(found, BLOCKS) * found.double()) ** 2
     assert (counts * scaled.sum(1)).sum().item() == pytest.approx(counts.sum().item(), rel=1e-12)
 
@@ -76,7 +75,7 @@ def test_the_factor_spends_the_energy_of_mezo_on_both_parts(tuner: Tuner):
 def test_a_normaliser_set_later_is_used_and_the_basis_stays_the_same_object(tuner: Tuner):
     found, before = scales(tuner), tuner.basis_for(BLOCKS)
     assert tuner.factor(found, BLOCKS) != 1.0
-    tuner.normaliser = EnergyNormaliser(enabled=False)
+    tuner.normalizer = EnergyNormalizer(enabled=False)
     assert tuner.factor(found, BLOCKS) == 1.0
     assert tuner.basis_for(BLOCKS) is before
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from l2l.tuners import registry, store
-from l2l.tuners.tuner import Tuner
+from l2l.tuners import io as store
+from l2l.tuners import sources as registry
+from l2l.tuners.model import Tuner
 
 GOOD = {"url": "https://host/a.pth", "sha256": "0" * 64, "base_model": "me/m", "licence": "MIT", "format": "published"}
 

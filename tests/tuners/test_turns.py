@@ -10,24 +10,24 @@ import pytest
 import torch
 from cases import TiedLM
 
-from l2l.blocks import Blocks
 from l2l.methods.learned import Learned
 from l2l.noise import Key
-from l2l.tuners.anatomy import turns_line
-from l2l.tuners.normalise import CurvatureNormaliser
-from l2l.tuners.tuner import Tuner
-from l2l.tuners.turns import VECTORS, Turns, build_turns, role_of, turns_config
+from l2l.params.blocks import Blocks
+from l2l.tuners.diagnostics import turns_line
+from l2l.tuners.model import Tuner
+from l2l.tuners.normalize import CurvatureNormalizer
+from l2l.tuners.schedule import VECTORS, BlockSchedule, build_schedule, role_of, schedule_config
 
 MODEL = TiedLM()
 BLOCKS = Blocks.of(MODEL)
 NAMES = BLOCKS.names
-PAIR = Turns((NAMES[:1], NAMES[1:]), (1.0, 3.0))
+PAIR = BlockSchedule((NAMES[:1], NAMES[1:]), (1.0, 3.0))
 
 
-def tuner(turns: Turns | None = PAIR) -> Tuner:
+def tuner(turns: BlockSchedule | None = PAIR) -> Tuner:
     traces = {name: 2.0 + number for number, name in enumerate(NAMES)}
     values = [1.0 + number for number in range(len(NAMES))]
-    return Tuner.for_model(MODEL, "table", normaliser=CurvatureNormaliser(traces), turns=turns, values=values)
+    return Tuner.for_model(MODEL, "table", normalizer=CurvatureNormalizer(traces), turns=turns, values=values)
 
 
 def direction(found: Tuner, step: int, blocks: Blocks = BLOCKS):
@@ -65,7 +65,7 @@ def test_every_turn_spends_the_curvature_of_mezo():
 
 
 def test_one_group_of_all_blocks_is_the_tuner_without_turns():
-    whole, none = tuner(Turns((NAMES,))), tuner(None)
+    whole, none = tuner(BlockSchedule((NAMES,))), tuner(None)
     assert direction(whole, 3) == direction(none, 3)
 
 
@@ -79,14 +79,14 @@ def test_roles_are_names_without_numbers_and_vectors_are_one():
     assert role_of("layers.3.q.weight", 2) == role_of("layers.11.q.weight", 2) == "layers.#.q.weight"
     assert role_of("layers.3.q.weight", 2) != role_of("layers.3.k.weight", 2)
     assert role_of("norm.weight", 1) == role_of("layers.0.q.bias", 1) == VECTORS
-    by_role = Turns.by_role(BLOCKS, {VECTORS: 2.0})
+    by_role = BlockSchedule.by_role(BLOCKS, {VECTORS: 2.0})
     assert sorted(name for group in by_role.groups for name in group) == sorted(NAMES)
     vectors = tuple(block.name for block in BLOCKS if block.tensor.ndim == 1)
     assert by_role.shares[by_role.groups.index(vectors)] == 2.0 and sum(by_role.shares) == len(by_role.shares) + 1
 
 
 def test_dealing_keeps_sizes_and_shares_and_moves_blocks():
-    turns = Turns(tuple((f"a{i}", f"b{i}") for i in range(8)), tuple(range(1, 9)))
+    turns = BlockSchedule(tuple((f"a{i}", f"b{i}") for i in range(8)), tuple(range(1, 9)))
     one, same, other = turns.dealt(1), turns.dealt(1), turns.dealt(2)
     assert one == same != other and one.shares == turns.shares and one.groups != turns.groups
     assert sorted(name for group in one.groups for name in group) == sorted(n for g in turns.groups for n in g)
@@ -105,16 +105,16 @@ def test_dealing_keeps_sizes_and_shares_and_moves_blocks():
 )
 def test_groups_that_cannot_take_turns_are_refused(groups, shares, said):
     with pytest.raises(ValueError, match=said):
-        Turns(groups, shares)
+        BlockSchedule(groups, shares)
 
 
 def test_turns_and_blocks_must_agree():
     with pytest.raises(ValueError, match="do not agree on"):
-        tuner(Turns((NAMES[1:],)))
+        tuner(BlockSchedule((NAMES[1:],)))
     with pytest.raises(ValueError, match="in no group"):
-        Turns((("a",),)).moving(Key(0), NAMES)
+        BlockSchedule((("a",),)).moving(Key(0), NAMES)
     with pytest.raises(ValueError, match=r"no block has the role 'nowhere'; there are .*vectors"):
-        Turns.by_role(BLOCKS, {"nowhere": 1.0})
+        BlockSchedule.by_role(BLOCKS, {"nowhere": 1.0})
     with pytest.raises(ValueError, match="a size-free tuner belongs to no blocks"):
         Tuner.for_model(MODEL, "shared_mlp", turns=PAIR)
 
@@ -125,10 +125,10 @@ def test_turns_are_kept_on_disk_and_a_tuner_without_them_is_written_as_before(tm
     without.save_pretrained(tmp_path / "without")
     kept = json.loads((tmp_path / "with" / "config.json").read_text())
     plain = json.loads((tmp_path / "without" / "config.json").read_text())
-    assert kept["format_version"] == 3 and kept["turns"] == turns_config(PAIR)
+    assert kept["format_version"] == 3 and kept["turns"] == schedule_config(PAIR)
     assert plain["format_version"] == 2 and "turns" not in plain
     loaded = Tuner.from_pretrained(tmp_path / "with")
-    assert loaded.turns == PAIR and Tuner.from_pretrained(tmp_path / "without").turns is None
+    assert loaded.block_schedule == PAIR and Tuner.from_pretrained(tmp_path / "without").block_schedule is None
     assert all(direction(loaded, step) == direction(with_turns, step) for step in range(5))
     assert "2 groups" in (tmp_path / "with" / "README.md").read_text()
 
@@ -142,11 +142,11 @@ def test_turns_that_are_broken_on_disk_give_one_error(tmp_path: Path, broken):
     (tmp_path / "config.json").write_text(json.dumps(config | {"turns": broken}))
     with pytest.raises(ValueError, match=r"get (it|the tuner) again"):
         Tuner.from_pretrained(tmp_path)
-    assert build_turns({}) is None
+    assert build_schedule({}) is None
 
 
 def test_with_turns_changes_nothing_but_the_turns():
     found = tuner()
     dealt = found.with_turns(PAIR.dealt(0))
-    assert dealt.network is found.network and dealt.turns == PAIR.dealt(0) and found.turns == PAIR
+    assert dealt.network is found.network and dealt.block_schedule == PAIR.dealt(0) and found.block_schedule == PAIR
     assert turns_line(found).startswith("2 groups of 1, ") and turns_line(tuner(None)).startswith("none")

@@ -11,13 +11,13 @@ import torch
 from broken_saved import with_weights
 from cases import TiedLM
 
-from l2l.tuners import store
+from l2l.tuners import io as store
 from l2l.tuners.fingerprint import Fingerprint
-from l2l.tuners.guard import SHA256
-from l2l.tuners.normalise import NoNormaliser
+from l2l.tuners.inspect import Finding, refuse_errors, verify
+from l2l.tuners.io import SHA256
+from l2l.tuners.model import Provenance, Tuner
+from l2l.tuners.normalize import NoNormalizer
 from l2l.tuners.transfer import identified
-from l2l.tuners.tuner import Provenance, Tuner
-from l2l.tuners.verify import Finding, refuse_errors, verify
 
 PRINTS = Fingerprint.of(TiedLM())
 RECIPE = {"steps": 3, "licence": "Apache-2.0"}
@@ -117,7 +117,7 @@ def test_a_tuner_as_it_was_initialised_has_learned_nothing(tmp_path: Path):
 
 
 def table(folder: Path, values: list[float]) -> Path:
-    return Tuner.for_model(TiedLM(), "table", normaliser=NoNormaliser(), values=values).save_pretrained(folder)
+    return Tuner.for_model(TiedLM(), "table", normalizer=NoNormalizer(), values=values).save_pretrained(folder)
 
 
 def test_a_sigma_far_beyond_the_others_is_named(tmp_path: Path):

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from l2l.tuners.fingerprint import Fingerprint
+from l2l.tuners.model import Tuner
 from l2l.tuners.published import import_published
-from l2l.tuners.tuner import Tuner
 
 PRINTS = Fingerprint(("layer.weight", "layer.bias"), ((3, 4), (3,)))
 RUNS = (

@@ -9,17 +9,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from l2l.estimators.base import Closure
-from l2l.finetune.step import StepReport
+from l2l.estimators.finite_difference import Closure
 from l2l.meta.labels import SampledLoss
 from l2l.methods.learned import Learned
 from l2l.noise import Key
-from l2l.perturb import Theta
-from l2l.tuners.features import History
+from l2l.optim import StepReport
+from l2l.params import PerturbedParameters
+from l2l.tuners.features import RunStatistics
 
 
 @dataclass(frozen=True)
-class Point:
+class MetaState:
     """A place on the trajectory at which the tuner is to learn something. Closures are losses where theta stands."""
 
     closure: Closure
@@ -28,10 +28,10 @@ class Point:
     """Loss of batch B, drawn independently of A."""
     further: Callable[[int], Closure]
     """``further(i)`` is the loss of the i-th further batch, independent of both."""
-    theta: Theta
+    theta: PerturbedParameters
     method: Learned
     """The method with the tuner as it is now."""
-    history: History
+    history: RunStatistics
     """What the last point on this task left behind."""
     key: Key
     lr: float
@@ -45,7 +45,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MetaLoss:
     """What an objective found at a point. Theta is where it was."""
 
     surrogate: Tensor
@@ -56,7 +56,7 @@ class Outcome:
     """Loss of the model where the gradient that went to ``consume`` was taken; without one, where the objective ends."""
     features: Tensor
     """[blocks, features] that the tuner saw at theta."""
-    history: History
+    history: RunStatistics
     """What the next point on this task is to remember."""
     report: StepReport
     """The deployed step at theta, as in fine-tuning; it was taken back."""
@@ -77,7 +77,7 @@ class Objective(ABC):
     """Whether ``consume`` is called: an objective without a backward pass has nothing for it."""
 
     @abstractmethod
-    def __call__(self, point: Point) -> Outcome:
+    def __call__(self, point: MetaState) -> MetaLoss:
         """The objective at a point.
 
         Raises:

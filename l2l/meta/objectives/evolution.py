@@ -16,9 +16,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from l2l.estimators.base import Closure, read_loss
-from l2l.meta.objectives.base import Objective, Outcome, Point
-from l2l.meta.walk import walked
+from l2l.estimators.finite_difference import Closure, finite_loss
+from l2l.meta.objectives.base import MetaLoss, MetaState, Objective
+from l2l.meta.trajectory import walked
 from l2l.methods.base import check_counts, check_positive
 from l2l.noise import Key, standard_noise
 
@@ -42,7 +42,7 @@ class Evolution(Objective):
         check_counts(population=self.population, steps=self.steps)
         check_positive(scale=self.scale)
 
-    def __call__(self, point: Point) -> Outcome:
+    def __call__(self, point: MetaState) -> MetaLoss:
         network = point.method.tuner.network
         batches = [point.closure, *(point.further(i) for i in range(self.steps - 1))]
         with walked(point, [point.closure]) as steps:
@@ -59,12 +59,12 @@ class Evolution(Objective):
             passes += sum(cost for _, cost in found)
         value = sum(ends) / len(ends)
         parts = [torch.sum(w * g) for w, g in zip(network.parameters(), estimate, strict=True)]
-        return Outcome(torch.stack(parts).sum(), value, value, own.features, own.following, own.report, passes)
+        return MetaLoss(torch.stack(parts).sum(), value, value, own.features, own.following, own.report, passes)
 
-    def _end(self, point: Point, batches: list[Closure], delta: list[Tensor], sign: float) -> tuple[float, int]:
+    def _end(self, point: MetaState, batches: list[Closure], delta: list[Tensor], sign: float) -> tuple[float, int]:
         """Loss of batch B after the run with the tuner moved, and the passes it took."""
         with moved(point.method.tuner.network, delta, sign * self.scale), walked(point, batches) as steps:
-            return read_loss(point.other), sum(step.report.passes for step in steps) + 1
+            return finite_loss(point.other), sum(step.report.passes for step in steps) + 1
 
 
 def noise_of(network: nn.Module, key: Key) -> list[Tensor]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from l2l.meta.closed import first_order, outcome_of, see
-from l2l.meta.objectives.base import Objective, Outcome, Point
+from l2l.meta.closed_form import first_order, outcome_of, probe_step
+from l2l.meta.objectives.base import MetaLoss, MetaState, Objective
 from l2l.meta.statistics import gradient_statistics
 
 
@@ -26,8 +26,8 @@ class Expected(Objective):
     """Whether the slope takes into account that a larger sigma makes the common factor smaller. False: it is a constant,
     as in the paper, so that every larger sigma seems good, also where the normaliser undoes it."""
 
-    def __call__(self, point: Point) -> Outcome:
-        seen = see(point)
+    def __call__(self, point: MetaState) -> MetaLoss:
+        seen = probe_step(point)
         found = gradient_statistics(point, seen.components, self.keep)
         form = first_order(seen.energies, found.signal, point.lr)
         return outcome_of(point, seen, form, found.loss, found.passes, self.through_normaliser)

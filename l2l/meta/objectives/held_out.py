@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from l2l.meta.objectives.base import Objective, Outcome, Point
-from l2l.meta.walk import behind
+from l2l.meta.objectives.base import MetaLoss, MetaState, Objective
+from l2l.meta.trajectory import loss_after_steps
 
 
 @final
@@ -14,5 +14,5 @@ from l2l.meta.walk import behind
 class HeldOut(Objective):
     """The published objective (arXiv:2510.00419) with its loss on batch B. Costs the same."""
 
-    def __call__(self, point: Point) -> Outcome:
-        return behind(point, [point.closure], point.other)
+    def __call__(self, point: MetaState) -> MetaLoss:
+        return loss_after_steps(point, [point.closure], point.other)

@@ -15,17 +15,16 @@ from typing import final
 import torch
 from torch import Tensor
 
-from l2l.meta.closed import Form, outcome_of, see
-from l2l.meta.components import spent
+from l2l.meta.closed_form import Form, outcome_of, probe_step
 from l2l.meta.curvature import Trace, check_trace, traces
-from l2l.meta.objectives.base import Objective, Outcome, Point
-from l2l.meta.statistics import gradient_statistics
+from l2l.meta.objectives.base import MetaLoss, MetaState, Objective
+from l2l.meta.statistics import gradient_statistics, spent
 from l2l.methods.base import check_positive
 
 
 @final
 @dataclass(frozen=True)
-class Ratio(Objective):
+class LogProgressRate(Objective):
     """The cost of ``expected_curvature``; remembers three numbers per component and task, and how much they weigh."""
 
     trace: Trace = "fisher"
@@ -46,8 +45,8 @@ class Ratio(Objective):
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay={self.decay} must be at least 0 and below 1")
 
-    def __call__(self, point: Point) -> Outcome:
-        seen = see(point)
+    def __call__(self, point: MetaState) -> MetaLoss:
+        seen = probe_step(point)
         found = gradient_statistics(point, seen.components, self.keep)
         trace, passes = traces(point, seen.components, seen.direction, self.trace, self.probes)
         now = {"signal": found.signal, "noisy": found.noisy, "trace": trace}

@@ -22,14 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2l.finetune.control import ControlState, StepControl
-from l2l.finetune.step import zo_step
-from l2l.meta.objectives.base import Objective, Outcome, Point
+from l2l.meta.objectives.base import MetaLoss, MetaState, Objective
 from l2l.meta.objectives.evolution import moved, noise_of
-from l2l.meta.walk import Step, take_back, walked
+from l2l.meta.trajectory import Step, take_back, walked
 from l2l.methods.base import check_counts, check_positive
 from l2l.noise import Key
-from l2l.tuners.tuner import Tuner
+from l2l.optim import CurvatureLR, CurvatureLRState, zo_step
+from l2l.tuners.model import Tuner
 
 RUN = 3
 """Word that sets the seeds of runs apart from other streams."""
@@ -39,7 +38,7 @@ TOGETHER = 16
 
 @final
 @dataclass(frozen=True)
-class Runs(Objective):
+class ESFullRun(Objective):
     """``2 * population`` runs of ``steps`` steps: some 4.4 * population * steps forward passes. No gradient, no graph."""
 
     hands_gradients: ClassVar[bool] = False
@@ -50,19 +49,19 @@ class Runs(Objective):
     """How far a weight of the tuner is moved, one standard deviation."""
     steps: int = 150
     """Zeroth-order steps of a run, each on a batch of its own."""
-    beta: float = 0.1
-    """Of the step control, see :class:`l2l.finetune.control.StepControl`."""
+    step_fraction: float = 0.1
+    """Of the step control, see :class:`l2l.optim.StepControl`."""
     tie: Literal["none", "role"] = "none"
     """``role``: weights that belong to blocks move alike for all blocks whose names differ by the layer's number only:
     far fewer numbers to learn, and what is learned holds for any depth."""
 
     def __post_init__(self) -> None:
         check_counts(population=self.population, steps=self.steps)
-        check_positive(scale=self.scale, beta=self.beta)
+        check_positive(scale=self.scale, step_fraction=self.step_fraction)
         if self.tie not in ("none", "role"):
             raise ValueError(f"tie={self.tie!r} must be 'none' or 'role'")
 
-    def __call__(self, point: Point) -> Outcome:
+    def __call__(self, point: MetaState) -> MetaLoss:
         tuner = point.method.tuner
         with walked(point, [point.closure]) as steps:
             own = steps[0]
@@ -83,7 +82,7 @@ class Runs(Objective):
         finite = [loss for loss in losses if loss < float("inf")]
         value = sum(finite) / len(finite) if finite else float("inf")
         start = own.report.loss
-        return Outcome(torch.stack(parts).sum(), value, start, own.features, own.following, own.report, passes)
+        return MetaLoss(torch.stack(parts).sum(), value, start, own.features, own.following, own.report, passes)
 
     def _delta(self, tuner: Tuner, key: Key) -> list[Tensor]:
         delta = noise_of(tuner.network, key)
@@ -95,22 +94,24 @@ class Runs(Objective):
             one if name in tuner.network.shared else one[first] for (name, _), one in zip(named, delta, strict=True)
         ]
 
-    def _run(self, point: Point) -> tuple[float, int]:
+    def _run(self, point: MetaState) -> tuple[float, int]:
         """Mean loss over the second half of a run, infinite if it diverged, and the passes it took."""
-        theta, method, control, seen = point.theta, point.method, StepControl(self.beta), ControlState()
+        theta, method, control, seen = point.theta, point.method, CurvatureLR(self.step_fraction), CurvatureLRState()
         state, taken, losses, passes = method.init(theta.blocks), [], [], 0
-        beta, seed = [self.beta] * len(theta.blocks), run_seed(point.key)
+        beta, seed = [self.step_fraction] * len(theta.blocks), run_seed(point.key)
         try:
             for number in range(self.steps):
                 closure = point.further(number)
                 key = replace(seed, step=number)
                 features = method.tuner.features(state)
-                state, report = zo_step(closure, theta, method, state, key, beta, control=control, control_state=seen)
+                state, report = zo_step(
+                    closure, theta, method, state, key, beta, curvature_lr=control, curvature_lr_state=seen
+                )
                 amounts = tuple(report.lr[0] * e.projected_gradient / len(report.estimates) for e in report.estimates)
                 taken.append(Step(features, state, report, amounts))
-                seen, passes = report.control, passes + report.passes
+                seen, passes = report.curvature_lr_state, passes + report.passes
                 losses.append(report.loss)
-                theta.deliver()
+                theta.raise_deferred_interrupt()
         except FloatingPointError:
             losses = [float("inf")]
         finally:

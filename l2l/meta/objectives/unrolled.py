@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from l2l.meta.objectives.base import Objective, Outcome, Point
-from l2l.meta.walk import behind
+from l2l.meta.objectives.base import MetaLoss, MetaState, Objective
+from l2l.meta.trajectory import loss_after_steps
 from l2l.methods.base import check_counts
 
 
@@ -23,5 +23,5 @@ class Unrolled(Objective):
     def __post_init__(self) -> None:
         check_counts(steps=self.steps)
 
-    def __call__(self, point: Point) -> Outcome:
-        return behind(point, [point.closure, *(point.further(i) for i in range(self.steps - 1))], point.other)
+    def __call__(self, point: MetaState) -> MetaLoss:
+        return loss_after_steps(point, [point.closure, *(point.further(i) for i in range(self.steps - 1))], point.other)

@@ -1,0 +1,47 @@
+"""Old names of configuration keys, arguments and values: they keep working, with one line of warning each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Any
+
+KEYS = {
+    "beta": "step_fraction",
+    "beta_grid": "step_fraction_grid",
+    "control": "curvature_lr",
+    "control_every": "curvature_every",
+    "draws": "num_directions",
+    "normaliser": "normalizer",
+    "turns": "block_schedule",
+    "validation_betas": "validation_step_fractions",
+    "walk": "perturb",
+}
+"""Old key -> key. A method that has a field of the old name (momentum's ``beta``) keeps it."""
+
+VALUES = {("perturb", "exact"): "functional"}
+"""(key, old value) -> value."""
+
+
+def renamed(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """``given`` under the names of today; each old one is warned of.
+
+    Args:
+        given: keys and values as a user wrote them.
+        known: keys that are understood. A key in it is left alone, a key outside of it is looked up.
+
+    Raises:
+        ValueError: a key is given under both of its names.
+    """
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        name = KEYS[key] if key not in known and KEYS.get(key) in known else key
+        if name != key:
+            if name in given:
+                raise ValueError(f"{key!r} is the old name of {name!r}: give one of them")
+            warnings.warn(f"{key!r} is now called {name!r}", FutureWarning, stacklevel=3)
+        fresh = VALUES.get((name, value), value) if isinstance(value, str) else value
+        if fresh != value:
+            warnings.warn(f"{name}={value!r} is now called {fresh!r}", FutureWarning, stacklevel=3)
+        found[name] = fresh
+    return found

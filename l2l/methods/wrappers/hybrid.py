@@ -1,0 +1,159 @@
+"""Backpropagation in the last layers, any method in the others. ``hybrid+mezo``.
+
+Zhang et al. 2024 (ZO-Bench), arXiv:2402.11592, hybrid training; the paper describes it, and no code of it was published. The
+method inside looks along its directions with the last layers at home; one backward pass at theta goes through these alone,
+so that theirs are the only activations that are stored; they then take a step of plain SGD. Last is what comes after in the
+order of the model's parameters; with the last layers go blocks that follow all layers (a norm, a head), embeddings never."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from l2l.estimators.backward import summed_gradients
+from l2l.estimators.finite_difference import Closure, Estimate, pieces_of
+from l2l.methods.base import (
+    CustomEstimator,
+    LossEvaluator,
+    Method,
+    MethodInfo,
+    StepContext,
+    accumulation_dtype,
+    check_positive,
+    run_estimator,
+)
+from l2l.noise import Key
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
+from l2l.params.engine import defer_interrupt
+from l2l.params.operators import Group, layer_groups_of, layers
+
+
+@final
+@dataclass(frozen=True)
+class Hybrid(CustomEstimator[Any]):
+    """Backpropagation in the last layers, under another method. Extra memory: none between steps."""
+
+    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592", "0P; activations of the last layers in a step")
+    inner: Method[Any]
+    layers: int = 1
+    """How many of the last; 0 is the method inside. As many as there are, or more: all blocks, which is SGD."""
+    match: str | None = None
+    """Instead of ``layers``: a regular expression over block names."""
+    fo_lr: float = 1.0
+    """Learning rate of these layers, in multiples of the run's: that of SGD is often a thousand times MeZO's."""
+    epsilon: float = field(init=False)
+    num_directions: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_positive(fo_lr=self.fo_lr)
+        if not isinstance(self.layers, int) or isinstance(self.layers, bool) or self.layers < 0:
+            raise ValueError(f"layers={self.layers} must be a whole number, at least 0")
+        for name in ("epsilon", "num_directions", "step_is_normalized"):
+            object.__setattr__(self, name, getattr(self.inner, name))
+        for name in ("leaves_span", "differentiates"):
+            object.__setattr__(self, name, getattr(self.inner, name) or self._backward)
+
+    @property
+    def _backward(self) -> bool:
+        return self.match is not None or self.layers > 0
+
+    @property
+    def passes(self) -> float:
+        return self.inner.passes + (3 if self._backward else 0)
+
+    @property
+    def passes_once(self) -> float:
+        return self.inner.passes_once + (3 if self._backward else 0)
+
+    def state_bytes(self, blocks: Blocks) -> int:
+        return self.inner.state_bytes(blocks)
+
+    def init(self, blocks: Blocks) -> Any:
+        self.last(blocks)
+        return self.inner.init(blocks)
+
+    def last(self, blocks: Blocks) -> Group:
+        """The blocks that go by backpropagation. Raises ValueError where a pattern matches none."""
+        if self.match is not None:
+            found = frozenset(i for i, name in enumerate(blocks.names) if re.search(self.match, name))
+            if not found:
+                raise ValueError(f"match={self.match!r} takes no block; names look like {blocks.names[0]!r}")
+            return found
+        inside, outside = layers(blocks)
+        if self.layers >= len(inside):
+            return frozenset(range(len(blocks)))
+        end = max(i for layer in inside for i in layer)
+        behind = [i for i in outside if i > end and not blocks[i].embedding]
+        chosen = inside[len(inside) - self.layers :]
+        return frozenset(i for layer in chosen for i in layer) | frozenset(behind if chosen else ())
+
+    def _others(self, blocks: Blocks, direction: Direction) -> Direction:
+        return layer_groups_of(direction, frozenset(range(len(blocks))) - self.last(blocks))
+
+    def direction(self, blocks: Blocks, state: Any, key: Key) -> Direction:
+        return self._others(blocks, self.inner.direction(blocks, state, key))
+
+    def estimate(self, evaluator: LossEvaluator, state: Any) -> tuple[tuple[Estimate, ...], Any]:
+        # What is wrapped around acts first: it sees all blocks.
+        still = replace(
+            evaluator, transform=lambda direction: self._others(evaluator.theta.blocks, evaluator.transform(direction))
+        )
+        return run_estimator(self.inner, still if self._backward else evaluator, state)
+
+    def update_(
+        self, theta: PerturbedParameters, state: Any, estimates: Sequence[Estimate], context: StepContext
+    ) -> Any:
+        last = sorted(self.last(theta.blocks)) if self._backward else []
+        gradients = self._gradients(theta, last, context.closure) if last else {}
+        following = self.inner.update_(theta, state, estimates, context)
+        with defer_interrupt():
+            for index in sorted(gradients):
+                theta.add_dense({index: gradients.pop(index)}, -context.lr[index] * self.fo_lr)
+        return following
+
+    def _gradients(self, theta: PerturbedParameters, last: Sequence[int], closure: Closure) -> dict[int, Tensor]:
+        """At theta, before anything has moved."""
+        theta.restore()
+        with _frozen([theta.blocks[i].tensor for i in range(len(theta.blocks)) if i not in last]):
+            pieces, blocks = map(_with_graph, pieces_of(closure)), Blocks(theta.blocks[i] for i in last)
+            _, found = summed_gradients(pieces, blocks)
+        norm = math.hypot(
+            *(torch.linalg.vector_norm(g, dtype=accumulation_dtype(g.dtype)).item() for g in found.values())
+        )
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the norm of the gradient is {norm}: lower fo_lr, or look for overflowing inputs")
+        return {last[i]: gradient for i, gradient in found.items()}
+
+
+def _with_graph(closure: Closure) -> Closure:
+    def checked() -> Tensor | float:
+        value = closure()
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            raise ValueError(
+                "hybrid needs the gradient of what is minimised, and this has none in the last layers: use objective loss, or "
+                "leave hybrid away"
+            )
+        return value
+
+    return checked
+
+
+@contextmanager
+def _frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Nothing is stored for the gradients of these."""
+    required = [tensor.requires_grad for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.requires_grad_(False)
+        yield
+    finally:
+        for tensor, before in zip(tensors, required, strict=True):
+            tensor.requires_grad_(before)

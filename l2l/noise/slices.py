@@ -1,0 +1,86 @@
+"""What a traversal is told: where the elements lie, which noise is added to them, and what is summed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2l.noise.key import Distribution, Key, round_scale
+
+WORD = 2**32
+"""Elements that one pair of key words serves."""
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSlice:
+    """A contiguous run of elements of one block."""
+
+    flat: Tensor
+    """[count] contiguous; what a traversal reads, and writes unless it is told to write elsewhere."""
+    name: str
+    """Of the block."""
+    offset: int = 0
+    """Index of ``flat[0]`` within the whole block."""
+    into: Tensor | None = None
+    """[count] same dtype: written instead of ``flat``, which stays as it is (a transient copy)."""
+    master: Tensor | None = None
+    """[count] float32: read and written; ``flat`` receives it rounded to its own dtype."""
+
+
+@dataclass(frozen=True)
+class NoiseTerm:
+    """One stream of noise, and for each piece the scales it is added with, in turn."""
+
+    key: Key
+    scales: Sequence[tuple[float, ...]]
+    """[pieces][adds], already divided by the noise's standard deviation; rounded where they are used."""
+    distribution: Distribution = "gaussian"
+
+
+@dataclass(frozen=True)
+class MomentRequest:
+    """Sums to take of the first term's noise u and of d = value + home * u - centre, value being what is written."""
+
+    home: Sequence[float]
+    """[pieces] scale that leads from what is written to where the weights stand unperturbed; rounded as scales are."""
+    centre: Sequence[float]
+    """[pieces] a number near the block's mean, so that a small variance is not lost in a large mean."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over each piece, float64 [pieces]: what mean and variance after any step along u follow from."""
+
+    d: np.ndarray
+    dd: np.ndarray
+    du: np.ndarray
+    u: np.ndarray
+    uu: np.ndarray
+
+
+def shard_pieces(shard: Tensor, name: str, columns: int, row: int = 0, column: int = 0) -> list[TensorSlice]:
+    """Pieces of a shard [r, c] that lies at (row, column) of a block of ``columns`` columns; its rows are contiguous."""
+    if shard.shape[1] == columns and shard.is_contiguous():
+        return [TensorSlice(shard.view(-1), name, row * columns)]
+    return [TensorSlice(line, name, (row + i) * columns + column) for i, line in enumerate(shard)]
+
+
+def rounded_scales(term: NoiseTerm, pieces: Sequence[TensorSlice]) -> list[tuple[float, ...]]:
+    """Scales as they are applied: products with every noise integer are exact in the dtype computed in.
+
+    Raises:
+        ValueError: a scale is not finite.
+    """
+    return [
+        tuple(round_scale(scale, piece.flat.dtype) for scale in scales)
+        for scales, piece in zip(term.scales, pieces, strict=True)
+    ]
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the arithmetic: float32 for half precision."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,671 @@
+"""Step control: how far to go, read from the curvature that a third loss shows; and schedules over a run.
+
+With L+ and L- at theta +- epsilon u and L0 at theta, all on one batch, (L+ + L- - 2 L0) / epsilon^2 is u^T H u up to
+O(epsilon^2), and exactly on a quadratic. Along u the step of a parabola is 1 / (u^T H u) times the projected gradient;
+beta / mean(|u^T H u|) goes a share beta of it. Losses in another unit, a longer u or another model change the curvature
+as they change the step, so beta is a pure number. Pure functions; the state is three numbers.
+
+The one loop body of the project: look, see, update, be home again. A first-order step beside it, as a baseline.
+
+The torch optimizer around :func:`zo_step`: ``step(closure)``, ``param_groups``, schedulers, exact ``state_dict``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypedDict, cast, final, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.optim import Optimizer
+
+from l2l.aliases import renamed
+from l2l.estimators.backward import summed_gradients
+from l2l.estimators.finite_difference import (
+    Closure,
+    Estimate,
+    MicroBatched,
+    center_loss,
+    loss_along,
+    pieces_of,
+    third_point,
+)
+from l2l.methods.base import (
+    CustomEstimator,
+    FirstOrder,
+    LossEvaluator,
+    Method,
+    StepContext,
+    accumulation_dtype,
+    check_counts,
+    check_positive,
+    directions_of,
+    run_estimator,
+)
+from l2l.methods.dizo import DiZO as DiZOMethod
+from l2l.methods.learned import Learned
+from l2l.methods.mezo import MeZO as MeZOMethod
+from l2l.noise import Key
+from l2l.params import PerturbedParameters
+from l2l.params.blocks import Block, Blocks
+from l2l.params.engine import defer_interrupt
+from l2l.report.memory import available_bytes
+from l2l.tuners.model import Tuner
+from l2l.tuners.transfer import Level
+
+LearningRate: TypeAlias = float | Literal["auto"]
+"""A number, or ``auto``: beta over the curvature."""
+Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class CurvatureLR:
+    """When curvature is measured, and what is made of it.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    step_fraction: float = 0.1
+    """The share of the step to the bottom of the parabola along u. Torch schedulers act on it: it is the ``lr`` of the
+    parameter groups."""
+    every: int = 5
+    """Steps from one third loss to the next: a step takes 1 / every more forward passes on average."""
+    warm_up: int = 5
+    """First steps, at each of which it is taken, so that the average soon rests on several."""
+    needed: int = 3
+    """Measurements before theta first moves: until then the rate is 0. One alone is close to 0 now and then, where valley and
+    ridge cancel along u, and a step by it would end the run. Theta first moves at step 2."""
+    decay: float = 0.9
+    """What the average keeps of itself at each measurement. Once many are seen, the rate grows by at most 1 / decay from
+    one measurement to the next, whatever is measured."""
+    resolution: float = 2.0**-21
+    """The relative error a loss may have: a few roundings in float32. A curvature that it could feign,
+    resolution * |loss| / epsilon^2, is the least that counts, so that flat losses cannot make the rate explode."""
+
+    def __post_init__(self) -> None:
+        check_positive(step_fraction=self.step_fraction)
+        check_counts(every=self.every, needed=self.needed)
+        if not isinstance(self.warm_up, int) or isinstance(self.warm_up, bool) or self.warm_up < 0:
+            raise ValueError(f"warm_up={self.warm_up} must be a whole number, at least 0")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay={self.decay} must be at least 0 and below 1")
+        if not 0 <= self.resolution < 1:
+            raise ValueError(f"resolution={self.resolution} must be at least 0 and below 1")
+
+    def due(self, step: int) -> bool:
+        """Whether step ``step``, counted from 0, takes a third loss; the first one always does."""
+        return step < self.warm_up or step % self.every == 0
+
+    def rates(self, betas: Sequence[float], state: CurvatureLRState) -> tuple[float, ...]:
+        """:func:`rate` of each block; 0 as long as more measurements are needed."""
+        return tuple(learning_rate(beta, state) if state.count >= self.needed else 0.0 for beta in betas)
+
+
+@dataclass(frozen=True)
+class CurvatureLRState:
+    """The running mean of curvature, as a sum and the weights in it: nothing seen weighs nothing."""
+
+    total: float = 0.0
+    weight: float = 0.0
+    count: int = 0
+    """Measurements in it."""
+
+    @property
+    def average(self) -> float:
+        """Mean curvature of what was seen; 0 where nothing was."""
+        return self.total / self.weight if self.weight else 0.0
+
+
+def curvature(
+    loss_plus: float, loss_minus: float, loss_center: float, epsilon: float, resolution: float = CurvatureLR.resolution
+) -> float:
+    """|u^T H u| from losses at theta + epsilon u, theta - epsilon u and theta; at least what rounding could feign.
+
+    It is 0 only where all three losses are.
+
+    Raises:
+        FloatingPointError: epsilon is so small that it overflows.
+    """
+    rounding = resolution * max(abs(loss_plus), abs(loss_minus), abs(loss_center))
+    bend = abs((loss_plus - loss_center) + (loss_minus - loss_center))
+    value = max(bend, rounding) / epsilon / epsilon
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the curvature overflows at epsilon={epsilon}: use a larger epsilon")
+    return value
+
+
+def update_average(state: CurvatureLRState, measured: float, decay: float) -> CurvatureLRState:
+    """The state with one more measurement in its mean."""
+    total, weight = decay * state.total + (1 - decay) * measured, decay * state.weight + (1 - decay)
+    return CurvatureLRState(total, weight, state.count + 1)
+
+
+def learning_rate(step_fraction: float, state: CurvatureLRState) -> float:
+    """The learning rate: beta over the mean curvature. 0 where that is 0: who has seen nothing does not move."""
+    return step_fraction / state.average if state.average else 0.0
+
+
+def choose_curvature_lr(
+    lr: LearningRate, step_fraction: float | None, curvature_lr: CurvatureLR | None
+) -> CurvatureLR | None:
+    """Step control from the arguments of an optimizer; None where lr is a number.
+
+    Raises:
+        ValueError: lr is out of range, or a number although beta or control is given.
+    """
+    check_lr(lr=lr)
+    if lr == "auto":
+        found = curvature_lr or CurvatureLR()
+        return found if step_fraction is None else replace(found, step_fraction=step_fraction)
+    if step_fraction is not None or curvature_lr is not None:
+        raise ValueError(
+            f"lr={lr} is a number, so step_fraction and curvature_lr mean nothing: pass lr='auto', or leave them out"
+        )
+    return None
+
+
+def curvature_lr_state(control: CurvatureLR | None, state: CurvatureLRState) -> dict[str, dict[str, Any]] | None:
+    """Step control as plain values; None where there is none."""
+    return None if control is None else {"settings": asdict(control), "seen": asdict(state)}
+
+
+def restore_curvature_lr(kept: Mapping[str, Mapping[str, Any]] | None) -> tuple[CurvatureLR | None, CurvatureLRState]:
+    """Step control from what :func:`kept_control` gave."""
+    if kept is None:
+        return None, CurvatureLRState()
+    return CurvatureLR(**kept["settings"]), CurvatureLRState(**kept["seen"])
+
+
+def schedule_factor(schedule: Schedule, progress: float, end: float = 0.0) -> float:
+    """What the learning rate is multiplied by at ``progress`` (0 to 1) through a run.
+
+    ``constant``: 1. ``linear`` and ``cosine`` fall from 1 to ``end``, along a line or half a cosine.
+    """
+    if schedule == "constant":
+        return 1.0
+    left = 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return end + (1 - end) * left
+
+
+def check_lr(**values: LearningRate) -> None:
+    """Raise ValueError, naming the first value that is neither ``"auto"`` nor a positive finite number."""
+    for name, value in values.items():
+        if isinstance(value, str) and value != "auto":
+            raise ValueError(f"{name}={value!r} must be a number or 'auto'")
+        if not isinstance(value, str):
+            check_positive(**{name: value})
+
+
+def check_schedule(schedule: str, end: float) -> None:
+    """Raise ValueError where the schedule is unknown, or does not end between 0 and 1."""
+    if schedule not in get_args(Schedule):
+        raise ValueError(f"schedule is {schedule!r}; use one of {', '.join(get_args(Schedule))}")
+    if not 0 <= end <= 1:
+        raise ValueError(f"schedule_end={end} must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step saw."""
+
+    key: Key
+    estimates: tuple[Estimate, ...]
+    passes: int
+    """Evaluations of a closure, those of searches and third losses included; a backward pass counts as two more,
+    the tangents of a forward-mode one as one more."""
+    lr: tuple[float, ...]
+    """Learning rate of each block, as it was used."""
+    curvature: float | None
+    """|u^T H u| along the first direction, where a third loss was taken."""
+    curvature_lr_state: CurvatureLRState
+    """What step control remembers after the step."""
+    loss_center: float | None = None
+    """Loss at theta, where a first-order step read it; it looks along no direction, so there are no estimates."""
+    gradient_norm: float | None = None
+    """Of a first-order step."""
+
+    @property
+    def loss(self) -> float:
+        """Mean of the losses seen along the directions; of a first-order step, the loss at theta."""
+        if self.loss_center is not None:
+            return self.loss_center
+        return sum(e.loss for e in self.estimates) / len(self.estimates)
+
+    @property
+    def projected_gradient(self) -> float:
+        """Mean projected gradient; of a first-order step the norm, which is the gradient projected on itself."""
+        if self.gradient_norm is not None:
+            return self.gradient_norm
+        return sum(e.projected_gradient for e in self.estimates) / len(self.estimates)
+
+
+class _Counter:
+    """Counts what the closures of a step cost."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __call__(self, closure: Closure) -> Closure:
+        if isinstance(closure, MicroBatched):  # all pieces are one pass
+            *others, last = closure.pieces
+            return MicroBatched((*others, self(last)))
+
+        def counted() -> Tensor | float:
+            value = closure()
+            self.passes += _cost(value)
+            return value
+
+        return counted
+
+
+def _evaluated(theta: PerturbedParameters, closure: Closure) -> Closure:
+    """The closure where theta stands, in pieces if it is."""
+    if isinstance(closure, MicroBatched):
+        pieces = tuple(partial(theta.evaluate, piece) for piece in closure.pieces)
+        return MicroBatched(pieces, lambda: theta.evaluate(closure))
+    return lambda: theta.evaluate(closure)
+
+
+def _cost(value: Tensor | float) -> int:
+    """Passes of an evaluation: a graph means that two more follow backwards, a tangent that it cost one more."""
+    if not isinstance(value, Tensor):
+        return 1
+    if value.requires_grad:
+        return 3
+    return 1 if forward_ad.unpack_dual(value).tangent is None else 2
+
+
+def zo_step(
+    closure: Closure,
+    theta: PerturbedParameters,
+    method: Method[Any],
+    state: Any,
+    key: Key,
+    lr: Sequence[float],
+    weight_decay: Sequence[float] | None = None,
+    fresh: Callable[[int], Closure] | None = None,
+    curvature_lr: CurvatureLR | None = None,
+    curvature_lr_state: CurvatureLRState = CurvatureLRState(),
+) -> tuple[Any, StepReport]:
+    """One zeroth-order step of ``method``: the next state, and what was seen. Theta is home again afterwards.
+
+    Args:
+        closure: loss on this step's batch at the parameters as they stand.
+        lr: learning rate of each block; under step control, beta of each block.
+        weight_decay: decay of each block: theta_b -= lr_b * decay_b * theta_b, after the update.
+        fresh: ``fresh(i)`` is the loss on a further batch, for methods that search; None: always this step's.
+        control: set the learning rates to beta over the mean curvature, this step's included where it is measured.
+        control_state: what the report of the step before holds.
+
+    Raises:
+        FloatingPointError: a loss is not finite. Theta is back where the step began, as after any other error.
+    """
+    counter = _Counter()
+    counted = counter(closure)
+
+    def further(number: int) -> Closure:
+        return _evaluated(theta, counted if fresh is None else counter(fresh(number)))
+
+    with theta.step():
+        due, bend = curvature_lr is not None and curvature_lr.due(key.step), None
+        estimates, state = _look(LossEvaluator(theta, key, counted, lambda direction: direction), method, state, due)
+        if curvature_lr is not None:
+            bend, curvature_lr_state = _measured(curvature_lr, curvature_lr_state, estimates[0], due, method.epsilon)
+            lr = curvature_lr.rates(lr, curvature_lr_state)
+        following = method.update_(
+            theta, state, estimates, StepContext(key, tuple(lr), _evaluated(theta, counted), further, bend)
+        )
+        if weight_decay is not None and any(weight_decay):
+            theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
+    return following, StepReport(key, estimates, counter.passes, tuple(lr), bend, curvature_lr_state)
+
+
+FIRST_ORDER_PASSES = 3
+"""A forward pass over the batch, and a backward pass, which counts as two more."""
+
+
+def first_order_step(
+    closure: Closure,
+    theta: PerturbedParameters,
+    method: FirstOrder[Any],
+    state: Any,
+    key: Key,
+    lr: Sequence[float],
+    weight_decay: Sequence[float] | None = None,
+) -> tuple[Any, StepReport]:
+    """One first-order step: the next state, and what was seen. Arguments are those of :func:`zo_step`.
+
+    Raises:
+        TypeError: the closure's value carries no graph.
+        FloatingPointError: loss or gradient is not finite. Nothing has moved then, nor after any other error.
+    """
+    with theta.step():
+        theta.restore()
+        pieces = (partial(theta.evaluate, piece) for piece in pieces_of(closure))
+        loss, gradients = summed_gradients(pieces, theta.blocks)
+        norm = math.sqrt(sum(_norm(gradient) ** 2 for gradient in gradients.values()))
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the norm of the gradient is {norm}: lower lr, or look for overflowing inputs")
+        with defer_interrupt():  # blocks and state change together
+            if weight_decay is not None and any(weight_decay):
+                theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
+            following = method.update_(theta, state, gradients, lr)
+    return following, StepReport(key, (), FIRST_ORDER_PASSES, tuple(lr), None, CurvatureLRState(), loss, norm)
+
+
+def _norm(gradient: Tensor) -> float:
+    return torch.linalg.vector_norm(gradient, dtype=accumulation_dtype(gradient.dtype)).item()
+
+
+def _look(evaluator: LossEvaluator, method: Method[Any], state: Any, due: bool) -> tuple[tuple[Estimate, ...], Any]:
+    """What the method sees. Where curvature is ``due``, the first estimate has the losses at both sides and at theta."""
+    if not due:
+        return run_estimator(method, evaluator, state)
+    if isinstance(method, CustomEstimator):
+        estimates, state = method.estimate(evaluator, state)
+        return (_completed(evaluator, estimates[0], method.epsilon), *estimates[1:]), state
+    directions = directions_of(method, evaluator, state)
+    middle = third_point(
+        evaluator.closure, evaluator.theta, directions[0]
+    )  # before both sides: a traversal less than after
+    first, *others = (evaluator.two_point(direction, method.epsilon) for direction in directions)
+    return (replace(first, loss_center=middle), *others), state
+
+
+def _completed(evaluator: LossEvaluator, seen: Estimate, epsilon: float) -> Estimate:
+    """The estimate with the losses that its method did without. The direction is the one walked: it is not aimed again."""
+    plus, minus, home = seen.loss_plus, seen.loss_minus, seen.loss_center
+    if plus == home and minus is None:  # a derivative, taken at theta; a difference would be 0
+        plus = loss_along(evaluator.closure, evaluator.theta, seen.direction, epsilon)
+    if minus is None:
+        minus = loss_along(evaluator.closure, evaluator.theta, seen.direction, -epsilon)
+    if home is None:
+        home = center_loss(evaluator.closure, evaluator.theta)
+    return replace(seen, loss_plus=plus, loss_minus=minus, loss_center=home)
+
+
+def _measured(
+    control: CurvatureLR, state: CurvatureLRState, seen: Estimate, due: bool, epsilon: float
+) -> tuple[float | None, CurvatureLRState]:
+    """Curvature along the direction seen, and the state with it; without a third loss there is nothing to add."""
+    if not due or seen.loss_minus is None or seen.loss_center is None:
+        return None, state
+    found = curvature(seen.loss_plus, seen.loss_minus, seen.loss_center, epsilon, control.resolution)
+    return found, update_average(state, found, control.decay)
+
+
+STATE = "zeroth_order"
+"""Entry of ``state_dict`` that holds seed, step, step control and the method's state."""
+
+
+@final
+class ZOOptimizer(Optimizer):
+    """A zeroth-order method as a torch optimizer: no gradients are computed or stored.
+
+    Args:
+        model: its parameters with ``requires_grad`` are trained, tied ones once.
+        method: where to look and what to do with what is seen. Or a first-order baseline, whose closure must carry a
+            graph; its gradients are computed in the step and freed before it ends.
+        lr: theta_b moves by -lr * projected gradient * u_b. ``auto``: lr is beta over the mean curvature along the
+            directions, for which some steps evaluate the closure once more; the ``lr`` of ``param_groups`` then is beta.
+        seed: fixes every direction, together with the step and the block's name.
+        weight_decay: theta_b shrinks by lr * weight_decay each step, save blocks of one dimension (biases, norms).
+        groups: overrides by name, each ``{"match": pattern, "lr": …, "weight_decay": …}``; the first match holds. Under
+            ``auto`` that ``lr`` is the group's beta.
+        walk, sparse_embeddings: see :class:`l2l.params.Theta`.
+        update: for half-precision weights, ``master`` or ``stochastic``; ``auto``: see :func:`choose_update`.
+        beta: under ``auto``, the share of the step to the bottom of the parabola seen; None: that of ``control``.
+        control: under ``auto``, when curvature is measured and how it is averaged; None: the defaults.
+
+    Raises:
+        ValueError: a value out of range, nothing to train, a group that matches no block, beta or control given where lr
+            is a number.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method[Any] | FirstOrder[Any],
+        lr: LearningRate = 1e-6,
+        seed: int = 0,
+        weight_decay: float = 0.0,
+        groups: Sequence[Mapping[str, Any]] = (),
+        perturb: Literal["auto", "in_place", "functional"] = "auto",
+        update: Literal["auto", "master", "stochastic"] = "auto",
+        sparse_embeddings: bool = False,
+        step_fraction: float | None = None,
+        curvature_lr: CurvatureLR | None = None,
+    ) -> None:
+        self.curvature_lr = choose_curvature_lr(lr, step_fraction, curvature_lr)
+        self.curvature_lr_state = CurvatureLRState()
+        _check_decay(weight_decay)
+        Key(seed)  # refuses what is no seed
+        if lr == "auto" and isinstance(method, Method) and method.step_is_normalized:
+            raise ValueError(
+                f"lr='auto' is a share of the way to the bottom of the parabola seen, and the step of {_named(method)} has a "
+                "length of its own: give lr as a number"
+            )
+        found = Blocks.of(model)
+        split = _split(found, groups)
+        super().__init__(
+            [{"params": [(b.name, b.tensor) for b in inside], **options} for inside, options in split],
+            {"lr": self.curvature_lr.step_fraction if self.curvature_lr else lr, "weight_decay": weight_decay},
+        )
+        self.method = method
+        self.seed = seed
+        self.steps_done = 0
+        ordered = Blocks(block for inside, _ in split for block in inside)
+        automatic = "master" if isinstance(method, FirstOrder) else choose_update(ordered)
+        self.theta = PerturbedParameters(ordered, perturb, automatic if update == "auto" else update, sparse_embeddings)
+        if isinstance(method, FirstOrder):
+            _check_first_order(self.theta, lr, sparse_embeddings)
+        self.method_state: Any = method.init(self.theta.blocks)
+        self.report: StepReport | None = None
+
+    @property
+    def blocks(self) -> Blocks:
+        """The blocks being trained."""
+        return self.theta.blocks
+
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Closure, fresh: Callable[[int], Closure] | None = None
+    ) -> float:
+        """One step; the mean of the losses seen, in float.
+
+        Args:
+            closure: computes the loss of this step's batch, e.g. ``lambda: model(**batch).loss``. It is called twice
+                per draw, and once more where curvature is measured; it must not depend on hidden randomness (call
+                ``model.eval()``).
+            fresh: further batches for methods that search; see :func:`zo_step`.
+
+        Raises:
+            FloatingPointError: a loss is not finite; theta is back where the step began.
+        """
+        lr, decay = self._rates()
+        key = Key(self.seed, self.steps_done)
+        if isinstance(self.method, FirstOrder):
+            stepped = first_order_step(closure, self.theta, self.method, self.method_state, key, lr, decay)
+        else:
+            control, seen = self.curvature_lr, self.curvature_lr_state
+            stepped = zo_step(closure, self.theta, self.method, self.method_state, key, lr, decay, fresh, control, seen)
+        self.method_state, self.report = stepped
+        self.curvature_lr_state = self.report.curvature_lr_state
+        self.steps_done += 1
+        self.theta.raise_deferred_interrupt()
+        return self.report.loss
+
+    def _rates(self) -> tuple[list[float], list[float]]:
+        pairs = [(group, p) for group in self.param_groups for p in group["params"]]
+        if len(pairs) != len(self.blocks):
+            raise ValueError("a parameter group was added after the optimizer was made: make a new optimizer instead")
+        lr = [float(group["lr"]) for group, _ in pairs]
+        return lr, [float(group["weight_decay"]) if p.ndim > 1 else 0.0 for group, p in pairs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs beside the weights: it resumes exactly. Theta goes home."""
+        kept = {"seed": self.seed, "step": self.steps_done, "method": _plain(self.method_state)}
+        kept["masters"] = self.theta.extra_state()
+        kept["control"] = curvature_lr_state(self.curvature_lr, self.curvature_lr_state)
+        return {**super().state_dict(), STATE: kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken: with its learning rates, ``auto`` or not.
+
+        Raises:
+            ValueError: it belongs to another kind of optimizer or method.
+        """
+        kept = state_dict.get(STATE)
+        if kept is None:
+            raise ValueError("this state_dict has no zeroth-order state: it belongs to another optimizer")
+        restored = _restored(self.method_state, kept["method"])
+        control, seen = restore_curvature_lr(kept.get("control"))
+        self.theta.load_extra_state(kept.get("masters", {}))
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != STATE})
+        self.seed, self.steps_done, self.method_state = kept["seed"], kept["step"], restored
+        self.curvature_lr, self.curvature_lr_state = control, seen
+
+
+def choose_update(blocks: Blocks) -> Literal["master", "stochastic"]:
+    """How half-precision weights take updates by default.
+
+    ``master``, a float32 copy, where it takes at most half of the memory that is free on the device; else
+    ``stochastic`` rounding, if the weights are bfloat16.
+    """
+    half = [block for block in blocks if block.tensor.dtype in (torch.bfloat16, torch.float16)]
+    if not half or any(block.tensor.dtype == torch.float16 for block in half):
+        return "master"
+    needed = sum(4 * block.numel for block in half)
+    return "master" if 2 * needed <= available_bytes(half[0].tensor.device) else "stochastic"
+
+
+def _check_first_order(theta: PerturbedParameters, lr: LearningRate, sparse_embeddings: bool) -> None:
+    """Refuse what only looks along directions can do."""
+    if lr == "auto":
+        raise ValueError(
+            "lr='auto' reads the curvature along the directions of a zeroth-order method: give lr as a number"
+        )
+    if sparse_embeddings:
+        raise ValueError("sparse_embeddings restricts directions, and a first-order method has none: leave it off")
+    if theta.update == "stochastic":
+        raise ValueError("a first-order method moves half-precision weights by a float32 copy: use update='master'")
+
+
+def _named(method: object) -> str:
+    return type(method).__name__
+
+
+def _check_decay(value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"weight_decay={value} must be finite and not negative")
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides of a group, checked."""
+    if "match" not in group or not set(group) <= {"match", "lr", "weight_decay"}:
+        raise ValueError(f"group {dict(group)} must have 'match' and may have 'lr' and 'weight_decay', nothing else")
+    check_positive(lr=group.get("lr", 1.0))
+    _check_decay(group.get("weight_decay", 0.0))
+    return {name: value for name, value in group.items() if name != "match"}
+
+
+def _split(blocks: Blocks, groups: Sequence[Mapping[str, Any]]) -> list[tuple[list[Block], dict[str, Any]]]:
+    rest, split = list(blocks), []
+    for group in groups:
+        options = _options(group)
+        inside = [block for block in rest if re.search(group["match"], block.name)]
+        if not inside:
+            raise ValueError(f"group match={group['match']!r} takes no block; names look like {blocks.names[0]!r}")
+        rest = [block for block in rest if block not in inside]
+        split.append((inside, options))
+    return [*split, (rest, {})] if rest else split
+
+
+def _plain(state: Any) -> Any:
+    """A method's state as dictionaries; states of what is wrapped lie inside."""
+    if not is_dataclass(state):
+        return state
+    return {field.name: _plain(getattr(state, field.name)) for field in fields(state)}
+
+
+def _restored(fresh: Any, kept: Any) -> Any:
+    names = {field.name for field in fields(fresh)} if is_dataclass(fresh) else None
+    alike = names == set(kept) if names and isinstance(kept, Mapping) else not names
+    if not alike or (isinstance(kept, Mapping) and not names and not isinstance(fresh, Mapping)):
+        raise ValueError(f"the saved method state does not fit {type(fresh).__name__}: was it another method?")
+    if names is None:
+        return kept
+    values = {name: _restored(getattr(fresh, name), kept[name]) for name in names}
+    return type(fresh)(**values)  # pyright: ignore[reportCallIssue]
+
+
+class Engine(TypedDict, total=False):
+    """How any method walks; see :class:`ZOOptimizer`."""
+
+    perturb: Literal["auto", "in_place", "functional"]
+    update: Literal["auto", "master", "stochastic"]
+    sparse_embeddings: bool
+    groups: Sequence[Mapping[str, Any]]
+    step_fraction: float | None
+    curvature_lr: CurvatureLR | None
+
+
+def _parted(arguments: dict[str, Any]) -> tuple[dict[str, Any], Engine]:
+    """Arguments of the method, and of the optimizer around it."""
+    arguments = renamed(arguments, Engine.__annotations__)
+    engine = {name: arguments[name] for name in Engine.__annotations__ if name in arguments}
+    return {name: value for name, value in arguments.items() if name not in engine}, cast(Engine, engine)
+
+
+def MeZO(
+    model: nn.Module,
+    lr: LearningRate = 1e-6,
+    epsilon: float = 1e-3,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    **more: Any,
+) -> ZOOptimizer:
+    """MeZO as a torch optimizer; further arguments are those of :class:`l2l.methods.mezo.MeZO` and :class:`Engine`."""
+    method, engine = _parted(more)
+    return ZOOptimizer(model, MeZOMethod(epsilon=epsilon, **method), lr, seed, weight_decay, **engine)
+
+
+def DiZO(
+    model: nn.Module,
+    lr: LearningRate = 1e-6,
+    epsilon: float = 1e-3,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    **more: Any,
+) -> ZOOptimizer:
+    """DiZO as a torch optimizer; further arguments are those of :class:`l2l.methods.dizo.DiZO` and :class:`Engine`."""
+    method, engine = _parted(more)
+    return ZOOptimizer(model, DiZOMethod(epsilon=epsilon, **method), lr, seed, weight_decay, **engine)
+
+
+def ZOFineTuner(
+    model: nn.Module,
+    tuner: Tuner,
+    lr: LearningRate = 1e-6,
+    epsilon: float = 1e-3,
+    seed: int = 0,
+    weight_decay: float = 0.0,
+    match: Level = "exact",
+    **more: Any,
+) -> ZOOptimizer:
+    """The learned method as a torch optimizer; further arguments: :class:`l2l.methods.learned.Learned`, :class:`Engine`.
+
+    Args:
+        match: how alike the model must be to the tuner's own; see :func:`l2l.tuners.transfer.matched`.
+
+    Raises:
+        ValueError: the tuner was made for another model; missing and extra blocks are named.
+    """
+    tuner = tuner.matched(model, match)
+    method, engine = _parted(more)
+    return ZOOptimizer(model, Learned(tuner, epsilon=epsilon, **method), lr, seed, weight_decay, **engine)

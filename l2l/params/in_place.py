@@ -1,0 +1,114 @@
+"""Walking in place: float32 weights are perturbed where they lie, and brought back by the same products.
+
+What is asked for is done as late as possible and in one traversal: back from where theta stands, the moves that wait,
+and out to where it is to stand. So a step costs three traversals when theta must be home at its end, and two when the
+next step follows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from l2l.noise import Sums, TensorSlice, round_scale
+from l2l.params.blocks import Blocks
+from l2l.params.direction import Direction, Move
+from l2l.params.engine import Moments, Perturbation, PerturbEngine, apply_moves, defer_interrupt, measure, moments_of
+from l2l.params.functional import Substitution
+
+
+@final
+class InPlaceEngine(PerturbEngine):
+    """Extra memory: none; during a walk along a basis [n, r], r numbers for each row of its block.
+
+    Sparse blocks are not perturbed in place: their rows are looked up in transient copies.
+    """
+
+    def __init__(self, blocks: Blocks, sparse: Sequence[int] = ()) -> None:
+        self._blocks = blocks
+        self._dense = [i for i in range(len(blocks)) if i not in sparse]
+        self._sparse = list(sparse)
+        self._at: Perturbation | None = None
+        self._sums: Sums | None = None
+        self._substitution = Substitution(blocks, {i: self._piece(i) for i in sparse}, frozenset(sparse))
+
+    def _piece(self, index: int) -> TensorSlice:
+        block = self._blocks[index]
+        return TensorSlice(block.flat, block.name)
+
+    def stand(self, look: Perturbation | None, moves: Sequence[Move]) -> None:
+        self._walk(look, moves)
+
+    def commit(self, moves: Sequence[Move], undoable: bool) -> None:
+        self._walk(None, moves)
+
+    def revert(self, moves: Sequence[Move]) -> None:
+        self._walk(None, [move.reversed() for move in reversed(moves)])
+
+    def begin(self) -> None:
+        return None
+
+    def finish(self) -> None:
+        return None
+
+    def _walk(self, look: Perturbation | None, moves: Sequence[Move]) -> None:
+        if look == self._at and not moves:
+            return
+        count = len(self._blocks)
+        across = self._at is not None and look is not None and not moves and _opposite(self._at, look)
+        if across and look is not None:
+            steps = [look.move(count, 2.0)]  # exactly twice the rounded scale: one addition, one rounding
+        else:
+            back = [] if self._at is None else [self._at.move(count, -1.0)]
+            steps = [*back, *moves, *([] if look is None else [look.move(count)])]
+        gathering = look if across and look is not None and _summable(look.direction) else None
+        with torch.no_grad(), defer_interrupt():
+            self._sums = apply_moves(self._blocks, steps, self._piece, self._dense, gathering)
+            apply_moves(self._blocks, moves, self._piece, self._sparse)  # a look does not perturb these in place
+            self._at = look
+            self._substitution.stand(look)
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        return self._substitution.active()
+
+    def touched(self) -> dict[int, Tensor]:
+        return self._substitution.take_touched()
+
+    def moments(self, direction: Direction, moves: Sequence[Move]) -> Moments | None:
+        centre = direction.centre or (0.0,) * len(self._blocks)
+        if self._at is None and not moves:
+            return measure([self._piece(i) for i in range(len(self._blocks))], centre)
+        known = self._sums is not None and self._at is not None and self._at.direction == direction
+        if not known or self._sparse or any(move.direction != direction for move in moves):
+            return None
+        assert self._sums is not None, "known"
+        scale = [0.0] * len(self._blocks)
+        for move in moves:
+            terms = zip(self._blocks, direction.scales(move.amounts), strict=True)
+            scale = [s + round_scale(t, block.tensor.dtype) for s, (block, t) in zip(scale, terms, strict=True)]
+        return moments_of(self._sums, [block.numel for block in self._blocks], centre, scale)
+
+    def value(self, index: int) -> Tensor:
+        return self._blocks[index].tensor.detach()
+
+    def rewrite(self, index: int, change: Callable[[Tensor], Any]) -> None:
+        change(self._blocks[index].tensor.detach())
+
+    def extra_state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        if state:
+            raise ValueError("this state has float32 master weights; these weights are walked in place and need none")
+
+
+def _summable(direction: Direction) -> bool:
+    """Whether sums are wanted, and tell the moments behind a step: those of the dense noise know nothing of the rest."""
+    return direction.centre is not None and not direction.along_basis and direction.shape is None
+
+
+def _opposite(one: Perturbation, other: Perturbation) -> bool:
+    return one.direction == other.direction and one.distance == -other.distance

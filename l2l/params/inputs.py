@@ -1,0 +1,167 @@
+"""What weight matrices are multiplied by, seen during an evaluation; and how large it is for each weight.
+
+As with transient weights, interception is by argument, not by module: linear maps and embedding lookups, in any code.
+
+What linear maps are given as input: for each weight matrix, a basis of the span that its inputs mostly lie in.
+
+The gradient of such a matrix is a sum of outer products with its inputs: outside their span it is zero. Inputs are not
+stored: of each call a sketch of few rows is kept.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from l2l.noise import Key
+from l2l.noise.slices import computed_in
+from l2l.params.basis import full_precision
+from l2l.params.blocks import Block, Blocks
+from l2l.params.operators import factor, orthonormal
+
+_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
+_SUMS = (torch.addmm, Tensor.addmm)
+_TURNS = (Tensor.t, torch.t, *(getattr(Tensor, name).__get__ for name in ("T", "mT")))
+
+
+class Watch(TorchFunctionMode, ABC):
+    """While it is active, watches what blocks that are matrices are given, transposed views of them too."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        super().__init__()
+        self._index = {id(block.tensor): i for i, block in enumerate(blocks) if block.tensor.ndim == 2}
+        self._turned: dict[int, tuple[Tensor, int]] = {}  # transposed views, held so that their identity stays theirs
+
+    @abstractmethod
+    def multiplied(self, index: int, inputs: Tensor, over_rows: bool) -> None:
+        """Block ``index`` has been multiplied.
+
+        Args:
+            inputs: [..., width], floating point.
+            over_rows: whether they meet the matrix's rows, as in ``x @ weight``; else its columns, as in
+                ``linear(x, weight)``.
+        """
+
+    def looked_up(self, index: int, rows: Tensor) -> None:
+        """Rows of block ``index``, integers of any shape, have been looked up."""
+
+    def __exit__(self, *error: Any) -> None:
+        self._turned.clear()
+        super().__exit__(*error)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in _TURNS and id(args[0]) in self._index:
+            self._turned[id(result)] = (result, self._index[id(args[0])])
+            return result
+        values = [*args, *(kwargs[name] for name in ("input", "weight") if name in kwargs)]
+        first = 1 if func in _SUMS else 0
+        if len(values) < first + 2:
+            return result
+        given, weight = values[first], values[first + 1]
+        index, turned = self._index.get(id(weight)), False
+        if index is None and id(weight) in self._turned:
+            index, turned = self._turned[id(weight)][1], True
+        if index is None:
+            return result
+        if func is functional.embedding and not turned:
+            self.looked_up(index, given)
+        linear = func is functional.linear
+        if (linear or func in _PRODUCTS or func in _SUMS) and given.is_floating_point() and given.numel():
+            self.multiplied(index, given.detach(), over_rows=turned == linear)
+        return result
+
+
+@final
+class InputNorms(Watch):
+    """While it is active, adds up squares of what weight matrices are given; only sums are kept."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        super().__init__(blocks)
+        self._rows: dict[int, Tensor] = {}
+        self._columns: dict[int, Tensor] = {}
+        self._heights = [len(block.tensor) if block.tensor.ndim else 1 for block in blocks]
+
+    def of(self, index: int) -> Tensor | None:
+        """Norm of the inputs of each weight of block ``index``, [rows, columns] or with 1 in place of one of them.
+
+        A weight that is read in two ways has the inputs of both. None: no linear map or lookup has read the block.
+        """
+        rows, columns = self._rows.get(index), self._columns.get(index)
+        sides = [side for side in (rows if rows is None else rows[:, None], columns) if side is not None]
+        return sum(sides[1:], start=sides[0]).sqrt() if sides else None
+
+    def multiplied(self, index: int, inputs: Tensor, over_rows: bool) -> None:
+        squares = inputs.reshape(-1, inputs.shape[-1]).float().square().sum(0)
+        _add(self._rows if over_rows else self._columns, index, squares)
+
+    def looked_up(self, index: int, rows: Tensor) -> None:
+        _add(self._rows, index, torch.bincount(rows.reshape(-1), minlength=self._heights[index]).float())
+
+
+def _add(sums: dict[int, Tensor], index: int, more: Tensor) -> None:
+    sums[index] = sums[index] + more if index in sums else more
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the inputs of one weight matrix mostly lie."""
+
+    vectors: Tensor
+    """[d, r], orthonormal columns, d being the length of an input."""
+    over_rows: bool
+    """Whether inputs meet the matrix's rows, as in ``x @ weight``; else its columns, as in ``linear(x, weight)``."""
+
+
+@final
+class Activations(Watch):
+    """While it is active, watches what linear maps with a block as weight are given.
+
+    Args:
+        rank: r; of a block with shorter inputs, their length.
+        iterations: of the power iteration.
+        key: of the noise that it starts from.
+    """
+
+    def __init__(self, blocks: Blocks, rank: int, iterations: int, key: Key) -> None:
+        super().__init__(blocks)
+        self.spans: dict[int, Span] = {}
+        self._sketches: dict[int, Tensor] = {}  # [at most r, d]: what stands for the inputs seen so far when more come
+        self._blocks, self._rank, self._iterations, self._key = blocks, rank, iterations, key
+
+    def during(self, closure: Callable[[], Any]) -> Any:
+        """The closure's value, watched."""
+        with self:
+            value = closure()
+        self._sketches.clear()
+        return value
+
+    def multiplied(self, index: int, inputs: Tensor, over_rows: bool) -> None:
+        known = self.spans.get(index)
+        if known is not None and known.over_rows != over_rows:
+            return  # read from its other side as well: the side that was seen first holds
+        block = self._blocks[index]
+        rows = inputs.reshape(-1, inputs.shape[-1]).to(computed_in(block.tensor.dtype))
+        with torch.no_grad(), full_precision(rows.device):
+            vectors, self._sketches[index] = self._dominant(block, rows, self._sketches.get(index))
+        self.spans[index] = Span(vectors, over_rows)
+
+    def _dominant(self, block: Block, rows: Tensor, sketch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Basis of the rows and of what the sketch stands for, and the sketch of both."""
+        if sketch is not None:
+            rows = torch.cat([sketch, rows])
+        width = rows.shape[1]
+        vectors = factor(block, "activations", self._key, (width, min(self._rank, width)))
+        for _ in range(self._iterations):
+            vectors = orthonormal(rows.t() @ (rows @ vectors))
+        return vectors, torch.linalg.qr(rows @ vectors).R @ vectors.t()

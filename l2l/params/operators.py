@@ -1,0 +1,280 @@
+"""Thin matrices of noise, from which shapes of low rank are made.
+
+Directions that leave some coordinates where they are: which ones is drawn by a key, or kept as one bit for each.
+
+Which blocks belong together: by where they lie in the tree of modules, never by what a module is called.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TypeAlias, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
+from l2l.noise.slices import computed_in
+from l2l.params.basis import full_precision
+from l2l.params.blocks import Block, Blocks
+from l2l.params.direction import Direction, DirectionOperator
+
+
+def matrices(blocks: Blocks) -> frozenset[int]:
+    """Indices of the blocks of two dimensions or more; of more, all but the first are taken as columns."""
+    return frozenset(i for i, block in enumerate(blocks) if block.tensor.ndim >= 2 and block.numel)
+
+
+def sides(block: Block) -> tuple[int, int]:
+    """(rows, columns) of a block that is taken as a matrix."""
+    rows = block.tensor.shape[0]
+    return rows, block.numel // rows
+
+
+def factor(
+    block: Block, name: str, key: Key, shape: tuple[int, ...], distribution: Distribution = "gaussian"
+) -> Tensor:
+    """Standard noise of ``shape`` that belongs to a block, under a name of its own: on its device, at least float32."""
+    out = torch.zeros(shape, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
+    scale = 1 / standard_deviation(distribution)
+    add_noise([TensorSlice(out.view(-1), f"{block.name}#{name}")], [NoiseTerm(key, [(scale,)], distribution)])
+    return out
+
+
+def plain(block: Block, key: Key, distribution: Distribution = "gaussian") -> Tensor:
+    """The block's own standard noise, of its shape, on its device, at least float32: what it moves along without a shape."""
+    out = torch.zeros(block.tensor.shape, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
+    scale = 1 / standard_deviation(distribution)
+    add_noise([TensorSlice(out.view(-1), block.name)], [NoiseTerm(key, [(scale,)], distribution)])
+    return out
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right.T`` in the precision of its factors, whatever the process or an evaluation has chosen for speed.
+
+    A transient copy is made inside an evaluation, and its update outside: only so are both along the same direction.
+    """
+    with torch.no_grad(), full_precision(left.device):
+        return left @ right.t()
+
+
+def orthonormal(matrix: Tensor) -> Tensor:
+    """Orthonormal columns [n, r] that span those of ``matrix`` [n, r], r at most n."""
+    with torch.no_grad():
+        return torch.linalg.qr(matrix).Q
+
+
+def spectral_rank(block: Block, rank: int, threshold: float) -> int:
+    """How many singular values of a block lie above ``threshold`` times the largest: at least 1, at most ``rank``."""
+    if not threshold:
+        return rank
+    matrix = block.tensor.detach().reshape(sides(block)).double()
+    squares = torch.linalg.eigvalsh(matrix.t() @ matrix if len(matrix) > matrix.shape[1] else matrix @ matrix.t())
+    return min(rank, max(1, int((squares > threshold**2 * squares[-1]).sum())))
+
+
+CHUNK = 2**20
+"""Coordinates that are masked at a time, a multiple of eight: memory of a few MiB, whatever the block's size."""
+LOWEST = -510
+"""The least of the noise integers, each the sum of four bytes less 510."""
+
+
+class Mask(ABC):
+    """Says which coordinates of a block stay where they are."""
+
+    @abstractmethod
+    def clear_(self, moved: Tensor, block: Block, index: int) -> Tensor:
+        """``moved``, of the block's shape and contiguous, with 0 in the coordinates that stay: changed in place."""
+
+
+@final
+class Masked(DirectionOperator):
+    """The noise, or what another shape writes, times a mask. A coordinate's mean square is 1 only where the mask is 1."""
+
+    def __init__(self, mask: Mask, inner: DirectionOperator | None = None) -> None:
+        self.mask, self.inner = mask, inner
+
+    def covers(self, index: int) -> bool:
+        return True
+
+    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+        shaped = self.inner is not None and self.inner.covers(index)
+        moved = self.inner.write(block, index, key, distribution) if self.inner and shaped else None
+        moved = plain(block, key, distribution) if moved is None else moved.contiguous()
+        return self.mask.clear_(moved, block, index)
+
+
+@final
+class Drawn(Mask):
+    """Every coordinate stays with its block's probability, each for itself. Made anew from the key: no memory.
+
+    Args:
+        shares: probability per block, 0 to 1; met within 1e-5.
+    """
+
+    def __init__(self, key: Key, shares: Sequence[float]) -> None:
+        self._key, self._shares = key, shares
+
+    def clear_(self, moved: Tensor, block: Block, index: int) -> Tensor:
+        flat = moved.view(-1)
+        for at in range(0, len(flat), CHUNK):
+            some = flat[at : at + CHUNK]
+            some.masked_fill_(self._staying(block, at, some, self._shares[index]), 0)
+        return moved
+
+    def _staying(self, block: Block, at: int, some: Tensor, share: float) -> Tensor:
+        first, second = thresholds(share)
+        x, y = (self._integers(f"{block.name}#{name}", at, some) for name in ("mask", "mask, ties"))
+        return (x < first) | ((x == first) & (y < second))
+
+    def _integers(self, name: str, at: int, some: Tensor) -> Tensor:
+        out = torch.zeros(len(some), dtype=torch.float32, device=some.device)
+        add_noise([TensorSlice(out, name, at)], [NoiseTerm(self._key, [(1.0,)])])  # by 1: the integers themselves
+        return out
+
+
+@lru_cache(maxsize=1024)
+def thresholds(share: float) -> tuple[int, int]:
+    """(t, s) such that of two noise integers x < t, or x = t and y < s, has the probability ``share``, within 1e-5.
+
+    Raises:
+        ValueError: it is no probability.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share of coordinates that stay is {share}: it must be from 0 to 1")
+    byte = np.ones(256, dtype=np.int64)
+    counts = np.convolve(np.convolve(byte, byte), np.convolve(byte, byte))  # of 2^32, for -510, -509, ...
+    below = np.concatenate([[0], np.cumsum(counts)]) / 2**32
+    first = int(np.searchsorted(below, share, side="right")) - 1
+    if first == len(counts):
+        return LOWEST + first, LOWEST
+    within = (share - below[first]) * 2**32 / counts[first]
+    return LOWEST + first, LOWEST + int(np.argmin(np.abs(below - within)))
+
+
+@final
+class Stored(Mask):
+    """Bits as :func:`packed` gives them, by index of the block; a block without any moves whole."""
+
+    def __init__(self, bits: Mapping[int, Tensor]) -> None:
+        self._bits = bits
+
+    def clear_(self, moved: Tensor, block: Block, index: int) -> Tensor:
+        bits, flat = self._bits.get(index), moved.view(-1)
+        for at in range(0, 0 if bits is None else len(flat), CHUNK):
+            assert bits is not None, "else there is nothing to go through"
+            some = flat[at : at + CHUNK]
+            moving = _unpacked(bits[at // 8 : (at + CHUNK) // 8].to(some.device), len(some))
+            some.masked_fill_(~moving, 0)
+        return moved
+
+
+def packed(moving: Tensor) -> Tensor:
+    """Which coordinates move, booleans of any shape, as bits: uint8 [ceil(n / 8)]."""
+    flat = moving.reshape(-1).to(torch.uint8)
+    eights = functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
+    return eights.bitwise_left_shift(_places(flat.device)).sum(1, dtype=torch.uint8)
+
+
+def packed_bytes(count: int) -> int:
+    """Bytes of the bits for ``count`` coordinates."""
+    return -(-count // 8)
+
+
+def _unpacked(bits: Tensor, count: int) -> Tensor:
+    return bits[:, None].bitwise_right_shift(_places(bits.device)).bitwise_and(1).view(-1)[:count].bool()
+
+
+def _places(device: torch.device) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=device)
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Exactly ``count`` of the scores, the largest, as booleans of their shape; of equal ones those that come first."""
+    flat = scores.reshape(-1)
+    if not 0 < count < len(flat):
+        return torch.full_like(scores, count > 0, dtype=torch.bool)
+    least = flat.kthvalue(len(flat) - count + 1).values
+    found = flat > least
+    found[(flat == least).nonzero().view(-1)[: count - int(found.sum())]] = True
+    return found.view(scores.shape)
+
+
+Group: TypeAlias = frozenset[int]
+"""Indices of blocks."""
+
+
+def layers(blocks: Blocks) -> tuple[list[list[int]], list[int]]:
+    """(indices of the blocks of each layer, in their order; indices of those outside all layers).
+
+    A layer is a member of the outermost numbered container (``model.layers.3``) that holds blocks in more than one member.
+    Where there is no such container, each module that owns blocks is a layer, and none lies outside.
+    """
+    members = _members(blocks)
+    names = [_layer(name, members) for name in blocks.names]
+    if not any(names):
+        names = [name.rpartition(".")[0] or "." for name in blocks.names]
+    found: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        if name:
+            found.setdefault(name, []).append(index)
+    return list(found.values()), [index for index, name in enumerate(names) if not name]
+
+
+def _members(blocks: Blocks) -> dict[str, set[str]]:
+    """The numbered members that hold blocks, of each container."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for name in blocks.names:
+        parts = name.split(".")
+        for at, part in enumerate(parts):
+            if part.isdigit():
+                found[".".join(parts[:at])].add(part)
+    return found
+
+
+def _layer(name: str, members: dict[str, set[str]]) -> str:
+    """Path of the layer that a block of that name belongs to; empty where it belongs to none."""
+    parts = name.split(".")
+    for at, part in enumerate(parts):
+        if part.isdigit() and len(members[".".join(parts[:at])]) > 1:
+            return ".".join(parts[: at + 1])
+    return ""
+
+
+def group_blocks(units: Sequence[Sequence[int]], count: int) -> list[Group]:
+    """At most ``count`` groups of neighbouring units, as many units in each; no group is empty."""
+    count = min(count, len(units))
+    at = [k * count // len(units) for k in range(len(units))]
+    return [frozenset(i for unit, a in zip(units, at, strict=True) if a == g for i in unit) for g in range(count)]
+
+
+def matched(blocks: Blocks, patterns: Sequence[str]) -> list[Group]:
+    """A group for each regular expression over names: the blocks for which it is the first that matches.
+
+    Raises:
+        ValueError: none matches some block, or one is left without a block.
+    """
+    found = [next((k for k, p in enumerate(patterns) if re.search(p, name)), None) for name in blocks.names]
+    if None in found:
+        name = blocks.names[found.index(None)]
+        raise ValueError(f"patterns: none matches block {name!r}; a last pattern '' takes whatever is left")
+    empty = next((p for k, p in enumerate(patterns) if k not in found), None)
+    if empty is not None:
+        raise ValueError(f"patterns: {empty!r} is left without a block; names look like {blocks.names[0]!r}")
+    return [frozenset(i for i, k in enumerate(found) if k == group) for group in range(len(patterns))]
+
+
+def layer_groups_of(direction: Direction, group: Group) -> Direction:
+    """The direction in the blocks of a group; the others stay where they are."""
+    return replace(
+        direction,
+        sigma=tuple(scale if i in group else 0.0 for i, scale in enumerate(direction.sigma)),
+        basis_sigma=tuple(scale if i in group else 0.0 for i, scale in enumerate(direction.basis_sigma)),
+    )

@@ -1,1 +1,0 @@
-"""The learning-rate finder: a few dozen looks at the loss, and the lr and epsilon that they speak for."""

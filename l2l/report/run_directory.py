@@ -1,0 +1,158 @@
+"""A run's directory: who may write into it, and whether what is there is continued.
+
+Scalars of a run, to ``metrics.csv`` and TensorBoard at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import yaml
+
+from l2l.report.files import UNFINISHED, write_json, write_whole, write_yaml
+
+CONFIG, SUMMARY, METRICS, CHECKPOINT = "config.yaml", "summary.json", "metrics.csv", "checkpoint.pt"
+LIBRARIES = ("torch", "transformers", "peft", "lightning", "datasets", "safetensors")
+
+
+@final
+class RunDirectory:
+    """``config.yaml``, ``metrics.csv``, TensorBoard events, ``summary.json``, a picture; a checkpoint while it runs.
+
+    A directory belongs to one configuration. The same configuration again continues where its checkpoint was taken.
+
+    Args:
+        config: plain values; written to ``config.yaml``.
+        overwrite: remove what an earlier run left in ``path``.
+
+    Raises:
+        ValueError: the directory holds another run, a finished one, or files that no run wrote. Nothing is written.
+    """
+
+    def __init__(self, path: str | Path, config: dict[str, Any], overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self.config = config
+        self._overwrite = overwrite
+        self.resumed = False
+        way_out = "choose another --out, or pass --overwrite true to remove it"
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is not a directory: choose another --out")
+        if not self._entries():
+            return
+        earlier = self._earlier_config()
+        if earlier is None:
+            raise ValueError(f"{self.path} holds files that no run wrote: choose another --out")
+        if overwrite:
+            return
+        if earlier != _plain(config):
+            raise ValueError(f"{self.path} holds another run (its {CONFIG} differs): {way_out}")
+        if (self.path / SUMMARY).exists():
+            raise ValueError(f"{self.path} holds this run, finished: {way_out}")
+        self.resumed = self.checkpoint.is_file()
+
+    def _entries(self) -> list[Path]:
+        """What lies in the directory, save what a killed process was about to write."""
+        found = self.path.iterdir() if self.path.is_dir() else ()
+        return [entry for entry in found if not entry.name.startswith(UNFINISHED)]
+
+    def _earlier_config(self) -> dict[str, Any] | None:
+        """The configuration of the run that the directory belongs to; None where no run made it."""
+        try:
+            found = yaml.safe_load((self.path / CONFIG).read_text())
+        except (OSError, ValueError, yaml.YAMLError):  # ValueError: not text
+            return None
+        return found if isinstance(found, dict) and "out" in found else None
+
+    def create(self) -> RunDirectory:
+        """Make the directory and write ``config.yaml``."""
+        if self._overwrite and self._entries():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for stale in self.path.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(stale)
+        write_yaml(self.path / CONFIG, _plain(self.config))
+        return self
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint, present while the run is not finished."""
+        return self.path / CHECKPOINT
+
+    def finish(self, summary: dict[str, Any]) -> Path:
+        """Write ``summary.json`` and drop the checkpoint."""
+        target = write_json(self.path / SUMMARY, {**summary, "environment": environment()})
+        self.checkpoint.unlink(missing_ok=True)
+        return target
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for a summary."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """The value as YAML gives it back."""
+    return yaml.safe_load(yaml.safe_dump(value, sort_keys=False))
+
+
+@final
+class MetricsLog:
+    """Appends rows of scalars. The step column comes first; a column not given in a row stays empty.
+
+    Args:
+        after: keep only the rows up to this step of what an interrupted run wrote; None starts a new file.
+    """
+
+    def __init__(self, folder: Path, columns: tuple[str, ...], after: int | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.columns = ("step", *columns)
+        self._path = folder / "metrics.csv"
+        kept = (
+            []
+            if after is None or not self._path.exists()
+            else [r for r in read_metrics(self._path) if int(r["step"]) <= after]
+        )
+        write_whole(self._path, lambda path: self._write(path, kept))
+        self._file = self._path.open("a", newline="")
+        self._rows = csv.DictWriter(self._file, self.columns)
+        self._board = SummaryWriter(str(folder), purge_step=None if after is None else after + 1)
+
+    def _write(self, path: Path, rows: list[dict[str, str]]) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def log(self, step: int, **values: float) -> None:
+        """One row."""
+        self._rows.writerow({"step": step, **values})
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both files."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Rows of a ``metrics.csv``; a last line that a crash cut short is left out."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if None not in row.values() and row["step"].isdigit()]

@@ -1,0 +1,1 @@
+"""Tools around a run: estimates before it, benchmarks, a look at the machine, learning rates from probes."""

@@ -1,0 +1,190 @@
+"""``l2l doctor``: what this machine has, which noise backends run on it and how fast, and what would help."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2l.noise import (
+    Key,
+    MomentRequest,
+    NoiseTerm,
+    Sums,
+    TensorSlice,
+    active_backend,
+    add_noise,
+    backend_problem,
+    reference,
+)
+from l2l.noise.dispatch import BACKENDS, VARIABLE
+from l2l.noise.native import compiler, folders
+from l2l.report.console import print_table
+from l2l.report.memory import available_bytes
+from l2l.report.run_directory import RunDirectory
+from l2l.tools.bench import hardware, wait
+
+ELEMENTS = 2**22
+REPEATS = 5
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Say what this machine has, which noise backend serves it, how fast it is, and what would help."""
+
+    out: str | None = None
+    """Directory for ``config.yaml`` and ``summary.json``; None: print only."""
+    overwrite: bool = False
+    """Remove what an earlier run left in ``out``."""
+
+
+def run_doctor(config: DoctorConfig) -> dict[str, Any]:
+    """Look, print, and write to ``out`` where one is given; what was found. A problem is advice, never an error.
+
+    Raises:
+        ValueError: ``out`` holds something else.
+    """
+    folder = RunDirectory(config.out, asdict(config), config.overwrite) if config.out else None
+    found = examine()
+    _print(found)
+    if folder is not None:
+        folder.create()
+        folder.finish(found | {"config": asdict(config)})
+    return found
+
+
+def examine() -> dict[str, Any]:
+    """What the machine has, what serves it, and a line of advice per problem."""
+    problems = {name: backend_problem(name) for name in BACKENDS}
+    served = [serving(device, dtype) for device in _devices() for dtype in DTYPES]
+    machine = hardware() | {
+        "threads": torch.get_num_threads(),
+        "memory_available_gib": round(available_bytes() / GIB, 1),
+        "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "compiler": compiler(),
+        "cache_folders": [str(folder) for folder in folders()],
+    }
+    found = {"machine": machine, "problems": problems, "serving": served}
+    return found | {"advice": list(advice(found))}
+
+
+def _devices() -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def serving(device: str, dtype: str) -> dict[str, Any]:
+    """Which backend serves, its speed, and whether its bits are the specification's; or why none can."""
+    row: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "backend": None,
+        "elements_per_second": None,
+        "exact": None,
+    }
+    try:
+        row["backend"] = active_backend(device, DTYPES[dtype])
+    except ValueError as error:  # a backend is forced that cannot run
+        return row | {"problem": str(error)}
+    speed = elements_per_second(device, DTYPES[dtype])
+    return row | {"elements_per_second": speed, "exact": equals_reference(device, DTYPES[dtype]), "problem": None}
+
+
+def _sample(device: str, dtype: torch.dtype) -> Tensor:
+    """[ELEMENTS] weights, alike on every device."""
+    return torch.linspace(-1.0, 1.0, ELEMENTS, dtype=torch.float32).to(dtype).to(device)
+
+
+def _terms() -> list[NoiseTerm]:
+    return [NoiseTerm(Key(7, 3), [(1e-3 / 147.8, -2e-3 / 147.8)])]
+
+
+def elements_per_second(device: str, dtype: torch.dtype) -> float:
+    """Weights per second of a traversal by the backend that serves: the median of a few."""
+    pieces, seconds = [TensorSlice(_sample(device, dtype), "sample")], []
+    for _ in range(REPEATS + 1):  # the first may compile
+        wait(torch.device(device))
+        start = time.perf_counter()
+        add_noise(pieces, _terms())
+        wait(torch.device(device))
+        seconds.append(time.perf_counter() - start)
+    return ELEMENTS / median(seconds[1:])
+
+
+def equals_reference(device: str, dtype: torch.dtype) -> bool:
+    """Whether weights and sums of a traversal there are, bit for bit, those of the specification on the CPU."""
+    there, here = _sample(device, dtype), _sample("cpu", dtype)
+    gather = MomentRequest([1e-3 / 147.8], [0.01])
+    fast = add_noise([TensorSlice(there, "sample", 5)], _terms(), gather)
+    slow = reference.add_noise([TensorSlice(here, "sample", 5)], _terms(), gather)
+    bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
+    return torch.equal(there.cpu().view(bits), here.view(bits)) and _same_sums(fast, slow)
+
+
+def _same_sums(left: Sums | None, right: Sums | None) -> bool:
+    assert left is not None, "sums were asked for"
+    assert right is not None, "sums were asked for"
+    return all(np.array_equal(value, getattr(right, name)) for name, value in vars(left).items())
+
+
+def advice(found: dict[str, Any]) -> Iterator[str]:
+    """A line for each thing that could be better."""
+    machine, problems = found["machine"], found["problems"]
+    yield from dict.fromkeys(row["problem"] for row in found["serving"] if row["problem"])
+    if os.environ.get(VARIABLE, "auto") != "auto":
+        yield f"{VARIABLE}={os.environ[VARIABLE]} forces the noise backend: unset it to let l2l choose"
+    if machine["compiler"] is None:
+        yield "no C compiler is on PATH: install one (gcc or clang), or `pip install l2l[fast]` for numba"
+    elif problems["native"] is not None:
+        named = " or ".join(machine["cache_folders"])
+        yield f"{machine['compiler']} is there, but {problems['native']}: make {named} writable, or set L2L_CACHE"
+    if machine["cuda_devices"] and problems["triton"] is not None:
+        yield f"noise on CUDA is slow without triton ({problems['triton']}): `pip install triton`"
+    for row in found["serving"]:
+        if row["exact"] is False:
+            where = f"{row['device']}/{row['dtype']}"
+            yield f"{row['backend']} differs from the specification on {where}: set {VARIABLE}=reference and report it"
+    if machine["noisy"]:
+        yield f"load {machine['load_average']:.1f} on {machine['cores']} cores: measurements will be noisy"
+
+
+def _print(found: dict[str, Any]) -> None:
+    machine = dict(found["machine"])
+    rows = machine.pop("versions") | {name: _shown(value) for name, value in machine.items()}
+    print_table("machine", [rows])
+    backends = [
+        {"backend": name, "device": BACKENDS[name], "runs": "yes" if why is None else f"no: {why}"}
+        for name, why in found["problems"].items()
+    ]
+    print_table("noise backends", [*backends, {"backend": "reference", "device": "any", "runs": "yes"}])
+    print_table(
+        f"noise of {ELEMENTS} weights",
+        [
+            {
+                "device": row["device"],
+                "dtype": row["dtype"],
+                "backend": row["backend"] or "none",
+                "weights/s": _shown(row["elements_per_second"]),
+                "equals the specification": {True: "bit for bit", False: "NO", None: "-"}[row["exact"]],
+            }
+            for row in found["serving"]
+        ],
+    )
+    for line in found["advice"]:
+        print(f"advice: {line}")
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "none" if value is None else value

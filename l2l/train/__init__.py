@@ -1,0 +1,1 @@
+"""Fine-tuning: configuration, inputs, the loop, baselines, evaluation, the run log."""

@@ -1,0 +1,170 @@
+"""Linear probing: logistic regression on the hidden state where the prompt ends.
+
+Alain and Bengio 2016, arXiv:1610.01644; the baseline of Malladi et al. 2023, arXiv:2305.17333. The model is frozen and
+its head is not used: options are classes, and what their words mean plays no part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from l2l.methods.base import check_positive
+from l2l.models.load import context_length, kind_of
+from l2l.tasks.base import Row, Task
+from l2l.tasks.encode import Encoded, Ids, encode, padding_id
+from l2l.tasks.evaluate import Scores
+from l2l.train.baselines.base import Baseline, Found, sampled, scored
+from l2l.train.config import FineTuneConfig
+from l2l.train.inputs import RunInputs
+
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+AT_ONCE = 32
+"""Prompts fed together."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Hidden states [N, D] in float64, and the class of each row [N]."""
+
+    states: Tensor
+    classes: Tensor
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Logits are ``((x - mean) / spread) @ weight + bias``."""
+
+    mean: Tensor
+    spread: Tensor
+    weight: Tensor
+    """[D, classes]"""
+    bias: Tensor
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[N, D] to [N, classes]."""
+        return ((states - self.mean) / self.spread) @ self.weight + self.bias
+
+
+@final
+@dataclass(frozen=True)
+class LinearProbe(Baseline):
+    """Logistic regression on the last hidden state at the prompt's last token; its strength is chosen on dev."""
+
+    strengths: Sequence[float] = STRENGTHS
+    """Weights of the penalty 0.5 * |weight|^2 to try, beside the mean cross entropy in nats. Features are standardised."""
+
+    def __post_init__(self) -> None:
+        if not self.strengths:
+            raise ValueError("strengths is empty; give at least one")
+        for strength in self.strengths:
+            check_positive(strengths=strength)
+
+    def measure(self, ground: RunInputs, config: FineTuneConfig) -> Found:
+        options = fixed_options(ground.task, [*ground.splits.train, *ground.splits.dev, *ground.splits.test])
+        initial = scored(ground, config, sampled(ground, config))
+        train, dev, test = (
+            features(ground, config, rows) for rows in (ground.splits.train, ground.splits.dev, ground.splits.test)
+        )
+        probes = {strength: fit(train, len(options), strength) for strength in self.strengths}
+        best = min(probes, key=lambda strength: _scores(probes[strength], dev).loss)
+        reported = Features(train.states[: config.test_size], train.classes[: config.test_size])
+        on_train, on_dev, on_test = (_scores(probes[best], part) for part in (reported, dev, test))
+        weights = probes[best].weight.numel() + probes[best].bias.numel()
+        details = {"strength": best, "features": train.states.shape[1], "classes": len(options)}
+        passes = -(-len(ground.splits.train) // config.batch_size)
+        return Found(initial, on_train, on_dev, on_test, passes, weights, _note(best, self.strengths), details)
+
+
+def fixed_options(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:
+    """The options, which are the classes.
+
+    Raises:
+        ValueError: they are not the same for every row.
+    """
+    found = {task.example(row).options for row in rows}
+    if task.metric != "accuracy" or len(found) != 1:
+        raise ValueError(
+            f"linear_probe needs the same options for every row, and those of task {task.name!r} differ: "
+            "use zero_shot or icl"
+        )
+    return found.pop()
+
+
+@torch.inference_mode()
+def features(ground: RunInputs, config: FineTuneConfig, rows: Sequence[Row]) -> Features:
+    """Hidden states of rows, as the model's last layer gives them, on the CPU.
+
+    Raises:
+        ValueError: the model does not read a prompt from left to right, so its last token is not where it ends.
+    """
+    model = ground.model
+    if kind_of(model) != "causal":
+        raise ValueError(
+            f"linear_probe reads causal language models, and this is {type(model).__name__}: use zero_shot"
+        )
+    encoded = encode(ground.task, rows, ground.tokenizer, context_length(model, config.max_length))
+    prompts = [prompt_of(example) for example in encoded]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    states: list[Tensor] = [torch.empty(0)] * len(prompts)
+    for start in range(0, len(order), AT_ONCE):
+        chosen = order[start : start + AT_ONCE]
+        found = _last_states(ground, [prompts[index] for index in chosen])
+        for index, state in zip(chosen, found, strict=True):
+            states[index] = state
+    return Features(torch.stack(states), torch.tensor([example.gold[0] for example in encoded]))
+
+
+def prompt_of(example: Encoded) -> Ids:
+    """Ids before the options: what they all share."""
+    return example.options[0].ids[: 1 + min(option.first for option in example.options)]
+
+
+def _last_states(ground: RunInputs, prompts: Sequence[Ids]) -> Tensor:
+    """[N, D] float64 states at the last token of each prompt."""
+    columns, pad = max(map(len, prompts)), padding_id(ground.tokenizer)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    ids = torch.tensor([prompt + (pad,) * (columns - len(prompt)) for prompt in prompts])
+    device = ground.model.device
+    mask = (torch.arange(columns) < lengths[:, None]).long().to(device)
+    output = ground.model(input_ids=ids.to(device), attention_mask=mask, use_cache=False, output_hidden_states=True)
+    last = output.hidden_states[-1]
+    return last[torch.arange(len(prompts), device=device), (lengths - 1).to(device)].double().cpu()
+
+
+def fit(found: Features, classes: int, strength: float, iterations: int = 200) -> Probe:
+    """Multinomial logistic regression with an L2 penalty on the weights, by L-BFGS in float64: convex, no seed."""
+    mean, spread = found.states.mean(0), found.states.std(0, correction=0).clamp_min(1e-12)
+    states = ((found.states - mean) / spread).clone()  # a tensor of inference mode has no place in a graph
+    targets = found.classes.clone()
+    weight = torch.zeros(states.shape[1], classes, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = functional.cross_entropy(states @ weight + bias, targets) + 0.5 * strength * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        solver.step(closure)  # pyright: ignore[reportArgumentType]  # torch asks for a float, and takes a tensor
+    return Probe(mean, spread, weight.detach(), bias.detach())
+
+
+def _scores(probe: Probe, found: Features) -> Scores:
+    logits = probe.logits(found.states)
+    right = tuple((logits.argmax(1) == found.classes).double().tolist())
+    loss = functional.cross_entropy(logits, found.classes).item()
+    return Scores(loss, "accuracy", sum(right) / len(right), len(right), rowwise=right)
+
+
+def _note(chosen: float, strengths: Sequence[float]) -> str:
+    """One sentence where the best strength is the first or last of several, so that a better one may lie beyond."""
+    ends = (min(strengths), max(strengths))
+    at_an_end = len(strengths) > 1 and chosen in ends
+    return f"the strength chosen on dev, {chosen:g}, is the end of what was tried" if at_an_end else ""

@@ -1,0 +1,103 @@
+"""``l2l evaluate``: how good a model is on a task as it stands."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from l2l.methods.base import check_counts
+from l2l.models.heads import compile_decoder
+from l2l.models.kinds import Head
+from l2l.models.load import Quantize, load_model, load_tokenizer
+from l2l.report.run_directory import RunDirectory
+from l2l.tasks import get_task
+from l2l.tasks.evaluate import evaluate
+from l2l.tasks.rows import load_splits
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Loss and metric of a model on the rows of a task."""
+
+    model: str = "l2l/tiny"
+    """``l2l/tiny`` (embedded), a directory (such as the ``model`` folder of a fine-tuning run), or a hub id."""
+    task: str = "world_topic"
+    """Name of a task, or the path of a task file (docs/your-task.md)."""
+    split: Literal["dev", "test"] = "test"
+    """``test``: rows of the validation split; ``dev``: rows split off the train rows."""
+    data_dir: str | None = None
+    """Holds ``<task>/{train,validation}.jsonl``; without it rows come from the hub."""
+    rows: int = 500
+    """Most rows to score."""
+    batch_size: int = 32
+    """Examples per forward pass."""
+    seed: int = 0
+    """Seed of the dev split."""
+    max_length: int | None = None
+    """Most tokens per row; None: the model's context, at most 2048."""
+    compile: bool = False
+    """Compile the decoder with torch.compile. The first batches take half a minute or more; on the CPU a C++ compiler is
+    needed."""
+    calibrate: bool = False
+    """Score options by what the prompt adds to them: less their score behind a prompt without the input."""
+    dtype: str = "float32"
+    """Dtype the weights are loaded in."""
+    device: str | None = None
+    """Torch device; None: the CPU."""
+    device_map: str | None = None
+    """As transformers has it, e.g. ``auto``; None: all on ``device``."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    head: Head = "auto"
+    """What the model is used as: ``causal``, ``masked``, ``seq2seq`` or ``classifier``; ``auto``: what it was saved as."""
+    num_labels: int | None = None
+    """Classes of a classifier; None: what its config says."""
+    attn_implementation: str | None = None
+    """``eager``, ``sdpa``, ... as transformers names them; None lets it choose."""
+    trust_remote_code: bool = False
+    """Whether code that comes with a checkpoint may run."""
+    quantize: Quantize = "none"
+    """Load the weights in 8 or 4 bits: see docs/schemes.md."""
+    out: str | None = None
+    """Directory for ``config.yaml`` and ``summary.json``; None: print only."""
+    overwrite: bool = False
+    """Remove what an earlier run left in ``out``."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        check_counts(rows=self.rows, batch_size=self.batch_size)
+
+    def loading(self) -> dict[str, Any]:
+        """What :func:`l2l.load_model` is told besides the name."""
+        names = ("dtype", "device", "device_map", "revision", "head", "num_labels", "attn_implementation")
+        return {name: getattr(self, name) for name in (*names, "trust_remote_code", "quantize")}
+
+
+def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate; the figures, written to ``out`` where one is given. ``interval`` is the metric's, at 95 %.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, named, before anything is written.
+    """
+    folder = RunDirectory(config.out, asdict(config), config.overwrite) if config.out else None
+    task = get_task(config.task)
+    wanted = {"train": config.rows, "dev": config.rows, "test": 0} if config.split == "dev" else {}
+    splits = load_splits(
+        task, config.data_dir, **(wanted or {"train": 0, "dev": 0, "test": config.rows}), seed=config.seed
+    )
+    model = load_model(config.model, **config.loading())
+    if config.compile:
+        compile_decoder(model)
+    tokenizer = load_tokenizer(config.model, config.revision, trust_remote_code=config.trust_remote_code)
+    rows = splits.dev if config.split == "dev" else splits.test
+    limits = {"batch_size": config.batch_size, "max_length": config.max_length}
+    scores = evaluate(model, tokenizer, task, rows, **limits, progress=config.progress, calibrate=config.calibrate)
+    found = {"task": task.label, "split": config.split, "rows": scores.n, "loss": scores.loss}
+    found[scores.metric] = scores.value
+    found["interval"] = list(scores.interval)
+    found |= {f"official_{name}": value for name, value in scores.official.items()}
+    if folder is not None:
+        folder.create()
+        folder.finish(found | {"config": asdict(config)})
+    return found

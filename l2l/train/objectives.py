@@ -1,0 +1,124 @@
+"""What training minimises, where it is not the task's loss: scores of generated answers, of options, or any callable.
+
+None of these need have a gradient. A zeroth-order method only asks for numbers, so what is minimised can be what is
+reported. Malladi et al. 2023, arXiv:2305.17333, Section 3.3, trains on accuracy and F1 in this way."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from l2l.models.batching import Grouping
+from l2l.models.load import context_length
+from l2l.tasks.base import Row, Task
+from l2l.tasks.evaluate import evaluate, generate
+from l2l.tasks.metrics import answer_scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Objective: TypeAlias = Callable[[Any, Any, Sequence[Row]], float]
+"""``objective(model, tokenizer, rows)``: a finite float to minimise, of the model as it stands, on a batch's rows as the
+data have them. It is called once per look and must give the same number for the same weights."""
+
+LOSS = "loss"
+OPTIONS = ("accuracy",)
+ANSWERS = ("f1", "exact_match")
+AT_ONCE = 32
+"""Rows fed together where no ``micro_batch`` is given."""
+
+
+def check_objective(name: str, micro_batch: int | None, batch_size: int) -> None:
+    """Raise ValueError where an objective's name or a micro-batch can be seen to be wrong before anything is loaded."""
+    if name not in (LOSS, *OPTIONS, *ANSWERS) and ":" not in name:
+        known = ", ".join((LOSS, *OPTIONS, *ANSWERS))
+        raise ValueError(f"objective is {name!r}; use one of {known}, or a callable as package.module:function")
+    if micro_batch is None:
+        return
+    if not isinstance(micro_batch, int) or isinstance(micro_batch, bool) or not 1 <= micro_batch <= batch_size:
+        raise ValueError(
+            f"micro_batch={micro_batch} must be a whole number from 1 to batch_size, which is {batch_size}"
+        )
+    if ":" in name:
+        raise ValueError(
+            f"micro_batch is set, but {name!r} gets all rows of a batch and feeds them itself: leave it out"
+        )
+
+
+def find_objective(
+    name: str,
+    task: Task,
+    example_row: Row,
+    max_length: int | None = None,
+    max_new_tokens: int = 50,
+    micro_batch: int | None = None,
+    grouping: Grouping | None = None,
+) -> Objective | None:
+    """The objective of that name; None for ``loss``, which closures compute by themselves.
+
+    Args:
+        name: ``loss``; ``accuracy`` of the best scored option; ``f1`` or ``exact_match`` of generated answers; or the
+            path of a callable. The built-in scores are negated means, so that less is better.
+        task: what is trained on.
+        example_row: one of its rows, which shows whether there are answers to compare with.
+        max_length: most tokens per row; None: the model's context, at most 2048.
+        max_new_tokens: most tokens that are generated for an answer.
+        micro_batch: rows fed at once; None: 32.
+        grouping: how options may share rows; see :func:`l2l.tasks.evaluate.evaluate`.
+
+    Raises:
+        ValueError: no such objective, or one that the task has no answers or options for.
+    """
+    if name == LOSS:
+        return None
+    if ":" in name:
+        return imported(name)
+    _check_fits(name, task, example_row)
+    size = micro_batch or AT_ONCE
+    if name in OPTIONS:
+        return lambda model, tokenizer, rows: (
+            -evaluate(model, tokenizer, task, rows, size, max_length, grouping=grouping).value
+        )
+    which = ANSWERS.index(name)
+
+    def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> float:
+        examples = [task.example(row) for row in rows]
+        limit, prompts = context_length(model, max_length), [example.prompt for example in examples]
+        texts = generate(model, tokenizer, prompts, limit, max_new_tokens=max_new_tokens, batch_size=size)
+        return -answer_scores(texts, [example.answers for example in examples])[which]
+
+    return answers
+
+
+def _check_fits(name: str, task: Task, row: Row) -> None:
+    generated = bool(task.example(row).answers)
+    if name in ANSWERS and not generated:
+        raise ValueError(
+            f"objective {name!r} compares generated answers, and task {task.name!r} has options: use accuracy or loss"
+        )
+    if name in OPTIONS and (generated or task.metric != "accuracy"):
+        raise ValueError(
+            f"objective {name!r} compares options, and task {task.name!r} generates answers: use f1, exact_match or loss"
+        )
+
+
+def imported(path: str) -> Objective:
+    """The callable that ``package.module:function`` names.
+
+    Raises:
+        ValueError: there is no such module or function, or it does not take (model, tokenizer, rows).
+    """
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(import_module(module), name, None)
+    except ImportError as error:
+        raise ValueError(f"objective {path!r}: cannot import {module!r}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"objective {path!r}: module {module!r} has no function {name!r}")
+    try:
+        inspect.signature(found).bind(None, None, None)
+    except TypeError as error:
+        raise ValueError(f"objective {path!r} must take (model, tokenizer, rows): {error}") from error
+    return cast(Objective, found)

@@ -1,1 +1,0 @@
-"""Families of texts. Each module has scenes, which tasks use too, and ``document``: one pretraining text."""

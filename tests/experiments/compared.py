@@ -1,0 +1,78 @@
+"""A comparison small enough to run in a test, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from l2l.experiments.runner import Cell, Executor, Job, Record, Result, Work
+from l2l.experiments.spec import CompareConfig
+from l2l.experiments.stats import Run
+
+TASK = "world_stars"
+SMALL: dict[str, Any] = {
+    "settings": [{"name": "tiny", "tasks": [TASK], "batch_size": 4}],
+    "methods": ["mezo", "dizo"],
+    "grid": [1e-4, 1e-3],
+    "step_fraction_grid": [0.1, 0.2],
+    "passes": 4,
+    "seeds": 1,
+    "train_size": 16,
+    "dev_size": 8,
+    "test_size": 8,
+    "evaluations": 1,
+    "processes": 1,
+    "progress": False,
+}
+
+TOY = '''
+from dataclasses import dataclass
+from l2l.methods.base import MethodInfo, Method
+from l2l.methods.mezo import MeZO
+
+@dataclass(frozen=True)
+class Toy(Method):
+    """MeZO along plus and minus one. Extra memory: none."""
+
+    info = MethodInfo("nobody, nowhere", "nothing at all")
+    epsilon: float = 1e-3
+    draws: int = 1
+    distribution: str = "rademacher"
+    passes = MeZO.passes
+    state_bytes = MeZO.state_bytes
+    init = MeZO.init
+    direction = MeZO.direction
+    update_ = MeZO.update_
+'''
+
+
+def small(out: object, **given: Any) -> CompareConfig:
+    """The small comparison, with some fields otherwise."""
+    return CompareConfig(**SMALL | {"out": str(out)} | given)
+
+
+@dataclass
+class Here(Executor):
+    """Runs jobs in this process; after ``most`` of them, Ctrl-C."""
+
+    done: list[str] = field(default_factory=list)
+    most: int = 1000
+    instead: Callable[[Job], dict[str, Any]] | None = None
+
+    def run(self, jobs: Sequence[Job], work: Work, after_each: Callable[[Record], None]) -> list[Record]:
+        records = []
+        for job in jobs:
+            if len(self.done) == self.most:
+                raise KeyboardInterrupt
+            records.append((self.instead or work)(job))
+            after_each(records[-1])
+            self.done.append(job.out)
+        return records
+
+
+def result(cell: Cell, label: str, loss: float, accuracy: float = 0.5, seed: int = 0, **run: Any) -> Result:
+    """A run of the table that ended with this loss."""
+    given = {"train_loss": loss, "accuracy": accuracy, "passes": 100, "seconds": 2.0, **run}
+    same = (cell.setting, "model", cell.task, label, "tuner", seed, False, {"lr": 1e-3})
+    return Result(cell, label, Run(*same, **given), 2**20)

@@ -1,0 +1,183 @@
+"""In a managed loop a step takes two traversals, and nothing else about it changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    ALONG_NOISE,
+    METHODS,
+    PROBLEMS,
+    MethodCase,
+    Problem,
+    TiedLM,
+    farthest,
+    named,
+    optimizer_for,
+    same_bits,
+    weights,
+)
+from torch import Tensor
+
+import l2l.params.engine
+from l2l.methods.mezo import MeZO
+from l2l.noise import Key
+from l2l.optim import ZOOptimizer
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
+
+
+@pytest.fixture
+def traversals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pieces each traversal had."""
+    seen: list[int] = []
+    genuine = l2l.params.engine.add_noise
+
+    def counting(pieces: Any, *rest: Any, **named: Any) -> Any:
+        if pieces:
+            seen.append(len(pieces))
+        return genuine(pieces, *rest, **named)
+
+    monkeypatch.setattr(l2l.params.engine, "add_noise", counting)
+    return seen
+
+
+def run(case: MethodCase, problem: Problem, steps: int, managed: bool) -> tuple[list[float], dict[str, Tensor]]:
+    model = problem.make()
+    optimizer = optimizer_for(case, model, problem)
+    losses: list[float] = []
+
+    def loop() -> None:
+        losses.extend(optimizer.step(model) for _ in range(steps))
+
+    if managed:
+        with optimizer.theta.fused_steps():
+            loop()
+    else:
+        loop()
+    return losses, weights(model)
+
+
+@pytest.mark.parametrize("case", ALONG_NOISE, ids=named)
+def test_two_hundred_merged_steps_equal_plain_ones_bit_for_bit(case: MethodCase, problem: Problem):
+    plain, merged = (run(case, problem, 200, managed) for managed in (False, True))
+    assert plain[0] == merged[0]
+    assert same_bits(plain[1], merged[1])
+
+
+@pytest.mark.parametrize("name", ["mezo", "learned"])
+def test_a_merged_step_takes_two_traversals_and_a_plain_one_three(name: str, traversals: list[int]):
+    case = next(case for case in METHODS if case.name == name)
+    model = TiedLM()
+    optimizer = optimizer_for(case, model, PROBLEMS[-1])
+    optimizer.step(model)
+    assert len(traversals) == 3
+    with optimizer.theta.fused_steps():
+        optimizer.step(model)
+        traversals.clear()
+        for _ in range(5):
+            optimizer.step(model)
+        assert len(traversals) == 10
+        assert not optimizer.theta.journal.home
+    assert optimizer.theta.journal.home
+
+
+def test_home_can_be_visited_in_the_middle_without_changing_a_bit():
+    ends = []
+    for visits in (False, True):
+        model = TiedLM()
+        optimizer = ZOOptimizer(model, MeZO(), lr=0.01)
+        with optimizer.theta.fused_steps():
+            for _ in range(6):
+                optimizer.step(model)
+                if visits:
+                    optimizer.theta.restore()
+                    assert optimizer.theta.journal.home
+        ends.append(weights(model))
+    assert same_bits(*ends)
+
+
+def test_the_journal_tells_where_memory_stands_and_what_waits():
+    model = TiedLM()
+    optimizer = ZOOptimizer(model, MeZO(epsilon=1e-2), lr=0.01)
+    with optimizer.theta.fused_steps():
+        optimizer.step(model)
+        journal = optimizer.theta.journal
+        assert optimizer.report is not None
+        seen = optimizer.report.estimates[0]
+        assert (journal.direction, journal.distance) == (seen.direction, -1e-2)
+        (move,) = journal.waiting
+        assert move.direction == seen.direction
+        assert set(move.amounts) == {-0.01 * seen.projected_gradient}
+
+
+@pytest.mark.parametrize("failing_call", [1, 2])
+def test_an_error_in_a_managed_step_leaves_what_the_steps_before_it_reached(failing_call: int):
+    model, plain = TiedLM(), TiedLM()
+    optimizer, other = ZOOptimizer(model, MeZO(), lr=0.01), ZOOptimizer(plain, MeZO(), lr=0.01)
+    calls = 0
+
+    def failing() -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == failing_call:
+            raise RuntimeError("out of something")
+        return model()
+
+    for _ in range(2):
+        other.step(plain)
+    with optimizer.theta.fused_steps():
+        for _ in range(2):
+            optimizer.step(model)
+        with pytest.raises(RuntimeError, match="out of something"):
+            optimizer.step(failing)
+        assert optimizer.theta.journal.home
+        assert farthest(weights(model), weights(plain)) < 1e-6
+        assert optimizer.steps_done == 2
+
+
+def test_an_error_between_steps_leaves_the_model_at_theta():
+    model, plain = TiedLM(), TiedLM()
+    optimizer, other = ZOOptimizer(model, MeZO(), lr=0.01), ZOOptimizer(plain, MeZO(), lr=0.01)
+    other.step(plain)
+    with pytest.raises(OSError, match="disk full"), optimizer.theta.fused_steps():
+        optimizer.step(model)
+        raise OSError("disk full")
+    assert same_bits(weights(model), weights(plain))
+
+
+def test_a_state_dict_brings_theta_home_first():
+    model, plain = TiedLM(), TiedLM()
+    optimizer, other = ZOOptimizer(model, MeZO(), lr=0.01), ZOOptimizer(plain, MeZO(), lr=0.01)
+    other.step(plain)
+    with optimizer.theta.fused_steps():
+        optimizer.step(model)
+        optimizer.state_dict()
+        assert same_bits(weights(model), weights(plain))
+
+
+def test_an_error_before_the_first_look_keeps_the_move_that_waits():
+    model, plain = TiedLM(), TiedLM()
+    theta, other = PerturbedParameters(Blocks.of(model)), PerturbedParameters(Blocks.of(plain))
+    u = Direction(Key(1), (1.0,) * len(theta.blocks))
+    other.add(u, [0.1] * len(theta.blocks))
+    with theta.fused_steps():
+        with theta.step():
+            theta.add(u, [0.1] * len(theta.blocks))
+        with pytest.raises(RuntimeError), theta.step():
+            raise RuntimeError
+    assert same_bits(weights(model), weights(plain))
+
+
+def test_weight_decay_is_the_same_in_a_managed_loop():
+    ends = []
+    for managed in (False, True):
+        model = TiedLM()
+        optimizer = ZOOptimizer(model, MeZO(), lr=0.01, weight_decay=0.1)
+        with optimizer.theta.fused_steps() if managed else torch.no_grad():
+            for _ in range(4):
+                optimizer.step(model)
+        ends.append(weights(model))
+    assert same_bits(*ends)

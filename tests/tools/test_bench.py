@@ -1,0 +1,165 @@
+"""The benchmark: what it leaves, what it promises to measure, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from l2l.cli import main
+from l2l.tools.bench import (
+    FORWARDS,
+    LEARNED,
+    PLAIN,
+    STEP,
+    TEXTBOOK,
+    BenchConfig,
+    build,
+    causal_loss,
+    checksum,
+    contenders,
+    measure,
+    peaks,
+    ratio,
+    rounds,
+    tokens,
+)
+
+CPU = torch.device("cpu")
+NEEDED = (
+    *("step_over_two_forwards", "reference_over_ours", "learned_over_mezo", "peak_over_inference"),
+    *("tokens_per_second", "backend", "dtype", "threads", "shape"),
+)
+
+
+def tiny(**options) -> BenchConfig:
+    small = {"model": "opt-tiny-shape", "batch_size": 2, "length": 8, "repeats": 2, "threads": 1, "progress": False}
+    return BenchConfig(**{**small, **options})
+
+
+def test_the_command_leaves_bench_json_with_the_promised_figures(tmp_path: Path, capsys):
+    sizes = ["--batch-size", "2", "--length", "8", "--repeats", "2", "--threads", "1", "--progress", "false"]
+    assert main(["bench", "--model", "opt-tiny-shape", "--dtype", "fp32", *sizes, "--out", str(tmp_path)]) == 0
+    assert "step_over_two_forwards" in capsys.readouterr().out
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert set(NEEDED) <= found.keys()
+    assert (found["shape"], found["dtype"], found["threads"]) == ("opt-tiny-shape", "fp32", 1)
+    assert found["seconds"].keys() == {FORWARDS, STEP, LEARNED, PLAIN, TEXTBOOK}
+    assert all(len(values) == 2 for values in found["samples"].values())
+    assert found["tokens_per_second"] == pytest.approx(2 * 8 / found["seconds"][STEP])
+    assert found["restore_bit_identical"] is None
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["step_over_two_forwards"] == found["step_over_two_forwards"]
+    assert (tmp_path / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("update", ["master", "stochastic"])
+def test_half_precision_is_restored_bit_for_bit(update: str):
+    found = measure(tiny(dtype="bf16", update=update, repeats=1, learned=False, textbook=False))
+    assert found["restore_bit_identical"] is True
+    assert found["update"] == update
+    assert found["reference_over_ours"] is None
+    assert found["learned_over_mezo"] is None
+
+
+def test_the_number_of_threads_is_put_back():
+    assert measure(tiny(threads=2, repeats=1, learned=False, textbook=False))["threads"] == 2
+    assert torch.get_num_threads() == 1
+
+
+def test_every_contender_descends_on_the_same_loss():
+    model = build("opt-tiny-shape", "fp32", CPU)
+    config = tiny()
+    closure = causal_loss(model, tokens(config, 512), None)
+    for contender in contenders(model, closure, config).values():
+        with contender() as step:
+            assert step() == pytest.approx(math.log(512), rel=0.05)
+
+
+def test_weights_are_whole_again_after_the_managed_loop_and_torch_draws_what_it_would_have_drawn():
+    model = build("opt-tiny-shape", "fp32", CPU)
+    config = tiny()
+    closure = causal_loss(model, tokens(config, 512), None)
+    before, state = closure().item(), torch.get_rng_state()
+    rounds(contenders(model, closure, config), CPU, 1, lambda _: None)
+    assert closure().item() == pytest.approx(before, abs=1e-3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_loss_is_that_of_transformers():
+    model = build("opt-tiny-shape", "fp32", CPU)
+    ids = tokens(tiny(batch_size=3, length=12), 512)
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=ids).loss
+        logits = model(input_ids=ids).logits
+    assert causal_loss(model, ids, None)().item() == pytest.approx(expected.item(), rel=1e-6)
+    last = torch.nn.functional.cross_entropy(logits[:, -4:-1].flatten(0, 1), ids[:, -3:].flatten())
+    assert causal_loss(model, ids, 3)().item() == pytest.approx(last.item(), rel=1e-6)
+    assert measure(tiny(answer_tokens=3, repeats=1))["answer_tokens"] == 3
+
+
+def test_ratios_are_medians_of_the_rounds_own_ratios():
+    seconds = {"a": [2.0, 30.0, 4.4], "b": [1.0, 10.0, 2.0]}
+    assert ratio(seconds, "a", "b") == pytest.approx(2.2)
+    assert ratio(seconds, "a", "c") is None
+
+
+def test_peaks_count_the_memory_of_a_contender():
+    def hungry():
+        from contextlib import contextmanager
+
+        @contextmanager
+        def context():
+            yield lambda: float(torch.full((2**24,), 1.0)[-1])
+
+        return context()
+
+    def modest():
+        from contextlib import nullcontext
+
+        return nullcontext(lambda: 1.0)
+
+    found = peaks({"modest": modest, "hungry": hungry}, CPU, 1, lambda _: None)
+    assert found["hungry"] - found["modest"] == pytest.approx(2**26, rel=0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_checksum_sees_one_bit_and_a_swap(dtype: torch.dtype):
+    values = torch.linspace(1, 2, 1000).to(dtype)
+    before = checksum([values])
+    assert checksum([values.clone()]) == before
+    flipped = values.clone()
+    flipped.view(torch.int16)[700] ^= 1
+    assert checksum([flipped]) != before
+    swapped = values.clone()
+    swapped[[3, 900]] = values[[900, 3]]
+    assert checksum([swapped]) != before
+    assert checksum([values[:500], values[500:]]) != checksum([values[500:], values[:500]])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--model", "opt-9b-shape"], "'opt-9b-shape'"),
+        (["--model", "/no/such/model"], "'/no/such/model'"),
+        (["--model", "opt-tiny-shape", "--length", "999"], "999"),
+        (["--model", "opt-tiny-shape", "--length", "1"], "length=1"),
+        (["--dtype", "int3"], "'int3'"),
+        (["--device", "cuda:99"], "'cuda:99'"),
+        (["--device", "teapot"], "'teapot'"),
+        (["--repeats", "0"], "repeats=0"),
+        (["--threads", "0"], "threads=0"),
+        (["--update", "sometimes"], "update"),
+        (["--answer_tokens", "64"], "answer_tokens=64"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_nothing_is_written(options: list[str], named: str, tmp_path: Path, capsys):
+    assert main(["bench", *options, "--out", str(tmp_path / "out")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("l2l: ")
+    assert named in lines[0]
+    assert not (tmp_path / "out").exists()

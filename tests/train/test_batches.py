@@ -1,0 +1,64 @@
+"""Batches by step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from l2l.meta.config import MetaTrainConfig
+from l2l.models.batching import Grouping
+from l2l.tasks.encode import Encoded, EncodedOption
+from l2l.train.config import FineTuneConfig
+from l2l.train.inputs import Batcher, batch_indices
+
+EXAMPLES = [Encoded((EncodedOption((n + 3,) * (3 + 3 * n), 1),), (0,)) for n in range(11)]
+
+
+def feeder(groups: int) -> Batcher:
+    return Batcher(EXAMPLES, "classification", 0, 4, seed=5, grouping=Grouping(groups))
+
+
+def test_splitting_rows_by_length_changes_no_batch():
+    for step in range(6):
+        for whole, parted in [
+            (feeder(1).at(step), feeder(3).at(step)),
+            (feeder(1).further(step, 1), feeder(3).further(step, 1)),
+        ]:
+            assert not whole.parts
+            assert len(parted.parts) > 1
+            for field in dataclasses.fields(whole):
+                if field.name != "parts":
+                    left, right = getattr(whole, field.name), getattr(parted, field.name)
+                    assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
+
+
+def test_a_batch_and_its_parts_are_a_function_of_the_step_alone():
+    first, again = feeder(3), feeder(3)
+    first.at(0)
+    for left, right in zip(first.at(4).parts, again.at(4).parts, strict=True):
+        assert all(torch.equal(value, vars(right)[name]) for name, value in vars(left).items())
+
+
+def test_an_epoch_sees_every_row_once():
+    seen = [index for step in range(11) for index in batch_indices(11, 4, 0, step)]
+    assert sorted(seen) == sorted(list(range(11)) * 4)
+    assert sorted(seen[:11]) == list(range(11))
+
+
+@pytest.mark.parametrize("config", [FineTuneConfig, MetaTrainConfig])
+def test_length_groups_must_be_a_positive_number_or_left_out(config):
+    assert config(length_groups=None).length_groups is None
+    assert config(length_groups=2).length_groups == 2
+    with pytest.raises(ValueError, match="length_groups=0 must be a whole number, at least 1"):
+        config(length_groups=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "choices"), [("perturb", "auto, in_place, functional"), ("update", "auto, master, stochastic")]
+)
+def test_a_word_that_is_no_choice_is_named_with_the_choices(field, choices):
+    assert getattr(FineTuneConfig(), field) == "auto"
+    with pytest.raises(ValueError, match=f"{field} is 'fast'; use one of {choices}"):
+        FineTuneConfig(**{field: "fast"})

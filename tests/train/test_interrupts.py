@@ -1,0 +1,79 @@
+"""A fine-tuning run that is killed or interrupted in the middle, and continued by the same command."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from processes import break_off_when_saved, kill_when_saved
+
+import l2l
+from l2l.cli import main
+from l2l.report.files import read_tensors
+
+STEPS = 30
+SMALL = (
+    f"--task world_topic --lr 1e-3 --steps {STEPS} --batch_size 4 --train_size 24 --dev_size 8 --test_size 8"
+    " --eval_every 8 --checkpoint_every 5 --log_every 1 --progress false"
+)
+AUTO = ["--lr", "auto", "--step_fraction", "0.2", "--curvature_every", "3", "--schedule", "cosine"]
+RUNS = {
+    "mezo": [],
+    "mezo auto": AUTO,
+    "dizo": ["--method_args", '{"interval": 3, "iterations": 1}'],
+    "learned": [],
+    "learned auto": AUTO,
+}
+"""Method, and options of a run with it."""
+
+
+def command(out: Path, run: str, tuner: Path, *more: str) -> list[str]:
+    method = run.split()[0]
+    given = ["--tuner", str(tuner)] if method == "learned" else []
+    return ["fine-tune", *SMALL.split(), "--method", method, "--out", str(out), *RUNS[run], *given, *more]
+
+
+@pytest.fixture(scope="module")
+def tuner(tmp_path_factory) -> Path:
+    return l2l.Tuner.for_model(l2l.load_model("l2l/tiny")).save_pretrained(tmp_path_factory.mktemp("tuner"))
+
+
+def outcome(out: Path) -> tuple[bytes, bytes]:
+    """The run log and the final weights."""
+    return (out / "steps.jsonl").read_bytes(), (out / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tuner, tmp_path_factory) -> Callable[[str], tuple[bytes, bytes]]:
+    """Outcome of one of the runs, uninterrupted."""
+
+    @cache
+    def whole(run: str) -> tuple[bytes, bytes]:
+        out = tmp_path_factory.mktemp(run.replace(" ", "_"))
+        assert main(command(out, run, tuner)) == 0
+        return outcome(out)
+
+    return whole
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_killed_run_continued_is_the_uninterrupted_run(run, tuner, uninterrupted, tmp_path):
+    kill_when_saved(command(tmp_path, run, tuner), tmp_path)
+    assert 0 < read_tensors(tmp_path / "checkpoint.pt")["progress"]["step"] < STEPS
+    assert main(command(tmp_path, run, tuner)) == 0
+    assert outcome(tmp_path) == uninterrupted(run)
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(STEPS))
+
+
+@pytest.mark.parametrize("loop", ["bare", "lightning"])
+@pytest.mark.parametrize("run", ["mezo", "mezo auto"])
+def test_an_interrupted_run_says_so_and_is_continued(run, loop, tuner, uninterrupted, tmp_path):
+    same = command(tmp_path, run, tuner, "--loop", loop)
+    said = break_off_when_saved(same, tmp_path)
+    assert said == "l2l: interrupted; the same command continues from the last checkpoint\n"
+    assert main(same) == 0
+    assert outcome(tmp_path) == uninterrupted(run)

@@ -1,0 +1,195 @@
+"""A fine-tuning run from its arguments to the files it leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import same_bits, weights
+from safetensors.torch import load_file
+
+import l2l
+from l2l.methods.mezo import MeZO
+from l2l.train.evaluate import EvaluateConfig
+from l2l.train.evaluate import run_evaluation as evaluate
+
+TASK = "world_topic"
+SMALL: dict[str, Any] = {
+    "task": TASK,
+    "lr": 1e-3,
+    "batch_size": 4,
+    "train_size": 24,
+    "dev_size": 12,
+    "test_size": 12,
+    "eval_every": 3,
+    "checkpoint_every": 4,
+    "log_every": 1,
+    "progress": False,
+}
+
+
+def fine_tune(out: Path, model: Any = "l2l/tiny", **options: Any) -> l2l.FineTuneResult:
+    return l2l.fine_tune(model, out=str(out), **{**SMALL, "steps": 6, **options})
+
+
+def steps(out: Path) -> bytes:
+    return (out / "steps.jsonl").read_bytes()
+
+
+def metrics(out: Path) -> list[dict[str, str]]:
+    with (out / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> l2l.FineTuneResult:
+    """A finished run of the bare loop."""
+    return fine_tune(tmp_path_factory.mktemp("run"))
+
+
+def test_a_run_leaves_the_files_it_promises(done):
+    left = sorted(entry.name for entry in done.out.iterdir())
+    events = [name for name in left if name.startswith("events.out.tfevents.")]
+    assert len(events) == 1
+    files = ["config.yaml", "loss.png", "metrics.csv", "model", "steps.jsonl", "summary.json"]
+    assert sorted(set(left) - set(events)) == files
+    assert (done.out / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_summary_says_what_ran_on_what_and_what_came_out(done):
+    summary = json.loads((done.out / "summary.json").read_text())
+    assert (summary["task"], summary["method"], summary["model"]["id"]) == (f"{TASK}@1", "mezo", "l2l/tiny")
+    assert (summary["steps"], summary["passes"], summary["seed"]) == (6, 12, 0)
+    assert summary["rows"] == {"train": 24, "dev": 12, "test": 12}
+    assert {"torch", "transformers", "python"} <= summary["environment"]["versions"].keys()
+    assert 0 < summary["final_loss"] < 10
+    assert 0 <= summary["accuracy"] <= 1
+    assert summary["config"]["lr"] == 1e-3
+
+
+def test_every_step_is_in_the_run_log_and_in_the_metrics(done):
+    head, *lines = [json.loads(line) for line in steps(done.out).splitlines()]
+    assert head == {"seed": 0, "epsilon": 1e-3, "method": "mezo", "tuner": None}
+    assert [line["step"] for line in lines] == list(range(6))
+    rows = metrics(done.out)
+    assert [int(row["step"]) for row in rows] == list(range(6))
+    assert [row["step"] for row in rows if row["dev_loss"]] == ["2", "5"]
+    for line, row in zip(lines, rows, strict=True):
+        gradient, plus, minus = line["num_directions"][0]
+        assert gradient == pytest.approx((plus - minus) / 2e-3)
+        assert float(row["train_loss"]) == (plus + minus) / 2
+        assert (float(row["projected_gradient"]), float(row["lr"])) == (gradient, line["lr"])
+
+
+def test_the_saved_model_is_the_best_one_and_scores_what_the_summary_says(done):
+    model = l2l.load_model(done.out / "model")
+    assert same_bits(weights(model), weights(done.model))
+    scores = evaluate(EvaluateConfig(model=str(done.out / "model"), task=TASK, rows=12, progress=False))
+    assert scores["loss"] == done.summary["best"]["test"]["loss"]
+    assert scores["accuracy"] == done.summary["best"]["test"]["value"]
+
+
+@pytest.mark.parametrize("method", ["mezo", "dizo"])
+def test_the_bare_and_the_lightning_loop_do_the_same_bit_for_bit(method, tmp_path):
+    args = {"interval": 2, "iterations": 1} if method == "dizo" else {}
+    bare = fine_tune(tmp_path / "bare", method=method, method_args=args)
+    lightning = fine_tune(tmp_path / "lightning", method=method, method_args=args, loop="lightning")
+    assert steps(bare.out) == steps(lightning.out)
+    assert same_bits(weights(bare.model), weights(lightning.model))
+    assert bare.summary["best"] == lightning.summary["best"]
+
+
+@pytest.mark.parametrize("loop", ["bare", "lightning"])
+def test_a_run_ends_when_its_forward_passes_are_spent(loop, tmp_path):
+    result = fine_tune(tmp_path, steps=50, max_passes=9, loop=loop)
+    assert (result.summary["passes"], result.summary["steps"]) == (10, 5)
+    assert [row["passes"] for row in metrics(tmp_path)] == ["2", "4", "6", "8", "10"]
+
+
+def test_the_passes_of_a_search_count(tmp_path):
+    args = {"interval": 3, "iterations": 2}
+    result = fine_tune(tmp_path, method="dizo", method_args=args, steps=50, max_passes=10)
+    spent = [int(row["passes"]) for row in metrics(tmp_path)]
+    assert spent[:2] == [2, 4]
+    assert spent[2] == 10
+    assert result.summary["passes"] == 10
+
+
+def test_the_best_step_is_the_one_of_lowest_dev_loss(tmp_path):
+    result = fine_tune(tmp_path, eval_every=1, steps=8)
+    losses = {int(row["step"]): float(row["dev_loss"]) for row in metrics(tmp_path)}
+    best = result.summary["best"]
+    assert best["dev"]["loss"] <= min(losses.values())
+    assert best["step"] == -1 or losses[best["step"]] == best["dev"]["loss"]
+
+
+def test_a_run_that_only_gets_worse_ends_with_the_weights_it_began_with(tmp_path):
+    result = fine_tune(tmp_path, lr=1.0, eval_every=1, steps=2)
+    assert result.summary["best"]["step"] == -1
+    assert result.summary["last"]["test"]["loss"] > result.summary["best"]["test"]["loss"]
+    assert same_bits(weights(result.model), weights(l2l.load_model("l2l/tiny")))
+
+
+def test_the_seed_fixes_the_run(done, tmp_path):
+    same = fine_tune(tmp_path / "same", save_model=False)
+    other = fine_tune(tmp_path / "other", save_model=False, seed=1)
+    assert same_bits(weights(same.model), weights(done.model))
+    assert steps(same.out) == steps(done.out)
+    assert steps(other.out).splitlines()[1] != steps(done.out).splitlines()[1]
+    assert not (same.out / "model").exists()
+
+
+@pytest.mark.parametrize("method", [l2l.MeZO, MeZO(epsilon=1e-3)], ids=["optimizer", "object"])
+def test_a_method_may_be_given_by_optimizer_or_as_an_object(method, done, tmp_path):
+    model = l2l.load_model("l2l/tiny")
+    result = fine_tune(tmp_path, model, method=method, save_model=False)
+    assert result.model is model
+    assert result.summary["method"] == "mezo"
+    assert steps(tmp_path) == steps(done.out)
+
+
+def test_the_learned_method_runs_with_a_tuner_object(tmp_path):
+    model = l2l.load_model("l2l/tiny")
+    tuner = l2l.Tuner.for_model(model)
+    result = fine_tune(tmp_path, model, method=l2l.ZOFineTuner, tuner=tuner, save_model=False)
+    assert result.summary["method"] == "learned"
+    assert len(json.loads(steps(tmp_path).splitlines()[0])["tuner"]) == 32
+
+
+def test_a_finished_run_is_not_run_again(done):
+    before = {path.name: path.stat().st_mtime_ns for path in done.out.iterdir()}
+    with pytest.raises(ValueError, match="holds this run, finished"):
+        fine_tune(done.out)
+    assert {path.name: path.stat().st_mtime_ns for path in done.out.iterdir()} == before
+
+
+def test_a_run_that_fails_while_its_summary_is_written_can_be_continued(done, tmp_path, monkeypatch):
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("l2l.report.run_directory.write_json", full)
+        with pytest.raises(OSError, match="no space"):
+            fine_tune(tmp_path)
+    result = fine_tune(tmp_path)
+    assert same_bits(weights(result.model), weights(done.model))
+    assert steps(tmp_path) == steps(done.out)
+
+
+def test_a_broken_checkpoint_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("l2l.train.trainer._finish", lambda *_: None)
+        fine_tune(tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"checkpoint .* is not readable .*: remove it to start over"):
+        fine_tune(tmp_path)
+
+
+def test_the_model_on_disk_holds_float32_weights_under_their_own_names(done):
+    saved = load_file(done.out / "model" / "model.safetensors")
+    assert all(value.dtype == torch.float32 for value in saved.values())
+    assert "model.embed_tokens.weight" in saved
