@@ -15,11 +15,11 @@ from typing import ClassVar, final
 import torch
 
 import l2l
-from l2l.blocks import Blocks
-from l2l.estimators.base import Estimate
-from l2l.methods.base import About, Method, StepContext, check_positive, descend
+from l2l.estimators.finite_difference import Estimate
+from l2l.methods.base import Method, MethodInfo, StepContext, check_positive, descend
 from l2l.noise import Distribution, Key
-from l2l.perturb import Direction, Theta
+from l2l.params import Direction, PerturbedParameters
+from l2l.params.blocks import Blocks
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class RMSState:
 class RMSMeZO(Method[RMSState]):
     """theta -= lr * g / rms(g) * z. Extra memory: none."""
 
-    about: ClassVar = About("an example; no paper", "0P")
-    normalised = True  # the step's length is lr's alone: lr="auto", a rule for steps that follow g, is refused
+    info: ClassVar = MethodInfo("an example; no paper", "0P")
+    step_is_normalized = True  # the step's length is lr's alone: lr="auto", a rule for steps that follow g, is refused
     epsilon: float = 1e-3
-    draws: int = 1
+    num_directions: int = 1
     distribution: Distribution = "gaussian"
     decay: float = 0.9
 
@@ -47,9 +47,9 @@ class RMSMeZO(Method[RMSState]):
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.draws
+        return 2.0 * self.num_directions
 
-    def kept(self, blocks: Blocks) -> int:
+    def state_bytes(self, blocks: Blocks) -> int:
         return 0
 
     def init(self, blocks: Blocks) -> RMSState:
@@ -58,7 +58,9 @@ class RMSMeZO(Method[RMSState]):
     def direction(self, blocks: Blocks, state: RMSState, key: Key) -> Direction:
         return Direction(key, (1.0,) * len(blocks), self.distribution)  # sigma = 1 in every block
 
-    def update_(self, theta: Theta, state: RMSState, estimates: Sequence[Estimate], context: StepContext) -> RMSState:
+    def update_(
+        self, theta: PerturbedParameters, state: RMSState, estimates: Sequence[Estimate], context: StepContext
+    ) -> RMSState:
         mean = sum(estimate.projected_gradient**2 for estimate in estimates) / len(estimates)
         state = RMSState(self.decay * state.square + (1 - self.decay) * mean, state.steps + 1)
         rms = math.sqrt(state.square / (1 - self.decay**state.steps))  # a mean that begins at 0 is too low at first

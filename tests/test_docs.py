@@ -9,6 +9,7 @@ import ast
 import importlib.util
 import re
 import shlex
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,24 @@ def test_python_of_the_guides_parses_and_names_what_there_is(page: Path):
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_on_the_page_on_methods_are_those_of_the_code():
+    """What the page writes as `Direction.x`, `theta.x` and so on exists."""
+    from l2l.methods.base import LossEvaluator, StepContext
+    from l2l.params import Direction, PerturbedParameters
+
+    kinds = {"Direction": Direction, "StepContext": StepContext, "context": StepContext}
+    kinds |= {"theta": PerturbedParameters, "evaluator": LossEvaluator}
+    text = (DOCS / "add-a-method.md").read_text()
+    named = set(re.findall(r"\b(Direction|StepContext|context|theta|evaluator)\.([a-z_]+)", text))
+    assert len(named) > 10
+    missing = [f"{owner}.{name}" for owner, name in named if name not in {*dir(kinds[owner]), *_fields(kinds[owner])}]
+    assert missing == []
+
+
+def _fields(kind: type) -> set[str]:
+    return {field.name for field in fields(kind)} if is_dataclass(kind) else set()
+
+
 def test_links_lead_somewhere(page: Path):
     targets = re.findall(r"\]\(((?!\w+:)[^)#\s]+)(?:#[^)]*)?\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from l2l.enhancements import AROUND, enhancement_class
-from l2l.finetune.method_list import method_list
 from l2l.methods import method_class, method_names
+from l2l.methods.wrappers import AROUND, wrapper_class
+from l2l.train.method_list import method_list
 
 PAGE = Path(__file__).parents[1] / "methods.md"
 
@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[1] / "methods.md"
 def _kind(name: str) -> Any:
     """The class behind a row of `l2l methods list`; None for baselines that take no steps."""
     if AROUND in name:
-        return enhancement_class(name.partition(AROUND)[0])
+        return wrapper_class(name.partition(AROUND)[0])
     return method_class(name) if name in method_names() else None
 
 
