@@ -16,7 +16,7 @@ FOLDER = Path("runs/examples/compare_methods")
 CONFIG = """\
 methods:
 - mezo
-- {method: learned, tuner: l2l-tiny-ratio, options: {lr: auto}}    # step size from curvature, with a fraction from step_fraction_grid
+- {method: learned, tuner: l2l-tiny-ratio, options: {lr: auto}}  # step size from measured curvature
 settings: [{name: l2l-tiny, tasks: [world_stars], batch_size: 8}]
 grid: [1.0e-4, 3.0e-4]
 step_fraction_grid: [0.1, 0.2]

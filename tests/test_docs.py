@@ -54,7 +54,6 @@ def test_python_of_the_guides_parses_and_names_what_there_is(page: Path):
                 assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.relative_to(ROOT)))
 def test_names_on_the_page_on_methods_are_those_of_the_code():
     """What the page writes as `Direction.x`, `theta.x` and so on exists."""
     from l2l.methods.base import LossEvaluator, StepContext
@@ -73,6 +72,7 @@ def _fields(kind: type) -> set[str]:
     return {field.name for field in fields(kind)} if is_dataclass(kind) else set()
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path):
     targets = re.findall(r"\]\(((?!\w+:)[^)#\s]+)(?:#[^)]*)?\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
