@@ -12,13 +12,13 @@ import test_contracts as contracts
 from cases import METHODS, MethodCase, Problem, TiedLM, farthest, same_bits, weights, zeroth_order
 from torch import nn
 
+import l2l
 import l2l.methods
 from l2l.experiments.spec import plain_methods
 from l2l.methods import method_names
 from l2l.methods.mezo import MeZO
-from l2l.methods.registry import build_method
+from l2l.methods.registry import build_method, method_list
 from l2l.optim import ZOOptimizer
-from l2l.methods.registry import method_list
 from l2l.tuners.model import Tuner
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
@@ -52,6 +52,7 @@ def run(model: nn.Module, method: Any, steps: int = 10) -> dict[str, Any]:
 def test_it_is_known_listed_compared_and_held_to_the_contracts_by_being_there():
     assert "clipped" in method_names()
     row = next(row for row in method_list() if row["method"] == "clipped")
+    assert "Clipped" in dir(l2l) and l2l.Clipped(TiedLM(), limit=2.0).method == made(limit=2.0)
     assert row["what"] == "MeZO that bounds the projected gradient."
     assert (row["passes"], row["memory"], row["paper"]) == ("2", "0P", "an example; no paper")
     assert "clipped" in plain_methods()

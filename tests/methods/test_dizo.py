@@ -118,7 +118,7 @@ def test_the_draw_of_the_search_is_clipped_and_is_not_the_blocks_own_noise():
         ({"interval": 0}, "interval=0 must be a whole number"),
         ({"iterations": -1}, "iterations=-1 must be a whole number"),
         ({"clip": float("nan")}, "clip=nan must be positive and finite"),
-        ({"search": "bo"}, "search='bo' must be 'zo' or 'fo'"),
+        ({"search": "bo"}, "search='bo' must be one of zo, fo"),
         ({"epsilon": 0.0}, r"epsilon=0.0 must be positive"),
     ],
 )

@@ -133,7 +133,7 @@ def test_only_adam_has_steps_of_a_length_of_its_own():
 @pytest.mark.parametrize("rule", ["sgd", "momentum"])
 def test_a_tuner_scales_what_is_walked_and_what_is_moved(rule: str):
     model = TiedLM().double()
-    before, own = weights(model), {"rank": 3, "rule": update, "betas": (0.0, 0.0)}
+    before, own = weights(model), {"rank": 3, "rule": rule, "betas": (0.0, 0.0)}
     optimizer = run(model, MethodCase("learned+tezo", {"tezo": own}).make(model), steps=1)
     assert optimizer.report is not None
     (seen,) = optimizer.report.estimates

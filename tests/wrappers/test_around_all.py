@@ -18,10 +18,10 @@ CASES = [
     if inner not in wrapper_names()
 ]
 TINY_LM = PROBLEMS[2]
-STEPS = 30
+STEPS = 20
 
 
-@pytest.mark.parametrize("case", sliced(CASES, __name__, 12, 0, lambda case: case.name))
+@pytest.mark.parametrize("case", sliced(CASES, __name__, 8, 0, lambda case: case.name))
 def test_it_descends_by_the_passes_it_declares(case: MethodCase):
     model = TINY_LM.make()
     first, spent = model().item(), 0.0
