@@ -184,12 +184,16 @@ Value = TypeVar("Value")
 
 
 def sliced(values: Sequence[Value], name: str, count: int, always: int, label: Callable[[Value], str]) -> list[Any]:
-    """Parameters of a test: the first ``always`` values and ``count`` of the others, drawn by the date and the test's
+    """Parameters of a test (a tuple is several): the first ``always`` values and ``count`` others, drawn by date and
     name, in the default run; the rest marked slow."""
     rest = range(always, len(values))
     drawn = random.Random(f"{date.today().toordinal()} {name}").sample(rest, min(count, len(rest)))
     return [
-        pytest.param(value, id=label(value), marks=() if i < always or i in drawn else pytest.mark.slow)
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            id=label(value),
+            marks=() if i < always or i in drawn else pytest.mark.slow,
+        )
         for i, value in enumerate(values)
     ]
 

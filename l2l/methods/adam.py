@@ -9,23 +9,12 @@ running maximum. With both betas 0 and a tiny ``eps`` it is the element-wise sig
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import (
-    Method,
-    MethodInfo,
-    StepContext,
-    accumulator_bytes,
-    accumulators,
-    check_fractions,
-    check_positive,
-    gradient,
-)
+from l2l.methods import base
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
 
@@ -41,7 +30,7 @@ class AdamState:
     @staticmethod
     def start(blocks: Blocks) -> AdamState:
         """Before the first step: zeros."""
-        return AdamState(0, accumulators(blocks), accumulators(blocks))
+        return AdamState(0, base.accumulators(blocks), base.accumulators(blocks))
 
 
 @dataclass(frozen=True)
@@ -67,10 +56,12 @@ class AdamRule:
 
 @final
 @dataclass(frozen=True)
-class Adam(Method[AdamState]):
+class Adam(base.Method[AdamState]):
     """Adam on MeZO's estimates."""
 
-    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-Adam)", "2P, at least float32")
+    info: ClassVar = base.MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-Adam)", "2P, at least float32")
+    positive = ("eps",)
+    fractions = ("beta1", "beta2")
     step_is_normalized = True
     leaves_span = True
     beta1: float = 0.9
@@ -80,23 +71,18 @@ class Adam(Method[AdamState]):
     eps: float = 1e-8
     """Added to the root of the mean square."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(eps=self.eps)
-        check_fractions(beta1=self.beta1, beta2=self.beta2)
-
     def state_bytes(self, blocks: Blocks) -> int:
-        return 2 * accumulator_bytes(blocks)
+        return 2 * base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> AdamState:
         return AdamState.start(blocks)
 
     def update_(
-        self, theta: PerturbedParameters, state: AdamState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: AdamState, estimates: base.Estimates, context: base.StepContext
     ) -> AdamState:
         rule = AdamRule(self.beta1, self.beta2, self.eps, state.steps + 1)
         theta.add_dense_each(
-            lambda i: rule.step_(state, i, gradient(theta.blocks, i, estimates)),
+            lambda i: rule.step_(state, i, base.gradient(theta.blocks, i, estimates)),
             [-rate / rule.unbias_mean for rate in context.lr],
         )
         return replace(state, steps=rule.steps)

@@ -22,17 +22,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import (
-    Method,
-    MethodInfo,
-    StepContext,
-    accumulator_bytes,
-    accumulators,
-    check_counts,
-    check_positive,
-    gradient,
-)
+from l2l.methods import base
 from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
 from l2l.params import Direction, DirectionOperator, PerturbedParameters
 from l2l.params.blocks import Block, Blocks
@@ -63,9 +53,6 @@ class Mixed(DirectionOperator):
     def __init__(self, history: Sequence[Tensor], alpha: float, beta1: float) -> None:
         self._history, self._alpha, self._beta1 = history, alpha, beta1
 
-    def covers(self, index: int) -> bool:
-        return True
-
     def parts(self, block: Block, index: int, key: Key, distribution: Distribution) -> tuple[Tensor, Tensor]:
         """The fresh noise zc and the noise about the history zh."""
         past = self._history[index]
@@ -82,10 +69,11 @@ class Mixed(DirectionOperator):
 
 @final
 @dataclass(frozen=True)
-class AdaMU(Method[AdaMUState]):
+class AdaMU(base.Method[AdaMUState]):
     """Directions that remember the last one, and steps divided by their size."""
 
-    info: ClassVar = MethodInfo("Jiang et al. 2023, arXiv:2312.15184", "1P, at least float32")
+    info: ClassVar = base.MethodInfo("Jiang et al. 2023, arXiv:2312.15184", "1P, at least float32")
+    positive = ("eps",)
     leaves_span = True
     num_directions: int = field(default=1, init=False)
     explore: float = 0.0512
@@ -99,16 +87,15 @@ class AdaMU(Method[AdaMUState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(eps=self.eps)
-        check_counts(horizon=1 if self.horizon is None else self.horizon)
+        base.check_counts(horizon=1 if self.horizon is None else self.horizon)
         if not 0 <= self.explore < self.settle <= 1:
             raise ValueError(f"explore={self.explore} must lie below settle={self.settle}, both between 0 and 1")
 
     def state_bytes(self, blocks: Blocks) -> int:
-        return accumulator_bytes(blocks)
+        return base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> AdaMUState:
-        return AdaMUState(accumulators(blocks))
+        return AdaMUState(base.accumulators(blocks))
 
     def weight(self, name: str, step: int) -> float:
         """Alpha, beta1 or beta2 at a step."""
@@ -127,14 +114,16 @@ class AdaMU(Method[AdaMUState]):
         return self.unit_direction(blocks, key, self._mixed(state, key.step))
 
     def update_(
-        self, theta: PerturbedParameters, state: AdaMUState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: AdaMUState, estimates: base.Estimates, context: base.StepContext
     ) -> AdaMUState:
         key, beta2 = estimates[0].direction.key, self.weight("beta2", context.key.step)
         mixed = self._mixed(state, context.key.step)
 
         def delta(index: int) -> Tensor:
             block = theta.blocks[index]
-            moved = gradient(theta.blocks, index, estimates)  # several where groups of blocks were evaluated in turn
+            moved = base.gradient(
+                theta.blocks, index, estimates
+            )  # several where groups of blocks were evaluated in turn
             direction = mixed.write(block, index, key, self.distribution)
             fresh, about = mixed.parts(block, index, key, self.distribution)
             state.history[index].copy_(direction)

@@ -12,18 +12,18 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from l2l.methods import base
 from l2l.methods.adam import AdamRule, AdamState
-from l2l.methods.base import FirstOrder, MethodInfo, accumulator_bytes, check_fractions, check_positive
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
 
 
 @final
 @dataclass(frozen=True)
-class AdamW(FirstOrder[AdamState]):
+class AdamW(base.FirstOrder[AdamState]):
     """Adam with decoupled weight decay, by backpropagation."""
 
-    info: ClassVar = MethodInfo(
+    info: ClassVar = base.MethodInfo(
         "Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2", "2P, at least float32; the gradients in a step"
     )
     beta1: float = 0.9
@@ -34,11 +34,11 @@ class AdamW(FirstOrder[AdamState]):
     """Added to the root of the mean square, so that a block without gradient stays where it is."""
 
     def __post_init__(self) -> None:
-        check_positive(eps=self.eps)
-        check_fractions(beta1=self.beta1, beta2=self.beta2)
+        base.check_positive(eps=self.eps)
+        base.check_fractions(beta1=self.beta1, beta2=self.beta2)
 
     def state_bytes(self, blocks: Blocks) -> int:
-        return 2 * accumulator_bytes(blocks)
+        return 2 * base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> AdamState:
         return AdamState.start(blocks)

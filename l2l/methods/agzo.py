@@ -15,15 +15,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import (
-    CustomEstimator,
-    LossEvaluator,
-    MethodInfo,
-    accumulation_dtype,
-    check_counts,
-    directions_of,
-)
+from l2l.methods import base
 from l2l.noise import Distribution, Key
 from l2l.params import DirectionOperator
 from l2l.params.blocks import Block, Blocks
@@ -51,18 +43,15 @@ class InSpan(DirectionOperator):
 
 @final
 @dataclass(frozen=True)
-class AGZO(CustomEstimator[None]):
+class AGZO(base.CustomEstimator[None]):
     """One-sided steps in the span of the inputs of each linear map."""
 
-    info: ClassVar = MethodInfo("Lin et al. 2026, arXiv:2601.17261", "0P; in a step r per column of a matrix")
+    info: ClassVar = base.MethodInfo("Lin et al. 2026, arXiv:2601.17261", "0P; in a step r per column of a matrix")
+    counts = ("rank", "iterations")
     rank: int = 1
     """Rank of a matrix's direction, at most the length of its inputs."""
     iterations: int = 3
     """Of the power iteration."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(rank=self.rank, iterations=self.iterations)
 
     @property
     def passes(self) -> float:
@@ -70,14 +59,14 @@ class AGZO(CustomEstimator[None]):
 
     def scratch_bytes(self, blocks: Blocks) -> int:
         # the spans of a step and of the one before, whichever side of a matrix its inputs meet
-        wide = [(max(b.tensor.shape), accumulation_dtype(b.tensor.dtype)) for b in blocks if b.tensor.ndim == 2]
+        wide = [(max(b.tensor.shape), base.accumulation_dtype(b.tensor.dtype)) for b in blocks if b.tensor.ndim == 2]
         return sum(2 * min(self.rank, n) * n * dtype.itemsize for n, dtype in wide)
 
-    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
+    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
         theta = evaluator.theta
         watching = Activations(theta.blocks, self.rank, self.iterations, evaluator.key)
         watched = replace(evaluator, closure=lambda: watching.during(evaluator.closure))
-        noise = directions_of(self, evaluator, state)
+        noise = base.directions_of(self, evaluator, state)
         # Half precision is evaluated on the copies that perturbing makes: norms and biases are then float32 in all losses.
         loss_center = watched.center() if theta.update is None else watched.along(noise[0], 0.0)
         shape = InSpan(watching.spans) if watching.spans else None

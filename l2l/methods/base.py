@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from l2l.params import Direction, DirectionOperator, PerturbedParameters, dense_
 from l2l.params.blocks import Blocks
 
 State = TypeVar("State")
+Estimates: TypeAlias = tuple[Estimate, ...]
+"""Estimates of a step, one per direction."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,7 @@ class LossEvaluator:
         """See :func:`l2l.estimators.finite_difference.two_point`."""
         return two_point(self.closure, self.theta, self.transform(direction), epsilon)
 
-    def one_sided(
-        self, directions: Sequence[Direction], epsilon: float, loss_center: float | None = None
-    ) -> tuple[Estimate, ...]:
+    def one_sided(self, directions: Sequence[Direction], epsilon: float, loss_center: float | None = None) -> Estimates:
         """See :func:`l2l.estimators.finite_difference.one_sided`."""
         return one_sided(self.closure, self.theta, [self.transform(d) for d in directions], epsilon, loss_center)
 
@@ -106,6 +106,10 @@ class Method(ABC, Generic[State]):
     differentiates: ClassVar[bool] = False
     """Whether it takes derivatives of the loss, in forward mode or by backpropagation in part: it then cannot minimise an
     objective such as F1, and holds activations of more than one layer."""
+    positive: ClassVar[tuple[str, ...]] = ()
+    counts: ClassVar[tuple[str, ...]] = ()
+    fractions: ClassVar[tuple[str, ...]] = ()
+    """Names of fields that must be positive; whole numbers of at least 1; at least 0 and below 1."""
 
     epsilon: float = 1e-3
     """Distance of each evaluation along u: a coordinate of block b moves by about epsilon * sigma_b."""
@@ -115,8 +119,10 @@ class Method(ABC, Generic[State]):
     """``gaussian`` noise, or ``rademacher``: plus or minus one."""
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-        check_counts(num_directions=self.num_directions)
+        check_positive(**{name: getattr(self, name) for name in ("epsilon", *self.positive)})
+        check_counts(**{name: getattr(self, name) for name in ("num_directions", *self.counts)})
+        check_fractions(**{name: getattr(self, name) for name in self.fractions})
+        check_choice("distribution", self.distribution, get_args(Distribution))
 
     @property
     def passes(self) -> float:
@@ -149,9 +155,7 @@ class Method(ABC, Generic[State]):
         """The direction to evaluate under ``key``."""
         return self.unit_direction(blocks, key)
 
-    def update_(
-        self, theta: PerturbedParameters, state: State, estimates: Sequence[Estimate], context: StepContext
-    ) -> State:
+    def update_(self, theta: PerturbedParameters, state: State, estimates: Estimates, context: StepContext) -> State:
         """Move theta according to the estimates; the next state. By default SGD along their directions."""
         descend(theta, estimates, context.lr)
         return state
@@ -165,7 +169,7 @@ class CustomEstimator(Method[State]):
         return 0.0
 
     @abstractmethod
-    def estimate(self, evaluator: LossEvaluator, state: State) -> tuple[tuple[Estimate, ...], State]:
+    def estimate(self, evaluator: LossEvaluator, state: State) -> tuple[Estimates, State]:
         """The estimates, and the state that the update continues with. Theta must not have moved in the end."""
 
 
@@ -179,8 +183,10 @@ class Wrapper(CustomEstimator[State]):
     inner: Method[Any]
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "num_directions", "distribution", *_FLAGS):
+        flags = ("step_is_normalized", "leaves_span", "differentiates")
+        for name in ("epsilon", "num_directions", "distribution", *flags):
             object.__setattr__(self, name, getattr(self.inner, name))
+        super().__post_init__()
 
     @property
     def passes(self) -> float:
@@ -197,10 +203,7 @@ class Wrapper(CustomEstimator[State]):
         return self.inner.scratch_bytes(blocks)
 
 
-_FLAGS = ("step_is_normalized", "leaves_span", "differentiates")
-
-
-def run_estimator(method: Method[Any], evaluator: LossEvaluator, state: Any) -> tuple[tuple[Estimate, ...], Any]:
+def run_estimator(method: Method[Any], evaluator: LossEvaluator, state: Any) -> tuple[Estimates, Any]:
     """The method's estimates and its state for the update: by its own estimator, or central differences."""
     if isinstance(method, CustomEstimator):
         return method.estimate(evaluator, state)

@@ -10,25 +10,13 @@ on average alone, and that m begins at 0, not at noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import (
-    Method,
-    MethodInfo,
-    StepContext,
-    accumulator_bytes,
-    accumulators,
-    check_counts,
-    check_fractions,
-    check_positive,
-    gradient,
-)
+from l2l.methods import base
 from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
 from l2l.params import Direction, DirectionOperator, PerturbedParameters
 from l2l.params.blocks import Block, Blocks
@@ -59,9 +47,6 @@ class Cone(DirectionOperator):
         self._momenta = momenta
         self._along, self._across = math.sqrt(count) * math.cos(angle) / norm, math.sin(angle)
 
-    def covers(self, index: int) -> bool:
-        return True
-
     def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
         out = self._momenta[index] * self._along
         scale = self._across / standard_deviation(distribution)
@@ -71,10 +56,12 @@ class Cone(DirectionOperator):
 
 @final
 @dataclass(frozen=True)
-class ConMeZO(Method[ConMeZOState]):
+class ConMeZO(base.Method[ConMeZOState]):
     """MeZO in a cone around momentum."""
 
-    info: ClassVar = MethodInfo("Behric et al. 2025, arXiv:2511.02757", "1P, at least float32")
+    info: ClassVar = base.MethodInfo("Behric et al. 2025, arXiv:2511.02757", "1P, at least float32")
+    positive = ("angle",)
+    fractions = ("beta",)
     angle: float = 1.35
     """Between direction and momentum, in radians, 0 to pi / 2; pi / 2: MeZO."""
     beta: float = 0.99
@@ -84,17 +71,15 @@ class ConMeZO(Method[ConMeZOState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(angle=self.angle)
-        check_fractions(beta=self.beta)
-        check_counts(0, warm_up=self.warm_up)
+        base.check_counts(0, warm_up=self.warm_up)
         if self.angle > math.pi / 2:
             raise ValueError(f"angle={self.angle} must be at most pi / 2, in radians")
 
     def state_bytes(self, blocks: Blocks) -> int:
-        return accumulator_bytes(blocks)
+        return base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> ConMeZOState:
-        return ConMeZOState(accumulators(blocks))
+        return ConMeZOState(base.accumulators(blocks))
 
     def direction(self, blocks: Blocks, state: ConMeZOState, key: Key) -> Direction:
         norm = math.sqrt(sum(torch.linalg.vector_norm(m).item() ** 2 for m in state.momenta))
@@ -110,12 +95,12 @@ class ConMeZO(Method[ConMeZOState]):
         return self.beta - (self.beta - first) / (1 + STEEPNESS * progress**SOFTNESS) ** POWER
 
     def update_(
-        self, theta: PerturbedParameters, state: ConMeZOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: ConMeZOState, estimates: base.Estimates, context: base.StepContext
     ) -> ConMeZOState:
         beta, blocks = self.beta_at(context.key.step), theta.blocks
 
         def step(index: int) -> Tensor:
-            found = gradient(blocks, index, estimates)  # before momentum changes: the direction is made of it
+            found = base.gradient(blocks, index, estimates)  # before momentum changes: the direction is made of it
             state.momenta[index].mul_(beta).add_(found, alpha=1 - beta)
             return found
 

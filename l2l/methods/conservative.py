@@ -15,8 +15,8 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate, finite_loss
-from l2l.methods.base import CustomEstimator, LossEvaluator, MethodInfo, StepContext, directions_of, gradient
+from l2l.estimators.finite_difference import finite_loss
+from l2l.methods import base
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, DirectionOperator, PerturbedParameters
 from l2l.params.blocks import Block, Blocks
@@ -26,22 +26,19 @@ from l2l.params.blocks import Block, Blocks
 class MeanEstimate(DirectionOperator):
     """The mean of g * u over several directions: of no fixed mean square."""
 
-    def __init__(self, blocks: Blocks, estimates: Sequence[Estimate]) -> None:
+    def __init__(self, blocks: Blocks, estimates: base.Estimates) -> None:
         self._blocks, self._estimates = blocks, estimates
 
-    def covers(self, index: int) -> bool:
-        return True
-
     def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
-        return gradient(self._blocks, index, self._estimates)
+        return base.gradient(self._blocks, index, self._estimates)
 
 
 @final
 @dataclass(frozen=True)
-class Conservative(CustomEstimator[None]):
+class Conservative(base.CustomEstimator[None]):
     """The best of theta and a MeZO step down or up, by the batch's loss."""
 
-    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-Cons); Kim et al. 2021")
+    info: ClassVar = base.MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-Cons); Kim et al. 2021")
 
     @property
     def passes(self) -> float:
@@ -52,14 +49,14 @@ class Conservative(CustomEstimator[None]):
         """The two candidates."""
         return 2.0
 
-    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
-        directions = directions_of(self, evaluator, state)
+    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+        directions = base.directions_of(self, evaluator, state)
         loss_center = evaluator.center()
         estimates = (evaluator.two_point(direction, self.epsilon) for direction in directions)
         return tuple(replace(estimate, loss_center=loss_center) for estimate in estimates), state
 
     def update_(
-        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: None, estimates: base.Estimates, context: base.StepContext
     ) -> None:
         """Evaluate both candidates along one direction, and move to the chosen one."""
         step, length = candidate(theta.blocks, estimates, context.lr)
@@ -74,11 +71,12 @@ class Conservative(CustomEstimator[None]):
             theta.add(step, [chosen] * len(theta.blocks))
 
 
-def candidate(blocks: Blocks, estimates: Sequence[Estimate], lr: Sequence[float]) -> tuple[Direction, float]:
+def candidate(blocks: Blocks, estimates: base.Estimates, lr: Sequence[float]) -> tuple[Direction, float]:
     """A direction and a distance with direction * distance = lr * (mean of g * u), each block's own lr in its scale."""
-    first = estimates[0].direction
-    if len(estimates) > 1:
+    one, *others = estimates
+    first = one.direction
+    if others:
         return Direction(first.key, tuple(lr), shape=MeanEstimate(blocks, estimates)), 1.0
     sigma = tuple(rate * sigma for rate, sigma in zip(lr, first.sigma, strict=True))
     inside = tuple(rate * sigma for rate, sigma in zip(lr, first.basis_sigma, strict=False))
-    return replace(first, sigma=sigma, basis_sigma=inside, centre=None), estimates[0].projected_gradient
+    return replace(first, sigma=sigma, basis_sigma=inside, centre=None), one.projected_gradient

@@ -13,7 +13,6 @@ spread. Differs from the paper, and from a re-implementation of it, in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import ClassVar, final
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, descend
+from l2l.methods import base
 from l2l.noise import Key
 from l2l.params import Direction, PerturbedParameters
 from l2l.params.blocks import Blocks
@@ -51,10 +50,11 @@ class CurvZOState:
 
 @final
 @dataclass(frozen=True)
-class CurvZO(Method[CurvZOState]):
+class CurvZO(base.Method[CurvZOState]):
     """theta_i -= lr * (g / pi_i) * z_i in blocks that are sampled by their sensitivity."""
 
-    info: ClassVar = MethodInfo("Wang et al. 2026, arXiv:2603.21725", "8 bytes per block")
+    info: ClassVar = base.MethodInfo("Wang et al. 2026, arXiv:2603.21725", "8 bytes per block")
+    counts = ("adapt",)
     budget: float = 0.4
     """Fraction of the blocks that take part at first, on average, at least one block; 1 stays 1, and is MeZO."""
     adapt: int = 20
@@ -62,7 +62,6 @@ class CurvZO(Method[CurvZOState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(adapt=self.adapt)
         if not 0 < self.budget <= 1:
             raise ValueError(
                 f"budget={self.budget} must be above 0 and at most 1, the fraction of blocks that take part"
@@ -79,11 +78,11 @@ class CurvZO(Method[CurvZOState]):
         return Direction(key, tuple(float(i in part) for i in range(len(blocks))), self.distribution)
 
     def update_(
-        self, theta: PerturbedParameters, state: CurvZOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: CurvZOState, estimates: base.Estimates, context: base.StepContext
     ) -> CurvZOState:
         pi = inclusion(state)
         given = pi / (1 - torch.prod(1 - pi))  # that some block takes part
-        descend(theta, estimates, [lr / p for lr, p in zip(context.lr, given.tolist(), strict=True)])
+        base.descend(theta, estimates, [lr / p for lr, p in zip(context.lr, given.tolist(), strict=True)])
         sizes = torch.tensor([block.numel for block in theta.blocks], dtype=torch.float64)
         for estimate in estimates:
             state = _update_sensitivity(state, estimate, sizes / given**2)

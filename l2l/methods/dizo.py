@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
-from l2l.estimators.finite_difference import Closure, Estimate, finite_loss
-from l2l.methods.base import Method, MethodInfo, StepContext, check_choice, check_counts, check_positive, descend
+from l2l.estimators.finite_difference import Closure, finite_loss
+from l2l.methods import base
 from l2l.noise import Key, standard_noise
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
@@ -38,10 +38,14 @@ class DiZOState:
 
 @final
 @dataclass(frozen=True)
-class DiZO(Method[DiZOState]):
+class DiZO(base.Method[DiZOState]):
     """MeZO with searched layer-wise projections."""
 
-    info: ClassVar = MethodInfo("Tan et al. 2025, arXiv:2502.03304", "1P of the projected blocks, twice in a search")
+    info: ClassVar = base.MethodInfo(
+        "Tan et al. 2025, arXiv:2502.03304", "1P of the projected blocks, twice in a search"
+    )
+    positive = ("epsilon_projection", "step_size", "fo_lr", "clip")
+    counts = ("interval", "iterations")
     interval: int = 50
     """Steps between searches."""
     search: Literal["zo", "fo"] = "zo"
@@ -63,11 +67,7 @@ class DiZO(Method[DiZOState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(
-            epsilon_projection=self.epsilon_projection, step_size=self.step_size, fo_lr=self.fo_lr, clip=self.clip
-        )
-        check_counts(interval=self.interval, iterations=self.iterations)
-        check_choice("search", self.search, ("zo", "fo"))
+        base.check_choice("search", self.search, ("zo", "fo"))
         object.__setattr__(self, "differentiates", self.search == "fo")
 
     @property
@@ -86,14 +86,14 @@ class DiZO(Method[DiZOState]):
         return DiZOState(tuple(blocks[i].tensor.detach().clone() for i in projected_blocks(blocks, self.projected)))
 
     def update_(
-        self, theta: PerturbedParameters, state: DiZOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: DiZOState, estimates: base.Estimates, context: base.StepContext
     ) -> DiZOState:
-        descend(theta, estimates, context.lr)
+        base.descend(theta, estimates, context.lr)
         if (context.key.step + 1) % self.interval == 0:
             self._project(theta, state, context)
         return state
 
-    def _project(self, theta: PerturbedParameters, state: DiZOState, context: StepContext) -> None:
+    def _project(self, theta: PerturbedParameters, state: DiZOState, context: base.StepContext) -> None:
         theta.restore()
         indices = projected_blocks(theta.blocks, self.projected)
         here = {i: theta.value(i).clone() for i in indices}
@@ -108,88 +108,67 @@ class DiZO(Method[DiZOState]):
 
         losses = [context.fresh(i) for i in range(self.iterations)]
         if self.search == "zo":
-            noise = [self._noise(context.key.with_draw(k), theta.blocks, norms) for k in range(self.iterations)]
-            ratios = search_two_point(
-                set_ratios, losses, noise, norms, self.epsilon_projection, self.step_size, self.clip
-            )
+            ratios = self._search_two_point(set_ratios, losses, theta.blocks, norms, context.key)
         else:
             deltas = {i: here[i] - anchor[i].to(here[i].dtype) for i in norms}
-            ratios = search_backward(
-                set_ratios, losses, theta.blocks, deltas, norms, self.fo_lr, self.fo_penalty, self.clip
-            )
+            ratios = self._search_backward(set_ratios, losses, theta.blocks, norms, deltas)
         set_ratios(ratios)
 
-    def _noise(self, key: Key, blocks: Blocks, norms: Mapping[int, float]) -> dict[int, float]:
-        """A normal number per block, clipped so that an evaluation stays within the bounds of its ratio."""
-        limits = {i: norm * self.clip / self.epsilon_projection for i, norm in norms.items()}
-        return {i: clipped_normal(key, blocks[i].name, limit) for i, limit in limits.items()}
+    def _search_two_point(
+        self,
+        set_ratios: SetRatios,
+        losses: Sequence[Closure],
+        blocks: Blocks,
+        norms: Mapping[int, float],
+        key: Key,
+    ) -> dict[int, float]:
+        """Ratios by SGD on two-point estimates along random directions of gamma = ratio * norm, two forward passes each."""
+        ratios, epsilon = dict.fromkeys(norms, 1.0), self.epsilon_projection
+        low, high = 1 - self.clip, 1 + self.clip
+        for draw, closure in enumerate(losses):
+            own = key.with_draw(draw)
+            # clipped, so that no evaluation moves a ratio by more than clip
+            z = {i: clipped_normal(own, blocks[i].name, norm * self.clip / epsilon) for i, norm in norms.items()}
+            reach = {i: epsilon * z[i] / norms[i] for i in norms}
+            set_ratios({i: ratios[i] + reach[i] for i in norms})
+            plus = finite_loss(closure)
+            set_ratios({i: ratios[i] - reach[i] for i in norms})
+            minus = finite_loss(closure)
+            slope = (plus - minus) / (2 * epsilon)
+            ratios = {i: min(max(ratios[i] - self.step_size * slope * z[i], low), high) for i in norms}
+        return ratios
 
+    def _search_backward(
+        self,
+        set_ratios: SetRatios,
+        losses: Sequence[Closure],
+        blocks: Blocks,
+        norms: Mapping[int, float],
+        deltas: Mapping[int, Tensor],
+    ) -> dict[int, float]:
+        """Ratios by Adam, a forward and a backward pass per closure; ``deltas`` are theta - anchor of each block.
 
-def search_two_point(
-    set_ratios: SetRatios,
-    losses: Sequence[Closure],
-    noise: Sequence[Mapping[int, float]],
-    norms: Mapping[int, float],
-    epsilon: float,
-    step_size: float,
-    clip: float,
-) -> dict[int, float]:
-    """Ratios by SGD on two-point estimates along random directions of gamma = ratio * norm, from ratios of 1.
+        Raises:
+            TypeError: a closure's value carries no graph.
+        """
+        indices = list(norms)
+        ratio = torch.ones(len(indices), dtype=torch.float64, requires_grad=True)
+        weight = self.fo_penalty * torch.tensor([norms[i] for i in indices], dtype=torch.float64)
+        adam = torch.optim.Adam([ratio], lr=self.fo_lr)
+        chosen = Blocks(blocks[i] for i in indices)
+        for closure in losses:
+            set_ratios(dict(zip(indices, ratio.tolist(), strict=True)))
+            slopes = torch.zeros_like(ratio)
 
-    One closure and one direction per iteration, two forward passes each. A ratio stays within 1 - clip and 1 + clip.
+            def take(position: int, gradient: Tensor, slopes: Tensor = slopes) -> None:
+                slopes[position] = torch.sum(gradient.double() * deltas[indices[position]].double()).item()
 
-    Raises:
-        FloatingPointError: a loss is not finite.
-    """
-    ratios = dict.fromkeys(norms, 1.0)
-    for closure, z in zip(losses, noise, strict=True):
-        reach = {i: epsilon * z[i] / norms[i] for i in norms}
-        set_ratios({i: ratios[i] + reach[i] for i in norms})
-        plus = finite_loss(closure)
-        set_ratios({i: ratios[i] - reach[i] for i in norms})
-        minus = finite_loss(closure)
-        slope = (plus - minus) / (2 * epsilon)
-        ratios = {i: min(max(ratios[i] - step_size * slope * z[i], 1 - clip), 1 + clip) for i in norms}
-    return ratios
-
-
-def search_backward(
-    set_ratios: SetRatios,
-    losses: Sequence[Closure],
-    blocks: Blocks,
-    deltas: Mapping[int, Tensor],
-    norms: Mapping[int, float],
-    lr: float,
-    penalty: float,
-    clip: float,
-) -> dict[int, float]:
-    """Ratios by Adam, from 1; a forward and a backward pass per closure. ``penalty`` weighs sum |gamma|.
-
-    Args:
-        deltas: theta - anchor of each block searched over.
-
-    Raises:
-        FloatingPointError: a loss is not finite.
-        TypeError: a closure's value carries no graph.
-    """
-    indices = list(norms)
-    ratio = torch.ones(len(indices), dtype=torch.float64, requires_grad=True)
-    weight = penalty * torch.tensor([norms[i] for i in indices], dtype=torch.float64)
-    adam = torch.optim.Adam([ratio], lr=lr)
-    chosen = Blocks(blocks[i] for i in indices)
-    for closure in losses:
-        set_ratios(dict(zip(indices, ratio.tolist(), strict=True)))
-        slopes = torch.zeros_like(ratio)
-
-        def take(position: int, gradient: Tensor, slopes: Tensor = slopes) -> None:
-            slopes[position] = torch.sum(gradient.double() * deltas[indices[position]].double()).item()
-
-        consume_gradients(closure, chosen, take)
-        ratio.grad = slopes + weight * ratio.detach().sign()
-        adam.step()
-        with torch.no_grad():
-            ratio.clamp_(1 - clip, 1 + clip)
-    return dict(zip(indices, ratio.tolist(), strict=True))
+            consume_gradients(closure, chosen, take)
+            ratio.grad = slopes + weight * ratio.detach().sign()
+            adam.step()
+            with torch.no_grad():
+                ratio.clamp_(1 - self.clip, 1 + self.clip)
+        return dict(zip(indices, ratio.tolist(), strict=True))
 
 
 def projected_blocks(blocks: Blocks, pattern: str | None) -> list[int]:

@@ -12,22 +12,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from l2l.estimators.finite_difference import Estimate
 from l2l.estimators.forward_mode import forward_gradient
-from l2l.methods.base import CustomEstimator, LossEvaluator, MethodInfo, directions_of
+from l2l.methods import base
 
 
 @final
 @dataclass(frozen=True)
-class ForwardGrad(CustomEstimator[None]):
+class ForwardGrad(base.CustomEstimator[None]):
     """theta -= lr * <gradient, u> * u, without finite differences. A pass with tangents is counted as two.
 
     ``epsilon`` is used by ``lr="auto"`` alone, for its losses beside theta.
     """
 
-    info: ClassVar = MethodInfo("Baydin et al. 2022, arXiv:2202.08587")
+    info: ClassVar = base.MethodInfo("Baydin et al. 2022, arXiv:2202.08587")
     differentiates = True
 
-    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
-        directions = [evaluator.transform(direction) for direction in directions_of(self, evaluator, state)]
+    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+        directions = [evaluator.transform(direction) for direction in base.directions_of(self, evaluator, state)]
         return tuple(forward_gradient(evaluator.closure, evaluator.theta, direction) for direction in directions), state

@@ -16,18 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import CustomEstimator, LossEvaluator, MethodInfo, StepContext, descend, directions_of
+from l2l.methods import base
 from l2l.noise import Distribution
 from l2l.params import PerturbedParameters
 
 
 @final
 @dataclass(frozen=True)
-class FZOO(CustomEstimator[None]):
+class FZOO(base.CustomEstimator[None]):
     """N one-sided probes, and a step divided by the spread of their losses."""
 
-    info: ClassVar = MethodInfo("Dang et al. 2025, arXiv:2506.09034")
+    info: ClassVar = base.MethodInfo("Dang et al. 2025, arXiv:2506.09034")
     step_is_normalized = True
     num_directions: int = 8
     """Probes of a step, N."""
@@ -44,15 +43,15 @@ class FZOO(CustomEstimator[None]):
     def passes(self) -> float:
         return self.num_directions + 1.0
 
-    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
-        return evaluator.one_sided(directions_of(self, evaluator, state), self.epsilon), state
+    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+        return evaluator.one_sided(base.directions_of(self, evaluator, state), self.epsilon), state
 
     def update_(
-        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: None, estimates: base.Estimates, context: base.StepContext
     ) -> None:
         spread = deviation([estimate.loss_plus for estimate in estimates])
         if spread != 0:
-            descend(theta, estimates, [rate * self.epsilon / spread for rate in context.lr])
+            base.descend(theta, estimates, [rate * self.epsilon / spread for rate in context.lr])
 
 
 def deviation(values: Sequence[float]) -> float:

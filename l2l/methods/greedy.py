@@ -12,29 +12,26 @@ from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 from l2l.estimators.finite_difference import Estimate, loss_along
-from l2l.methods.base import CustomEstimator, LossEvaluator, MethodInfo, check_counts, directions_of
+from l2l.methods import base
 
 
 @final
 @dataclass(frozen=True)
-class Greedy(CustomEstimator[None]):
+class Greedy(base.CustomEstimator[None]):
     """MeZO along the best of a few probes."""
 
-    info: ClassVar = MethodInfo("Jin et al. 2026, arXiv:2601.04710, MeZO-Greedy")
+    info: ClassVar = base.MethodInfo("Jin et al. 2026, arXiv:2601.04710, MeZO-Greedy")
+    counts = ("probes",)
     num_directions: int = field(default=1, init=False)
     probes: int = 4
     """M, evaluated to one side."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(probes=self.probes)
 
     @property
     def passes(self) -> float:
         return self.probes + 1.0
 
-    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
-        directions = [evaluator.transform(u) for u in directions_of(self, evaluator, state, self.probes)]
+    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+        directions = [evaluator.transform(u) for u in base.directions_of(self, evaluator, state, self.probes)]
         losses = [loss_along(evaluator.closure, evaluator.theta, u, self.epsilon) for u in directions]
         plus = min(losses)
         best = directions[losses.index(plus)]

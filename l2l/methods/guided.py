@@ -21,8 +21,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import CustomEstimator, LossEvaluator, MethodInfo, check_counts, directions_of
+from l2l.methods import base
 from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
 from l2l.noise.slices import computed_in
 from l2l.params import DirectionOperator
@@ -36,9 +35,6 @@ class Combined(DirectionOperator):
     def __init__(self, coefficients: Mapping[Key, float]) -> None:
         self._coefficients = dict(coefficients)
 
-    def covers(self, index: int) -> bool:
-        return True
-
     def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
         out = torch.zeros(block.numel, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
         unit = 1 / standard_deviation(distribution)
@@ -49,10 +45,11 @@ class Combined(DirectionOperator):
 
 @final
 @dataclass(frozen=True)
-class Guided(CustomEstimator[None]):
+class Guided(base.CustomEstimator[None]):
     """MeZO along a guide: probes of low loss against those of high loss."""
 
-    info: ClassVar = MethodInfo("Jin et al. 2026, arXiv:2601.04710, MeZO-GV")
+    info: ClassVar = base.MethodInfo("Jin et al. 2026, arXiv:2601.04710, MeZO-GV")
+    counts = ("probes",)
     num_directions: int = field(default=1, init=False)
     probes: int = 4
     """M, evaluated to one side."""
@@ -61,7 +58,6 @@ class Guided(CustomEstimator[None]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(probes=self.probes)
         if not 0 < self.share < 1:
             raise ValueError(f"share={self.share} must be above 0 and below 1")
         if self.probes == 1:
@@ -71,8 +67,8 @@ class Guided(CustomEstimator[None]):
     def passes(self) -> float:
         return self.probes + 2.0
 
-    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
-        probes = directions_of(self, evaluator, state, self.probes)
+    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+        probes = base.directions_of(self, evaluator, state, self.probes)
         losses = [evaluator.along(probe, self.epsilon) for probe in probes]
         low = min(max(round(self.share * self.probes), 1), self.probes - 1)
         guide = Combined(dict(zip([probe.key for probe in probes], contrast(losses, low), strict=True)))

@@ -19,18 +19,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate, third_point
-from l2l.methods.base import (
-    CustomEstimator,
-    LossEvaluator,
-    MethodInfo,
-    StepContext,
-    accumulator_bytes,
-    accumulators,
-    check_fractions,
-    descend,
-    directions_of,
-)
+from l2l.estimators.finite_difference import third_point
+from l2l.methods import base
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, DirectionOperator, PerturbedParameters, dense_direction
 from l2l.params.blocks import Block, Blocks
@@ -52,59 +42,53 @@ class Whitened(DirectionOperator):
     def __init__(self, curvature: Sequence[Tensor]) -> None:
         self._curvature = curvature
 
-    def covers(self, index: int) -> bool:
-        return True
-
     def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
         return plain(block, key, distribution).div_(self._curvature[index].sqrt())
 
 
 @final
 @dataclass(frozen=True)
-class HiZOO(CustomEstimator[HiZOOState]):
+class HiZOO(base.CustomEstimator[HiZOOState]):
     """theta -= lr * g * z / sqrt(H) with a diagonal curvature H."""
 
-    info: ClassVar = MethodInfo("Zhao et al. 2024, arXiv:2402.15173", "1P, at least float32")
+    info: ClassVar = base.MethodInfo("Zhao et al. 2024, arXiv:2402.15173", "1P, at least float32")
+    fractions = ("smooth",)
     leaves_span = True
     smooth: float = 1e-6
     """alpha: weight of a step's curvature in H; 0 leaves H at 1, which is MeZO. The authors' example for 13B weights has
     1e-8."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fractions(smooth=self.smooth)
 
     @property
     def passes(self) -> float:
         return 1.0 + 2.0 * self.num_directions
 
     def state_bytes(self, blocks: Blocks) -> int:
-        return accumulator_bytes(blocks)
+        return base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> HiZOOState:
-        return HiZOOState(tuple(tensor.fill_(1) for tensor in accumulators(blocks)))
+        return HiZOOState(tuple(tensor.fill_(1) for tensor in base.accumulators(blocks)))
 
     def direction(self, blocks: Blocks, state: HiZOOState, key: Key) -> Direction:
         return self.unit_direction(blocks, key, Whitened(state.curvature))
 
-    def estimate(self, evaluator: LossEvaluator, state: HiZOOState) -> tuple[tuple[Estimate, ...], HiZOOState]:
-        directions = directions_of(self, evaluator, state)
+    def estimate(self, evaluator: base.LossEvaluator, state: HiZOOState) -> tuple[base.Estimates, HiZOOState]:
+        directions = base.directions_of(self, evaluator, state)
         loss_center = third_point(evaluator.closure, evaluator.theta, evaluator.transform(directions[0]))
         estimates = [evaluator.two_point(direction, self.epsilon) for direction in directions]
         return tuple(replace(estimate, loss_center=loss_center) for estimate in estimates), state
 
     def update_(
-        self, theta: PerturbedParameters, state: HiZOOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: HiZOOState, estimates: base.Estimates, context: base.StepContext
     ) -> HiZOOState:
         theta.restore()  # with the H of the evaluation, before H changes
         with torch.no_grad(), defer_interrupt():
             if self.smooth:
                 for index in range(len(theta.blocks)):
                     self._update_curvature_(state.curvature[index], theta.blocks, index, estimates)
-            descend(theta, estimates, context.lr)
+            base.descend(theta, estimates, context.lr)
         return state
 
-    def _update_curvature_(self, curvature: Tensor, blocks: Blocks, index: int, estimates: Sequence[Estimate]) -> None:
+    def _update_curvature_(self, curvature: Tensor, blocks: Blocks, index: int, estimates: base.Estimates) -> None:
         moving = [estimate for estimate in estimates if estimate.direction.sigma[index]]
         if not moving:
             return  # no estimate perturbed this block

@@ -14,8 +14,7 @@ from typing import ClassVar, final
 
 import torch
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, descend
+from l2l.methods import base
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, PerturbedParameters
 from l2l.params.blocks import Blocks
@@ -28,10 +27,10 @@ STATISTICS_BYTES = 4 + 2 * 8 + 4 * NUM_CONSTANTS
 
 @final
 @dataclass(frozen=True)
-class Learned(Method[RunStatistics]):
+class Learned(base.Method[RunStatistics]):
     """MeZO with sigma from a tuner, given the statistics of the run so far."""
 
-    info: ClassVar = MethodInfo("ZO Fine-tuner, arXiv:2510.00419", "the tuner, and some 50 bytes per block")
+    info: ClassVar = base.MethodInfo("ZO Fine-tuner, arXiv:2510.00419", "the tuner, and some 50 bytes per block")
     epsilon: float = field(default=1e-3, kw_only=True)
     num_directions: int = field(default=1, kw_only=True)
     distribution: Distribution = field(default="gaussian", kw_only=True)
@@ -41,7 +40,7 @@ class Learned(Method[RunStatistics]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(horizon=1 if self.horizon is None else self.horizon)
+        base.check_counts(horizon=1 if self.horizon is None else self.horizon)
 
     def state_bytes(self, blocks: Blocks) -> int:
         held = [*self.tuner.network.parameters(), *(self.tuner.basis or {}).values()]
@@ -68,17 +67,17 @@ class Learned(Method[RunStatistics]):
         return Direction(key, dense, self.distribution, factor, state.centre, basis, inside[0])
 
     def update_(
-        self, theta: PerturbedParameters, state: RunStatistics, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: RunStatistics, estimates: base.Estimates, context: base.StepContext
     ) -> RunStatistics:
-        descend(theta, estimates, context.lr)
+        base.descend(theta, estimates, context.lr)
         return self.statistics_after(theta, state, estimates, context, estimates[-1].direction.sigma)
 
     def statistics_after(
         self,
         theta: PerturbedParameters,
         state: RunStatistics,
-        estimates: Sequence[Estimate],
-        context: StepContext,
+        estimates: base.Estimates,
+        context: base.StepContext,
         sigma: Sequence[float],
     ) -> RunStatistics:
         """The statistics with one more step, after its update; ``sigma`` is the tuner's."""

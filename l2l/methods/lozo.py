@@ -15,7 +15,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.methods.base import Method, MethodInfo, check_counts
+from l2l.methods import base
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, DirectionOperator
 from l2l.params.blocks import Block, Blocks
@@ -52,18 +52,15 @@ class LowRank(DirectionOperator):
 
 @final
 @dataclass(frozen=True)
-class LOZO(Method[None]):
+class LOZO(base.Method[None]):
     """MeZO along matrices of low rank, whose row space stays for a while."""
 
-    info: ClassVar = MethodInfo("Chen et al. 2024, arXiv:2410.07698, Algorithm 1")
+    info: ClassVar = base.MethodInfo("Chen et al. 2024, arXiv:2410.07698, Algorithm 1")
+    counts = ("rank", "interval")
     rank: int = 2
     """Rank of a matrix's direction."""
     interval: int = 50
     """Steps that share a V."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(rank=self.rank, interval=self.interval)
 
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
         since = Key(key.seed, key.step - key.step % self.interval)

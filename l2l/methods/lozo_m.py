@@ -9,23 +9,13 @@ paper in keeping no V: both are made anew from their keys.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import (
-    Method,
-    MethodInfo,
-    StepContext,
-    accumulation_dtype,
-    check_counts,
-    check_fractions,
-    gradient,
-)
+from l2l.methods import base
 from l2l.methods.lozo import LowRank
 from l2l.noise import Key
 from l2l.params import Direction, PerturbedParameters
@@ -45,10 +35,14 @@ class LOZOMState:
 
 @final
 @dataclass(frozen=True)
-class LOZOM(Method[LOZOMState]):
+class LOZOM(base.Method[LOZOMState]):
     """LOZO with momentum in the space of U."""
 
-    info: ClassVar = MethodInfo("Chen et al. 2024, arXiv:2410.07698, LOZO-M", "r per row of a matrix, 1P of vectors")
+    info: ClassVar = base.MethodInfo(
+        "Chen et al. 2024, arXiv:2410.07698, LOZO-M", "r per row of a matrix, 1P of vectors"
+    )
+    counts = ("rank", "interval")
+    fractions = ("beta",)
     rank: int = 2
     """Rank of a matrix's direction."""
     interval: int = 50
@@ -56,22 +50,17 @@ class LOZOM(Method[LOZOMState]):
     beta: float = 0.7
     """Decay of momentum; 0: LOZO."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(rank=self.rank, interval=self.interval)
-        check_fractions(beta=self.beta)
-
     def _momentum_shapes(self, blocks: Blocks) -> list[tuple[int, ...]]:
         found = matrices(blocks)
         return [(sides(b)[0], self.rank) if i in found else tuple(b.tensor.shape) for i, b in enumerate(blocks)]
 
     def state_bytes(self, blocks: Blocks) -> int:
-        sizes = [accumulation_dtype(block.tensor.dtype).itemsize for block in blocks]
+        sizes = [base.accumulation_dtype(block.tensor.dtype).itemsize for block in blocks]
         return sum(math.prod(form) * size for form, size in zip(self._momentum_shapes(blocks), sizes, strict=True))
 
     def init(self, blocks: Blocks) -> LOZOMState:
         momenta = [
-            torch.zeros(form, dtype=accumulation_dtype(block.tensor.dtype), device=block.tensor.device)
+            torch.zeros(form, dtype=base.accumulation_dtype(block.tensor.dtype), device=block.tensor.device)
             for form, block in zip(self._momentum_shapes(blocks), blocks, strict=True)
         ]
         return LOZOMState(tuple(momenta), 0)
@@ -83,7 +72,7 @@ class LOZOM(Method[LOZOMState]):
         return self.unit_direction(blocks, key, LowRank(blocks, self.rank, Key(key.seed, self._since(key.step))))
 
     def update_(
-        self, theta: PerturbedParameters, state: LOZOMState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: LOZOMState, estimates: base.Estimates, context: base.StepContext
     ) -> LOZOMState:
         blocks, seed, now = theta.blocks, context.key.seed, self._since(context.key.step)
         new, old = LowRank(blocks, self.rank, Key(seed, now)), LowRank(blocks, self.rank, Key(seed, state.since))
@@ -91,7 +80,7 @@ class LOZOM(Method[LOZOMState]):
         def delta(index: int) -> Tensor:
             momentum, block = state.momenta[index], blocks[index]
             if not new.covers(index):
-                return momentum.mul_(self.beta).add_(gradient(blocks, index, estimates), alpha=1 - self.beta)
+                return momentum.mul_(self.beta).add_(base.gradient(blocks, index, estimates), alpha=1 - self.beta)
             right = new.right(block, self.distribution)
             if now != state.since:
                 carried = product(right.t(), old.right(block, self.distribution).t()).div_(len(right))

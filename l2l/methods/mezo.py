@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from l2l.methods.base import Method, MethodInfo
+from l2l.methods import base
 
 
 @final
 @dataclass(frozen=True)
-class MeZO(Method[None]):
+class MeZO(base.Method[None]):
     """theta -= lr * g * z with z of unit variance in every coordinate."""
 
-    info: ClassVar = MethodInfo("Malladi et al. 2023, arXiv:2305.17333, Algorithm 1")
+    info: ClassVar = base.MethodInfo("Malladi et al. 2023, arXiv:2305.17333, Algorithm 1")

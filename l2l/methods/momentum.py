@@ -7,22 +7,12 @@ buffer = momentum * buffer + g * u, theta -= lr * buffer, with a buffer of zeros
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import (
-    Method,
-    MethodInfo,
-    StepContext,
-    accumulator_bytes,
-    accumulators,
-    check_fractions,
-    gradient,
-)
+from l2l.methods import base
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
 
@@ -36,28 +26,25 @@ class MomentumState:
 
 @final
 @dataclass(frozen=True)
-class Momentum(Method[MomentumState]):
+class Momentum(base.Method[MomentumState]):
     """SGD with momentum on MeZO's estimates."""
 
-    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-MMT)", "1P, at least float32")
+    info: ClassVar = base.MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-MMT)", "1P, at least float32")
+    fractions = ("momentum",)
     momentum: float = 0.9
     """Decay of the buffer."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fractions(momentum=self.momentum)
-
     def state_bytes(self, blocks: Blocks) -> int:
-        return accumulator_bytes(blocks)
+        return base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> MomentumState:
-        return MomentumState(accumulators(blocks))
+        return MomentumState(base.accumulators(blocks))
 
     def update_(
-        self, theta: PerturbedParameters, state: MomentumState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: MomentumState, estimates: base.Estimates, context: base.StepContext
     ) -> MomentumState:
         def delta(index: int) -> Tensor:
-            return state.buffer[index].mul_(self.momentum).add_(gradient(theta.blocks, index, estimates))
+            return state.buffer[index].mul_(self.momentum).add_(base.gradient(theta.blocks, index, estimates))
 
         theta.add_dense_each(delta, [-rate for rate in context.lr])
         return state

@@ -25,16 +25,7 @@ from torch import Tensor
 
 from l2l.estimators.finite_difference import Estimate
 from l2l.estimators.outputs import Outputs
-from l2l.methods.base import (
-    CustomEstimator,
-    LossEvaluator,
-    MethodInfo,
-    StepContext,
-    accumulation_dtype,
-    check_counts,
-    check_fractions,
-    descend,
-)
+from l2l.methods import base
 from l2l.noise import Key
 from l2l.params import Direction, PerturbedParameters
 from l2l.params.blocks import Blocks
@@ -54,10 +45,14 @@ class PseuZOState:
 
 @final
 @dataclass(frozen=True)
-class PseuZO(CustomEstimator[PseuZOState]):
+class PseuZO(base.CustomEstimator[PseuZOState]):
     """The exact gradient of the loss at the model's outputs, and finite differences of these."""
 
-    info: ClassVar = MethodInfo("Yue et al., NeurIPS 2025 (PseuZO)", "changes of the outputs, at most window_bytes")
+    info: ClassVar = base.MethodInfo(
+        "Yue et al., NeurIPS 2025 (PseuZO)", "changes of the outputs, at most window_bytes"
+    )
+    counts = ("window", "window_bytes")
+    fractions = ("decay",)
     num_directions: int = field(default=1, init=False)
     window: int = 4
     """Steps whose changes of outputs are used, this step's among them."""
@@ -67,11 +62,6 @@ class PseuZO(CustomEstimator[PseuZOState]):
     """Most bytes of changes that are kept: the oldest go first. Where a single one has more (logits of many tokens), none
     is kept, and every step uses its own change alone."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(window=self.window, window_bytes=self.window_bytes)
-        check_fractions(decay=self.decay)
-
     def state_bytes(self, blocks: Blocks) -> int:
         """At most: the size of the outputs is the loss's."""
         return self.window_bytes if self.window > 1 else 0
@@ -79,7 +69,7 @@ class PseuZO(CustomEstimator[PseuZOState]):
     def init(self, blocks: Blocks) -> PseuZOState:
         return PseuZOState()
 
-    def estimate(self, evaluator: LossEvaluator, state: PseuZOState) -> tuple[tuple[Estimate, ...], PseuZOState]:
+    def estimate(self, evaluator: base.LossEvaluator, state: PseuZOState) -> tuple[base.Estimates, PseuZOState]:
         blocks, center, plus = evaluator.theta.blocks, Outputs(), Outputs()
         u = evaluator.transform(self.direction(blocks, state, evaluator.key))
         bare = replace(evaluator, transform=lambda direction: direction)
@@ -102,9 +92,9 @@ class PseuZO(CustomEstimator[PseuZOState]):
         return (estimate,), PseuZOState(steps, all_changes, tuple(weighted))
 
     def update_(
-        self, theta: PerturbedParameters, state: PseuZOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: PseuZOState, estimates: base.Estimates, context: base.StepContext
     ) -> PseuZOState:
-        descend(theta, estimates, context.lr)
+        base.descend(theta, estimates, context.lr)
         for direction, weight in state.pulled:
             theta.add(direction, [-rate * weight for rate in context.lr])
         recent = [i for i, step in enumerate(state.steps) if context.key.step - step < self.window - 1]
@@ -117,7 +107,7 @@ def _changes(center: Sequence[Tensor], plus: Sequence[Tensor]) -> tuple[Tensor, 
     """o+ - o of each output; None where the two passes have different outputs."""
     if [tensor.shape for tensor in center] != [tensor.shape for tensor in plus]:
         return None
-    wide = [accumulation_dtype(tensor.dtype) for tensor in center]
+    wide = [base.accumulation_dtype(tensor.dtype) for tensor in center]
     return tuple(there.to(dtype) - here.to(dtype) for here, there, dtype in zip(center, plus, wide, strict=True))
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.methods.base import FirstOrder, MethodInfo, accumulator_bytes, accumulators, check_fractions
+from l2l.methods import base
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
 
@@ -26,21 +26,23 @@ class SGDState:
 
 @final
 @dataclass(frozen=True)
-class SGD(FirstOrder[SGDState]):
+class SGD(base.FirstOrder[SGDState]):
     """theta -= lr * gradient, by backpropagation."""
 
-    info: ClassVar = MethodInfo("torch.optim.SGD, by backpropagation", "0P, 1P with momentum; the gradients in a step")
+    info: ClassVar = base.MethodInfo(
+        "torch.optim.SGD, by backpropagation", "0P, 1P with momentum; the gradients in a step"
+    )
     momentum: float = 0.0
     """Decay of the sum of past gradients; 0 keeps no sum."""
 
     def __post_init__(self) -> None:
-        check_fractions(momentum=self.momentum)
+        base.check_fractions(momentum=self.momentum)
 
     def state_bytes(self, blocks: Blocks) -> int:
-        return accumulator_bytes(blocks) if self.momentum else 0
+        return base.accumulator_bytes(blocks) if self.momentum else 0
 
     def init(self, blocks: Blocks) -> SGDState:
-        return SGDState(accumulators(blocks) if self.momentum else ())
+        return SGDState(base.accumulators(blocks) if self.momentum else ())
 
     def update_(
         self, theta: PerturbedParameters, state: SGDState, gradients: MutableMapping[int, Tensor], lr: Sequence[float]

@@ -9,21 +9,19 @@ and the default; ``scalar`` is the code's. Along Rademacher noise of one directi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import Method, MethodInfo, StepContext, check_choice, gradient
+from l2l.methods import base
 from l2l.params import PerturbedParameters
 
 
 @final
 @dataclass(frozen=True)
-class Sign(Method[None]):
+class Sign(base.Method[None]):
     """theta -= lr * sign(g * u), or lr * sign(g) * u."""
 
-    info: ClassVar = MethodInfo("Liu et al. 2019, ICLR; Zhang et al. 2024, arXiv:2402.11592")
+    info: ClassVar = base.MethodInfo("Liu et al. 2019, ICLR; Zhang et al. 2024, arXiv:2402.11592")
     step_is_normalized = True
     reading: Literal["scalar", "element"] = "element"
     """``element``: every coordinate moves by lr, against the sign of the mean of g * u, as in the papers; what scales u (a
@@ -32,14 +30,16 @@ class Sign(Method[None]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("reading", self.reading, ("scalar", "element"))
+        base.check_choice("reading", self.reading, ("scalar", "element"))
         object.__setattr__(self, "leaves_span", self.reading == "element")
 
     def update_(
-        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: None, estimates: base.Estimates, context: base.StepContext
     ) -> None:
         if self.reading == "element":
-            theta.add_dense_each(lambda i: gradient(theta.blocks, i, estimates).sign_(), [-rate for rate in context.lr])
+            theta.add_dense_each(
+                lambda i: base.gradient(theta.blocks, i, estimates).sign_(), [-rate for rate in context.lr]
+            )
             return
         for estimate in estimates:
             weight = -sign(estimate.projected_gradient) / len(estimates)

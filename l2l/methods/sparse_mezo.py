@@ -16,8 +16,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import CustomEstimator, LossEvaluator, MethodInfo, check_fractions
+from l2l.methods import base
 from l2l.noise import Key
 from l2l.params import Direction
 from l2l.params.blocks import Block, Blocks
@@ -33,16 +32,13 @@ class SparseMeZOState:
 
 @final
 @dataclass(frozen=True)
-class SparseMeZO(CustomEstimator[SparseMeZOState]):
+class SparseMeZO(base.CustomEstimator[SparseMeZOState]):
     """theta -= lr * g * mask * z, the mask being 1 where |theta| is small."""
 
-    info: ClassVar = MethodInfo("Liu et al. 2024, arXiv:2402.15751", "0P; in a step 1 bit per weight")
+    info: ClassVar = base.MethodInfo("Liu et al. 2024, arXiv:2402.15751", "0P; in a step 1 bit per weight")
+    fractions = ("sparsity",)
     sparsity: float = 0.8
     """Fraction of each block's weights that are too large to move, before the first step; 0 trains all weights."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fractions(sparsity=self.sparsity)
 
     def scratch_bytes(self, blocks: Blocks) -> int:
         # the masks of a step and of the one before
@@ -65,9 +61,7 @@ class SparseMeZO(CustomEstimator[SparseMeZOState]):
         bits = {i: packed(_magnitude(blocks[i]) <= limit) for i, limit in limits}
         return self.unit_direction(blocks, key, Masked(Stored(bits)) if bits else None)
 
-    def estimate(
-        self, evaluator: LossEvaluator, state: SparseMeZOState
-    ) -> tuple[tuple[Estimate, ...], SparseMeZOState]:
+    def estimate(self, evaluator: base.LossEvaluator, state: SparseMeZOState) -> tuple[base.Estimates, SparseMeZOState]:
         if self.sparsity:
             evaluator.theta.restore()
         first = self.direction(evaluator.theta.blocks, state, evaluator.key)

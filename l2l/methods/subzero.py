@@ -10,14 +10,12 @@ where that is too small as well, r is its shorter side.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import Method, MethodInfo, StepContext, accumulation_dtype, check_counts, descend
+from l2l.methods import base
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, DirectionOperator, PerturbedParameters
 from l2l.params.blocks import Block, Blocks
@@ -76,24 +74,21 @@ def folded(block: Block, rank: int) -> tuple[int, int]:
 
 @final
 @dataclass(frozen=True)
-class SubZero(Method[SubZeroState]):
+class SubZero(base.Method[SubZeroState]):
     """MeZO inside a small subspace of every matrix."""
 
-    info: ClassVar = MethodInfo("Yu et al. 2024, arXiv:2410.08989", "r per row and column of a matrix")
+    info: ClassVar = base.MethodInfo("Yu et al. 2024, arXiv:2410.08989", "r per row and column of a matrix")
+    counts = ("rank", "interval")
     rank: int = 24
     """Rank of a matrix's subspace on either side."""
     interval: int = 1000
     """Steps that share a subspace."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(rank=self.rank, interval=self.interval)
-
     def state_bytes(self, blocks: Blocks) -> int:
         total = 0
         for i in matrices(blocks):
             m, n = folded(blocks[i], self.rank)
-            total += min(self.rank, m, n) * (m + n) * accumulation_dtype(blocks[i].tensor.dtype).itemsize
+            total += min(self.rank, m, n) * (m + n) * base.accumulation_dtype(blocks[i].tensor.dtype).itemsize
         return total
 
     def init(self, blocks: Blocks) -> SubZeroState:
@@ -110,9 +105,9 @@ class SubZero(Method[SubZeroState]):
         return SubZeroState(sample_subspaces(blocks, self.rank, Key(key.seed, since)), since)
 
     def update_(
-        self, theta: PerturbedParameters, state: SubZeroState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: SubZeroState, estimates: base.Estimates, context: base.StepContext
     ) -> SubZeroState:
-        descend(theta, estimates, context.lr)
+        base.descend(theta, estimates, context.lr)
         used, following = estimates[0].direction.shape, self._at(theta.blocks, state, context.key)
         # The direction's subspaces are the same bits: keeping them, and not a copy, holds them in memory once.
         return SubZeroState(used.subspaces, following.since) if isinstance(used, InSubspace) else following

@@ -19,16 +19,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Closure, Estimate, finite_loss
-from l2l.methods.base import (
-    CustomEstimator,
-    LossEvaluator,
-    MethodInfo,
-    StepContext,
-    check_counts,
-    check_positive,
-    directions_of,
-)
+from l2l.estimators.finite_difference import Closure, finite_loss
+from l2l.methods import base
 from l2l.noise import Key
 from l2l.params import Direction, PerturbedParameters
 from l2l.params.blocks import Blocks
@@ -52,21 +44,18 @@ class SVRGState:
 
 @final
 @dataclass(frozen=True)
-class SVRG(CustomEstimator[SVRGState]):
+class SVRG(base.CustomEstimator[SVRGState]):
     """MeZO with variance reduction about an anchor."""
 
-    info: ClassVar = MethodInfo("Gautam et al. 2024, arXiv:2404.08080, MeZO-SVRG", "1P, twice in a step")
+    info: ClassVar = base.MethodInfo("Gautam et al. 2024, arXiv:2404.08080, MeZO-SVRG", "1P, twice in a step")
+    positive = ("ratio",)
+    counts = ("interval", "anchor_batches")
     interval: int = 2
     """Steps from one anchor to the next, q."""
     anchor_batches: int = 4
     """Batches of the anchor's estimate."""
     ratio: float = 0.1
     """Learning rate of the corrected steps over that of the anchor's, eta_2 / eta_1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(ratio=self.ratio)
-        check_counts(interval=self.interval, anchor_batches=self.anchor_batches)
 
     @property
     def passes(self) -> float:
@@ -81,12 +70,12 @@ class SVRG(CustomEstimator[SVRGState]):
     def init(self, blocks: Blocks) -> SVRGState:
         return SVRGState(tuple(block.tensor.detach().clone() for block in blocks))
 
-    def estimate(self, evaluator: LossEvaluator, state: SVRGState) -> tuple[tuple[Estimate, ...], SVRGState]:
+    def estimate(self, evaluator: base.LossEvaluator, state: SVRGState) -> tuple[base.Estimates, SVRGState]:
         along: list[Direction] = []
         if not self._due(state, evaluator.key):
             at_anchor = replace(evaluator, key=Key(evaluator.key.seed, state.since))
-            along = [evaluator.transform(direction) for direction in directions_of(self, at_anchor, state)]
-        directions = directions_of(self, evaluator, state)
+            along = [evaluator.transform(direction) for direction in base.directions_of(self, at_anchor, state)]
+        directions = base.directions_of(self, evaluator, state)
         estimates = tuple(evaluator.two_point(direction, self.epsilon) for direction in directions)
         walked = (*state.walked, *(estimate.direction for estimate in estimates))
         return estimates, replace(state, along=(*state.along, *along), walked=walked)
@@ -95,7 +84,7 @@ class SVRG(CustomEstimator[SVRGState]):
         return state.since < 0 or key.step % self.interval == 0
 
     def update_(
-        self, theta: PerturbedParameters, state: SVRGState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: SVRGState, estimates: base.Estimates, context: base.StepContext
     ) -> SVRGState:
         if self._due(state, context.key):
             return self._move_anchor(theta, state, estimates, context)
@@ -108,7 +97,7 @@ class SVRG(CustomEstimator[SVRGState]):
         return replace(state, along=(), walked=())
 
     def _move_anchor(
-        self, theta: PerturbedParameters, state: SVRGState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: SVRGState, estimates: base.Estimates, context: base.StepContext
     ) -> SVRGState:
         """Make theta the anchor, and step along the full batch's estimate there."""
         further = [context.fresh(i) for i in range(self.anchor_batches - 1)]
@@ -124,7 +113,7 @@ class SVRG(CustomEstimator[SVRGState]):
             _step(theta, estimate.direction, slope / len(estimates), context.lr)
         return SVRGState(state.anchor, context.key.step, tuple(gradients))
 
-    def _slopes_at_anchor(self, theta: PerturbedParameters, state: SVRGState, context: StepContext) -> list[float]:
+    def _slopes_at_anchor(self, theta: PerturbedParameters, state: SVRGState, context: base.StepContext) -> list[float]:
         """This batch's projected gradients at the anchor, along the directions that were evaluated at theta."""
         theta.restore()
         here = {i: theta.value(i).clone() for i in range(len(theta.blocks))}

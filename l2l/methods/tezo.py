@@ -10,26 +10,14 @@ them, and in that a matrix's rank follows from its own spectrum, not from the le
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import (
-    Method,
-    MethodInfo,
-    StepContext,
-    accumulation_dtype,
-    check_choice,
-    check_counts,
-    check_fractions,
-    check_positive,
-    descend,
-    gradient,
-)
+from l2l.methods import base
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, DirectionOperator, PerturbedParameters
 from l2l.params.blocks import Block, Blocks
@@ -68,7 +56,7 @@ class Fixed(DirectionOperator):
         """tau [r]."""
         return factor(block, "weights", key, (self.ranks[index],), distribution)
 
-    def mean_weights(self, block: Block, index: int, estimates: Sequence[Estimate]) -> Tensor:
+    def mean_weights(self, block: Block, index: int, estimates: base.Estimates) -> Tensor:
         """Mean of g * tau [r], tau as long as it was in the evaluation."""
         found = [(e.direction, e.projected_gradient / len(estimates)) for e in estimates]
         taus = [self.weights(block, index, u.key, u.distribution).mul_(u.factor * u.sigma[index] * g) for u, g in found]
@@ -81,12 +69,15 @@ class Fixed(DirectionOperator):
 
 @final
 @dataclass(frozen=True)
-class TeZO(Method[TeZOState]):
+class TeZO(base.Method[TeZOState]):
     """MeZO along fixed matrices of rank one with fresh weights."""
 
-    info: ClassVar = MethodInfo(
+    info: ClassVar = base.MethodInfo(
         "Sun et al. 2025, arXiv:2501.19057", "0P; momentum r per matrix, 1P of vectors; Adam twice"
     )
+    positive = ("delta",)
+    counts = ("rank",)
+    fractions = ("threshold",)
     rank: int = 64
     """Most rank of a matrix's direction."""
     threshold: float = 0.0
@@ -101,10 +92,7 @@ class TeZO(Method[TeZOState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(delta=self.delta)
-        check_counts(rank=self.rank)
-        check_choice("rule", self.rule, tuple(_MEANS))
-        check_fractions(threshold=self.threshold)
+        base.check_choice("rule", self.rule, tuple(_MEANS))
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must be two numbers, each at least 0 and below 1")
         object.__setattr__(self, "step_is_normalized", self.rule == "adam")
@@ -114,7 +102,7 @@ class TeZO(Method[TeZOState]):
         """With a threshold at most: it may lower a rank."""
         whole = matrices(blocks)
         sizes = [
-            (self.rank if i in whole else b.numel) * accumulation_dtype(b.tensor.dtype).itemsize
+            (self.rank if i in whole else b.numel) * base.accumulation_dtype(b.tensor.dtype).itemsize
             for i, b in enumerate(blocks)
         ]
         return _MEANS[self.rule] * sum(sizes)
@@ -125,7 +113,7 @@ class TeZO(Method[TeZOState]):
         def empty(index: int) -> Tensor:
             tensor = blocks[index].tensor.detach()
             form = (ranks[index],) if index in ranks else tensor.shape
-            return torch.zeros(form, dtype=accumulation_dtype(tensor.dtype), device=tensor.device)
+            return torch.zeros(form, dtype=base.accumulation_dtype(tensor.dtype), device=tensor.device)
 
         return TeZOState(ranks, tuple(tuple(map(empty, range(len(blocks)))) for _ in range(_MEANS[self.rule])))
 
@@ -133,24 +121,24 @@ class TeZO(Method[TeZOState]):
         return self.unit_direction(blocks, key, Fixed(state.ranks, key.seed))
 
     def update_(
-        self, theta: PerturbedParameters, state: TeZOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: TeZOState, estimates: base.Estimates, context: base.StepContext
     ) -> TeZOState:
         if self.rule == "sgd":
-            descend(theta, estimates, context.lr)
+            base.descend(theta, estimates, context.lr)
         else:
             shape = Fixed(state.ranks, context.key.seed)
             theta.add_dense_each(self._deltas(theta.blocks, state, shape, estimates), [-rate for rate in context.lr])
         return state
 
     def _deltas(
-        self, blocks: Blocks, state: TeZOState, shape: Fixed, estimates: Sequence[Estimate]
+        self, blocks: Blocks, state: TeZOState, shape: Fixed, estimates: base.Estimates
     ) -> Callable[[int], Tensor]:
         """What each block moves by per learning rate, after its means have taken in the estimates."""
 
         def delta(index: int) -> Tensor:
             block, means = blocks[index], [mean[index] for mean in state.means]
             low_rank = shape.covers(index)
-            found = shape.mean_weights(block, index, estimates) if low_rank else gradient(blocks, index, estimates)
+            found = shape.mean_weights(block, index, estimates) if low_rank else base.gradient(blocks, index, estimates)
             for mean, beta, value in zip(means, self.betas, (found, found * found), strict=False):
                 mean.mul_(beta).add_(value, alpha=1 - beta)
             if low_rank:

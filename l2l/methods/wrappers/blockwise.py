@@ -15,17 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, final
 
 from l2l.estimators.finite_difference import Estimate, finite_loss
-from l2l.methods.base import (
-    CustomEstimator,
-    LossEvaluator,
-    MethodInfo,
-    StepContext,
-    Wrapper,
-    check_choice,
-    check_counts,
-    directions_of,
-    run_estimator,
-)
+from l2l.methods import base
 from l2l.noise import Key
 from l2l.params import Direction, PerturbedParameters
 from l2l.params.blocks import Blocks
@@ -42,10 +32,11 @@ class BlockwiseState:
 
 @final
 @dataclass(frozen=True)
-class Blockwise(Wrapper[BlockwiseState]):
+class Blockwise(base.Wrapper[BlockwiseState]):
     """Estimates of one group of blocks at a time, under another method."""
 
-    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592")
+    info: ClassVar = base.MethodInfo("Zhang et al. 2024, arXiv:2402.11592")
+    counts = ("groups",)
     level: Literal["block", "layer", "all"] = "layer"
     """What is not divided: a tensor; a layer, by :func:`l2l.params.operators.layers`; all blocks, which is the method
     inside."""
@@ -58,9 +49,8 @@ class Blockwise(Wrapper[BlockwiseState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(groups=self.groups)
-        check_choice("level", self.level, ("block", "layer", "all"))
-        check_choice("apply", self.apply, ("after", "at once"))
+        base.check_choice("level", self.level, ("block", "layer", "all"))
+        base.check_choice("apply", self.apply, ("after", "at once"))
         for pattern in self.patterns:
             try:
                 re.compile(pattern)
@@ -76,7 +66,7 @@ class Blockwise(Wrapper[BlockwiseState]):
     def init(self, blocks: Blocks) -> BlockwiseState:
         self.parts(blocks)
         state = self.inner.init(blocks)
-        if self.apply == "at once" and (isinstance(self.inner, CustomEstimator) or state is not None):
+        if self.apply == "at once" and (isinstance(self.inner, base.CustomEstimator) or state is not None):
             raise ValueError(
                 "apply='at once' takes a step of the method inside for every group, which one with a state or an estimator of "
                 "its own would mistake for steps: use apply='after', or put it outside (learned+blockwise+mezo)"
@@ -96,15 +86,15 @@ class Blockwise(Wrapper[BlockwiseState]):
     def direction(self, blocks: Blocks, state: BlockwiseState, key: Key) -> Direction:
         return layer_groups_of(self.inner.direction(blocks, state.inner, key), self.parts(blocks)[0])
 
-    def estimate(self, evaluator: LossEvaluator, state: BlockwiseState) -> tuple[tuple[Estimate, ...], BlockwiseState]:
+    def estimate(self, evaluator: base.LossEvaluator, state: BlockwiseState) -> tuple[base.Estimates, BlockwiseState]:
         blocks, inner, found = evaluator.theta.blocks, state.inner, []
         parts = self.parts(blocks)
-        if isinstance(self.inner, CustomEstimator):
+        if isinstance(self.inner, base.CustomEstimator):
             for part in parts:
-                estimates, inner = run_estimator(self.inner, _restricted(evaluator, part), inner)
+                estimates, inner = base.run_estimator(self.inner, _restricted(evaluator, part), inner)
                 found += estimates
             return tuple(found), BlockwiseState(inner)
-        along = [evaluator.transform(direction) for direction in directions_of(self.inner, evaluator, inner)]
+        along = [evaluator.transform(direction) for direction in base.directions_of(self.inner, evaluator, inner)]
         waiting = tuple(along) if self.apply == "at once" else ()
         bare = replace(evaluator, transform=lambda direction: direction)
         for part in parts[: 1 if waiting else None]:
@@ -112,20 +102,24 @@ class Blockwise(Wrapper[BlockwiseState]):
         return tuple(found), BlockwiseState(inner, waiting)
 
     def update_(
-        self, theta: PerturbedParameters, state: BlockwiseState, estimates: Sequence[Estimate], context: StepContext
+        self,
+        theta: PerturbedParameters,
+        state: BlockwiseState,
+        estimates: base.Estimates,
+        context: base.StepContext,
     ) -> BlockwiseState:
         parts = self.parts(theta.blocks)
         if not state.directions:
             # The method inside takes the mean over estimates: over groups that must be the sum.
-            summed = [_times(estimate, len(parts)) for estimate in estimates]
+            summed = tuple(_times(estimate, len(parts)) for estimate in estimates)
             return BlockwiseState(self.inner.update_(theta, state.inner, summed, context))
         inner = self.inner.update_(theta, state.inner, estimates, context)
         for part in parts[1:]:
-            found = [self._estimate_now(theta, layer_groups_of(u, part), context) for u in state.directions]
+            found = tuple(self._estimate_now(theta, layer_groups_of(u, part), context) for u in state.directions)
             inner = self.inner.update_(theta, inner, found, context)
         return BlockwiseState(inner)
 
-    def _estimate_now(self, theta: PerturbedParameters, direction: Direction, context: StepContext) -> Estimate:
+    def _estimate_now(self, theta: PerturbedParameters, direction: Direction, context: base.StepContext) -> Estimate:
         theta.perturb(direction, self.epsilon)
         plus = finite_loss(context.closure)  # a context's closure evaluates the perturbed weights
         theta.perturb(direction, -self.epsilon)
@@ -138,6 +132,6 @@ def _times(estimate: Estimate, count: int) -> Estimate:
     return estimate if count == 1 else replace(estimate, direction=replace(direction, factor=count * direction.factor))
 
 
-def _restricted(evaluator: LossEvaluator, part: Group) -> LossEvaluator:
+def _restricted(evaluator: base.LossEvaluator, part: Group) -> base.LossEvaluator:
     """The evaluator of a group. Outer wrappers act first: they see all blocks."""
     return replace(evaluator, transform=lambda direction: layer_groups_of(evaluator.transform(direction), part))

@@ -18,17 +18,8 @@ import torch
 from torch import Tensor
 
 from l2l.estimators.backward import summed_gradients
-from l2l.estimators.finite_difference import Closure, Estimate, pieces_of
-from l2l.methods.base import (
-    LossEvaluator,
-    MethodInfo,
-    StepContext,
-    Wrapper,
-    accumulation_dtype,
-    check_counts,
-    check_positive,
-    run_estimator,
-)
+from l2l.estimators.finite_difference import Closure, pieces_of
+from l2l.methods import base
 from l2l.noise import Key
 from l2l.params import Direction, PerturbedParameters
 from l2l.params.blocks import Blocks
@@ -38,10 +29,13 @@ from l2l.params.operators import Group, layer_groups_of, layers
 
 @final
 @dataclass(frozen=True)
-class Hybrid(Wrapper[Any]):
+class Hybrid(base.Wrapper[Any]):
     """Backpropagation in the last layers, under another method."""
 
-    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592", "0P; gradients of the last layers in a step")
+    info: ClassVar = base.MethodInfo(
+        "Zhang et al. 2024, arXiv:2402.11592", "0P; gradients of the last layers in a step"
+    )
+    positive = ("fo_lr",)
     layers: int = 1
     """How many last layers; 0 is the method inside. As many as there are, or more: all blocks, which is SGD."""
     match: str | None = None
@@ -51,8 +45,7 @@ class Hybrid(Wrapper[Any]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(fo_lr=self.fo_lr)
-        check_counts(0, layers=self.layers)
+        base.check_counts(0, layers=self.layers)
         for name in ("leaves_span", "differentiates"):
             object.__setattr__(self, name, getattr(self.inner, name) or self._backward)
 
@@ -97,15 +90,15 @@ class Hybrid(Wrapper[Any]):
     def direction(self, blocks: Blocks, state: Any, key: Key) -> Direction:
         return self._others(blocks, self.inner.direction(blocks, state, key))
 
-    def estimate(self, evaluator: LossEvaluator, state: Any) -> tuple[tuple[Estimate, ...], Any]:
+    def estimate(self, evaluator: base.LossEvaluator, state: Any) -> tuple[base.Estimates, Any]:
         # Outer wrappers act first: they see all blocks.
         still = replace(
             evaluator, transform=lambda direction: self._others(evaluator.theta.blocks, evaluator.transform(direction))
         )
-        return run_estimator(self.inner, still if self._backward else evaluator, state)
+        return base.run_estimator(self.inner, still if self._backward else evaluator, state)
 
     def update_(
-        self, theta: PerturbedParameters, state: Any, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: Any, estimates: base.Estimates, context: base.StepContext
     ) -> Any:
         last = sorted(self.last(theta.blocks)) if self._backward else []
         gradients = self._gradients(theta, last, context.closure) if last else {}
@@ -122,7 +115,7 @@ class Hybrid(Wrapper[Any]):
             pieces, blocks = map(_with_graph, pieces_of(closure)), Blocks(theta.blocks[i] for i in last)
             _, found = summed_gradients(pieces, blocks)
         norm = math.hypot(
-            *(torch.linalg.vector_norm(g, dtype=accumulation_dtype(g.dtype)).item() for g in found.values())
+            *(torch.linalg.vector_norm(g, dtype=base.accumulation_dtype(g.dtype)).item() for g in found.values())
         )
         if not math.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradient is {norm}: lower fo_lr, or look for overflowing inputs")

@@ -6,12 +6,10 @@ where lr is a number (under ``auto`` the loss at theta is evaluated at another m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import LossEvaluator, MethodInfo, StepContext, Wrapper, run_estimator
+from l2l.methods import base
 from l2l.methods.learned import Learned
 from l2l.noise import Key
 from l2l.params import Direction, PerturbedParameters
@@ -30,10 +28,10 @@ class LearnedWrapperState:
 
 @final
 @dataclass(frozen=True)
-class LearnedWrapper(Wrapper[LearnedWrapperState]):
+class LearnedWrapper(base.Wrapper[LearnedWrapperState]):
     """Sigma from a tuner under another method."""
 
-    info: ClassVar = MethodInfo(
+    info: ClassVar = base.MethodInfo(
         "ZO Fine-tuner, arXiv:2510.00419, under any direction and update", "the tuner, and some 50 bytes per block"
     )
     tuner: Tuner
@@ -70,19 +68,19 @@ class LearnedWrapper(Wrapper[LearnedWrapperState]):
         )
 
     def estimate(
-        self, evaluator: LossEvaluator, state: LearnedWrapperState
-    ) -> tuple[tuple[Estimate, ...], LearnedWrapperState]:
+        self, evaluator: base.LossEvaluator, state: LearnedWrapperState
+    ) -> tuple[base.Estimates, LearnedWrapperState]:
         blocks = evaluator.theta.blocks
         scaled = evaluator.with_transform(lambda direction: self._scaled(blocks, state, direction))
-        estimates, inner = run_estimator(self.inner, scaled, state.inner)
+        estimates, inner = base.run_estimator(self.inner, scaled, state.inner)
         return estimates, replace(state, inner=inner)
 
     def update_(
         self,
         theta: PerturbedParameters,
         state: LearnedWrapperState,
-        estimates: Sequence[Estimate],
-        context: StepContext,
+        estimates: base.Estimates,
+        context: base.StepContext,
     ) -> LearnedWrapperState:
         own = self._own
         sigma = own.direction(theta.blocks, state.history, estimates[-1].direction.key).sigma

@@ -20,18 +20,7 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import (
-    LossEvaluator,
-    MethodInfo,
-    StepContext,
-    Wrapper,
-    accumulation_dtype,
-    check_choice,
-    check_counts,
-    check_fractions,
-    run_estimator,
-)
+from l2l.methods import base
 from l2l.noise import Key
 from l2l.params import Direction, DirectionOperator, PerturbedParameters
 from l2l.params.blocks import Blocks
@@ -55,10 +44,14 @@ class SparseState:
 
 @final
 @dataclass(frozen=True)
-class Sparse(Wrapper[SparseState]):
+class Sparse(base.Wrapper[SparseState]):
     """Some coordinates stay frozen, under another method."""
 
-    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592", "0P; by magnitude or wanda, 1 bit per weight")
+    info: ClassVar = base.MethodInfo(
+        "Zhang et al. 2024, arXiv:2402.11592", "0P; by magnitude or wanda, 1 bit per weight"
+    )
+    counts = ("interval",)
+    fractions = ("sparsity",)
     kind: Literal["random", "magnitude", "wanda"] = "random"
     """Which are frozen: drawn by the key; by |theta|; or by |theta| times the norm of its inputs, for one more pass per
     mask."""
@@ -73,11 +66,9 @@ class Sparse(Wrapper[SparseState]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(interval=self.interval)
-        check_fractions(sparsity=self.sparsity)
-        check_choice("kind", self.kind, ("random", "magnitude", "wanda"))
-        check_choice("scope", self.scope, ("block", "global"))
-        check_choice("keep", self.keep, ("largest", "smallest"))
+        base.check_choice("kind", self.kind, ("random", "magnitude", "wanda"))
+        base.check_choice("scope", self.scope, ("block", "global"))
+        base.check_choice("keep", self.keep, ("largest", "smallest"))
 
     @property
     def passes(self) -> float:
@@ -86,10 +77,6 @@ class Sparse(Wrapper[SparseState]):
     @property
     def _scored(self) -> bool:
         return self.kind != "random" and self.sparsity > 0
-
-    @property
-    def _inverted(self) -> bool:
-        return self._scored and self.keep == "smallest"
 
     def state_bytes(self, blocks: Blocks) -> int:
         return self.inner.state_bytes(blocks) + (sum(packed_bytes(b.numel) for b in blocks) if self._scored else 0)
@@ -101,8 +88,9 @@ class Sparse(Wrapper[SparseState]):
     def init(self, blocks: Blocks) -> SparseState:
         shares = (self.sparsity,) * len(blocks)
         if self.scope == "global" and self.sparsity:
-            small = global_shares(blocks, 1 - self.sparsity if self._inverted else self.sparsity)
-            shares = tuple(1 - share for share in small) if self._inverted else small
+            inverted = self._scored and self.keep == "smallest"
+            small = global_shares(blocks, 1 - self.sparsity if inverted else self.sparsity)
+            shares = tuple(1 - share for share in small) if inverted else small
         return SparseState(self.inner.init(blocks), shares, {})
 
     def direction(self, blocks: Blocks, state: SparseState, key: Key) -> Direction:
@@ -125,13 +113,13 @@ class Sparse(Wrapper[SparseState]):
     def _mask(self, state: SparseState, since: Key) -> Mask:
         return Stored(state.bits) if self._scored else Drawn(since, state.shares)
 
-    def estimate(self, evaluator: LossEvaluator, state: SparseState) -> tuple[tuple[Estimate, ...], SparseState]:
+    def estimate(self, evaluator: base.LossEvaluator, state: SparseState) -> tuple[base.Estimates, SparseState]:
         if self._scored and evaluator.key.step % self.interval == 0:
             state = replace(state, bits=self._bits(evaluator, state.shares))
-        estimates, inner = run_estimator(self.inner, evaluator.with_transform(self._masking(state)), state.inner)
+        estimates, inner = base.run_estimator(self.inner, evaluator.with_transform(self._masking(state)), state.inner)
         return estimates, replace(state, inner=inner)
 
-    def _bits(self, evaluator: LossEvaluator, shares: Sequence[float]) -> dict[int, Tensor]:
+    def _bits(self, evaluator: base.LossEvaluator, shares: Sequence[float]) -> dict[int, Tensor]:
         evaluator.theta.restore()
         blocks, norms = evaluator.theta.blocks, InputNorms(evaluator.theta.blocks)
         if self.kind == "wanda":
@@ -140,14 +128,14 @@ class Sparse(Wrapper[SparseState]):
         found: dict[int, Tensor] = {}
         for i, block in enumerate(blocks):
             weights, inputs = block.tensor.detach(), norms.of(i)
-            scores = weights.abs().to(accumulation_dtype(weights.dtype))
+            scores = weights.abs().to(base.accumulation_dtype(weights.dtype))
             scores = scores if inputs is None else scores.mul_(inputs)
             moving = block.numel - math.floor(shares[i] * block.numel)
             found[i] = packed(largest(scores.neg_() if self.keep == "smallest" else scores, moving))
         return found
 
     def update_(
-        self, theta: PerturbedParameters, state: SparseState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: SparseState, estimates: base.Estimates, context: base.StepContext
     ) -> SparseState:
         if not self.sparsity:
             return replace(state, inner=self.inner.update_(theta, state.inner, estimates, context))
@@ -165,7 +153,7 @@ def global_shares(blocks: Blocks, sparsity: float) -> tuple[float, ...]:
     """Of each block, the fraction of its weights among the smallest ``sparsity`` of all blocks together."""
     stride = math.ceil(blocks.numel / SAMPLE)
     sample = torch.cat(
-        [block.flat[::stride].to(accumulation_dtype(block.tensor.dtype)).abs().cpu() for block in blocks]
+        [block.flat[::stride].to(base.accumulation_dtype(block.tensor.dtype)).abs().cpu() for block in blocks]
     )
     limit = sample.kthvalue(math.ceil(sparsity * len(sample))).values.item()
     return tuple((block.flat.abs() <= limit).sum().item() / max(1, block.numel) for block in blocks)
