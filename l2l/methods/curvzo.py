@@ -1,7 +1,7 @@
 """CurvZO: MeZO on a few blocks at a time, sampled more often where the loss has proved sensitive.
 
 Wang et al. 2026, arXiv:2603.21725, with named tensors as blocks. Block i takes part with probability pi_i = min(1, c * p_i), p
-being a mixture of the normalised sensitivities and the uniform distribution, c such that sum pi = budget * count; it moves by
+being a mixture of the normalized sensitivities and the uniform distribution, c such that sum pi = budget * count; it moves by
 (g / pi_i) z_i, which is unbiased whatever the probabilities. Sensitivities follow |g|, budget and mixture how evenly they are
 spread. Differs from the paper, and from a re-implementation of it, in
 - sampling again where no block takes part, and dividing by the probability of taking part given that some do: the

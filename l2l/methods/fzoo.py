@@ -2,7 +2,7 @@
 
 Dang et al. 2025, arXiv:2506.09034: theta -= lr * sum c_i u_i with c_i = (L_i - L0) / (N std(L_1 .. L_N)),
 u_i of plus or minus one, and std over N as in the released code. Epsilon cancels, and along a linear loss so does the
-length of the gradient: normalised SGD. Differs from the released code in that
+length of the gradient: normalized SGD. Differs from the released code in that
 - where all probes have the very same loss no step is taken (the code divides by zero; a small number added to the
   divisor would make the largest step of the run out of a rounding);
 - every step has N probes of its own, as in the paper (the code has a branch that reuses the last losses, never
