@@ -142,10 +142,10 @@ def test_the_true_gradient_lies_in_the_span():
 @pytest.mark.parametrize(("form", "over_rows"), [((5, 4), False), ((4, 5), True)])
 @pytest.mark.parametrize("rank", [1, 4])
 def test_a_coordinate_has_mean_square_one_whatever_the_rank(form: tuple[int, int], over_rows: bool, rank: int):
-    module = nn.Module()
-    module.weight = nn.Parameter(torch.zeros(form))
+    module, weight = nn.Module(), nn.Parameter(torch.zeros(form))
+    module.register_parameter("weight", weight)
     blocks, watching = Blocks.of(module), Activations(Blocks.of(module), rank, 3, Key(SEED))
-    watching.during(lambda: INPUTS @ module.weight if over_rows else functional.linear(INPUTS, module.weight))
+    watching.during(lambda: INPUTS @ weight if over_rows else functional.linear(INPUTS, weight))
     shape = InSpan(watching.spans)
     us = [shape.write(blocks[0], 0, Key(SEED, step), "gaussian") for step in range(400)]
     assert torch.stack(us).square().mean().item() == pytest.approx(1, rel=0.2)

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from cases import TiedLM, same_bits, weights, zeroth_order
+from torch import nn
 
 import l2l
 from l2l.methods import method_class
 from l2l.methods.fzoo import FZOO
 from l2l.methods.hizoo import HiZOO
 from l2l.methods.registry import build_method, declared_method, method_name
+from l2l.methods.tezo import TeZO
 from l2l.optim import ZOOptimizer
 from l2l.optimizers import optimizer, optimizer_names
 from l2l.tuners.model import Tuner
@@ -59,7 +61,7 @@ def test_old_names_of_arguments_keep_working():
     with pytest.warns(FutureWarning, match="'draws' is now called 'num_directions'"):
         assert l2l.MeZO(TiedLM(), draws=3).method.num_directions == 3
     with pytest.warns(FutureWarning, match="'update' is now called 'rule'"):
-        assert build_method("tezo", 1e-3, {"update": "adam"}, None, TiedLM()).rule == "adam"
+        assert build_method("tezo", 1e-3, {"update": "adam"}, None, TiedLM()) == TeZO(rule="adam")
 
 
 @pytest.mark.parametrize("method", ["hizoo", HiZOO, HiZOO(0.1, smooth=0.5), l2l.HiZOO])
@@ -70,7 +72,7 @@ def test_a_method_is_named_by_its_name_its_class_an_object_or_its_optimizer(meth
 
 
 def test_what_names_no_method_is_refused():
-    for wrong in (print, 3, TiedLM):
+    for wrong in (print, TiedLM, nn.Linear(2, 2)):
         with pytest.raises(ValueError, match="is not a name, a method, a method class"):
             method_name(wrong)
 

@@ -17,6 +17,7 @@ from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
 from l2l.optim import ZOOptimizer
 from l2l.tuners.model import Tuner
+from l2l.tuners.normalize import EnergyNormalizer
 from l2l.tuners.per_block_mlp import PerBlockMLP
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
@@ -80,7 +81,8 @@ def network(tuner: Tuner, row: int) -> nn.Sequential:
 
 
 def dense_sigma(tuner: Tuner, at: Weights, embeddings: set[str], last: tuple[float, float, list[float]]) -> list[float]:
-    """sigma of every block as its own network gives it, then the normaliser's common factor as the last entry."""
+    """sigma of every block as its own network gives it, then the normalizer's common factor as the last entry."""
+    assert isinstance(tuner.normalizer, EnergyNormalizer)
     sigma, counted, spent = [], 0.0, 0.0
     for row, (name, value) in enumerate(at.items()):
         x = torch.tensor([value.mean().item(), value.var().item(), last[0], last[1], last[2][row]])
