@@ -17,7 +17,7 @@ from l2l.meta.pool import PoolTask, check_weights, load_pool
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, load_model, load_tokenizer, model_identity, thaw
 from l2l.params.blocks import Blocks
 from l2l.params.functional import HALF
-from l2l.report.console import progress_bar, quiet_lightning
+from l2l.report.console import print_table, progress_bar, quiet_lightning
 from l2l.report.files import read_tensors, write_tensors
 from l2l.report.plots import plot_panels, smooth
 from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_metrics
@@ -287,3 +287,8 @@ def draw_curves(folder: Path, tasks: list[str]) -> Path:
     if validation:
         panels["validation"] = {"after short runs": validation}
     return plot_panels(folder / "meta.png", panels, "outer step", "loss (nats)")
+
+
+def meta_train_command(config: MetaTrainConfig) -> None:
+    """Learn a tuner, and print its results."""
+    print_table(f"tuner: {config.out}", [run_meta_training(config).provenance.results])

@@ -18,6 +18,7 @@ from l2l.methods.base import check_counts
 from l2l.models.load import DTYPES
 from l2l.noise import active_backend
 from l2l.params.blocks import Blocks
+from l2l.report.console import print_table
 from l2l.report.memory import available_bytes, current_bytes
 from l2l.report.run_directory import RunDirectory
 
@@ -137,3 +138,10 @@ def _summary(
         "hours": config.steps * seconds / 3600,
         "config": asdict(config),
     }
+
+
+def estimate_command(config: EstimateConfig) -> None:
+    """Predict, and print the figures and the bytes by kind."""
+    found = run_estimate(config)
+    print_table("estimate", [{name: value for name, value in found.items() if isinstance(value, str | int | float)}])
+    print_table("bytes", [found["bytes"]])

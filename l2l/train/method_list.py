@@ -11,6 +11,7 @@ from l2l.methods.base import Method
 from l2l.methods.registry import build_method
 from l2l.methods.wrappers import AROUND, wrapper_class, wrapper_names
 from l2l.optim import FIRST_ORDER_PASSES
+from l2l.report.console import print_table
 from l2l.train.baselines import baseline_kind, baseline_names
 from l2l.tuners.model import Tuner
 
@@ -23,6 +24,11 @@ def method_list() -> list[dict[str, str]]:
     rows = [_row(name, name, method_class(name)) for name in method_names()]
     rows += [_row(f"{name}{AROUND}…", f"{name}{AROUND}mezo", wrapper_class(name)) for name in wrapper_names()]
     return rows + [_named(name, baseline_kind(name)) | {"passes": "-", "memory": "-"} for name in baseline_names()]
+
+
+def list_methods() -> None:
+    """Print :func:`method_list` as a table."""
+    print_table("methods", method_list())
 
 
 def _row(shown: str, name: str, kind: Any) -> dict[str, str]:

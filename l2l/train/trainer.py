@@ -37,7 +37,7 @@ from l2l.models.heads import compile_decoder
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, model_identity
 from l2l.models.schemes import ADAPTERS, AdapterBase, apply_scheme, save_adapter
 from l2l.optim import ZOOptimizer, schedule_factor
-from l2l.report.console import progress_bar, quiet_lightning
+from l2l.report.console import print_table, progress_bar, quiet_lightning
 from l2l.report.files import read_tensors, write_tensors
 from l2l.report.memory import PeakMemory
 from l2l.report.plots import plot_panels, smooth
@@ -45,6 +45,7 @@ from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_met
 from l2l.tasks.base import Row, Task
 from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores, evaluate
+from l2l.tasks.metrics import format_interval
 from l2l.tasks.rows import Splits
 from l2l.train.baselines import baseline_names, build_baseline
 from l2l.train.baselines.base import Baseline, Found
@@ -710,3 +711,18 @@ def draw_curves(folder: Path, objective: str = "loss") -> Path:
         return plot_panels(folder / "loss.png", {"loss": {"train": smooth(train), "dev": dev}}, "step", "loss (nats)")
     panels = {objective: {"train": smooth(train)}, "loss (nats)": {"dev": dev}}
     return plot_panels(folder / "loss.png", panels, "step", "value")
+
+
+def fine_tune_command(config: FineTuneConfig) -> None:
+    """Run or continue what ``config`` says, and print the figures of the run."""
+    folder = RunDirectory(config.out, asdict(config), config.overwrite)
+    if folder.resumed:
+        print(f"continuing the run in {config.out}")
+    result = start_fine_tuning(config, folder)
+    summary = result.summary
+    if summary["note"]:
+        print(summary["note"])
+    shown = ("task", "method", "lr", "steps", "passes", "initial_loss", "final_loss", "seconds")
+    best, test = summary["best"]["step"], summary["best"]["test"]
+    figures = {"best step": best, f"test {test['metric']}": format_interval(test["value"], test["interval"])}
+    print_table(f"fine-tune: {result.out}", [{name: summary[name] for name in shown} | figures])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from cases import Quadratic, same_bits, weights
 
 import l2l
-from l2l.cli import COMMANDS, main
+from l2l.cli import main
 from l2l.optim import CurvatureLR, schedule_factor
 from l2l.train.config import FineTuneConfig
 
@@ -114,8 +113,7 @@ def test_a_short_run_lowers_the_loss_from_any_beta_of_that_order(beta, tmp_path)
 @pytest.mark.parametrize("source", ["flag", "yaml"])
 def test_the_command_line_takes_auto_and_numbers(source, given, wanted, tmp_path, monkeypatch):
     seen: list[FineTuneConfig] = []
-    watched = [replace(command, run=seen.append) for command in COMMANDS if command.path == "fine-tune"]
-    monkeypatch.setattr("l2l.cli.COMMANDS", watched)
+    monkeypatch.setattr("l2l.train.trainer.fine_tune_command", seen.append)
     file = tmp_path / "run.yaml"
     file.write_text(f"lr: {given}\nschedule: cosine\n")
     options = ["--lr", given, "--schedule", "cosine"] if source == "flag" else ["--config", str(file)]
