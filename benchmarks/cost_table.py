@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pages import markdown_table
 
 from l2l.costs.memory import Load, PerturbMode, Update, backward_bytes, inference_bytes, memory_parts
 from l2l.costs.model_shape import ModelShape, meta_model, model_shape
@@ -23,7 +24,6 @@ from l2l.meta.statistics import WAITING
 from l2l.models.shapes import shape_config
 from l2l.params.blocks import Blocks
 from l2l.report.files import write_whole
-from l2l.tools.bench import markdown_table
 from l2l.tuners.published import known_config
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from l2l.tools import lr_probe_maths as maths
 from l2l.tools.lr_probe_maths import LEAST_EPSILONS, Advice, Exactness, LineLosses, Values
 from l2l.train.baselines import baseline_names
 from l2l.train.config import FineTuneConfig, PerturbMode
-from l2l.train.trainer import RunContext, prepare_fine_tuning
+from l2l.train.trainer import prepare_fine_tuning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -108,7 +108,14 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         check_counts(probes=self.probes, sweep=self.sweep, batch_size=self.batch_size, train_size=self.train_size)
-        check_plan(self.probes, self.sweep, self.epsilons)
+        if self.probes < 2:
+            raise ValueError(f"probes={self.probes} must be at least 2: one direction shows no spread")
+        if self.sweep > self.probes:
+            raise ValueError(f"sweep={self.sweep} must be at most probes={self.probes}: it takes the first of them")
+        if len(set(self.epsilons)) != len(self.epsilons) or len(self.epsilons) < LEAST_EPSILONS:
+            raise ValueError(f"epsilons={self.epsilons} must be at least {LEAST_EPSILONS} different numbers")
+        for epsilon in self.epsilons:
+            check_positive(epsilons=epsilon)
         check_positive(step_fraction=1.0 if self.step_fraction is None else self.step_fraction)
         self.fine_tune()  # refuses what a run would
 
@@ -131,22 +138,6 @@ class ProbeConfig:
         }
 
 
-def check_plan(probes: int, sweep: int, epsilons: Sequence[float]) -> None:
-    """Refuse a plan whose figures would mean nothing.
-
-    Raises:
-        ValueError: too few probes or epsilons, an epsilon that is not positive or comes twice, a longer sweep than probes.
-    """
-    if probes < 2:
-        raise ValueError(f"probes={probes} must be at least 2: one direction shows no spread")
-    if sweep > probes:
-        raise ValueError(f"sweep={sweep} must be at most probes={probes}: it takes the first of them")
-    if len(set(epsilons)) != len(epsilons) or len(epsilons) < LEAST_EPSILONS:
-        raise ValueError(f"epsilons={list(epsilons)} must be at least {LEAST_EPSILONS} different numbers")
-    for epsilon in epsilons:
-        check_positive(epsilons=epsilon)
-
-
 def run_lr_probe(
     config: ProbeConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> dict[str, Any]:
@@ -159,11 +150,19 @@ def run_lr_probe(
         ValueError, FileNotFoundError: bad input, named, before anything is written.
         FloatingPointError: the loss is not finite.
     """
-    method = None if config.method in baseline_names() else method_class(config.method)
-    if method is None or not issubclass(method, Method):
-        raise _first_order(config)
+    kind = None if config.method in baseline_names() else method_class(config.method)
+    if kind is None or not issubclass(kind, Method):
+        raise ValueError(f"method {config.method!r} has no directions: lr-probe serves zeroth-order methods only")
     folder = RunDirectory(config.out, asdict(config), config.overwrite)
-    found = probe(prepare_fine_tuning(config.fine_tune(), model, tokenizer), config)
+    context = prepare_fine_tuning(config.fine_tune(), model, tokenizer)
+    theta, method, closures = context.optimizer.theta, context.optimizer.method, context.closures
+    assert isinstance(method, Method), "the class was checked above"
+
+    def batches(step: int, number: int) -> Closure:
+        return closures.further(step, number - 1) if number else closures.at(step)
+
+    with progress_bar(f"{config.task} {config.method}", pairs(config), visible=config.progress) as advance:
+        found = probe(theta, method, batches, config, advance=advance)
     advice = found.advice
     summary = {
         "task": config.task,
@@ -181,10 +180,6 @@ def run_lr_probe(
     folder.finish(summary)
     _print(found, config, summary)
     return summary
-
-
-def _first_order(config: ProbeConfig) -> ValueError:
-    return ValueError(f"method {config.method!r} looks along no directions: lr-probe serves zeroth-order methods only")
 
 
 Batches: TypeAlias = Callable[[int, int], Closure]
@@ -210,40 +205,11 @@ class ProbeResult:
     advice: Advice
 
 
-def probe(context: RunContext, config: ProbeConfig) -> ProbeResult:
-    """Probe a prepared run (:func:`l2l.train.trainer.prepare_fine_tuning`). Nothing is written; the weights keep every bit.
-
-    Raises:
-        ValueError: the method is of first order.
-        FloatingPointError: the loss is not finite.
-    """
-    optimizer, closures = context.optimizer, context.closures
-    if not isinstance(optimizer.method, Method):
-        raise _first_order(config)
-    total = pairs(config.probes, config.sweep, len(config.epsilons))
-    with progress_bar(f"{config.task} {config.method}", total, visible=config.progress) as advance:
-        return measure(
-            optimizer.theta,
-            optimizer.method,
-            lambda step, number: closures.further(step, number - 1) if number else closures.at(step),
-            config.probes,
-            config.sweep,
-            config.epsilons,
-            config.seed,
-            config.step_fraction,
-            advance=advance,
-        )
-
-
-def measure(
+def probe(
     theta: PerturbedParameters,
     method: Method[Any],
     batches: Batches,
-    probes: int,
-    sweep: int,
-    epsilons: Sequence[float],
-    seed: int = 0,
-    step_fraction: float | None = None,
+    config: ProbeConfig,
     resolution: float = CurvatureLR.resolution,
     advance: Callable[[float], None] = lambda loss: None,
 ) -> ProbeResult:
@@ -251,30 +217,29 @@ def measure(
 
     Args:
         batches: the losses to evaluate; see :data:`Batches`.
-        probes, sweep, epsilons, step_fraction: as in :class:`ProbeConfig`.
+        config: of which probes, sweep, epsilons, step_fraction and seed are read.
         resolution: as in :class:`l2l.optim.CurvatureLR`.
-        advance: called with a loss after each pair of losses: ``pairs(...)`` times, fewer where epsilons are dropped.
+        advance: called with a loss after each pair of losses: ``pairs(config)`` times, fewer where epsilons are dropped.
 
     Raises:
-        ValueError: an inconsistent plan, or a loss that does not depend on theta.
+        ValueError: the loss does not depend on theta.
         FloatingPointError: a loss is not finite at theta, or at all but a few epsilons.
     """
-    check_plan(probes, sweep, epsilons)
-    prober = _Prober(theta, method, batches, seed, advance)
+    prober = _Prober(theta, method, batches, config.seed, advance)
     with restored(theta):
-        losses = prober.sweep(sweep, sorted(epsilons))
+        losses = prober.sweep(config.sweep, sorted(config.epsilons))
         figures = maths.exactness(losses)
         index = maths.choose_epsilon(figures)
-        chosen, again = prober.extend(losses.at(index), probes)
+        chosen, again = prober.extend(losses.at(index), config.probes)
     noise = maths.slope_noise(chosen.slopes[:, 0], again)
-    advice = maths.advise(chosen, noise, figures[index], step_fraction, resolution)
-    dropped = tuple(sorted(set(epsilons) - set(losses.epsilons.tolist())))
+    advice = maths.advise(chosen, noise, figures[index], config.step_fraction, resolution)
+    dropped = tuple(sorted(set(config.epsilons) - set(losses.epsilons.tolist())))
     return ProbeResult(losses, chosen, again, tuple(figures), dropped, prober.passes, advice)
 
 
-def pairs(probes: int, sweep: int, epsilons: int) -> int:
-    """Pairs L+, L- that :func:`measure` evaluates: the length of the progress bar."""
-    return sweep * epsilons + (probes - sweep) + probes
+def pairs(config: ProbeConfig) -> int:
+    """Pairs L+, L- that :func:`probe` evaluates: the length of the progress bar."""
+    return config.sweep * len(config.epsilons) + (config.probes - config.sweep) + config.probes
 
 
 @contextmanager
