@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import document, markdown_table
 
-from l2l.tools.bench import document, hardware, markdown_table
+from l2l.tools.bench import hardware
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -1,4 +1,4 @@
-"""What probes make of losses: exact on parabolas, and epsilon follows rounding and truncation."""
+"""From losses to lr and epsilon: exact on parabolas, and epsilon follows rounding and truncation."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from l2l.noise import Key, standard_noise
 from l2l.optim import CurvatureLRState, curvature, learning_rate
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
-from l2l.tools.lr_probe import (
-    BETAS,
-    EPSILONS,
-    ProbeResult,
+from l2l.tools.lr_probe import EPSILONS, ProbeConfig, ProbeResult, pairs, probe
+from l2l.tools.lr_probe_maths import (
+    STEP_FRACTIONS,
+    Exactness,
+    LineLosses,
+    SlopeNoise,
     advise,
-    choose_beta,
+    choose_epsilon,
+    choose_step_fraction,
+    exactness,
     expected_change,
-    measure,
-    pairs,
     reasons,
+    slope_noise,
+    truncation,
 )
-from l2l.tools.lr_probe_maths import Exactness, Looks, SlopeNoise, choose_epsilon, exactness, slope_noise, truncation
 
 FINE = 2.0**-48
 """Resolution of losses in float64."""
@@ -35,8 +38,8 @@ FINE = 2.0**-48
 
 def probed(model: Any, loss: Callable[[], Tensor | float] | None = None, **options: Any) -> ProbeResult:
     closure = loss or model
-    plan: dict[str, Any] = {"probes": 8, "sweep": 4, "epsilons": EPSILONS, "resolution": FINE} | options
-    return measure(PerturbedParameters(Blocks.of(model)), MeZO(), lambda step, number: closure, **plan)
+    config = ProbeConfig(**{"probes": 8, "sweep": 4, **options})
+    return probe(PerturbedParameters(Blocks.of(model)), MeZO(), lambda step, number: closure, config, FINE)
 
 
 def truth(model: Quadratic, step: int) -> tuple[float, float]:
@@ -48,7 +51,7 @@ def truth(model: Quadratic, step: int) -> tuple[float, float]:
     return slope, float((model.curvature * z["matrix"] ** 2).sum() + (z["vector"] ** 2).sum())
 
 
-def test_on_a_quadratic_slopes_and_curvatures_are_exact_and_lr_is_beta_over_their_mean():
+def test_on_a_quadratic_slopes_and_curvatures_are_exact_and_lr_is_step_fraction_over_their_mean():
     model = Quadratic().double()
     wanted = np.array([truth(model, step) for step in range(8)])
     found = probed(model, step_fraction=0.15)
@@ -59,22 +62,22 @@ def test_on_a_quadratic_slopes_and_curvatures_are_exact_and_lr_is_beta_over_thei
     assert found.advice.ridges == 0
 
 
-def test_the_rate_advised_is_the_one_that_step_control_would_make_of_the_same_losses():
+def test_the_rate_advised_is_the_one_that_lr_auto_would_make_of_the_same_losses():
     found = probed(TiedLM().double())
     seen, epsilon = found.chosen, found.advice.epsilon
-    sides = zip(seen.plus[:, 0].tolist(), seen.minus[:, 0].tolist(), seen.home.tolist(), strict=True)
-    measured = [curvature(plus, minus, home, epsilon, FINE) for plus, minus, home in sides]
+    sides = zip(seen.plus[:, 0].tolist(), seen.minus[:, 0].tolist(), seen.center.tolist(), strict=True)
+    measured = [curvature(plus, minus, center, epsilon, FINE) for plus, minus, center in sides]
     assert found.advice.lr == pytest.approx(
-        learning_rate(found.advice.beta, CurvatureLRState(sum(measured) / len(measured), 1.0))
+        learning_rate(found.advice.step_fraction, CurvatureLRState(sum(measured) / len(measured), 1.0))
     )
 
 
-@pytest.mark.parametrize("walk", ["in_place", "functional"])
-def test_theta_is_back_bit_for_bit_after_probes_and_after_an_error(walk: Any):
-    model, calls = TiedLM(), 0
+@pytest.mark.parametrize("perturb", ["in_place", "functional"])
+def test_theta_is_restored_bit_for_bit_after_probes_and_after_an_error(perturb: Any):
+    model, calls, config = TiedLM(), 0, ProbeConfig(probes=6, sweep=3)
     before = weights(model)
-    theta = PerturbedParameters(Blocks.of(model), walk)
-    measure(theta, MeZO(), lambda step, number: model, 6, 3, EPSILONS)
+    theta = PerturbedParameters(Blocks.of(model), perturb)
+    probe(theta, MeZO(), lambda step, number: model, config)
     assert same_bits(before, weights(model))
 
     def failing() -> Tensor:
@@ -85,7 +88,7 @@ def test_theta_is_back_bit_for_bit_after_probes_and_after_an_error(walk: Any):
         return model()
 
     with pytest.raises(RuntimeError, match="out of something"):
-        measure(theta, MeZO(), lambda step, number: failing, 6, 3, EPSILONS)
+        probe(theta, MeZO(), lambda step, number: failing, config)
     assert calls == 40
     assert same_bits(before, weights(model))
 
@@ -113,7 +116,7 @@ def test_epsilon_stays_where_truncation_leaves_slope_and_curvature_alone():
         return 1 + g * distance + c * distance**2 / 2 + third * g * distance**3 / 6 + third * c * distance**4 / 24
 
     for third, least, most in ((0.0, 1e-3, 1e-1), (1e4, 1e-4, 3e-3)):
-        found = exactness(Looks(epsilons, loss(epsilons, third), loss(-epsilons, third), np.ones(3)))
+        found = exactness(LineLosses(epsilons, loss(epsilons, third), loss(-epsilons, third), np.ones(3)))
         assert least <= found[choose_epsilon(found)].epsilon <= most
         assert found[3].slope_truncation == pytest.approx(third * 9e-6 / 6, rel=0.01, abs=1e-6)
 
@@ -138,20 +141,20 @@ def test_signal_and_noise_of_slopes_are_told_apart():
     assert slope_noise(first, -first).share == 0
 
 
-def test_beta_is_half_of_the_share_that_is_signal_within_what_is_known_to_serve():
-    assert choose_beta(SlopeNoise(1.0, 0.0, 0.1)) == BETAS[1]
-    assert choose_beta(SlopeNoise(0.3, 0.7, 0.1)) == pytest.approx(0.15)
-    assert choose_beta(SlopeNoise(-0.2, 1.0, 0.1)) == BETAS[0]
+def test_the_step_fraction_is_half_of_the_share_that_is_signal_within_what_is_known_to_serve():
+    assert choose_step_fraction(SlopeNoise(1.0, 0.0, 0.1)) == STEP_FRACTIONS[1]
+    assert choose_step_fraction(SlopeNoise(0.3, 0.7, 0.1)) == pytest.approx(0.15)
+    assert choose_step_fraction(SlopeNoise(-0.2, 1.0, 0.1)) == STEP_FRACTIONS[0]
 
 
 def test_a_step_is_expected_to_gain_most_at_the_best_lr_and_nothing_at_twice_that():
     figures = Exactness(1e-3, 1.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    looks = Looks(np.array([1.0]), np.array([[3.0], [5.0]]), np.array([[3.0], [5.0]]), np.array([1.0, 3.0]))
-    advice = advise(looks, SlopeNoise(0.6, 0.4, 0.1), figures)
+    losses = LineLosses(np.array([1.0]), np.array([[3.0], [5.0]]), np.array([[3.0], [5.0]]), np.array([1.0, 3.0]))
+    advice = advise(losses, SlopeNoise(0.6, 0.4, 0.1), figures)
     assert (advice.curvature, advice.lr) == (4.0, 0.05)
     assert (advice.lr_best, advice.lr_highest) == pytest.approx((0.15, 0.3))
     assert [expected_change(advice, lr) for lr in (0.0, 0.15, 0.3)] == pytest.approx([0, -1, 0])
-    noisy = advise(looks, SlopeNoise(0.02, 0.98, 0.001), figures)
+    noisy = advise(losses, SlopeNoise(0.02, 0.98, 0.001), figures)
     assert any("larger batches" in line for line in reasons(noisy, EPSILONS, 2))
     assert len(reasons(advice, EPSILONS, 2)) == 2
 
@@ -173,8 +176,10 @@ def test_epsilons_at_which_the_loss_is_not_finite_are_left_out_and_named():
 
 def test_the_passes_and_the_progress_are_as_planned():
     seen: list[float] = []
-    found = probed(Quadratic().double(), advance=seen.append)
-    assert len(seen) == pairs(8, 4, 7)
+    model, config = Quadratic().double(), ProbeConfig(probes=8, sweep=4)
+    theta = PerturbedParameters(Blocks.of(model))
+    found = probe(theta, MeZO(), lambda step, number: model, config, FINE, seen.append)
+    assert len(seen) == pairs(config)
     assert found.passes == 4 * (1 + 2 * 7) + 4 * 3 + 8 * 2
 
 
@@ -197,4 +202,4 @@ def test_a_loss_that_does_not_bend_is_refused(loss: Callable[[Any], Tensor]):
 )
 def test_a_plan_that_means_nothing_is_refused(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        probed(Quadratic(), **options)
+        ProbeConfig(**{"probes": 8, "sweep": 4, **options})

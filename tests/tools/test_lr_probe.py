@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shlex
 from pathlib import Path
@@ -29,19 +31,22 @@ def probe(out: Path, **options: Any) -> dict[str, Any]:
     return run_lr_probe(ProbeConfig(out=str(out), **{**SMALL, **options}))
 
 
-def test_it_leaves_a_record_a_picture_and_a_line_that_fine_tune_takes(tmp_path, capsys):
-    summary = probe(tmp_path / "probe", seed=3)
-    assert {path.name for path in (tmp_path / "probe").iterdir()} == {
-        "config.yaml",
-        "summary.json",
-        "probe.json",
-        "probe.png",
-    }
-    record = json.loads((tmp_path / "probe" / "probe.json").read_text())
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, dict[str, Any], str]:
+    """A finished probe: its directory, its summary, what it printed."""
+    out, printed = tmp_path_factory.mktemp("probe") / "out", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        summary = probe(out, seed=3)
+    return out, summary, printed.getvalue()
+
+
+def test_it_leaves_a_record_a_picture_and_a_line_that_fine_tune_takes(done, tmp_path):
+    out, summary, printed = done
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "summary.json", "probe.json", "probe.png"}
+    record = json.loads((out / "probe.json").read_text())
     assert record["advice"]["lr"] == summary["lr"] > 0
     assert record["passes"] == summary["passes"] == 2 * (1 + 2 * 3) + 1 * 3 + 3 * 2
     assert len(record["probes"]["home"]) == 3
-    printed = capsys.readouterr().out
     assert summary["command"] in printed
     assert all(sentence in printed for sentence in summary["reasons"])
     words = shlex.split(summary["command"])
@@ -60,10 +65,10 @@ def test_a_model_given_keeps_its_weights_bit_for_bit(tmp_path):
     assert same_bits(before, weights(model))
 
 
-def test_the_directions_are_the_method_s_and_the_scheme_s(tmp_path):
-    plain = probe(tmp_path / "plain")
-    learned = probe(tmp_path / "learned", method="learned", tuner="l2l-tiny")
-    adapter = probe(tmp_path / "lora", scheme="lora")
+def test_the_directions_are_the_method_s_and_the_scheme_s(done, tmp_path):
+    plain = done[1]
+    learned = probe(tmp_path / "learned", method="learned", tuner="l2l-tiny", seed=3)
+    adapter = probe(tmp_path / "lora", scheme="lora", seed=3)
     assert len({plain["lr"], learned["lr"], adapter["lr"]}) == 3
     assert "--tuner l2l-tiny" in learned["command"]
     assert "--scheme lora" in adapter["command"]
@@ -83,8 +88,8 @@ def test_the_line_says_what_differs_from_the_defaults_of_a_run_and_no_more(tmp_p
     ("options", "error", "message"),
     [
         ({"task": "nothing"}, ValueError, "nothing"),
-        ({"method": "adamw"}, ValueError, "'adamw' looks along no directions"),
-        ({"method": "zero_shot"}, ValueError, "'zero_shot' looks along no directions"),
+        ({"method": "adamw"}, ValueError, "'adamw' has no directions"),
+        ({"method": "zero_shot"}, ValueError, "'zero_shot' has no directions"),
         ({"method": "learned"}, ValueError, "needs a tuner"),
         ({"scheme": "lore"}, ValueError, "scheme"),
         ({"probes": 0}, ValueError, "probes=0"),
@@ -98,8 +103,10 @@ def test_bad_input_is_named_and_nothing_is_written(options, error, message, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_finished_probe_is_not_overwritten_unasked(tmp_path):
-    probe(tmp_path)
-    with pytest.raises(ValueError, match="finished"):
-        probe(tmp_path)
-    assert probe(tmp_path, overwrite=True)["lr"] > 0
+def test_a_finished_probe_is_not_overwritten_unasked(done):
+    out, summary, _ = done
+    before = (out / "probe.json").read_bytes()
+    with pytest.raises(ValueError, match="holds this run, finished"):
+        probe(out, seed=3)
+    assert (out / "probe.json").read_bytes() == before
+    assert probe(out, seed=3, overwrite=True)["lr"] == summary["lr"]
