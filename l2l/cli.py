@@ -152,6 +152,8 @@ BAD_INPUT = (ValueError, FileNotFoundError, FloatingPointError, NotADirectoryErr
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0, 2 for bad input, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        warnings.formatwarning = lambda message, *_: f"l2l: {message}\n"
     debug = "--debug" in words
     words = [_with_underscores(word) for word in words if word != "--debug"]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
