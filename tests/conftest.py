@@ -10,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first importe
 import pytest
 import torch
 from cases import PROBLEMS, Problem
-from random_slice import DAY
+from daily import DAY
 
 from l2l.noise import Key
 
@@ -21,7 +21,7 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> str:
-    return f"slices of the grids: L2L_TEST_DAY={DAY}"
+    return f"daily slice of the grids: L2L_TEST_DAY={DAY}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

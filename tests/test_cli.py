@@ -9,6 +9,7 @@ import pkgutil
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -305,8 +306,10 @@ def test_old_names_of_options_and_values_still_work(form, capsys, tmp_path):
     flags = [word for name, value in old.items() for word in (f"--{name}", value)]
     equals = [f"--{name}={value}" for name, value in old.items()]
     arguments = {"flags": flags, "equals": equals, "file": ["--config", str(file)]}[form]
-    with pytest.warns(FutureWarning, match="'walk' is now called 'perturb'"):
+    with warnings.catch_warnings(record=True) as warned:
         found = print_config(capsys, "fine-tune", *arguments)
+    wanted = {("walk", "perturb"), ("control_every", "curvature_every"), ("beta", "step_fraction")}
+    assert {f"{old!r} is now called {new!r}" for old, new in wanted} <= {str(one.message) for one in warned}
     assert (found["perturb"], found["curvature_every"], found["step_fraction"]) == ("functional", 7, 0.2)
 
 

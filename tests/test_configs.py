@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from random_slice import sliced
+from daily import daily_slice
 
 from l2l.cli import main
 from l2l.experiments.quickstart import RECIPE
@@ -97,7 +97,7 @@ def models(tmp_path_factory) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("path", sliced(CONFIGS, 8, name=identity))
+@pytest.mark.parametrize("path", daily_slice(CONFIGS, 8, name=identity))
 def test_a_configuration_runs_for_three_steps_on_a_tiny_model_of_its_family(path: Path, models, tmp_path):
     command, _ = COMMANDS[path.parent.name]
     small = f"{SMALL} {SMALL_BY_KIND[path.parent.name]}".split()
