@@ -121,6 +121,6 @@ def test_a_few_first_order_steps_teach_the_embedded_model_a_task():
     adam = torch.optim.Adam(parts.model.parameters(), lr=3e-4)
     for step in range(25):
         adam.zero_grad()
-        batch_loss(parts.model, parts.feeder.at(step), parts.feeder.form).backward()
+        batch_loss(parts.model, parts.closures.batcher.at(step), parts.closures.batcher.form).backward()
         adam.step()
     assert evaluate(parts.model, parts.tokenizer, parts.task, parts.splits.test).loss < 0.7 * before

@@ -79,7 +79,7 @@ def test_every_step_is_in_the_run_log_and_in_the_metrics(done):
     assert [int(row["step"]) for row in rows] == list(range(6))
     assert [row["step"] for row in rows if row["dev_loss"]] == ["2", "5"]
     for line, row in zip(lines, rows, strict=True):
-        gradient, plus, minus = line["num_directions"][0]
+        gradient, plus, minus = line["directions"][0]
         assert gradient == pytest.approx((plus - minus) / 2e-3)
         assert float(row["train_loss"]) == (plus + minus) / 2
         assert (float(row["projected_gradient"]), float(row["lr"])) == (gradient, line["lr"])

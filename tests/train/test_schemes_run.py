@@ -96,15 +96,15 @@ def test_what_a_run_saves_is_evaluated_to_the_numbers_of_its_summary(family, sch
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_broken_off_run_continued_is_the_whole_run(scheme, tmp_path, monkeypatch):
     whole = fine_tune(tmp_path / "whole", scheme=scheme)
-    after_step = Session.after_step
+    step = Session.step
 
-    def break_off(self: Session) -> float:
+    def break_off(self: Session, optimizer: Any) -> float:
         if self.progress.step == 5:
             raise KeyboardInterrupt
-        return after_step(self)
+        return step(self, optimizer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "after_step", break_off)
+        patch.setattr(Session, "step", break_off)
         with pytest.raises(KeyboardInterrupt):
             fine_tune(tmp_path / "broken", scheme=scheme)
     continued = fine_tune(tmp_path / "broken", scheme=scheme)
