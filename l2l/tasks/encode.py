@@ -549,7 +549,7 @@ def collate(
         layout = lay_out_whole([(option.fed, option.decoder) for option in options])
     else:
         layout = lay_out([[option.fed for option in chosen] for chosen in picked], grouping)
-    lengths = [len(row.ids) for row in layout.rows]
+    ids, mask = pad_rows([row.ids for row in layout.rows], pad_id)
     per_token = [
         (row, where[option.first + slot], target, number, slot)
         for number, (option, row, where) in enumerate(zip(options, layout.row_of, layout.columns, strict=True))
@@ -559,8 +559,8 @@ def collate(
     rows, positions, targets, option_of, token_slot = torch.tensor(per_token).T.contiguous()
     option_example, option_slot = torch.tensor(per_option).T.contiguous()
     return Batch(
-        input_ids=_padded([row.ids for row in layout.rows], pad_id),
-        attention_mask=tree_attention_mask(layout.rows) if layout.branching else _tokens(lengths),
+        input_ids=ids,
+        attention_mask=tree_attention_mask(layout.rows) if layout.branching else mask,
         rows=rows,
         positions=positions,
         targets=targets,
@@ -571,17 +571,15 @@ def collate(
         gold=torch.tensor([0 if form == "lm" else e.gold[0] for e in examples]),
         longest=max(option.length for option in options),
         width=max(map(len, picked)),
-        decoder_ids=_padded(layout.decoders, pad_id) if any(layout.decoders) else None,
+        decoder_ids=pad_rows(layout.decoders, pad_id)[0] if any(layout.decoders) else None,
         pooled=examples[0].pooled,
     ).to(device)
 
 
-def _padded(rows: Sequence[Ids], pad_id: int) -> Tensor:
-    """[R, T] ids, padded on the right."""
+def pad_rows(rows: Sequence[Ids], pad_id: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """[R, T] ids, padded on the right or on the left, and [R, T] int64 mask: 1 on tokens, 0 on padding."""
     columns = max(map(len, rows))
-    return torch.tensor([ids + (pad_id,) * (columns - len(ids)) for ids in rows])
-
-
-def _tokens(lengths: Sequence[int]) -> Tensor:
-    """[R, T] 1 on tokens, 0 on padding."""
-    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    empty = [(pad_id,) * (columns - len(row)) for row in rows]
+    ids = torch.tensor([pad + row if left else row + pad for row, pad in zip(rows, empty, strict=True)])
+    lengths, index = torch.tensor([[len(row)] for row in rows]), torch.arange(columns)
+    return ids, ((index >= columns - lengths) if left else (index < lengths)).long()

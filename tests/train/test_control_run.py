@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cases import Quadratic, same_bits, weights
+from daily import daily_slice
 
 import l2l
 from l2l.cli import COMMANDS, main
@@ -93,7 +94,7 @@ def test_a_schedule_follows_steps_or_passes_whichever_is_further(tmp_path):
     assert [line["lr"] for line in lines(tmp_path / "passes")] == pytest.approx(wanted)
 
 
-def test_a_schedule_scales_beta(tmp_path):
+def test_a_schedule_scales_the_step_fraction(tmp_path):
     fine_tune(tmp_path / "plain", lr="auto", steps=1)
     fine_tune(tmp_path / "tenth", lr="auto", step_fraction=1.0, steps=1)
     (plain,), (tenth,) = lines(tmp_path / "plain"), lines(tmp_path / "tenth")
@@ -104,9 +105,9 @@ def test_a_schedule_scales_beta(tmp_path):
         assert rates[k] == pytest.approx(rates[4] / 0.6 * (1 - k / 10))
 
 
-@pytest.mark.parametrize("beta", [0.03, 0.1, 0.3])
-def test_a_short_run_lowers_the_loss_from_any_beta_of_that_order(beta, tmp_path):
-    summary = fine_tune(tmp_path, lr="auto", step_fraction=beta, steps=80, batch_size=8).summary
+@pytest.mark.parametrize("step_fraction", daily_slice([0.03, 0.1, 0.3], 1))
+def test_a_short_run_lowers_the_loss_from_any_step_fraction_of_that_order(step_fraction, tmp_path):
+    summary = fine_tune(tmp_path, lr="auto", step_fraction=step_fraction, steps=80, batch_size=8).summary
     assert summary["final_loss"] < summary["initial_loss"] - 0.02
 
 

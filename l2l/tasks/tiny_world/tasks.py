@@ -61,14 +61,10 @@ def generate_rows(task: str, split: Split, count: int, seed: int, labels: int, d
         order = order or rng.sample(range(labels), labels)
         label = order.pop()
         row = draw(rng, label)
-        while _split_of(row["text"]) != split:
+        while (zlib.crc32(row["text"].encode()) % _VALIDATION_SHARE == 0) != (split == "validation"):
             row = draw(rng, label)
         found.append(row | {"label": label})
     return found
-
-
-def _split_of(text: str) -> str:
-    return "validation" if zlib.crc32(text.encode()) % _VALIDATION_SHARE == 0 else "train"
 
 
 def _task(
@@ -140,11 +136,6 @@ def _opposite(rng: random.Random, label: int) -> dict[str, Any]:
     return {"text": tidy(f"{fill(rng, rng.choice(_TEMPLATES['opposite']))} not {one} but"), "choices": choices}
 
 
-def _question(rng: random.Random, label: int) -> dict[str, Any]:
-    """A question that asks for one sort of answer."""
-    return {"text": tidy(question(rng, SORTS[label]))}
-
-
 def _season(rng: random.Random, label: int) -> dict[str, Any]:
     """Signs of a season; asked is the weather that stands for it."""
     return {"text": tidy(season_scene(rng, SEASONS[label], length=1)), "person": fill(rng, "{person}")}
@@ -153,11 +144,6 @@ def _season(rng: random.Random, label: int) -> dict[str, Any]:
 def _sentiment(rng: random.Random, label: int) -> dict[str, Any]:
     """A review that blames (0) or praises (1)."""
     return {"text": tidy(review(rng, rng.choice(((0, 1), (3, 4))[label]), length=2, stray=0.2))}
-
-
-def _stars(rng: random.Random, label: int) -> dict[str, Any]:
-    """A review at one of five levels, 0 worst, 4 best."""
-    return {"text": tidy(review(rng, label, length=2, stray=0.15))}
 
 
 def _topic(rng: random.Random, label: int) -> dict[str, Any]:
@@ -191,10 +177,18 @@ TASKS = (
     _task("world_feeling", _feeling, "{text} {pronoun} was full of", ("joy", "sorrow", "rage", "fear"), ("pronoun",)),
     _task("world_job", _job, "{text} every morning {person} goes to the", _WORKPLACES, ("person",)),
     _task("world_opposite", _opposite, "{text}", "choices", ("choices",), choices=_CHOICES),
-    _task("world_question", _question, "{text} the answer is", SORTS),
+    _task(
+        "world_question", lambda rng, label: {"text": tidy(question(rng, SORTS[label]))}, "{text} the answer is", SORTS
+    ),
     _task("world_season", _season, "{text} {person} thought of", ("ice", "rain", "sun", "wind"), ("person",)),
     _task("world_sentiment", _sentiment, "{text} this is", ("awful", "nice")),
-    _task("world_stars", _stars, "{text} summary:", _LEVEL_WORDS),
+    # Reviews at five levels, 0 the worst.
+    _task(
+        "world_stars",
+        lambda rng, label: {"text": tidy(review(rng, label, 2, stray=0.15))},
+        "{text} summary:",
+        _LEVEL_WORDS,
+    ),
     _task("world_topic", _topic, "{text} these words belong to the world of", _TOPIC_WORDS),
     _task("world_trait", _trait, "{text} it must be some sort of", _CATEGORIES),
     _task(

@@ -16,7 +16,7 @@ from torch.nn import functional
 from l2l.methods.base import check_positive
 from l2l.models.load import context_length, kind_of
 from l2l.tasks.base import Row, Task
-from l2l.tasks.encode import Encoded, Ids, encode, padding_id
+from l2l.tasks.encode import encode, pad_rows, padding_id
 from l2l.tasks.evaluate import Scores
 from l2l.train.baselines import Baseline, BaselineScores, grouping_of
 from l2l.train.inputs import RunInputs
@@ -110,25 +110,18 @@ def features(inputs: RunInputs, rows: Sequence[Row]) -> Features:
         )
     limit, pad = context_length(model, inputs.config.max_length), padding_id(inputs.tokenizer)
     encoded = encode(inputs.task, rows, inputs.tokenizer, limit)
-    prompts = [prompt_of(example) for example in encoded]
+    # The ids before the options, which all options share.
+    prompts = [e.options[0].ids[: 1 + min(option.first for option in e.options)] for e in encoded]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     states: list[Tensor] = [torch.empty(0)] * len(prompts)
     for start in range(0, len(order), AT_ONCE):
         chosen = order[start : start + AT_ONCE]
-        lengths = torch.tensor([len(prompts[index]) for index in chosen])
-        columns = int(lengths.max())
-        ids = torch.tensor([prompts[index] + (pad,) * (columns - len(prompts[index])) for index in chosen])
-        mask = (torch.arange(columns) < lengths[:, None]).long().to(device)
-        output = model(input_ids=ids.to(device), attention_mask=mask, use_cache=False, output_hidden_states=True)
-        last = output.hidden_states[-1][torch.arange(len(chosen), device=device), (lengths - 1).to(device)]
+        ids, mask = (part.to(device) for part in pad_rows([prompts[index] for index in chosen], pad))
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
+        last = output.hidden_states[-1][torch.arange(len(chosen), device=device), mask.sum(1) - 1]
         for index, state in zip(chosen, last.double().cpu(), strict=True):
             states[index] = state
     return Features(torch.stack(states), torch.tensor([example.gold[0] for example in encoded]))
-
-
-def prompt_of(example: Encoded) -> Ids:
-    """Ids before the options: what they all share."""
-    return example.options[0].ids[: 1 + min(option.first for option in example.options)]
 
 
 def fit(found: Features, classes: int, strength: float, iterations: int = 200) -> Probe:
