@@ -237,11 +237,6 @@ class FineTuneConfig:
         )
         check_objective(self.objective, self.micro_batch, self.batch_size)
 
-    def loading(self) -> dict[str, Any]:
-        """Arguments of :func:`l2l.load_model` besides the name."""
-        names = "dtype device device_map revision head attn_implementation trust_remote_code seed quantize"
-        return {name: getattr(self, name) for name in names.split()}
-
     def curvature_lr(self) -> CurvatureLR | None:
         """The controller of the step size where the learning rate is ``auto``, else None."""
         return CurvatureLR(self.step_fraction, self.curvature_every) if self.lr == "auto" else None

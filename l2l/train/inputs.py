@@ -74,7 +74,9 @@ def load_run_inputs(
     splits = load_splits(task, config.data_dir, config.train_size, config.dev_size, config.test_size, config.seed)
     if model is None:
         labels = len(task.example(splits.train[0]).options)
-        model = load_model(config.model, num_labels=labels, **config.loading())
+        names = "dtype device device_map revision head attn_implementation trust_remote_code seed quantize"
+        options = {name: getattr(config, name) for name in names.split()}
+        model = load_model(config.model, num_labels=labels, **options)
     if tokenizer is None:
         source = model.config._name_or_path or config.model
         tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
