@@ -58,8 +58,8 @@ class Scores:
 
     def plain(self) -> dict[str, Any]:
         """The figures of a summary, with the interval in place of the metric of each row."""
-        kept = {name: value for name, value in vars(self).items() if name != "rowwise"}
-        return kept | {"interval": list(self.interval)}
+        figures = {name: value for name, value in vars(self).items() if name != "rowwise"}
+        return figures | {"interval": list(self.interval)}
 
 
 @torch.inference_mode()

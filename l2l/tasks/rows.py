@@ -103,8 +103,8 @@ def load_splits(task: Task, data_dir: str | Path | None, train: int, dev: int, t
     for name, count in (("train", train), ("dev", dev), ("test", test)):
         if count < 0:
             raise ValueError(f"the number of {name} rows must not be negative, got {count}")
-    drawn = train + dev * (_SPARE if isinstance(task.source, GeneratedData) else 1)
-    rows = load_rows(task, "train", data_dir, drawn, seed) if drawn else []
+    wanted = train + dev * (_SPARE if isinstance(task.source, GeneratedData) else 1)
+    rows = load_rows(task, "train", data_dir, wanted, seed) if wanted else []
     train_count, dev_count = _share(task, len(rows), train, dev)
     train_rows = rows[:train_count]
     seen = set(map(_key, train_rows))

@@ -137,7 +137,7 @@ def _opposite(rng: random.Random, label: int) -> dict[str, Any]:
 
 
 def _season(rng: random.Random, label: int) -> dict[str, Any]:
-    """Signs of a season; asked is the weather that stands for it."""
+    """Signs of a season; the prompt asks for the weather that goes with it."""
     return {"text": tidy(season_scene(rng, SEASONS[label], length=1)), "person": fill(rng, "{person}")}
 
 
