@@ -221,20 +221,9 @@ class FineTuneConfig:
         for name, allowed in (("perturb", get_args(PerturbMode)), ("update", get_args(Update))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
-        check_counts(
-            steps=self.steps,
-            batch_size=self.batch_size,
-            train_size=self.train_size,
-            dev_size=self.dev_size,
-            test_size=self.test_size,
-            eval_every=self.eval_every,
-            checkpoint_every=self.checkpoint_every,
-            log_every=self.log_every,
-            curvature_every=self.curvature_every,
-            length_groups=1 if self.length_groups is None else self.length_groups,
-            max_passes=1 if self.max_passes is None else self.max_passes,
-            max_new_tokens=self.max_new_tokens,
-        )
+        counts = "steps batch_size train_size dev_size test_size eval_every checkpoint_every log_every curvature_every"
+        optional = [name for name in ("length_groups", "max_passes") if getattr(self, name) is not None]
+        check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", *optional)})
         check_objective(self.objective, self.micro_batch, self.batch_size)
 
     def curvature_lr(self) -> CurvatureLR | None:

@@ -85,16 +85,8 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     if config.compile:
         compile_decoder(model)
     tokenizer = load_tokenizer(config.model, config.revision, trust_remote_code=config.trust_remote_code)
-    scores = evaluate(
-        model,
-        tokenizer,
-        task,
-        splits.dev if is_dev else splits.test,
-        batch_size=config.batch_size,
-        max_length=config.max_length,
-        progress=config.progress,
-        calibrate=config.calibrate,
-    )
+    rows, limits = splits.dev if is_dev else splits.test, (config.batch_size, config.max_length)
+    scores = evaluate(model, tokenizer, task, rows, *limits, progress=config.progress, calibrate=config.calibrate)
     found = {"task": task.label, "split": config.split, "rows": scores.n, "loss": scores.loss}
     found |= {scores.metric: scores.value, "interval": list(scores.interval)}
     found |= {f"official_{name}": value for name, value in scores.official.items()}

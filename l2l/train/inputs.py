@@ -51,15 +51,8 @@ class RunInputs:
 
     def score(self, rows: Sequence[Row], grouping: Grouping, task: Task | None = None) -> Scores:
         """Loss and metric of the model on rows of the run's task, or of ``task``."""
-        return evaluate(
-            self.model,
-            self.tokenizer,
-            task or self.task,
-            rows,
-            max_length=self.config.max_length,
-            grouping=grouping,
-            max_new_tokens=self.config.max_new_tokens,
-        )
+        limits = {"max_length": self.config.max_length, "max_new_tokens": self.config.max_new_tokens}
+        return evaluate(self.model, self.tokenizer, task or self.task, rows, grouping=grouping, **limits)
 
 
 def load_run_inputs(
@@ -195,13 +188,6 @@ def make_closures(inputs: RunInputs, method: object, batcher: Batcher) -> Closur
             f"method {config.method!r} needs the gradient of what it minimises, and objective {config.objective!r} has "
             "none: use objective loss, or a method of forward passes"
         )
-    objective = find_objective(
-        config.objective,
-        inputs.task,
-        rows[0],
-        config.max_length,
-        config.max_new_tokens,
-        config.micro_batch,
-        batcher.grouping,
-    )
+    limits = config.max_length, config.max_new_tokens, config.micro_batch
+    objective = find_objective(config.objective, inputs.task, rows[0], *limits, batcher.grouping)
     return Closures(inputs.model, inputs.tokenizer, batcher, rows, objective, config.micro_batch)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import same_bits, weights
+from daily import daily_slice
 from safetensors.torch import load_file
 
 import l2l
@@ -93,7 +94,7 @@ def test_the_saved_model_is_the_best_one_and_scores_what_the_summary_says(done):
     assert scores["accuracy"] == done.summary["best"]["test"]["value"]
 
 
-@pytest.mark.parametrize("method", ["mezo", "dizo"])
+@pytest.mark.parametrize("method", daily_slice(["mezo", "dizo"], 1))
 def test_the_bare_and_the_lightning_loop_do_the_same_bit_for_bit(method, tmp_path):
     args = {"interval": 2, "iterations": 1} if method == "dizo" else {}
     bare = fine_tune(tmp_path / "bare", method=method, method_args=args)
