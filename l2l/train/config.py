@@ -101,6 +101,8 @@ class FineTuneConfig:
     """Number of steps, each of two forward passes per direction; searches and curvature measurements need further ones."""
     max_passes: int | None = None
     """Stop when this many forward passes are spent, whatever the number of steps: for comparisons at equal passes."""
+    max_seconds: float | None = None
+    """Stop when this many seconds of training are spent, evaluations apart: for comparisons at equal time."""
     lr: LearningRate | None = None
     """Learning rate; None: the scheme's, 1e-6 for ``full`` and 5e-5 for ``lora``. Full fine-tuning of large models: 1e-7 to
     1e-6; the embedded model: 1e-4 to 1e-3. ``auto``: ``step_fraction`` divided by the mean curvature along the directions,
@@ -112,7 +114,7 @@ class FineTuneConfig:
     """Under ``lr: auto``, steps between curvature measurements, a forward pass each; the first 5 steps all have one."""
     schedule: Schedule = "constant"
     """Factor of the learning rate (under ``auto``, of ``step_fraction``) over the run: 1, or falling from 1 to
-    ``schedule_end`` linearly or along half a cosine. Progress is that of steps or of passes, whichever is further."""
+    ``schedule_end`` linearly or along half a cosine. Progress is that of steps, passes or seconds, whichever is furthest."""
     schedule_end: float = 0.0
     """Factor at which ``linear`` and ``cosine`` end."""
     epsilon: float | None = None
@@ -216,7 +218,8 @@ class FineTuneConfig:
         object.__setattr__(self, "lr", lr)  # config.yaml and summary.json record the values that are used
         object.__setattr__(self, "epsilon", epsilon)
         check_lr(lr=lr)
-        check_positive(epsilon=epsilon, step_fraction=self.step_fraction)
+        seconds = 1.0 if self.max_seconds is None else self.max_seconds
+        check_positive(epsilon=epsilon, step_fraction=self.step_fraction, max_seconds=seconds)
         check_schedule(self.schedule, self.schedule_end)
         for name, allowed in (("perturb", get_args(PerturbMode)), ("update", get_args(Update))):
             if getattr(self, name) not in allowed:

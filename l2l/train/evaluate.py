@@ -9,6 +9,7 @@ from l2l.methods.base import check_counts
 from l2l.models.heads import compile_decoder
 from l2l.models.kinds import Head
 from l2l.models.load import Quantize, load_model, load_tokenizer
+from l2l.report.console import print_table
 from l2l.report.run_directory import RunDirectory
 from l2l.tasks import get_task
 from l2l.tasks.evaluate import evaluate
@@ -94,3 +95,8 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         folder.create()
         folder.finish(found | {"config": asdict(config)})
     return found
+
+
+def evaluate_command(config: EvaluateConfig) -> None:
+    """Evaluate, and print the figures."""
+    print_table("evaluate", [run_evaluation(config)])

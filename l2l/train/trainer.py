@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import lightning
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -32,7 +31,7 @@ from l2l.models.heads import compile_decoder
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, model_identity
 from l2l.models.schemes import ADAPTERS, AdapterBase, apply_scheme, save_adapter
 from l2l.optim import ZOOptimizer, schedule_factor
-from l2l.report.console import progress_bar, quiet_lightning
+from l2l.report.console import print_table, progress_bar, quiet_lightning
 from l2l.report.files import read_tensors, write_tensors
 from l2l.report.memory import PeakMemory
 from l2l.report.plots import plot_panels, smooth
@@ -40,6 +39,7 @@ from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_met
 from l2l.tasks.base import Row
 from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores
+from l2l.tasks.metrics import format_interval
 from l2l.train.baselines import Baseline, baseline_names, build_baseline
 from l2l.train.config import FineTuneConfig, doubts
 from l2l.train.inputs import Batcher, Closures, RunInputs, load_run_inputs, make_closures
@@ -48,6 +48,7 @@ from l2l.tuners.model import Tuner
 from l2l.tuners.transfer import Level, compare
 
 if TYPE_CHECKING:
+    import lightning
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -340,9 +341,16 @@ class Session:
 
     @property
     def done(self) -> bool:
-        """Whether the steps or the passes are used up."""
-        limit = self.config.max_passes
-        return self.progress.step >= self.config.steps or (limit is not None and self.progress.passes >= limit)
+        """Whether the steps, the passes or the seconds are used up."""
+        return self.share >= 1
+
+    @property
+    def share(self) -> float:
+        """Share of the run that is done, 0 to 1 and more: of its steps, passes or seconds, whichever is furthest."""
+        config, now = self.config, self.progress
+        passes = 0.0 if config.max_passes is None else now.passes / config.max_passes
+        seconds = 0.0 if config.max_seconds is None else now.seconds / config.max_seconds
+        return max(now.step / config.steps, passes, seconds)
 
     def begin(self) -> None:
         """Evaluate the untrained model, before the first step."""
@@ -359,10 +367,8 @@ class Session:
         Args:
             optimizer: the context's, or what a trainer wraps around it.
         """
-        now, closures, limit = self.progress, self.context.closures, self.config.max_passes
-        spent = 0.0 if limit is None else now.passes / limit
-        share = max(now.step / self.config.steps, spent)
-        factor = schedule_factor(self.config.schedule, share, self.config.schedule_end)
+        now, closures = self.progress, self.context.closures
+        factor = schedule_factor(self.config.schedule, self.share, self.config.schedule_end)
         for group, lr in zip(self.context.optimizer.param_groups, self._peak_lr, strict=True):
             group["lr"] = lr * factor
         step = now.step
@@ -455,30 +461,31 @@ class Steps(IterableDataset[int]):
             step += 1
 
 
-@final
-class FineTuneModule(lightning.LightningModule):
-    """Manual optimisation with the zeroth-order optimizer as its real optimizer, so that ``global_step`` counts."""
-
-    def __init__(self, session: Session, advance: Callable[[float], None]) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.session, self.advance = session, advance
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.session.context.optimizer
-
-    def train_dataloader(self) -> DataLoader[int]:
-        return DataLoader(Steps(), batch_size=None)
-
-    def training_step(self, batch: int, batch_idx: int) -> None:
-        self.advance(self.session.step(self.optimizers()))
-        self.trainer.should_stop = self.session.done
-
-
 def _run_lightning(session: Session, advance: Callable[[float], None]) -> None:
     """Run a session's remaining steps under a Lightning trainer."""
+    import lightning
+
     if session.done:
         return
+
+    @final
+    class StepModule(lightning.LightningModule):
+        """Manual optimisation with the zeroth-order optimizer as its real optimizer, so that ``global_step`` counts."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return session.context.optimizer
+
+        def train_dataloader(self) -> DataLoader[int]:
+            return DataLoader(Steps(), batch_size=None)
+
+        def training_step(self, batch: int, batch_idx: int) -> None:
+            advance(session.step(self.optimizers()))
+            self.trainer.should_stop = session.done
+
     with quiet_lightning():
         trainer = lightning.Trainer(
             max_steps=session.config.steps - session.progress.step,
@@ -489,7 +496,7 @@ def _run_lightning(session: Session, advance: Callable[[float], None]) -> None:
             accelerator="cpu" if session.context.model.device.type == "cpu" else "gpu",
             devices=1,
         )
-        fit(trainer, FineTuneModule(session, advance))
+        fit(trainer, StepModule())
 
 
 def fit(trainer: lightning.Trainer, module: lightning.LightningModule, **options: Any) -> None:
@@ -646,3 +653,18 @@ def draw_curves(folder: Path, objective: str = "loss") -> Path:
         return plot_panels(folder / "loss.png", {"loss": {"train": smooth(train), "dev": dev}}, "step", "loss (nats)")
     panels = {objective: {"train": smooth(train)}, "loss (nats)": {"dev": dev}}
     return plot_panels(folder / "loss.png", panels, "step", "value")
+
+
+def fine_tune_command(config: FineTuneConfig) -> None:
+    """Run or continue what ``config`` says, and print the figures of the run."""
+    folder = RunDirectory(config.out, asdict(config), config.overwrite)
+    if folder.resumed:
+        print(f"continuing the run in {config.out}")
+    result = start_fine_tuning(config, folder)
+    summary = result.summary
+    if summary["note"]:
+        print(summary["note"])
+    shown = ("task", "method", "lr", "steps", "passes", "initial_loss", "final_loss", "seconds")
+    best, test = summary["best"]["step"], summary["best"]["test"]
+    figures = {"best step": best, f"test {test['metric']}": format_interval(test["value"], test["interval"])}
+    print_table(f"fine-tune: {result.out}", [{name: summary[name] for name in shown} | figures])

@@ -78,3 +78,10 @@ def build_baseline(name: str, args: Mapping[str, Any], tuner: object = None) -> 
     if tuner is not None:
         raise ValueError(f"method {name!r} takes no tuner: leave it out, or use method learned")
     return kind(**args)
+
+
+def baseline_list() -> list[dict[str, str]]:
+    """A row per baseline, like those of :func:`l2l.methods.registry.method_list`."""
+    kinds = {name: baseline_kind(name) for name in baseline_names()}
+    rows = [{"method": name, "what": (kind.__doc__ or "").splitlines()[0]} for name, kind in kinds.items()]
+    return [row | {"passes": "-", "memory": "-"} for row in rows]
