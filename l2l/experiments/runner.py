@@ -306,7 +306,7 @@ def step_curve(folder: Path) -> Curve:
 
 
 def _seen(step: Mapping[str, Any]) -> float:
-    losses = [loss for _, *sides in step["draws"] for loss in sides if loss is not None]
+    losses = [loss for _, *sides in step["directions"] for loss in sides if loss is not None]
     return sum(losses) / len(losses) if losses else float(step["loss"])
 
 
