@@ -142,7 +142,7 @@ COMMANDS = {
         "l2l.tasks.inspect:check_task",
         ("task",),
     ),
-    "methods list": Command("the methods that come with the package", None, "l2l.train.method_list:list_methods"),
+    "methods list": Command("the methods that come with the package", None, "l2l.train.baselines:list_methods"),
 }
 
 BAD_INPUT = (ValueError, FileNotFoundError, FloatingPointError, NotADirectoryError, PermissionError)

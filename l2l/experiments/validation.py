@@ -303,14 +303,11 @@ def _looks_ahead(made: Any) -> bool:
 
 
 def _facts(made: Any, model: PreTrainedModel) -> MethodFacts:
-    about = getattr(made, "info", None)
-    kept: Any = getattr(made, "kept", None)
     blocks = Blocks.of(model)
-    said = re.search(r"Extra memory: (.+?)\.?$", (type(made).__doc__ or "").split("\n\n")[0].strip(), re.DOTALL)
     return MethodFacts(
-        memory=about.memory if about else " ".join(said[1].split()) if said else "",
-        paper=about.paper if about else "",
-        kept_bytes=None if kept is None else kept(blocks),
-        trained_bytes=sum(block.numel * block.tensor.element_size() for block in blocks),
-        step_is_normalized=getattr(made, "normalised", False),
+        memory=made.info.memory,
+        paper=made.info.paper,
+        kept_bytes=made.state_bytes(blocks),
+        trained_bytes=sum(block.tensor.nbytes for block in blocks),
+        step_is_normalized=made.step_is_normalized,
     )

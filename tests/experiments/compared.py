@@ -29,21 +29,13 @@ SMALL: dict[str, Any] = {
 TOY = '''
 from dataclasses import dataclass
 from l2l.methods.base import MethodInfo, Method
-from l2l.methods.mezo import MeZO
 
 @dataclass(frozen=True)
 class Toy(Method):
-    """MeZO along plus and minus one. Extra memory: none."""
+    """MeZO along plus and minus one."""
 
     info = MethodInfo("nobody, nowhere", "nothing at all")
-    epsilon: float = 1e-3
-    draws: int = 1
     distribution: str = "rademacher"
-    passes = MeZO.passes
-    state_bytes = MeZO.state_bytes
-    init = MeZO.init
-    direction = MeZO.direction
-    update_ = MeZO.update_
 '''
 
 
