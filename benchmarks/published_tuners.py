@@ -19,7 +19,7 @@ import torch
 from l2l.report.files import write_whole
 from l2l.tuners.diagnostics import initial_network, movement, reconstruct, typical_sigma
 from l2l.tuners.fingerprint import Fingerprint
-from l2l.tuners.model import Tuner
+from l2l.tuners.model import TunerModel
 from l2l.tuners.published import KNOWN_MODELS, Published, known_fingerprint, read_published, to_tuner
 from l2l.tuners.schedule import role_of
 
@@ -54,7 +54,7 @@ class Report:
 
     name: str
     found: Published
-    tuner: Tuner
+    tuner: TunerModel
     moved: list[float]
     then: list[float]
     now: list[float]
@@ -122,7 +122,7 @@ def overview(one: Report) -> dict[str, str]:
 
 def section(one: Report) -> str:
     """What is told of one tuner: its file, the blocks that moved farthest, the roles that did."""
-    archive, names = one.found.archive, one.tuner.fingerprint.names
+    names = one.tuner.fingerprint.names
     counts = {size: one.sizes.count(size) for size in sorted(set(one.sizes))}
     groups = ", ".join(f"{count} in groups of {size}" for size, count in counts.items())
     order = sorted(range(len(names)), key=lambda i: -one.moved[i])[:SHOWN]
@@ -136,8 +136,9 @@ def section(one: Report) -> str:
         }
         for i in order
     ]
-    facts = f"`{one.name}`, {archive.bytes} bytes, {str(one.found.dtype).removeprefix('torch.')}, saved as `{archive.name}`."
-    text = [f"## {one.tuner.provenance.base_model}", facts, f"sha256 `{archive.sha256}`. Blocks: {groups}."]
+    found, dtype = one.found, str(one.found.dtype).removeprefix("torch.")
+    facts = f"`{one.name}`, {found.bytes} bytes, {dtype}, saved as `{found.saved_as}`."
+    text = [f"## {one.tuner.provenance.base_model}", facts, f"sha256 `{found.sha256}`. Blocks: {groups}."]
     return "\n\n".join([*text, "Farthest from where they began:", rows_of(blocks), "By role:", rows_of(by_role(one))])
 
 

@@ -55,7 +55,7 @@ from l2l.params import PerturbedParameters
 from l2l.params.blocks import Block, Blocks
 from l2l.params.engine import defer_interrupt
 from l2l.report.memory import available_bytes
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import Level
 
 LearningRate: TypeAlias = float | Literal["auto"]

@@ -1,4 +1,8 @@
-"""The commands ``l2l tuners ...``: their configurations, and what runs them."""
+"""The commands ``l2l tuners ...``: their configurations, and the functions that run them.
+
+They call models, experiments and reports, so they are above ``l2l.tuners``. Each function imports what it needs, so that
+``l2l --help`` stays fast.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from l2l.tuners.transfer import Level
 
 if TYPE_CHECKING:
     from l2l.tuners.fingerprint import Fingerprint
-
 
 WIDEST = 10_000
 """Columns that a heat map may ask for."""
@@ -29,22 +32,23 @@ class ShowConfig:
 
 
 def show(config: ShowConfig) -> None:
-    """The card, and sigma as a heat map."""
+    """Print the card, and sigma as a heat map."""
     from rich.console import Console
     from rich.measure import Measurement
 
+    from l2l.tuners.api import Tuner
     from l2l.tuners.card import render
-    from l2l.tuners.diagnostics import draw, heat, table
+    from l2l.tuners.diagnostics import draw_heatmap, heatmap, heatmap_table
     from l2l.tuners.io import to_config
-    from l2l.tuners.model import Tuner
 
     tuner = Tuner.from_pretrained(config.tuner, config.revision)
     print(render(tuner, to_config(tuner)))
-    picture, console = table(heat(tuner)), Console()
-    needed = Measurement.get(console, console.options.update(max_width=WIDEST), picture).maximum
-    Console(width=max(console.width, needed)).print(picture)  # a narrow terminal wraps it, and hides no figure
+    found, console = heatmap(tuner), Console()
+    table = heatmap_table(found)
+    needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    Console(width=max(console.width, needed)).print(table)  # a narrow terminal wraps it, and hides no figure
     if config.picture is not None:
-        print(f"picture: {draw(heat(tuner), Path(config.picture), config.tuner)}")
+        print(f"picture: {draw_heatmap(found, Path(config.picture), config.tuner)}")
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,11 @@ class ListTunersConfig:
 
 
 def list_tuners(_: ListTunersConfig) -> None:
-    """A row per tuner."""
+    """Print a row per tuner."""
     from l2l.report.console import print_table
-    from l2l.tuners.sources import rows
+    from l2l.tuners.sources import tuner_rows
 
-    print_table("tuners", rows())
+    print_table("tuners", tuner_rows())
 
 
 def download_config() -> type:
@@ -68,7 +72,7 @@ def download_config() -> type:
 
 
 def download(config: Any) -> None:
-    """Fetch a tuner; where it lies now."""
+    """Fetch a tuner; print its folder."""
     from l2l.tuners.sources import run_download
 
     print(run_download(config))
@@ -82,10 +86,10 @@ def diff_config() -> type:
 
 
 def diff(config: Any) -> None:
-    """What two tuners differ in."""
+    """Print how two tuners differ."""
     from l2l.report.console import print_table
+    from l2l.tuners.api import Tuner
     from l2l.tuners.inspect import difference
-    from l2l.tuners.model import Tuner
 
     found = difference(Tuner.from_pretrained(config.first), Tuner.from_pretrained(config.second), config.most)
     print(found.blocks)
@@ -104,15 +108,15 @@ class CardConfig:
     results: str | None = None
     """``meta_evaluate.json`` of an evaluation, or ``summary.json`` of a test: becomes a table in the card."""
     label: str | None = None
-    """What the evaluation calls the tuner; None: the contender of the directory's name, or the only one."""
+    """The tuner's label in the evaluation; None: the contender of the directory's name, or the only one."""
     licence: str | None = None
     """Licence of the tuner's weights, such as MIT."""
     base_model: str | None = None
-    """Id by which others know the model, where the tuner was learned from a directory."""
+    """Public id of the model, where the tuner was learned from a directory."""
 
 
 def card(config: CardConfig) -> None:
-    """Write the card anew; where it lies."""
+    """Rewrite the card; print its path."""
     from l2l.tuners.io import edit_card
 
     results = None if config.results is None else Path(config.results)
@@ -136,8 +140,8 @@ class PushConfig:
 
 
 def push(config: PushConfig) -> None:
-    """Upload; the commit's address."""
-    from l2l.tuners.model import Tuner
+    """Upload; print the commit's address."""
+    from l2l.tuners.api import Tuner
 
     tuner = Tuner.from_pretrained(config.tuner)
     print(tuner.push_to_hub(config.repo_id, config.private, config.revision, config.licence))
@@ -158,14 +162,13 @@ class ImportConfig:
 
 
 def import_tuner(config: ImportConfig) -> None:
-    """Import; what it is now."""
+    """Import a published file; print what it became."""
     from l2l.tuners.published import import_published
 
-    prints = None if config.model is None else fingerprint_of(config.model)
-    tuner = import_published(Path(config.file), config.base_model, Path(config.out), prints)
-    print(
-        f"{config.out}: {len(tuner.fingerprint.names)} blocks of {config.base_model}; the file's own licence is unknown"
-    )
+    fingerprint = None if config.model is None else fingerprint_of(config.model)
+    tuner = import_published(Path(config.file), config.base_model, Path(config.out), fingerprint)
+    blocks = len(tuner.fingerprint.names)
+    print(f"{config.out}: {blocks} blocks of {config.base_model}; the file's own licence is unknown")
 
 
 @dataclass(frozen=True)
@@ -175,30 +178,30 @@ class VerifyConfig:
     tuner: str
     """Directory, bundled name or hub id."""
     model: str | None = None
-    """Model that it shall serve: ``l2l/tiny``, a directory or a hub id; None: blocks are not compared. Of a hub model only
-    the config is read."""
+    """Model to use it with: ``l2l/tiny``, a directory or a hub id; None: blocks are not compared. Of a hub model only the
+    config is read."""
     match: Level = "exact"
-    """How alike the model must be to the tuner's own: ``exact``, ``shape`` or ``kind``."""
+    """Required similarity of the model to the tuner's own: ``exact``, ``shape`` or ``kind``."""
     revision: str | None = None
     """Revision of a hub tuner."""
 
 
 def verify(config: VerifyConfig) -> None:
-    """Findings; exit code 2 where one is an error."""
+    """Print the findings; exit code 2 where one is an error."""
     from l2l.tuners.inspect import refuse_errors, verify
 
-    prints = None if config.model is None else fingerprint_of(config.model, weights=True)
-    findings = verify(config.tuner, prints, config.revision, config.match)
+    fingerprint = None if config.model is None else fingerprint_of(config.model, weights=True)
+    findings = verify(config.tuner, fingerprint, config.revision, config.match)
     for found in findings:
         print(f"{found.level:8} {found.what:9} {found.text}")
     refuse_errors(config.tuner, findings)
 
 
 def fingerprint_of(model: str, weights: bool = False) -> Fingerprint:
-    """Blocks of a model, from its config alone; of those that published tuners are for, without a network.
+    """Blocks of a model, from its config alone.
 
     Args:
-        weights: look at the weights too where they are at hand, in a directory or in the package.
+        weights: read the weights too where they are on this machine, in a directory or in the package.
     """
     from l2l.costs.model_shape import config_of, meta_model
     from l2l.models.load import EMBEDDED, load_model
@@ -220,7 +223,7 @@ def trial_config() -> type:
 
 
 def trial(config: Any) -> None:
-    """Go or no-go on a derivative of the base model."""
+    """Test a tuner on a derivative of its base model; print the verdict."""
     from l2l.experiments.tuner_test import report, run_tuner_test
 
     print(report(run_tuner_test(config)))

@@ -109,7 +109,7 @@ def named_method_costs(name: str, args: Mapping[str, Any], model: Any, blocks: B
     """
     from l2l.methods import method_class
     from l2l.methods.learned import Learned
-    from l2l.tuners.model import Tuner
+    from l2l.tuners.api import Tuner
 
     kind: Any = method_class(name)
     given = {"tuner": Tuner.for_model(model), **args} if issubclass(kind, Learned) else args

@@ -19,8 +19,8 @@ from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, chec
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, PerturbedParameters
 from l2l.params.blocks import Blocks
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Tuner
 
 HISTORY_BYTES = 4 + 2 * 8 + 8 * 4 + 8
 """Of a block: sigma, moments, constants, the first variance."""

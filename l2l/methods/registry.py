@@ -14,7 +14,7 @@ from l2l.methods import method_class
 from l2l.methods.base import FirstOrder, Method
 from l2l.methods.wrappers import AROUND, split_method_args, split_method_name, wrapper_class
 from l2l.optim import DiZO, MeZO, ZOFineTuner
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import Level
 
 MethodLike: TypeAlias = str | Method[Any] | FirstOrder[Any] | Callable[..., Any]

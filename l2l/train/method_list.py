@@ -12,7 +12,7 @@ from l2l.methods.registry import build_method
 from l2l.methods.wrappers import AROUND, wrapper_class, wrapper_names
 from l2l.optim import FIRST_ORDER_PASSES
 from l2l.train.baselines import baseline_kind, baseline_names
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 
 def method_list() -> list[dict[str, str]]:

@@ -51,7 +51,7 @@ from l2l.train.baselines.base import Baseline, Found
 from l2l.train.config import FineTuneConfig, resolve, warn
 from l2l.train.inputs import Batcher, Closures, RunInputs, choose_closures, load_run_inputs
 from l2l.train.runlog import RunLog
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import Level, compare
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from l2l.methods.mezo import MeZO
 from l2l.optim import ZOOptimizer
 from l2l.params import Direction
 from l2l.params.blocks import Blocks
-from l2l.tuners.model import Fingerprint, Tuner
+from l2l.tuners.api import Tuner
+from l2l.tuners.fingerprint import Fingerprint
 from l2l.tuners.networks import TunerNetwork
 from l2l.tuners.normalize import EnergyNormalizer
 

@@ -9,8 +9,9 @@ import torch
 from cases import TiedLM
 
 from l2l.params.blocks import Blocks
+from l2l.tuners.api import Tuner
 from l2l.tuners.diagnostics import basis_line, movement, sigma_by_kind, sigma_change, typical_sigma
-from l2l.tuners.model import Tuner, random_basis
+from l2l.tuners.model import random_basis
 
 VALUES = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 

@@ -19,7 +19,7 @@ from cases import TiedLM
 
 from l2l.tuners import sources as fetch
 from l2l.tuners import sources as registry
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.sources import DownloadConfig, download, run_download
 
 CONTENT = Random(0).randbytes(300_000)

@@ -9,10 +9,10 @@ from torch import nn
 
 from l2l.params.blocks import Block, Blocks
 from l2l.params.engine import block_moments
-from l2l.tuners.features import FEATURES, RunStatistics, block_features
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
+from l2l.tuners.features import FEATURES, RunStatistics, paper_features
+from l2l.tuners.networks import PerBlockMLP
 from l2l.tuners.normalize import EnergyNormalizer
-from l2l.tuners.per_block_mlp import PerBlockMLP
 
 
 def block(values: list, embedding: bool = False) -> Block:
@@ -31,7 +31,7 @@ def test_the_variance_of_a_single_number_is_zero():
 def test_features_are_moments_losses_and_the_last_sigma():
     blocks = Blocks([block([1.0, 3.0]), block([5.0])])
     moments = torch.tensor(block_moments(blocks), dtype=torch.float64)
-    features = block_features(RunStatistics(torch.tensor([0.25, 0.5]), moments, 2.0, 1.5))
+    features = paper_features(RunStatistics(torch.tensor([0.25, 0.5]), moments, 2.0, 1.5))
     assert features.tolist() == [[2.0, 2.0, 2.0, 1.5, 0.25], [5.0, 0.0, 2.0, 1.5, 0.5]]
     assert features.dtype == torch.float32
     assert not features.requires_grad

@@ -14,12 +14,14 @@ from torch import Tensor
 
 import l2l
 from l2l.params.blocks import Blocks
-from l2l.tuners import io as store
+from l2l.tuners import format as store
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Tuner, random_basis
+from l2l.tuners.io import bundled_folder
+from l2l.tuners.model import random_basis
 from l2l.tuners.normalize import CurvatureNormalizer, EnergyNormalizer, NoNormalizer, Normalizer
 
-BUNDLED = store.bundled_folder() / "l2l-tiny"
+BUNDLED = bundled_folder() / "l2l-tiny"
 
 
 def as_version_1(folder: Path) -> None:
@@ -90,7 +92,7 @@ KINDS: list[tuple[str, str, Normalizer, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "features", "normaliser", "options"), KINDS)
+@pytest.mark.parametrize(("architecture", "features", "normalizer", "options"), KINDS)
 @pytest.mark.parametrize("rank", [0, 2])
 def test_every_kind_of_tuner_gives_the_same_scales_and_factor_after_saving(
     architecture: str, features: str, normalizer: Normalizer, options: dict[str, Any], rank: int, tmp_path: Path

@@ -17,7 +17,7 @@ from broken_published import FILE, broken_archives, broken_pickles, good
 from broken_saved import Payload, broken_config, broken_weights
 from cases import TiedLM
 
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 MOST_MIB = 500
 CASES = 200

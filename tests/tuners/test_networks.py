@@ -9,12 +9,9 @@ import torch
 from cases import TiedLM
 
 from l2l.params.blocks import Blocks
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import FEATURES, RunStatistics
-from l2l.tuners.model import Tuner
-from l2l.tuners.networks import build_network
-from l2l.tuners.per_block_mlp import PerBlockMLP
-from l2l.tuners.shared_mlp import SharedMLP
-from l2l.tuners.table import Table
+from l2l.tuners.networks import PerBlockMLP, SharedMLP, Table, build_network
 
 LEARNING = [("per_block_mlp", {}), ("shared_mlp", {}), ("shared_mlp", {"embedding": 4}), ("table", {})]
 
@@ -41,11 +38,10 @@ def test_a_second_output_starts_at_the_basis_s_own_scale(architecture: str, opti
     torch.testing.assert_close(sigma[:, 1], torch.full((7,), 0.25))
 
 
-@pytest.mark.parametrize(("architecture", "options"), [*LEARNING, ("fixed", {})])
+@pytest.mark.parametrize(("architecture", "options"), LEARNING)
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_rows_choose_blocks_and_sigma_is_positive(architecture: str, options: dict[str, Any], outputs: int):
-    start = {} if architecture == "fixed" else {"start": "random"}
-    network = build_network(architecture, {"blocks": 5, "outputs": outputs, **start, **options})
+    network = build_network(architecture, {"blocks": 5, "outputs": outputs, "start": "random", **options})
     given, rows = features(5), [3, 0, 4]
     whole = network(given)
     assert whole.shape == ((5,) if outputs == 1 else (5, 2))
@@ -53,12 +49,12 @@ def test_rows_choose_blocks_and_sigma_is_positive(architecture: str, options: di
     torch.testing.assert_close(network(given[rows], rows), whole[rows])
 
 
-@pytest.mark.parametrize(("architecture", "options"), [*LEARNING, ("fixed", {})])
+@pytest.mark.parametrize(("architecture", "options"), LEARNING)
 def test_the_seed_fixes_a_random_start_and_the_global_state_is_not_touched(architecture: str, options: dict[str, Any]):
-    start = {} if architecture == "fixed" else {"start": "random"}
     before = torch.get_rng_state()
     one, same, other = (
-        build_network(architecture, {"blocks": 5, "seed": seed, **start, **options})(features(5)) for seed in (1, 1, 2)
+        build_network(architecture, {"blocks": 5, "seed": seed, "start": "random", **options})(features(5))
+        for seed in (1, 1, 2)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

@@ -53,7 +53,7 @@ def test_the_block_that_moved_stands_first_and_its_role_moved_all(script: Any, f
     assert "| `layers.#.v_proj.weight` | 3 | 0.0e+00 | " in text
     assert text.count("| 100.0 % |") == 1
     assert "Blocks: 6 in groups of 3." in text
-    assert found.found.archive.sha256 in text
+    assert found.found.sha256 in text
 
 
 def test_a_file_of_no_known_model_is_refused(script: Any, file: Path):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from l2l.methods.learned import Learned
 from l2l.optim import ZOOptimizer
 from l2l.params.blocks import Block, Blocks
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import (
     FEATURE_SETS,
     FLOOR,
@@ -26,7 +27,6 @@ from l2l.tuners.features import (
     log_ratio,
     standard_features,
 )
-from l2l.tuners.model import Tuner
 
 
 def column(features: Tensor, name: str) -> list[float]:
