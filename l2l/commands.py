@@ -243,10 +243,10 @@ COMMANDS = (
         "tuners verify", "files, blocks, sigma and card of a tuner", lambda: on_tuners.VerifyConfig, on_tuners.verify
     ),
     Command("tuners card", "licence and results into a tuner's card", lambda: on_tuners.CardConfig, on_tuners.card),
-    Command("tuners diff", "what two tuners differ in", on_tuners.diff_config, on_tuners.diff),
+    Command("tuners diff", "what two tuners differ in", lambda: on_tuners.DiffConfig, on_tuners.diff),
     Command("tuners test", "go or no-go on a derivative of the base model", on_tuners.trial_config, on_tuners.trial),
     Command("tuners import", "a published pickle, read safely", lambda: on_tuners.ImportConfig, on_tuners.import_tuner),
-    Command("tuners download", "fetch a tuner, checksummed", on_tuners.download_config, on_tuners.download),
+    Command("tuners download", "fetch a tuner, checksummed", lambda: on_tuners.DownloadConfig, on_tuners.download),
     Command("tuners push", "upload a tuner to the hub", lambda: on_tuners.PushConfig, on_tuners.push),
     Command("tasks list", "the tasks that come with the package", lambda: ListConfig, _tasks_list),
     Command("tasks show", "what a task asks, and where its rows come from", lambda: TaskConfig, _tasks_show),

@@ -1,19 +1,29 @@
-"""The commands ``l2l tuners ...``: their configurations, and the functions that run them.
+"""The commands ``l2l tuners ...``: their configurations, and the functions that run them and print.
 
-They call models, experiments and reports, so they are above ``l2l.tuners``. Each function imports what it needs, so that
-``l2l --help`` stays fast.
+They use models, reports and experiments, so they are above ``l2l.tuners``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich.console import Console
+from rich.measure import Measurement
+
+from l2l.costs.model_shape import config_of, meta_model
+from l2l.models.load import EMBEDDED, load_model
+from l2l.report.console import print_table
+from l2l.tuners import inspect
+from l2l.tuners.api import Tuner
+from l2l.tuners.card import render
+from l2l.tuners.diagnostics import draw_heatmap, heatmap, heatmap_table
+from l2l.tuners.fingerprint import Fingerprint
+from l2l.tuners.io import edit_card, to_config
+from l2l.tuners.published import KNOWN_MODELS, import_published, known_fingerprint
+from l2l.tuners.sources import download_with_progress, tuner_rows
 from l2l.tuners.transfer import Level
-
-if TYPE_CHECKING:
-    from l2l.tuners.fingerprint import Fingerprint
 
 WIDEST = 10_000
 """Columns that a heat map may ask for."""
@@ -33,14 +43,6 @@ class ShowConfig:
 
 def show(config: ShowConfig) -> None:
     """Print the card, and sigma as a heat map."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    from l2l.tuners.api import Tuner
-    from l2l.tuners.card import render
-    from l2l.tuners.diagnostics import draw_heatmap, heatmap, heatmap_table
-    from l2l.tuners.io import to_config
-
     tuner = Tuner.from_pretrained(config.tuner, config.revision)
     print(render(tuner, to_config(tuner)))
     found, console = heatmap(tuner), Console()
@@ -58,40 +60,44 @@ class ListTunersConfig:
 
 def list_tuners(_: ListTunersConfig) -> None:
     """Print a row per tuner."""
-    from l2l.report.console import print_table
-    from l2l.tuners.sources import tuner_rows
-
     print_table("tuners", tuner_rows())
 
 
-def download_config() -> type:
-    """Configuration of ``tuners download``."""
-    from l2l.tuners.sources import DownloadConfig
+@dataclass(frozen=True)
+class DownloadConfig:
+    """Download a tuner, so that it can be used by its name, also offline."""
 
-    return DownloadConfig
+    tuner: str
+    """Name in a registry (see ``l2l tuners list``), or hub id."""
+    revision: str | None = None
+    """Commit, branch or tag of a hub tuner; None: its main branch. Registries pin their own."""
+    sha256: str | None = None
+    """What the hub's ``tuner.safetensors`` must have."""
+    progress: bool = True
+    """Show a progress bar."""
 
 
-def download(config: Any) -> None:
+def download(config: DownloadConfig) -> None:
     """Fetch a tuner; print its folder."""
-    from l2l.tuners.sources import run_download
-
-    print(run_download(config))
+    print(download_with_progress(config.tuner, config.revision, config.sha256, config.progress))
 
 
-def diff_config() -> type:
-    """Configuration of ``tuners diff``."""
-    from l2l.tuners.inspect import DiffConfig
+@dataclass(frozen=True)
+class DiffConfig:
+    """Compare two tuners: configs, sigma by kind, distance of weights, the blocks that differ most."""
 
-    return DiffConfig
+    first: str
+    """Directory, bundled or registered name, or hub id."""
+    second: str
+    """The other one."""
+    most: int = inspect.MOST
+    """Blocks to name."""
 
 
-def diff(config: Any) -> None:
+def diff(config: DiffConfig) -> None:
     """Print how two tuners differ."""
-    from l2l.report.console import print_table
-    from l2l.tuners.api import Tuner
-    from l2l.tuners.inspect import difference
-
-    found = difference(Tuner.from_pretrained(config.first), Tuner.from_pretrained(config.second), config.most)
+    first, second = Tuner.from_pretrained(config.first), Tuner.from_pretrained(config.second)
+    found = inspect.difference(first, second, config.most)
     print(found.blocks)
     print("distance of the weights:", "no common shape" if found.distance is None else f"{found.distance:.4g}")
     for title, rows in (("configuration", found.config), ("sigma by kind", found.sigma), ("changes", found.changes)):
@@ -117,8 +123,6 @@ class CardConfig:
 
 def card(config: CardConfig) -> None:
     """Rewrite the card; print its path."""
-    from l2l.tuners.io import edit_card
-
     results = None if config.results is None else Path(config.results)
     print(edit_card(Path(config.tuner), results, config.label, config.licence, config.base_model))
 
@@ -141,8 +145,6 @@ class PushConfig:
 
 def push(config: PushConfig) -> None:
     """Upload; print the commit's address."""
-    from l2l.tuners.api import Tuner
-
     tuner = Tuner.from_pretrained(config.tuner)
     print(tuner.push_to_hub(config.repo_id, config.private, config.revision, config.licence))
 
@@ -163,8 +165,6 @@ class ImportConfig:
 
 def import_tuner(config: ImportConfig) -> None:
     """Import a published file; print what it became."""
-    from l2l.tuners.published import import_published
-
     fingerprint = None if config.model is None else fingerprint_of(config.model)
     tuner = import_published(Path(config.file), config.base_model, Path(config.out), fingerprint)
     blocks = len(tuner.fingerprint.names)
@@ -188,13 +188,11 @@ class VerifyConfig:
 
 def verify(config: VerifyConfig) -> None:
     """Print the findings; exit code 2 where one is an error."""
-    from l2l.tuners.inspect import refuse_errors, verify
-
     fingerprint = None if config.model is None else fingerprint_of(config.model, weights=True)
-    findings = verify(config.tuner, fingerprint, config.revision, config.match)
+    findings = inspect.verify(config.tuner, fingerprint, config.revision, config.match)
     for found in findings:
         print(f"{found.level:8} {found.what:9} {found.text}")
-    refuse_errors(config.tuner, findings)
+    inspect.refuse_errors(config.tuner, findings)
 
 
 def fingerprint_of(model: str, weights: bool = False) -> Fingerprint:
@@ -203,11 +201,6 @@ def fingerprint_of(model: str, weights: bool = False) -> Fingerprint:
     Args:
         weights: read the weights too where they are on this machine, in a directory or in the package.
     """
-    from l2l.costs.model_shape import config_of, meta_model
-    from l2l.models.load import EMBEDDED, load_model
-    from l2l.tuners.fingerprint import Fingerprint
-    from l2l.tuners.published import KNOWN_MODELS, known_fingerprint
-
     if model.lower() in {name.lower() for name in KNOWN_MODELS}:
         return known_fingerprint(model)
     if weights and (model == EMBEDDED or any(Path(model).glob("*.safetensors"))):

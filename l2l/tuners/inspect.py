@@ -14,7 +14,7 @@ from l2l.tuners import io, sources
 from l2l.tuners.card import UNKNOWN
 from l2l.tuners.diagnostics import SigmaRow, dense_sigma, movement, sigma_by_kind, typical_statistics
 from l2l.tuners.fingerprint import Fingerprint, format_names
-from l2l.tuners.format import CARD, CONFIG, SHA256, read_config
+from l2l.tuners.io import CARD, CONFIG, SHA256, read_config
 from l2l.tuners.model import TunerModel
 from l2l.tuners.transfer import Level, check_level, classify
 
@@ -153,18 +153,6 @@ def _card(path: Path, tuner: TunerModel) -> Finding:
     if absent:
         return Finding("warning", "card", f"it does not say {', '.join(absent)}")
     return Finding("ok", "card", "recipe, results, base model and licence are stated")
-
-
-@dataclass(frozen=True)
-class DiffConfig:
-    """Compare two tuners: configs, sigma by kind, distance of weights, the blocks that differ most."""
-
-    first: str
-    """Directory, bundled or registered name, or hub id."""
-    second: str
-    """The other one."""
-    most: int = MOST
-    """Blocks to name."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -229,10 +228,6 @@ class TunerModel:
                 f"{'; '.join(found)}. Use a tuner of this model, or learn one with `l2l meta-train`"
             )
 
-    @cached_property
-    def _row(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.fingerprint.names)}
-
     def rows(self, names: Sequence[str]) -> list[int]:
         """The network's rows of these blocks; of a size-free one, which has none, their positions.
 
@@ -241,10 +236,11 @@ class TunerModel:
         """
         if self.size_free:
             return list(range(len(names)))
-        unknown = [name for name in names if name not in self._row]
+        row_of = {name: row for row, name in enumerate(self.fingerprint.names)}
+        unknown = [name for name in names if name not in row_of]
         if unknown:
             raise ValueError(f"the tuner for {self.provenance.base_model!r} has no block {format_names(unknown)}")
-        return [self._row[name] for name in names]
+        return [row_of[name] for name in names]
 
     def features(self, statistics: RunStatistics) -> Tensor:
         """[blocks, features] float32 of a run's record."""

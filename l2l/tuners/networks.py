@@ -225,32 +225,28 @@ def network_class(architecture: str, trusted: bool = True) -> type[TunerNetwork]
     if architecture in NETWORKS:
         return NETWORKS[architecture]
     path, _, chosen = architecture.partition(":")
-    if not all(part.isidentifier() for part in (*path.split("."), *([chosen] if chosen else []))):
-        raise ValueError(f"tuner architecture {architecture!r} is neither a network of l2l nor the path of a module")
-    if not trusted and path not in (*sys.modules, *os.environ.get(VARIABLE, "").split(",")):
-        raise ValueError(
-            f"unknown tuner architecture {architecture!r}: l2l has {', '.join(NETWORKS)}. If module {path!r} is yours, "
-            f"import it first, or name it in {VARIABLE}"
-        )
-    try:
-        module = import_module(path)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"unknown tuner architecture {architecture!r}: l2l has {', '.join(NETWORKS)}, and no module {path!r} "
-            "can be imported"
-        ) from error
-    found = [
-        kind
-        for name, kind in vars(module).items()  # not getmembers, which imports what a module promises lazily
-        if isinstance(kind, type) and issubclass(kind, TunerNetwork) and not inspect.isabstract(kind)
-        if name == chosen or (not chosen and kind.__module__ == path)
-    ]
-    if len(found) != 1:
-        raise ValueError(
-            f"unknown tuner architecture {architecture!r}: module {path!r} has {len(found)} such networks; "
-            "name one as module:Class"
-        )
-    return found[0]
+    if not all(part.isidentifier() for part in path.split(".")):
+        reason = "it is no path of a module"
+    elif not trusted and path not in (*sys.modules, *os.environ.get(VARIABLE, "").split(",")):
+        reason = f"module {path!r} is neither imported nor named in {VARIABLE}"
+    else:
+        try:
+            members = vars(import_module(path))  # not getmembers, which imports what a module promises lazily
+        except ModuleNotFoundError as error:
+            raise ValueError(f"unknown tuner architecture {architecture!r}: {error}") from error
+        found = [
+            kind
+            for name, kind in members.items()
+            if isinstance(kind, type) and issubclass(kind, TunerNetwork) and not inspect.isabstract(kind)
+            if name == chosen or (not chosen and kind.__module__ == path)
+        ]
+        if len(found) == 1:
+            return found[0]
+        reason = f"module {path!r} has {len(found)} such networks"
+    raise ValueError(
+        f"unknown tuner architecture {architecture!r} ({reason}): l2l has {', '.join(NETWORKS)}; one elsewhere is named "
+        "package.module:Class"
+    )
 
 
 def build_network(architecture: str, args: dict[str, Any], trusted: bool = False) -> TunerNetwork:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, final
 
@@ -23,20 +23,35 @@ class Normalizer(ABC):
     """Its name in a tuner's config."""
 
     @abstractmethod
+    def costs(self, blocks: Sequence[Block], along_basis: bool) -> list[float]:
+        """Cost of sigma^2 in each of these blocks, or of sigma^2 along its basis."""
+
     def counts(self, blocks: Blocks, basis: Collection[str] = ()) -> Tensor:
         """Cost of sigma^2 in each block: [blocks] float64; with a basis [blocks, 2], the second of sigma^2 along it.
 
         Args:
             basis: names of the blocks that have a basis; the second cost of the others is 0.
         """
+        dense = torch.tensor(self.costs(blocks, along_basis=False), dtype=torch.float64)
+        inside = [i for i, name in enumerate(blocks.names) if name in basis]
+        if not inside:
+            return dense
+        along = torch.zeros_like(dense)
+        along[inside] = torch.tensor(self.costs([blocks[i] for i in inside], along_basis=True), dtype=torch.float64)
+        return torch.stack([dense, along], 1)
 
-    @abstractmethod
     def factor(self, sigma: Tensor, counts: Tensor) -> float:
-        """The common factor of sigma, which has the shape of the counts.
+        """Square root of the cost of sigma 1 without a basis over that of this sigma, which has the shape of the counts.
 
         Raises:
             ValueError: every sigma is zero, or one is not finite.
         """
+        spent = torch.sum(counts * sigma.detach().double() ** 2).item()
+        if not 0 < spent < float("inf"):
+            raise ValueError(
+                f"sigma has {self.name} {spent}: it must be finite and not zero everywhere; check the tuner"
+            )
+        return (torch.sum(counts if counts.ndim == 1 else counts[:, 0]).item() / spent) ** 0.5
 
 
 @final
@@ -63,18 +78,16 @@ class EnergyNormalizer(Normalizer):
         if not (0 < rows < float("inf") and 0 < batch < float("inf")):
             raise ValueError(f"embedding_rows_per_sample={rows} and batch_size={batch} must be positive and finite")
 
-    def counts(self, blocks: Blocks, basis: Collection[str] = ()) -> Tensor:
-        dense = {block.name: self._count(block) for block in blocks}
-        return _table(blocks, dense, {name: dense[name] for name in basis if name in dense})
+    def costs(self, blocks: Sequence[Block], along_basis: bool) -> list[float]:
+        touched, found = self.embedding_rows_per_sample * self.batch_size, list[float]()
+        for block in blocks:
+            rows = block.tensor.shape[0] if block.embedding else block.numel
+            width = block.numel / max(rows, 1)
+            found.append(min(rows, touched) * width if block.embedding else rows * width)
+        return found
 
     def factor(self, sigma: Tensor, counts: Tensor) -> float:
-        return _budget(sigma, counts, "energy") if self.enabled else 1.0
-
-    def _count(self, block: Block) -> float:
-        rows = block.tensor.shape[0] if block.embedding else block.numel
-        width = block.numel / max(rows, 1)
-        touched = self.embedding_rows_per_sample * self.batch_size
-        return min(rows, touched) * width if block.embedding else rows * width
+        return super().factor(sigma, counts) if self.enabled else 1.0
 
 
 @final
@@ -98,21 +111,14 @@ class CurvatureNormalizer(Normalizer):
             if not 0 < value < float("inf"):
                 raise ValueError(f"the curvature trace of block {name!r} is {value}: it must be positive and finite")
 
-    def counts(self, blocks: Blocks, basis: Collection[str] = ()) -> Tensor:
-        inside = [name for name in blocks.names if name in basis]
-        for what, names, known in (
-            ("trace", blocks.names, self.traces),
-            ("trace inside the basis", inside, self.basis_traces),
-        ):
-            if lacking := [name for name in names if name not in known]:
-                raise ValueError(
-                    f"the curvature normalizer has no {what} of block {lacking[0]!r} ({len(lacking)} are missing): "
-                    "measure the traces of this model, or use another normalizer"
-                )
-        return _table(blocks, self.traces, {name: self.basis_traces[name] for name in inside})
-
-    def factor(self, sigma: Tensor, counts: Tensor) -> float:
-        return _budget(sigma, counts, "curvature")
+    def costs(self, blocks: Sequence[Block], along_basis: bool) -> list[float]:
+        known, what = (self.basis_traces, "trace inside the basis") if along_basis else (self.traces, "trace")
+        if lacking := [block.name for block in blocks if block.name not in known]:
+            raise ValueError(
+                f"the curvature normalizer has no {what} of block {lacking[0]!r} ({len(lacking)} are missing): "
+                "measure the traces of this model, or use another normalizer"
+            )
+        return [known[block.name] for block in blocks]
 
 
 @final
@@ -122,9 +128,8 @@ class NoNormalizer(Normalizer):
 
     name: ClassVar[str] = "none"
 
-    def counts(self, blocks: Blocks, basis: Collection[str] = ()) -> Tensor:
-        dense = dict.fromkeys(blocks.names, 1.0)
-        return _table(blocks, dense, {name: 1.0 for name in basis if name in dense})
+    def costs(self, blocks: Sequence[Block], along_basis: bool) -> list[float]:
+        return [1.0] * len(blocks)
 
     def factor(self, sigma: Tensor, counts: Tensor) -> float:
         return 1.0
@@ -147,17 +152,3 @@ def build_normalizer(name: str, **values: Any) -> Normalizer:
     if name not in NORMALIZERS:
         raise ValueError(f"unknown tuner normalizer {name!r}: l2l has {', '.join(NORMALIZERS)}")
     return NORMALIZERS[name](**values)
-
-
-def _table(blocks: Blocks, dense: Mapping[str, float], inside: Mapping[str, float]) -> Tensor:
-    rows = [(dense[name], inside.get(name, 0.0)) for name in blocks.names]
-    found = torch.tensor(rows, dtype=torch.float64).reshape(len(blocks), 2)
-    return found if inside else found[:, 0].clone()
-
-
-def _budget(sigma: Tensor, counts: Tensor, what: str) -> float:
-    """Square root of the cost of sigma 1 without a basis over the cost of this sigma."""
-    spent = torch.sum(counts * sigma.detach().double() ** 2).item()
-    if not 0 < spent < float("inf"):
-        raise ValueError(f"sigma has {what} {spent}: it must be finite and not zero everywhere; check the tuner")
-    return (torch.sum(counts if counts.ndim == 1 else counts[:, 0]).item() / spent) ** 0.5

@@ -171,8 +171,16 @@ def read_published(path: Path) -> Published:
     if entries.get("byteorder", b"little") != b"little" or "data.pkl" not in entries:
         raise ValueError(f"{path} is not a readable torch file (no pickle, or other byte order): get it again")
     try:
-        modules = _checked_modules(_interpret(entries["data.pkl"]))
-        parts = {place: torch.stack([_tensor(entries, modules, name, place) for name in modules]) for place in SHAPES}
+        views = _views(_interpret(entries["data.pkl"]))
+        parts: dict[tuple[str, str], Tensor] = {}
+        for place in SHAPES:
+            rows = [
+                _tensor(
+                    found[place], entries.get(f"data/{found[place].storage.key}", b""), f"{'.'.join(place)} of {name!r}"
+                )
+                for name, found in views.items()
+            ]
+            parts[place] = torch.stack(rows)
     except ValueError as error:
         raise ValueError(f"{path} is not a tuner as published ones are: {error}") from error
     weights = {
@@ -182,7 +190,7 @@ def read_published(path: Path) -> Published:
         "second_bias": parts["2", "bias"][:, 0].contiguous(),
     }
     dtype = weights["first_weight"].dtype
-    return Published(folder, sha256(data).hexdigest(), len(data), dtype, tuple(modules), weights)
+    return Published(folder, sha256(data).hexdigest(), len(data), dtype, tuple(views), weights)
 
 
 def _checked_folder(infos: list[zipfile.ZipInfo], size: int) -> str:
@@ -203,25 +211,19 @@ def _checked_folder(infos: list[zipfile.ZipInfo], size: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Name:
-    """A class or function that the pickle names."""
-
+class _Name:  # of a class or function
     text: str
 
 
 @dataclass(frozen=True)
-class _Storage:
-    """An entry of the zip that holds numbers."""
-
+class _Storage:  # an entry of the zip that holds numbers
     key: str
     dtype: torch.dtype
     numel: int
 
 
 @dataclass(frozen=True)
-class _View:
-    """A tensor as the pickle describes it: a view of a storage."""
-
+class _View:  # a tensor, as a view of a storage
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
@@ -230,8 +232,6 @@ class _View:
 
 @dataclass
 class _Module:
-    """A module as the pickle describes it."""
-
     kind: str
     state: dict[str, Any] = field(default_factory=dict)
 
@@ -266,8 +266,10 @@ class _Machine:
         return self._stack[0]
 
     def step(self, name: str, argument: Any) -> None:
-        if name in _CONSTANTS:
-            self._push(_CONSTANTS[name]())
+        if name in _EMPTY:
+            self._push(_EMPTY[name]())
+        elif name in _VALUES:
+            self._push(_VALUES[name])
         elif name in ("BININT", "BININT1", "BININT2", "BINUNICODE"):
             self._push(argument)
         elif name in ("BINPUT", "LONG_BINPUT"):
@@ -287,8 +289,14 @@ class _Machine:
             self._set_items([self._stack.pop(), self._stack.pop()][::-1])
         elif name == "SETITEMS":
             self._set_items(self._since_mark())
-        elif name in _ACTIONS:
-            _ACTIONS[name](self)
+        elif name == "BINPERSID":
+            self._storage()
+        elif name == "REDUCE":
+            self._reduce()
+        elif name == "NEWOBJ":
+            self._new()
+        elif name == "BUILD":
+            self._build()
         elif name != "PROTO":
             raise ValueError(f"its pickle uses {name}, which no module of linear layers needs")
 
@@ -311,26 +319,26 @@ class _Machine:
             raise ValueError("its pickle gives a name twice")
         target.update(zip(keys, values[1::2], strict=True))
 
-    def storage(self) -> None:
+    def _storage(self) -> None:
         kind, dtype, key, _, numel = self._stack.pop()
         known = isinstance(dtype, _Name) and dtype.text in STORAGES
         if kind != "storage" or not known or not isinstance(key, str) or not _is_size(numel):
             raise ValueError("its pickle refers to something beside it that is no storage of numbers")
         self._push(_Storage(key, STORAGES[dtype.text], numel))
 
-    def reduce(self) -> None:
+    def _reduce(self) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
         if not isinstance(function, _Name) or function.text not in _CALLS or not isinstance(arguments, tuple):
             raise ValueError(f"its pickle calls {getattr(function, 'text', 'something that is no function')!r}")
         self._push(_CALLS[function.text](arguments))
 
-    def new(self) -> None:
+    def _new(self) -> None:
         arguments, kind = self._stack.pop(), self._stack.pop()
         if not isinstance(kind, _Name) or kind.text not in MODULES or arguments != ():
             raise ValueError(f"its pickle makes a new {getattr(kind, 'text', 'something that is no class')!r}")
         self._push(_Module(kind.text))
 
-    def build(self) -> None:
+    def _build(self) -> None:
         state, module = self._stack.pop(), self._stack[-1]
         if not isinstance(module, _Module) or module.state or not isinstance(state, dict):
             raise ValueError("its pickle gives a state to something that is no new module")
@@ -368,59 +376,43 @@ _CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "torch._utils _rebuild_parameter": _parameter,
 }
 """Functions that the pickle may call, and those of this file that replace them."""
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-}
-_ACTIONS: dict[str, Callable[[_Machine], None]] = {
-    "BINPERSID": _Machine.storage,
-    "REDUCE": _Machine.reduce,
-    "NEWOBJ": _Machine.new,
-    "BUILD": _Machine.build,
-}
+_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+_VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
-def _checked_modules(found: Any) -> dict[str, _Module]:
-    """The modules by block, each of the published form and all of one dtype."""
+def _views(found: Any) -> dict[str, dict[tuple[str, str], _View]]:
+    """The tensors by block and place, if each block has a module of the published form, and all are of one dtype."""
     if not isinstance(found, dict) or not 1 <= len(found) <= MAX_BLOCKS:
         raise ValueError("it holds no mapping from block names to modules")
-    dtypes: set[torch.dtype] = set()
-    for name, module in found.items():
-        if not BLOCK_NAME.fullmatch(name) or len(name) > 200:
-            raise ValueError(f"{name[:80]!r} is no name of a block")
+    views: dict[str, dict[tuple[str, str], _View]] = {}
+    for block, module in found.items():
+        if not BLOCK_NAME.fullmatch(block) or len(block) > 200:
+            raise ValueError(f"{block[:80]!r} is no name of a block")
         parts = module.state.get("_modules") if isinstance(module, _Module) and module.kind == SEQUENTIAL else None
         layers = (
             [(key, getattr(layer, "kind", None)) for key, layer in parts.items()] if isinstance(parts, dict) else []
         )
-        if layers != LAYERS:
-            raise ValueError(f"what it holds for block {name!r} is not Sequential(Linear, Tanh, Linear)")
-        dtypes |= {_place(found, name, place).storage.dtype for place in SHAPES}
+        if not isinstance(parts, dict) or layers != LAYERS:
+            raise ValueError(f"what it holds for block {block!r} is not Sequential(Linear, Tanh, Linear)")
+        for place, wanted in SHAPES.items():
+            layer, name = place
+            parameters = parts[layer].state.get("_parameters")
+            if not isinstance(parameters, dict) or set(parameters) != {"weight", "bias"}:
+                raise ValueError(f"layer {layer} of block {block!r} has not just a weight and a bias")
+            view = parameters[name]
+            shape = view.shape if isinstance(view, _View) else "no tensor"
+            if shape != wanted:
+                raise ValueError(f"{layer}.{name} of block {block!r} has shape {shape}, not {wanted}")
+            views.setdefault(block, {})[place] = view
+    dtypes = {str(view.storage.dtype).removeprefix("torch.") for places in views.values() for view in places.values()}
     if len(dtypes) > 1:
-        names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ValueError(f"its numbers are of several dtypes: {', '.join(names)}")
-    return found
+        raise ValueError(f"its numbers are of several dtypes: {', '.join(sorted(dtypes))}")
+    return views
 
 
-def _place(modules: Mapping[str, _Module], block: str, place: tuple[str, str]) -> _View:
-    layer, name = place
-    parameters = modules[block].state["_modules"][layer].state.get("_parameters")
-    if not isinstance(parameters, dict) or set(parameters) != {"weight", "bias"}:
-        raise ValueError(f"layer {layer} of block {block!r} has not just a weight and a bias")
-    found = parameters[name]
-    shape = found.shape if isinstance(found, _View) else "no tensor"
-    if shape != SHAPES[place]:
-        raise ValueError(f"{layer}.{name} of block {block!r} has shape {shape}, not {SHAPES[place]}")
-    return found
-
-
-def _tensor(entries: Mapping[str, bytes], modules: Mapping[str, _Module], block: str, place: tuple[str, str]) -> Tensor:
-    view, label = _place(modules, block, place), f"{'.'.join(place)} of block {block!r}"
+def _tensor(view: _View, held: bytes, label: str) -> Tensor:
+    """The values of a view of these bytes."""
     dtype, size, shape = view.storage.dtype, prod(view.shape), view.shape
-    held = entries.get(f"data/{view.storage.key}", b"")
     if len(held) != view.storage.numel * dtype.itemsize or view.offset + size > view.storage.numel:
         raise ValueError(f"{label} lies in a storage of {len(held)} bytes, which does not hold it")
     if view.stride != tuple(prod(shape[i + 1 :]) for i in range(len(shape))):

@@ -54,22 +54,12 @@ class BlockSchedule:
             )
 
     @staticmethod
-    def by_role(blocks: Blocks, shares: Mapping[str, float] | None = None) -> BlockSchedule:
-        """A group per :func:`role_of`; shares by role, 1 where none is given.
-
-        Raises:
-            ValueError: a share for a role that no block has.
-        """
+    def by_role(blocks: Blocks) -> BlockSchedule:
+        """A group per :func:`role_of`, all of the same share."""
         groups: dict[str, list[str]] = {}
         for block in blocks:
             groups.setdefault(role_of(block.name, block.tensor.ndim), []).append(block.name)
-        unknown = sorted(set(shares or {}) - set(groups))
-        if unknown:
-            raise ValueError(
-                f"block schedule: no block has the role {unknown[0]!r}; there are {', '.join(sorted(groups))}"
-            )
-        weights = tuple(float((shares or {}).get(name, 1.0)) for name in groups)
-        return BlockSchedule(tuple(map(tuple, groups.values())), weights)
+        return BlockSchedule(tuple(map(tuple, groups.values())))
 
     def shuffled(self, seed: int) -> BlockSchedule:
         """Groups of the same sizes and shares with randomly permuted blocks: the control for what the groups hold."""

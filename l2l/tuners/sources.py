@@ -24,7 +24,7 @@ from urllib.request import Request, urlopen
 
 from l2l.tuners import io
 from l2l.tuners.card import UNKNOWN, brief
-from l2l.tuners.format import CONFIG, WEIGHTS, sha256_of
+from l2l.tuners.io import CONFIG, WEIGHTS, sha256_of
 from l2l.tuners.model import TunerModel
 from l2l.tuners.published import import_published
 
@@ -36,6 +36,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}")
 ADDRESS = re.compile(r"https?://[^\s/]+/\S+")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CHECKSUM = re.compile(r"[0-9a-f]{64}")
+TEXT = re.compile(".*", re.DOTALL)
 PICKLES = (".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt")
 CHUNK = 1 << 16
 """Bytes that are read from a connection at a time."""
@@ -81,36 +82,35 @@ class Entry:
     note: str = ""
 
     def __post_init__(self) -> None:
-        def fits(pattern: re.Pattern[str], value: object) -> bool:
-            return isinstance(value, str) and pattern.fullmatch(value) is not None
-
-        def count(value: object) -> bool:
-            return value is None or (type(value) is int and value > 0)
-
-        published, sources = self.format == "published", (self.url, self.hub, self.bundled)
-        pinned = isinstance(self.revision, str) or (self.revision is None and self.hub is None)
-        config = fits(CHECKSUM, self.config_sha256) or (self.config_sha256 is None and (published or not self.url))
-        rules = [
-            ("name", fits(NAME, self.name), "begin with a letter or digit; -, _ and . may follow"),
-            ("format", self.format in get_args(Format), "be l2l or published"),
-            ("source", sum(value is not None for value in sources) == 1, "be exactly one of url, hub and bundled"),
-            ("hub", self.hub is None or fits(HUB_ID, self.hub), "look like user/name"),
-            ("bundled", self.bundled is None or fits(NAME, self.bundled), "name a bundled folder"),
-            ("revision", pinned, "pin the commit of a hub repository"),
-            ("sha256", fits(CHECKSUM, self.sha256), "be 64 hexadecimal digits"),
-            ("config_sha256", config, "be 64 hexadecimal digits, and be there for an l2l tuner at a url"),
-            ("size", count(self.size), "be a whole number of bytes"),
-            ("blocks", count(self.blocks), "be a whole number"),
-            ("url", fits(ADDRESS, self.url) if self.url is not None else not published, "begin with http[s]://"),
-            *(
-                (name, isinstance(getattr(self, name), str), "be a string")
-                for name in ("base_model", "licence", "note")
+        published = self.format == "published"
+        texts = {
+            "name": (NAME, True, "begin with a letter or digit; -, _ and . may follow"),
+            "hub": (HUB_ID, False, "look like user/name"),
+            "bundled": (NAME, False, "name a bundled folder"),
+            "revision": (TEXT, self.hub is not None, "pin the commit of a hub repository"),
+            "url": (ADDRESS, published, "begin with http[s]://"),
+            "sha256": (CHECKSUM, True, "be 64 hexadecimal digits"),
+            "config_sha256": (
+                CHECKSUM,
+                self.url is not None and not published,
+                "be 64 hexadecimal digits for a tuner at a url",
             ),
-        ]
-        for field, allowed, rule in rules:
-            if not allowed:
-                value = getattr(self, field, None)
-                raise ValueError(f"registry entry {self.name!r}: {field} is {value!r}; it must {rule}")
+            **dict.fromkeys(("base_model", "licence", "note"), (TEXT, True, "be a string")),
+        }
+        wrong = [("format", "be l2l or published")] if self.format not in get_args(Format) else []
+        if sum(value is not None for value in (self.url, self.hub, self.bundled)) != 1:
+            wrong.append(("source", "be exactly one of url, hub and bundled"))
+        for name, (pattern, needed, rule) in texts.items():
+            value = getattr(self, name)
+            if (needed or value is not None) and not (isinstance(value, str) and pattern.fullmatch(value)):
+                wrong.append((name, rule))
+        for name in ("size", "blocks"):
+            value = getattr(self, name)
+            if value is not None and not (type(value) is int and value > 0):
+                wrong.append((name, "be a whole number"))
+        if wrong:
+            field, rule = wrong[0]
+            raise ValueError(f"registry entry {self.name!r}: {field} is {getattr(self, field, None)!r}; it must {rule}")
 
     @property
     def folder(self) -> Path:
@@ -264,35 +264,21 @@ def _checked(folder: Path, sha256: str) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class DownloadConfig:
-    """Download a tuner, so that it can be used by its name, also offline."""
-
-    tuner: str
-    """Name in a registry (see ``l2l tuners list``), or hub id."""
-    revision: str | None = None
-    """Commit, branch or tag of a hub tuner; None: its main branch. Registries pin their own."""
-    sha256: str | None = None
-    """What the hub's ``tuner.safetensors`` must have."""
-    progress: bool = True
-    """Show a progress bar."""
-
-
-def run_download(config: DownloadConfig) -> Path:
-    """:func:`download` with a progress bar."""
+def download_with_progress(name: str, revision: str | None, sha256: str | None, visible: bool = True) -> Path:
+    """:func:`download` with a progress bar, which appears with the first bytes."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), disable=not config.progress)
+    bar = Progress(*columns, TimeRemainingColumn(), disable=not visible)
 
     def report(have: int, total: int | None) -> None:
-        if not bar.tasks:  # nothing is shown where nothing is fetched
-            bar.add_task(config.tuner, total=total)
+        if not bar.tasks:
+            bar.add_task(name, total=total)
             bar.start()
         bar.update(bar.task_ids[0], completed=have, total=total)
 
     try:
-        return download(config.tuner, config.revision, config.sha256, report)
+        return download(name, revision, sha256, report)
     finally:
         if bar.tasks:
             bar.stop()
@@ -342,21 +328,20 @@ def part_of(target: Path, sha256: str) -> Path:
 
 def _receive(url: str, part: Path, size: int | None, report: Report) -> None:
     """Connect until the file is complete, or connections bring no byte more."""
-    failures = 0
+    failures = have = 0
     while failures < ATTEMPTS:
         before = part.stat().st_size if part.exists() else 0
         if _transfer(url, part, before, size, report):
             return
-        failures = 0 if part.exists() and part.stat().st_size > before else failures + 1
+        have = part.stat().st_size if part.exists() else 0
+        failures = 0 if have > before else failures + 1
     raise FileNotFoundError(
-        f"{url} broke off {ATTEMPTS} times in a row; {part.stat().st_size if part.exists() else 0} bytes are kept: run the "
-        "same command again later"
+        f"{url} broke off {ATTEMPTS} times in a row; {have} bytes are kept: run the same command again later"
     )
 
 
 def _transfer(url: str, part: Path, have: int, size: int | None, report: Report) -> bool:
     """One connection; whether the file is complete after it."""
-    chunk: bytes | None = b""
     with _open(url, have) as response:
         at = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
         if not (response.status == 206 and at and int(at[1]) == have):
@@ -364,24 +349,20 @@ def _transfer(url: str, part: Path, have: int, size: int | None, report: Report)
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdecimal() else None
         with part.open("ab" if have else "wb") as file:
-            while chunk := _read(response):
+            while True:
+                try:
+                    chunk = response.read(CHUNK)
+                except (OSError, HTTPException):
+                    return False  # the connection broke off
                 have += len(chunk)
                 if size is not None and max(have, total or 0) > size:
-                    break
+                    part.unlink()
+                    text = f"{url} gives more than the {size} bytes that the file has: it is another, and was removed"
+                    raise ValueError(text)
+                if not chunk:
+                    return total is None or have >= total
                 file.write(chunk)
                 report(have, total)
-    if size is not None and max(have, total or 0) > size:
-        part.unlink()
-        raise ValueError(f"{url} gives more than the {size} bytes that the file has: it is another, and was removed")
-    return chunk is not None and (total is None or have >= total)
-
-
-def _read(response: HTTPResponse) -> bytes | None:
-    """The next bytes; empty at the end, None where the connection broke off."""
-    try:
-        return response.read(CHUNK)
-    except (OSError, HTTPException):
-        return None
 
 
 def _open(url: str, have: int) -> HTTPResponse:
@@ -421,13 +402,7 @@ def hub_folder(repo_id: str, revision: str | None) -> Path:
         ValueError: the repository holds a pickle in place of a tuner.
     """
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         with _quiet_hub():
@@ -438,7 +413,7 @@ def hub_folder(repo_id: str, revision: str | None) -> Path:
             f"tuner {repo_id!r} is not in the local cache and the hub cannot be reached: run `l2l tuners download "
             f"{repo_id}` where there is a network, or give a directory"
         ) from error
-    except (EntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, HFValidationError) as error:
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
         found: list[str] = []
         if isinstance(error, EntryNotFoundError):
             with suppress(HfHubHTTPError):  # then the first error is reported
@@ -479,17 +454,14 @@ def push(tuner: TunerModel, repo_id: str, private: bool, revision: str | None, l
             with _quiet_hub():
                 api.create_repo(repo_id, private=private, exist_ok=True)
                 return str(api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision).commit_url)
-        except (HfHubHTTPError, HFValidationError, RuntimeError) as error:  # RuntimeError: an upload broke off
+        # RuntimeError: an upload broke off; ConnectionError: HF_HUB_OFFLINE is set
+        except (HfHubHTTPError, HFValidationError, RuntimeError, unreachable, ConnectionError) as error:
             line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"the hub did not take {repo_id!r} ({line}): log in with `hf auth login`, and name "
-                "a repository that is yours"
-            ) from error
-        except (unreachable, ConnectionError) as error:  # ConnectionError: HF_HUB_OFFLINE is set
-            line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"the hub cannot be reached ({line}), so nothing was pushed: run the command where there is a network"
-            ) from error
+            if isinstance(error, HfHubHTTPError | HFValidationError | RuntimeError):
+                text = f"the hub did not take {repo_id!r} ({line}): log in with `hf auth login`, and name a repository of yours"
+            else:
+                text = f"the hub cannot be reached ({line}), so nothing was pushed: run the command where there is a network"
+            raise ValueError(text) from error
 
 
 def tuner_rows() -> list[dict[str, str]]:

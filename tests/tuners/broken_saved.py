@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from l2l.tuners import format as store
+from l2l.tuners import io as store
 
 Break = Callable[[Path], object]
 

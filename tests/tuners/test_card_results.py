@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from l2l.tuners import format as store
+from l2l.tuners import io as store
 from l2l.tuners.api import Tuner
 from l2l.tuners.card import brief, sections
 from l2l.tuners.inspect import verify

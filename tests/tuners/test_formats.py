@@ -14,7 +14,7 @@ from torch import Tensor
 
 import l2l
 from l2l.params.blocks import Blocks
-from l2l.tuners import format as store
+from l2l.tuners import io as store
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
 from l2l.tuners.io import bundled_folder

@@ -14,7 +14,7 @@ from l2l.cli import main
 from l2l.experiments.spec import fingerprint, freeze
 from l2l.models.load import load_model, load_tokenizer
 from l2l.models.shapes import tiny_random
-from l2l.tuners import format as store
+from l2l.tuners import io as store
 from l2l.tuners.api import Tuner
 from l2l.tuners.fingerprint import Fingerprint
 from l2l.tuners.io import bundled_folder

@@ -15,7 +15,7 @@ import torch
 from cases import TiedLM
 
 from l2l.params.blocks import Blocks
-from l2l.tuners import format as store
+from l2l.tuners import io as store
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
 from l2l.tuners.model import Provenance
@@ -134,7 +134,7 @@ def test_a_config_that_is_no_config_is_refused(folder: Path, text: bytes):
         ({"format_version": 0}, "has format version 0; this l2l reads 1 to 3: upgrade"),
         ({"format_version": "1"}, "has format version 1; this l2l reads"),
         ({"architecture": "os.path"}, "unknown tuner architecture 'os.path'"),
-        ({"architecture": "../../evil"}, "architecture '../../evil' is neither a network"),
+        ({"architecture": "../../evil"}, "unknown tuner architecture '../../evil' .it is no path of a module"),
         ({"architecture": "transformer_of_mine"}, "unknown tuner architecture 'transformer_of_mine'"),
         ({"architecture": "store"}, "unknown tuner architecture 'store'"),
         ({"architecture": 5}, "config.json holds a value that does not fit"),

@@ -11,7 +11,7 @@ import torch
 from broken_saved import with_weights
 from cases import TiedLM
 
-from l2l.tuners import format as store
+from l2l.tuners import io as store
 from l2l.tuners.api import Tuner
 from l2l.tuners.fingerprint import Fingerprint
 from l2l.tuners.inspect import Finding, refuse_errors, verify
