@@ -17,7 +17,7 @@ VALUES = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
 
 
 def test_a_fresh_tuner_has_not_moved():
-    for architecture in ("per_block_mlp", "shared_mlp", "table", "fixed"):
+    for architecture in ("per_block_mlp", "shared_mlp", "table"):
         tuner = Tuner.for_model(TiedLM(), architecture)
         assert movement(tuner) == sigma_change(tuner) == [0.0] * 6
 
