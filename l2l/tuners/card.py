@@ -89,20 +89,16 @@ def _evaluation(found: Json, file: str, name: str, base_model: str, label: str |
     elif len(own) == 1 and label == found["judged"]:
         judgement = found["by_setting"][own[0]]
     mezo = next(one["label"] for one in config["contenders"] if one["role"] == BASELINE)
+    tasks: list[dict[str, Any]] = []
+    for pair in pairs:
+        tasks.append({"task": pair["task"]})
+        for name, figures in (("loss", pair["mean_train_loss"]), ("accuracy", pair["mean_accuracy"])):
+            tasks[-1] |= {f"{name}_mezo": figures[mezo], name: figures[label]}
     return {
         "file": file,
         "passes": config["passes"],
         "seeds": config["seeds"],
-        "tasks": [
-            {
-                "task": pair["task"],
-                "loss_mezo": pair["mean_train_loss"][mezo],
-                "loss": pair["mean_train_loss"][label],
-                "accuracy_mezo": pair["mean_accuracy"][mezo],
-                "accuracy": pair["mean_accuracy"][label],
-            }
-            for pair in pairs
-        ],
+        "tasks": tasks,
         "interval": None if judgement is None else judgement["intervals"]["mean_loss_difference_to_mezo"],
         "controls": {} if judgement is None else dict(judgement["win_rate_over_each_control"]),
         "departures": list(found["departures"]),

@@ -12,7 +12,7 @@ import torch
 
 from l2l.tuners import io, sources
 from l2l.tuners.card import UNKNOWN
-from l2l.tuners.diagnostics import SigmaRow, dense_sigma, movement, sigma_by_kind, typical_statistics
+from l2l.tuners.diagnostics import dense_sigma, movement, sigma_by_kind, typical_statistics
 from l2l.tuners.fingerprint import Fingerprint, format_names
 from l2l.tuners.io import CARD, CONFIG, SHA256, read_config
 from l2l.tuners.model import TunerModel
@@ -163,11 +163,11 @@ class Difference:
     """Relation of the second's blocks to those of the first."""
     config: list[dict[str, str]]
     """Fields that differ: name, first, second."""
-    sigma: list[dict[str, object]]
+    sigma: list[dict[str, Any]]
     """Per kind of block: median and largest typical sigma of both."""
     distance: float | None
     """Of the networks' weights, relative to the first; None where they have other shapes."""
-    changes: list[dict[str, object]]
+    changes: list[dict[str, Any]]
     """Common blocks whose sigma differs most: name, first, second, ratio."""
 
 
@@ -177,16 +177,12 @@ def difference(first: TunerModel, second: TunerModel, most: int = MOST) -> Diffe
     first, second = _with_kinds(first, second), _with_kinds(second, first)
     mine, theirs = ({row.kind: row for row in sigma_by_kind(tuner)} for tuner in (first, second))
 
-    def figure(rows: Mapping[str, SigmaRow], kind: str, name: str) -> object:
-        return getattr(rows[kind], name) if kind in rows else "-"
-
-    sigma: list[dict[str, object]] = [
-        {
-            "kind": kind,
-            "first median": figure(mine, kind, "median"),
-            "second median": figure(theirs, kind, "median"),
-            "first largest": figure(mine, kind, "largest"),
-            "second largest": figure(theirs, kind, "largest"),
+    sigma: list[dict[str, Any]] = [
+        {"kind": kind}
+        | {
+            f"{which} {name}": getattr(rows[kind], name) if kind in rows else "-"
+            for name in ("median", "largest")
+            for which, rows in (("first", mine), ("second", theirs))
         }
         for kind in {**mine, **theirs}
     ]
@@ -194,7 +190,7 @@ def difference(first: TunerModel, second: TunerModel, most: int = MOST) -> Diffe
         dict(zip(tuner.fingerprint.names, dense_sigma(tuner).tolist(), strict=True)) for tuner in (first, second)
     )
     tiny = torch.finfo(torch.float32).tiny
-    changes: list[tuple[float, dict[str, object]]] = []
+    changes: list[tuple[float, dict[str, Any]]] = []
     for name, source in match.mapping.items():
         ratio = max(after[name], tiny) / max(before[source], tiny)
         row = {"block": name, "first": before[source], "second": after[name], "ratio": ratio}

@@ -84,15 +84,6 @@ class Provenance:
     results: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class _Bound:
-    """What depends on the blocks of a run alone, computed once."""
-
-    normalizer: Normalizer
-    counts: Tensor
-    basis: Basis | None
-
-
 @dataclass(eq=False)
 class TunerModel:
     """Sigma per block from features per block, and, where it has a basis, sigma along that. Users have :class:`l2l.Tuner`.
@@ -123,7 +114,7 @@ class TunerModel:
     def __post_init__(self) -> None:
         self._features = feature_set(self.feature_set)
         self.basis = _checked(self.basis, self.fingerprint.blocks()) if self.basis else None
-        self._bound: WeakKeyDictionary[Blocks, _Bound] = WeakKeyDictionary()
+        self._bound: WeakKeyDictionary[Blocks, tuple[Normalizer, Tensor, Basis | None]] = WeakKeyDictionary()
         self._selected: dict[tuple[str, ...], tuple[list[int] | None, Tensor | None]] = {}
         inputs, width = self.architecture_args.get("inputs", FEATURES), len(self._features.columns)
         if inputs != width:
@@ -267,22 +258,25 @@ class TunerModel:
 
     def factor(self, sigma: Tensor, blocks: Blocks) -> float:
         """The normalizer's common factor for these blocks, of sigma [blocks] or of :meth:`scales` [blocks, 2]."""
-        counts = self._bind(blocks).counts
+        _, counts, _ = self._bind(blocks)
         if sigma.ndim == 2 and counts.ndim == 1:
             sigma = sigma[:, 0]
         return self.normalizer.factor(sigma, counts if sigma.ndim == counts.ndim else counts[:, 0])
 
     def basis_for(self, blocks: Blocks) -> Basis | None:
         """The basis of these blocks for directions, the same object at every call; None where no block has one."""
-        return self._bind(blocks).basis
+        return self._bind(blocks)[2]
 
-    def _bind(self, blocks: Blocks) -> _Bound:
+    def _bind(self, blocks: Blocks) -> tuple[Normalizer, Tensor, Basis | None]:
+        """What depends on the blocks of a run alone, computed once: the normalizer, its counts, and the basis."""
         bound = self._bound.get(blocks)
-        if bound is None or bound.normalizer is not self.normalizer:
-            present = {name for name in blocks.names if name in (self.basis or {})}
-            basis = bound.basis if bound else bind(self.basis or {}, blocks)
-            bound = _Bound(self.normalizer, self.normalizer.counts(blocks, present), basis)
-            self._bound[blocks] = bound
+        if bound is None or bound[0] is not self.normalizer:
+            counts = self.normalizer.counts(blocks, self.basis or ())
+            bound = self._bound[blocks] = (
+                self.normalizer,
+                counts,
+                bound[2] if bound else bind(self.basis or {}, blocks),
+            )
         return bound
 
 

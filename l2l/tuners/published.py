@@ -72,33 +72,21 @@ NO_LICENCE = "unknown: the file states none; ask its authors before passing it o
 NOT_RECORDED = "not recorded; distances are from what blocks that started alike have in common"
 
 
-def _sizes(width: int, inner: int, layers: int, heads: int, keys: int, vocabulary: int, tied: bool) -> dict[str, Any]:
-    return {
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": keys,
-        "vocab_size": vocabulary,
-        "tie_word_embeddings": tied,
-    }
+_LLAMA = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+_OPT = ("hidden_size", "ffn_dim", "num_hidden_layers", "num_attention_heads", "word_embed_proj_dim")
+
+
+def _shape(
+    model_type: str, names: tuple[str, ...], sizes: tuple[int, ...], vocab_size: int, **more: Any
+) -> dict[str, Any]:
+    return {"model_type": model_type, **dict(zip(names, sizes, strict=True)), "vocab_size": vocab_size, **more}
 
 
 KNOWN_MODELS: Mapping[str, Mapping[str, Any]] = {
-    "meta-llama/Llama-3.2-1B": {"model_type": "llama", **_sizes(2048, 8192, 16, 32, 8, 128256, True)},
-    "meta-llama/Llama-3.1-8B": {"model_type": "llama", **_sizes(4096, 14336, 32, 32, 8, 128256, False)},
-    "facebook/opt-30b": {
-        "model_type": "opt",
-        "hidden_size": 7168,
-        "ffn_dim": 28672,
-        "num_hidden_layers": 48,
-        "num_attention_heads": 56,
-        "word_embed_proj_dim": 7168,
-        "vocab_size": 50272,
-        "max_position_embeddings": 2048,
-        "do_layer_norm_before": True,
-    },
-    "Qwen/Qwen2.5-14B": {"model_type": "qwen2", **_sizes(5120, 13824, 48, 40, 8, 152064, False)},
+    "meta-llama/Llama-3.2-1B": _shape("llama", _LLAMA, (2048, 8192, 16, 32, 8), 128256, tie_word_embeddings=True),
+    "meta-llama/Llama-3.1-8B": _shape("llama", _LLAMA, (4096, 14336, 32, 32, 8), 128256, tie_word_embeddings=False),
+    "facebook/opt-30b": _shape("opt", _OPT, (7168, 28672, 48, 56, 7168), 50272, max_position_embeddings=2048),
+    "Qwen/Qwen2.5-14B": _shape("qwen2", _LLAMA, (5120, 13824, 48, 40, 8), 152064, tie_word_embeddings=False),
 }
 """Models of published tuners: hub id -> the fields of its transformers config that decide names and shapes of blocks."""
 
