@@ -36,7 +36,7 @@ files without executing anything (`l2l tuners import` does the same) and takes n
 The files are those of ZO Fine-tuner (arXiv:2510.00419), one network 5 -> 64 -> tanh -> 1 per block. None states a licence, a
 result or how it was made; *saved as* is the name that the file records of itself.
 
-**The initialisation** is not recorded and is reconstructed. The networks of each device of the machine that they were learned on
+**The initialisation** is not recorded and is reconstructed. The networks of each device of the machine that learned them
 started from the same draws, so blocks fall into groups that still point the same way (cosine above 0.5; between groups it stays
 below {apart:.2f}, within them above {alike:.2f}). The median over a group, number by number, is taken as the initialisation of
 its blocks. In a group of two it is their mean, so half of what either moved counts to each, and a common change is not seen.
