@@ -233,11 +233,7 @@ FEATURE_SETS = {
 
 
 def feature_set(name: str) -> FeatureSet:
-    """The set of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The set of that name; ValueError where there is none."""
     if name not in FEATURE_SETS:
         raise ValueError(f"unknown tuner features {name!r}: l2l has {', '.join(FEATURE_SETS)}")
     return FEATURE_SETS[name]

@@ -224,11 +224,7 @@ def sha256_of(path: Path) -> str:
 
 
 def validate_file(path: Path, most: int | None = None) -> Path:
-    """The path, if it is a regular file of at most so many bytes: no directory, device or pipe.
-
-    Raises:
-        OSError: it is not.
-    """
+    """The path, if it is a regular file of at most so many bytes: no directory, device or pipe; else OSError."""
     if not path.is_file():
         raise OSError("no regular file there")
     if most is not None and path.stat().st_size > most:

@@ -144,11 +144,7 @@ def normalizer_config(normalizer: Normalizer) -> dict[str, Any]:
 
 
 def build_normalizer(name: str, **values: Any) -> Normalizer:
-    """The normalizer of a name, with its fields.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+    """The normalizer of a name, with its fields; ValueError where there is none."""
     if name not in NORMALIZERS:
         raise ValueError(f"unknown tuner normalizer {name!r}: l2l has {', '.join(NORMALIZERS)}")
     return NORMALIZERS[name](**values)

@@ -92,11 +92,7 @@ KNOWN_MODELS: Mapping[str, Mapping[str, Any]] = {
 
 
 def known_config(base_model: str) -> PreTrainedConfig:
-    """The transformers config of a model of :data:`KNOWN_MODELS`, case aside.
-
-    Raises:
-        ValueError: it is none of them.
-    """
+    """The transformers config of a model of :data:`KNOWN_MODELS`, case aside; ValueError for any other."""
     from transformers import AutoConfig
 
     fields = {name.lower(): dict(found) for name, found in KNOWN_MODELS.items()}.get(base_model.lower())

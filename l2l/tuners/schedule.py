@@ -96,11 +96,7 @@ def schedule_config(schedule: BlockSchedule | None) -> dict[str, Any]:
 
 
 def build_schedule(config: Mapping[str, Any]) -> BlockSchedule | None:
-    """The schedule of the values of :func:`schedule_config`.
-
-    Raises:
-        ValueError: they describe none.
-    """
+    """The schedule of the values of :func:`schedule_config`; ValueError where they describe none."""
     if not config:
         return None
     groups, shares = config["groups"], config["shares"]

@@ -52,11 +52,7 @@ Report: TypeAlias = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """A tuner in a registry: where it is, and what it must be.
-
-    Raises:
-        ValueError: a field has a value that it may not have.
-    """
+    """A tuner in a registry: where it is, and what it must be; ValueError where a field may not have its value."""
 
     name: str
     sha256: str
@@ -171,11 +167,7 @@ def entries() -> dict[str, Entry]:
 
 
 def read_registry(path: Path) -> dict[str, Entry]:
-    """The entries of one registry.
-
-    Raises:
-        ValueError: it is not readable, or an entry does not fit.
-    """
+    """The entries of one registry; ValueError where it is not readable, or an entry does not fit."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
