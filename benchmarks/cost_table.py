@@ -24,7 +24,7 @@ from l2l.methods.registry import declared_method
 from l2l.models.shapes import shape_config
 from l2l.params.blocks import Blocks
 from l2l.report.files import write_whole
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.published import known_config
 
 if TYPE_CHECKING:

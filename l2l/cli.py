@@ -106,7 +106,7 @@ COMMANDS = {
         ("tuner",),
     ),
     "tuners diff": Command(
-        "what two tuners differ in", "l2l.tuners.inspect:DiffConfig", "l2l.tuner_commands:diff", ("first", "second")
+        "what two tuners differ in", "l2l.tuner_commands:DiffConfig", "l2l.tuner_commands:diff", ("first", "second")
     ),
     "tuners test": Command(
         "go or no-go on a derivative of the base model",
@@ -121,7 +121,7 @@ COMMANDS = {
         ("file",),
     ),
     "tuners download": Command(
-        "fetch a tuner, checksummed", "l2l.tuners.sources:DownloadConfig", "l2l.tuner_commands:download", ("tuner",)
+        "fetch a tuner, checksummed", "l2l.tuner_commands:DownloadConfig", "l2l.tuner_commands:download", ("tuner",)
     ),
     "tuners push": Command(
         "upload a tuner to the hub",

@@ -18,7 +18,7 @@ from l2l.methods.base import Method
 from l2l.methods.registry import build_method
 from l2l.methods.wrappers import wrapper_names
 from l2l.optim import ZOOptimizer
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 
 class Quadratic(nn.Module):

@@ -17,7 +17,7 @@ from l2l.meta.config import MetaTrainConfig
 from l2l.models.load import load_tokenizer
 from l2l.models.shapes import tiny_random
 from l2l.train.config import FineTuneConfig
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {"fine_tune": ("fine-tune", FineTuneConfig), "meta_train": ("meta-train", MetaTrainConfig)}

@@ -41,8 +41,9 @@ from l2l.tasks.encode import encoder_for
 from l2l.tasks.losses import batch_loss
 from l2l.tasks.rows import load_splits
 from l2l.train.inputs import Batcher
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Provenance, Tuner, random_basis, ranks
+from l2l.tuners.model import Provenance, random_basis, ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -332,7 +333,7 @@ def _random_turns(making: _Making) -> Found:
     tuner = making.tuner
     if tuner.block_schedule is None:
         return "the tuner takes no turns"
-    return making.learned("random_turns", tuner.with_turns(tuner.block_schedule.dealt(CONTROL_SEED)))
+    return making.learned("random_turns", tuner.with_block_schedule(tuner.block_schedule.shuffled(CONTROL_SEED)))
 
 
 MAKERS: Mapping[str, Callable[[_Making], Found]] = {

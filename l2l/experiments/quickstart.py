@@ -119,10 +119,13 @@ def _learn(config: QuickstartConfig, meta: dict[str, Any], out: Path) -> str:
 
 def _random_sigma(out: Path) -> str:
     from l2l.models.load import load_model
-    from l2l.tuners.model import Provenance, Tuner
+    from l2l.tuners.api import Tuner
+    from l2l.tuners.model import Provenance
 
     provenance = Provenance("l2l/tiny", recipe={"control": "fixed random sigma"})
-    return str(Tuner.for_model(load_model("l2l/tiny"), "fixed", provenance=provenance).save_pretrained(out))
+    return str(
+        Tuner.for_model(load_model("l2l/tiny"), "table", start="random", provenance=provenance).save_pretrained(out)
+    )
 
 
 def _options(passes: int) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from l2l.models.schemes import Scheme, check_scheme
 from l2l.report.files import UNFINISHED
 from l2l.train.baselines import baseline_names
 from l2l.train.config import FineTuneConfig
+from l2l.tuners.api import Tuner
 from l2l.tuners.io import CONFIG, WEIGHTS
-from l2l.tuners.model import Tuner
 
 ExecutorName: TypeAlias = Literal["local", "ray"]
 ALL = "all"

@@ -15,7 +15,7 @@ from l2l.methods.base import check_counts, check_positive
 from l2l.report.console import progress_bar
 from l2l.report.plots import plot_panels, smooth
 from l2l.report.run_directory import RunDirectory
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import Level, check_level
 
 Verdict = Literal["go", "no-go", "undecided"]

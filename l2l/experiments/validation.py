@@ -37,7 +37,7 @@ from l2l.tasks.tiny_world import POOL, VALIDATION
 from l2l.train.config import FineTuneConfig
 from l2l.train.inputs import load_run_inputs
 from l2l.train.trainer import fitting_tuner, setup_scheme
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -44,7 +44,7 @@ from l2l.train.baselines import Baseline, baseline_names, build_baseline
 from l2l.train.config import FineTuneConfig, doubts
 from l2l.train.inputs import Batcher, Closures, RunInputs, load_run_inputs, make_closures
 from l2l.train.runlog import RunLog
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import Level, compare
 
 if TYPE_CHECKING:

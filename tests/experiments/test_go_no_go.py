@@ -23,7 +23,7 @@ from l2l.experiments.tuner_test import (
 )
 from l2l.models.load import load_model, load_tokenizer
 from l2l.models.shapes import tiny_random
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import identified
 
 

@@ -24,7 +24,8 @@ from l2l.experiments.spec import CONTROLS, Contender, MetaEvaluateConfig, Settin
 from l2l.experiments.verdict import finite
 from l2l.params.blocks import Blocks
 from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
-from l2l.tuners.model import Provenance, Tuner, random_basis
+from l2l.tuners.api import Tuner
+from l2l.tuners.model import Provenance, random_basis
 
 SMALL: dict[str, Any] = {
     "passes": 8,

@@ -47,7 +47,7 @@ def test_its_tuner_loads_and_fits_the_embedded_model(done):
     tuner.check(l2l.load_model("l2l/tiny"))
     assert tuner.provenance.recipe["steps"] == 4
     assert not set(tuner.provenance.recipe["tasks"]) & set(QuickstartConfig().tasks)
-    assert l2l.Tuner.from_pretrained(summary["random_sigma"]).architecture == "fixed"
+    assert l2l.Tuner.from_pretrained(summary["random_sigma"]).architecture == "table"
 
 
 def test_it_leaves_a_picture_and_its_configuration(done):

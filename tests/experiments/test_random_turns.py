@@ -10,7 +10,7 @@ from l2l.experiments import meta_evaluate as evaluate
 from l2l.experiments.meta_evaluate import run_meta_evaluation
 from l2l.experiments.spec import MetaEvaluateConfig
 from l2l.params.blocks import Blocks
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.schedule import BlockSchedule
 
 SMALL: dict[str, Any] = {
@@ -36,7 +36,7 @@ def test_a_tuner_that_takes_turns_meets_random_groups_and_tables_that_take_none(
     monkeypatch.setattr(evaluate, "run_jobs", in_this_process)
     model = l2l.load_model("l2l/tiny")
     turns = BlockSchedule.by_role(Blocks.of(model))
-    Tuner.for_model(model, "table", turns=turns).save_pretrained(tmp_path / "turns")
+    Tuner.for_model(model, "table", block_schedule=turns).save_pretrained(tmp_path / "turns")
     contenders = [
         {"label": "MeZO", "method": "mezo", "role": "baseline-mezo"},
         {"label": "tuner", "method": "learned", "tuner": str(tmp_path / "turns")},

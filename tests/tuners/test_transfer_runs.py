@@ -19,7 +19,8 @@ from l2l.experiments.runner import _unlike_defaults
 from l2l.models.load import load_tokenizer
 from l2l.models.shapes import tiny_random
 from l2l.train.config import FineTuneConfig
-from l2l.tuners.model import Provenance, Tuner
+from l2l.tuners.api import Tuner
+from l2l.tuners.model import Provenance
 from l2l.tuners.transfer import identified
 
 SHORT = shlex.split("--method learned --lr 1e-4 --steps 3 --batch_size 2 --train_size 8 --dev_size 4 --test_size 4")
