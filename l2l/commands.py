@@ -80,13 +80,13 @@ def _evaluate(config: Any) -> None:
 
 
 def _quickstart_config() -> type:
-    from l2l.experiments.quickstart import QuickstartConfig
+    from l2l.experiments.presets.quickstart import QuickstartConfig
 
     return QuickstartConfig
 
 
 def _quickstart(config: Any) -> None:
-    from l2l.experiments.quickstart import run_quickstart
+    from l2l.experiments.presets.quickstart import run_quickstart
 
     run_quickstart(config)
 
@@ -98,7 +98,7 @@ def _meta_evaluate_config() -> type:
 
 
 def _meta_evaluate(config: Any) -> None:
-    from l2l.experiments.meta_evaluate import run_meta_evaluation
+    from l2l.experiments.presets.meta_evaluate import run_meta_evaluation
 
     run_meta_evaluation(config)
 
@@ -110,7 +110,7 @@ def _compare_config() -> type:
 
 
 def _compare(config: Any) -> None:
-    from l2l.experiments.compare import run_comparison
+    from l2l.experiments.presets.compare import run_comparison
 
     run_comparison(config)
 

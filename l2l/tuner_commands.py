@@ -214,13 +214,13 @@ def fingerprint_of(model: str, weights: bool = False) -> Fingerprint:
 
 def trial_config() -> type:
     """Configuration of ``tuners test``."""
-    from l2l.experiments.tuner_test import GoNoGoConfig
+    from l2l.experiments.presets.tuner_test import GoNoGoConfig
 
     return GoNoGoConfig
 
 
 def trial(config: Any) -> None:
     """Go or no-go on a derivative of the base model."""
-    from l2l.experiments.tuner_test import report, run_tuner_test
+    from l2l.experiments.presets.tuner_test import report, run_tuner_test
 
     print(report(run_tuner_test(config)))

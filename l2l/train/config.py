@@ -120,6 +120,8 @@ class FineTuneConfig:
     """Steps to do; two forward passes each and draw, searches and third losses apart."""
     max_passes: int | None = None
     """Stop when this many forward passes are spent, however many steps that was: for comparisons at equal passes."""
+    max_seconds: float | None = None
+    """Stop when this many seconds of training are spent, evaluations apart: for comparisons at equal time."""
     lr: LearningRate | None = None
     """Learning rate; None: the scheme's, 1e-6 for ``full`` and 5e-5 for ``lora``. Full fine-tuning of large models: 1e-7 to
     1e-6; the embedded model: 1e-4 to 1e-3. ``auto``: beta over the mean curvature along the directions, which a third loss
@@ -235,6 +237,7 @@ class FineTuneConfig:
         object.__setattr__(self, "epsilon", epsilon)
         check_lr(lr=lr)
         check_positive(epsilon=epsilon, step_fraction=self.step_fraction)
+        check_positive(max_seconds=1.0 if self.max_seconds is None else self.max_seconds)
         check_schedule(self.schedule, self.schedule_end)
         _check_choice("perturb", self.perturb, get_args(PerturbMode))
         _check_choice("update", self.update, get_args(Update))

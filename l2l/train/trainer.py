@@ -185,16 +185,16 @@ class Session:
 
     @property
     def done(self) -> bool:
-        """Whether the steps or the passes are used up."""
-        limit = self.config.max_passes
-        return self.progress.step >= self.config.steps or (limit is not None and self.progress.passes >= limit)
+        """Whether the steps, the passes or the seconds are used up."""
+        return self.share >= 1
 
     @property
     def share(self) -> float:
-        """How much of the run lies behind, 0 to 1: of its steps or of its passes, whichever is further."""
-        limit = self.config.max_passes
-        spent = 0.0 if limit is None else self.progress.passes / limit
-        return max(self.progress.step / self.config.steps, spent)
+        """Share of the run that is done, 0 to 1 and more: of its steps, passes or seconds, whichever is furthest."""
+        config, now = self.config, self.progress
+        passes = 0.0 if config.max_passes is None else now.passes / config.max_passes
+        seconds = 0.0 if config.max_seconds is None else now.seconds / config.max_seconds
+        return max(now.step / config.steps, passes, seconds)
 
     def begin(self) -> None:
         """Before the first step: how good is the model as it comes?"""
