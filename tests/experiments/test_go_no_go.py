@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from l2l.experiments.tuner_test import (
+from l2l.experiments.presets.tuner_test import (
     PICTURE,
     PLAIN,
     TUNER,
     GoNoGoConfig,
-    jobs_of,
     judge,
     report,
     run_tuner_test,
@@ -56,15 +55,14 @@ def test_a_tuner_that_diverges_where_sigma_1_does_not_never_goes():
     assert judge([inf] * 2, [inf] * 2)["verdict"] == "undecided"
 
 
-def test_both_have_the_same_seeds_passes_and_step_control(tmp_path: Path):
-    config = GoNoGoConfig(passes=300, seeds=3)
-    jobs = jobs_of(config, "t", tmp_path)
-    assert len({job.out for job in jobs}) == 6
-    for tuned, plain in zip(jobs[::2], jobs[1::2], strict=True):
-        assert (tuned.label, plain.label, tuned.method, plain.method) == (TUNER, PLAIN, "learned", "mezo")
-        assert (tuned.tuner, plain.tuner, tuned.lr, plain.lr) == ("t", None, "auto", "auto")
-        assert (tuned.seed, tuned.task, tuned.options) == (plain.seed, plain.task, plain.options)
-    assert jobs[0].options["max_passes"] == 300
+def test_both_have_the_same_seeds_passes_and_step_control():
+    experiment = GoNoGoConfig(passes=300, seeds=3).experiment("t")
+    tuned, plain = experiment.contenders
+    assert (tuned.label, plain.label, tuned.method, plain.method) == (TUNER, PLAIN, "learned", "mezo")
+    assert (tuned.tuner, plain.tuner, tuned.options, plain.options) == ("t", None, {"lr": "auto"}, {"lr": "auto"})
+    (setting,), (scheme,) = experiment.settings, experiment.tuning_schemes
+    assert experiment.points(setting, scheme, tuned) == [{"lr": "auto", "step_fraction": 0.2}]
+    assert (experiment.seeds, experiment.budget(setting)["max_passes"]) == (3, 300)
 
 
 @pytest.mark.parametrize(
