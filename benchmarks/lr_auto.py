@@ -19,7 +19,7 @@ from typing import Any
 from l2l.experiments import runner as engine
 from l2l.experiments.spec import CompareConfig, Contender, SchemeEntry, Setting
 from l2l.experiments.stats import Cell, Run
-from l2l.experiments.validation import check_all
+from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.report.console import print_table
 from l2l.report.files import write_json
 from l2l.tools.bench import hardware
@@ -141,7 +141,7 @@ def main() -> None:
         checked = check_all(config, [Contender(given.method, given.method)])
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"lr_auto: {error}") from error
-    places = [place.freeze(Path(given.out) / "runs" / "_tuners") for place in checked]
+    places = [freeze_tuners(place, Path(given.out) / "runs" / "_tuners") for place in checked]
     runner = engine.Runner(config, engine.executor_of("local", given.processes), places, Path(given.out) / "runs")
     trials = [
         runner.plan(place, cell, label, point, seed, False)

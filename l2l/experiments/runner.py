@@ -13,18 +13,18 @@ import os
 import re
 import signal
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from itertools import accumulate, product
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias
 
 from l2l.experiments.spec import ExecutorName, ExperimentConfig, Place
 from l2l.experiments.stats import Cell, Curve, Point, Run, choose, point_size
@@ -64,33 +64,6 @@ class Trial:
         return self.note.is_file() or self.summary is not None
 
 
-def plan_trial(
-    config: ExperimentConfig, place: Place, cell: Cell, label: str, point: Point, seed: int, tuning: bool, runs: Path
-) -> Trial:
-    """The trial of a contender in a cell at a point.
-
-    Trials with equal options share a folder, also across experiments that share ``runs``.
-    """
-    entry = place.entries[label]
-    given, tuner = entry.contender, entry.tuners[cell.task]
-    options = config.run_options(place.setting, place.scheme) | given.options
-    if entry.steps is not None:
-        options["steps"] = entry.steps
-    options |= {
-        "task": cell.task,
-        "method": given.method,
-        "method_args": given.method_args,
-        "tuner": tuner,
-        "seed": seed,
-    }
-    options |= point
-    method = re.sub(r"[^\w.+-]", "_", given.method)
-    name = f"{Path(cell.task).stem}-{cell.scheme}-{method}-s{seed}-{digest(options)}"
-    out = str(runs / cell.setting / name)
-    head = (cell, place.setting.model, label, given.role, given.method, tuner, seed, tuning, point)
-    return Trial(Run(*head, folder=out), options, out)
-
-
 def digest(options: Mapping[str, Any]) -> str:
     """Hash of everything that decides a run's result.
 
@@ -113,22 +86,19 @@ def non_default_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value != getattr(defaults, name)}
 
 
-def run_trial(trial: Trial) -> dict[str, Any]:
-    """Run a trial unless it was done; its ``final_loss``. Divergence is noted: such a learning rate is bad, not an error."""
-    if not trial.note.is_file():
-        try:
-            return {"final_loss": execute(trial)["final_loss"]}
-        except FloatingPointError as error:
-            write_json(trial.note, {"diverged": str(error)})
-    return {"final_loss": float("inf")}
+def run_trial(trial: Trial) -> Record:
+    """Run a trial unless it was done; its ``final_loss``, and ``refused``: why bad input was not run, or nothing.
 
-
-def run_or_refuse(trial: Trial) -> dict[str, Any]:
-    """:func:`run_trial`; bad input is returned as ``refused``, so that the other runs go on."""
+    Divergence is noted beside the folder: such a learning rate is a bad one, not an error.
+    """
     try:
-        return run_trial(trial)
+        if not trial.note.is_file():
+            return {"final_loss": execute(trial)["final_loss"], "refused": ""}
+    except FloatingPointError as error:
+        write_json(trial.note, {"diverged": str(error)})
     except (ValueError, FileNotFoundError) as error:
         return {"final_loss": float("inf"), "refused": " ".join(str(error).split())}
+    return {"final_loss": float("inf"), "refused": ""}
 
 
 def execute(trial: Trial) -> dict[str, Any]:
@@ -192,6 +162,10 @@ def run_summary(run: Run) -> dict[str, Any]:
     }
 
 
+Record: TypeAlias = dict[str, Any]
+Executor: TypeAlias = Callable[[Sequence[Trial], Callable[[Record], None]], list[Record]]
+"""Runs trials, in other processes; their records in the order of the trials. The function is called in this process with
+each record as it arrives."""
 Chosen: TypeAlias = dict[tuple[Cell, str], tuple[Point, Sequence[float]]]
 """(cell, contender) -> the point chosen, and the step sizes that it was chosen from."""
 
@@ -244,70 +218,81 @@ class Runner:
         return self.config.points(place.setting, place.scheme, place.entries[label].contender)
 
     def plan(self, place: Place, cell: Cell, label: str, point: Point, seed: int, tuning: bool) -> Trial:
-        """See :func:`plan_trial`."""
-        return plan_trial(self.config, place, cell, label, point, seed, tuning, self.runs)
+        """The trial of a contender in a cell at a point. Trials with equal options share a folder."""
+        entry = place.entries[label]
+        given, tuner = entry.contender, entry.tuners[cell.task]
+        options = self.config.run_options(place.setting, place.scheme) | given.options
+        if entry.steps is not None:
+            options["steps"] = entry.steps
+        options |= {"task": cell.task, "method": given.method, "method_args": given.method_args}
+        options |= {"tuner": tuner, "seed": seed, **point}
+        method = re.sub(r"[^\w.+-]", "_", given.method)
+        name = f"{Path(cell.task).stem}-{cell.scheme}-{method}-s{seed}-{digest(options)}"
+        out = str(self.runs / cell.setting / name)
+        head = (cell, place.setting.model, label, given.role, given.method, tuner, seed, tuning, point)
+        return Trial(Run(*head, folder=out), options, out)
 
     def run(self, trials: Sequence[Trial], what: str) -> list[Run]:
-        """Run what is not done yet; the results of all, in order. Trials with the same folder run once."""
+        """Run what is not done yet; the results of all, in order. Trials with the same folder run once.
+
+        Raises:
+            ValueError: a run is refused, which is no result here.
+        """
         unique = {trial.out: trial for trial in trials}
         missing = [trial for trial in unique.values() if not trial.done]
         if len(missing) < len(unique):
             print(f"continuing: {len(unique) - len(missing)} of {len(unique)} runs for the {what} are done")
-        refused: dict[str, str] = {}
+        records: list[Record] = []
         if missing:
             with progress_bar(what, len(unique), len(unique) - len(missing), self.config.progress) as advance:
-                work = run_or_refuse if self.refuse else run_trial
-                records = self.executor.run(missing, work, lambda record: advance(record["final_loss"]))
-            found = zip(missing, records, strict=True)
-            refused = {trial.out: record["refused"] for trial, record in found if "refused" in record}
+
+                def after_each(record: Record) -> None:
+                    if record["refused"] and not self.refuse:
+                        raise ValueError(record["refused"])
+                    advance(record["final_loss"])
+
+                records = self.executor(missing, after_each)
+        refused = {trial.out: record["refused"] for trial, record in zip(missing, records, strict=True)}
         return [
-            replace(trial.head, refused=refused[trial.out]) if trial.out in refused else read_run(trial)
+            replace(trial.head, refused=reason) if (reason := refused.get(trial.out)) else read_run(trial)
             for trial in trials
         ]
 
 
-Record: TypeAlias = dict[str, Any]
-Work: TypeAlias = Callable[[Trial], Record]
-"""Runs a trial, in another process; a function of a module."""
+def executor_of(name: ExecutorName, processes: int) -> Executor:
+    """The executor of that name, with so many runs at a time.
+
+    Raises:
+        ValueError: it needs a package that is not installed.
+    """
+    if name == "ray":
+        return partial(run_on_ray, _import_ray(), processes)
+    return partial(run_locally, processes)
 
 
-class Executor(ABC):
-    """Abstract executor."""
+def run_locally(processes: int, trials: Sequence[Trial], after_each: Callable[[Record], None]) -> list[Record]:
+    """An executor: processes of this machine, one thread each.
 
-    @abstractmethod
-    def run(self, trials: Sequence[Trial], work: Work, after_each: Callable[[Record], None]) -> list[Record]:
-        """Run trials; their records in the order of the trials.
-
-        Args:
-            after_each: called in this process with each record as it arrives.
-        """
-
-
-@final
-@dataclass(frozen=True)
-class Local(Executor):
-    """Processes of this machine, one thread each. Raises ValueError where a process was killed."""
-
-    processes: int
-
-    def run(self, trials: Sequence[Trial], work: Work, after_each: Callable[[Record], None]) -> list[Record]:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        records: dict[int, Record] = {}
-        with ProcessPoolExecutor(self.processes, get_context("spawn"), _begin_process) as pool:
-            futures = {pool.submit(_unless_leaving, trial, work): number for number, trial in enumerate(trials)}
-            try:
-                for future in as_completed(futures):
-                    records[futures[future]] = future.result()
-                    after_each(future.result())
-            except BrokenProcessPool as error:
-                raise ValueError(
-                    "a process ended in the middle of a run, for want of memory perhaps: the same command continues; with "
-                    "fewer --processes each has more"
-                ) from error
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        return [records[number] for number in range(len(trials))]
+    Raises:
+        ValueError: a process was killed.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    records: dict[int, Record] = {}
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin_process) as pool:
+        futures = {pool.submit(_unless_leaving, trial): number for number, trial in enumerate(trials)}
+        try:
+            for future in as_completed(futures):
+                records[futures[future]] = future.result()
+                after_each(future.result())
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a process ended in the middle of a run, for want of memory perhaps: the same command continues; with fewer "
+                "--processes each has more"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [records[number] for number in range(len(trials))]
 
 
 _leaving = Event()
@@ -336,54 +321,42 @@ def _leave(*_: Any) -> None:
     sys.exit(130)
 
 
-def _unless_leaving(trial: Trial, work: Work) -> Record:
+def _unless_leaving(trial: Trial) -> Record:
     if _leaving.is_set():
         sys.exit(130)
-    return work(trial)
+    return run_trial(trial)
 
 
-@final
-@dataclass(frozen=True)
-class Ray(Executor):
-    """Tasks of a Ray cluster, a processor each: the one that ``RAY_ADDRESS`` names, else one on this machine.
+def run_on_ray(ray: Any, processes: int, trials: Sequence[Trial], after_each: Callable[[Record], None]) -> list[Record]:
+    """An executor: tasks of a Ray cluster, a processor each, on the one that ``RAY_ADDRESS`` names or on this machine.
 
-    Its machines see the same files under the same paths, and have the same package. Raises ValueError where Ray is not
-    installed.
+    The cluster's machines see the same files under the same paths, and have the same package.
     """
-
-    processes: int
-    """Most tasks at a time."""
-
-    def __post_init__(self) -> None:
-        _import_ray()
-
-    def run(self, trials: Sequence[Trial], work: Work, after_each: Callable[[Record], None]) -> list[Record]:
-        ray = _import_ray()
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False)
-        remote = ray.remote(num_cpus=1)(_in_one_thread)
-        records: dict[int, Record] = {}
-        waiting, running = list(range(len(trials))), {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < self.processes:
-                    number = waiting.pop(0)
-                    running[remote.remote(trials[number], work)] = number
-                (ready, *_), _ = ray.wait(list(running), num_returns=1)
-                number = running.pop(ready)
-                records[number] = ray.get(ready)
-                after_each(records[number])
-        finally:
-            for unfinished in running:
-                ray.cancel(unfinished)
-        return [records[number] for number in range(len(trials))]
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    remote = ray.remote(num_cpus=1)(_in_one_thread)
+    records: dict[int, Record] = {}
+    waiting, running = list(range(len(trials))), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                number = waiting.pop(0)
+                running[remote.remote(trials[number])] = number
+            (ready, *_), _ = ray.wait(list(running), num_returns=1)
+            number = running.pop(ready)
+            records[number] = ray.get(ready)
+            after_each(records[number])
+    finally:
+        for unfinished in running:
+            ray.cancel(unfinished)
+    return [records[number] for number in range(len(trials))]
 
 
-def _in_one_thread(trial: Trial, work: Work) -> Record:
+def _in_one_thread(trial: Trial) -> Record:
     import torch
 
     torch.set_num_threads(1)
-    return work(trial)
+    return run_trial(trial)
 
 
 def _import_ray() -> Any:
@@ -393,12 +366,3 @@ def _import_ray() -> Any:
         raise ValueError(
             "executor: ray needs Ray, which is not installed: pip install 'l2l[ray]', or use executor: local"
         ) from error
-
-
-def executor_of(name: ExecutorName, processes: int) -> Executor:
-    """The executor of that name.
-
-    Raises:
-        ValueError: it needs a package that is not installed.
-    """
-    return Ray(processes) if name == "ray" else Local(processes)

@@ -23,6 +23,7 @@ from l2l.experiments.stats import Cell, Point
 from l2l.methods import method_class, method_names
 from l2l.methods.base import Method, check_counts, check_positive
 from l2l.models.schemes import Scheme, check_scheme
+from l2l.params.blocks import Blocks
 from l2l.report.files import UNFINISHED
 from l2l.tasks.tiny_world import HELD_OUT
 from l2l.train.baselines import baseline_names
@@ -490,14 +491,41 @@ class MetaEvaluateConfig(ExperimentConfig):
 
 
 @dataclass(frozen=True)
+class MethodCosts:
+    """What a method declares of itself where it was built."""
+
+    memory: str = ""
+    """Memory beside the weights, as a formula."""
+    paper: str = ""
+    kept_bytes: int | None = None
+    """Most bytes of tensors that it keeps between steps; None where it declares none."""
+    trained_bytes: int = 0
+    """Bytes of the weights that are trained."""
+    step_is_normalized: bool = False
+    """Whether its learning rate is of another magnitude than MeZO's."""
+
+    @staticmethod
+    def of(method: Any, blocks: Blocks) -> MethodCosts:
+        """The costs of a method on these blocks."""
+        return MethodCosts(
+            method.info.memory,
+            method.info.paper,
+            getattr(method, "state_bytes", lambda _: None)(blocks),
+            sum(block.numel * block.tensor.element_size() for block in blocks),
+            getattr(method, "step_is_normalized", False),
+        )
+
+
+@dataclass(frozen=True)
 class Entry:
-    """A contender in a setting, with its tuners as saved directories."""
+    """A contender in a setting."""
 
     contender: Contender
-    tuners: Mapping[str, str | None]
-    """Task -> directory of the tuner; the same for all tasks, except for an oracle's."""
+    tuners: Mapping[str, Any]
+    """Task -> the tuner, and once it is saved its directory; the same for all tasks, except for an oracle's."""
     steps: int | None = None
     """Steps to plan for, of a method with a ``horizon``; None: those of the budget."""
+    costs: MethodCosts = MethodCosts()
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import yaml
 
 from l2l.experiments.runner import Chosen
+from l2l.experiments.spec import MethodCosts
 from l2l.experiments.stats import Cell, Point, RunTable, at_edge, average_ranks, point_size, rank_intervals, wins
-from l2l.experiments.validation import MethodCosts
 from l2l.report.console import print_table, spread
 from l2l.report.files import write_whole
 from l2l.report.run_directory import environment
 
 MEBIBYTE = 2**20
+TEMPLATE = Path(__file__).with_name("page.html")
 
 
 class Text(NamedTuple):
@@ -193,50 +194,6 @@ def _escaped(text: str) -> str:
     return plain
 
 
-TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222; }
-h2 { margin-top: 2.5rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; }
-th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
-tr:hover td { background: #f4f6fa; }
-td.best { font-weight: bold; }
-.note { color: #555; max-width: 60rem; }
-img { max-width: 100%; }
-pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-{% for line in paragraphs %}<p class="note">{{ line }}</p>
-{% endfor %}
-{% for table in tables %}<h2>{{ table.title }}</h2>
-<div class="wide"><table>
-<tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in table.rows %}<tr>{% for cell in row %}<td{% if cell.best %} class="best"{% endif %}>{{ cell.text }}</td>\
-{% endfor %}</tr>
-{% endfor %}</table></div>
-{% if table.note %}<p class="note">{{ table.note }}</p>{% endif %}
-{% endfor %}
-{% for name, data in pictures.items() %}<h2>{{ name }}</h2>
-<img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
-{% endfor %}
-{% for name, text in listings.items() %}<h2>{{ name }}</h2>
-<pre>{{ text }}</pre>
-{% endfor %}
-</body>
-</html>
-"""
-
-
 def html(
     title: str,
     paragraphs: Sequence[str],
@@ -253,7 +210,7 @@ def html(
     from jinja2 import Environment
 
     inside = {name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()}
-    template = Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE)
+    template = Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE.read_text())
     return template.render(title=title, paragraphs=paragraphs, tables=tables, pictures=inside, listings=listings)
 
 

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2l.experiments.spec import Contender, Entry, ExperimentConfig, Place, SchemeEntry, Setting, freeze
+from l2l.experiments.spec import (
+    Contender,
+    Entry,
+    ExperimentConfig,
+    MethodCosts,
+    Place,
+    SchemeEntry,
+    Setting,
+    freeze,
+)
 from l2l.methods import method_class
 from l2l.methods.registry import build_method
 from l2l.models.load import context_length
@@ -27,56 +36,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class MethodCosts:
-    """What a method declares of itself where it was built."""
-
-    memory: str = ""
-    """Memory beside the weights, as a formula."""
-    paper: str = ""
-    kept_bytes: int | None = None
-    """Most bytes of tensors that it keeps between steps; None where it declares none."""
-    trained_bytes: int = 0
-    """Bytes of the weights that are trained."""
-    step_is_normalized: bool = False
-    """Whether its learning rate is of another magnitude than MeZO's."""
-
-    @staticmethod
-    def of(method: Any, blocks: Blocks) -> MethodCosts:
-        """The costs of a method on these blocks."""
-        return MethodCosts(
-            method.info.memory,
-            method.info.paper,
-            getattr(method, "state_bytes", lambda _: None)(blocks),
-            sum(block.numel * block.tensor.element_size() for block in blocks),
-            getattr(method, "step_is_normalized", False),
-        )
+def freeze_tuners(place: Place, folder: Path) -> Place:
+    """The place with its tuners saved below a folder, as they are now."""
+    entries = {}
+    for label, entry in place.entries.items():
+        saved = {task: str(freeze(tuner, folder)) for task, tuner in entry.tuners.items() if isinstance(tuner, Tuner)}
+        entries[label] = replace(entry, tuners={**entry.tuners, **saved})
+    return replace(place, entries=entries)
 
 
-@dataclass(frozen=True)
-class CheckedPlace:
-    """A setting under a scheme, checked: model and data exist, and these contenders can run. Nothing is written yet."""
-
-    setting: Setting
-    scheme: SchemeEntry
-    contenders: Mapping[str, Contender]
-    """By label, as the other mappings."""
-    tuners: Mapping[str, Tuner]
-    costs: Mapping[str, MethodCosts]
-    steps: Mapping[str, int]
-    """Steps that the budget allows, of methods with a ``horizon``."""
-    left_out: Mapping[str, str]
-
-    def freeze(self, folder: Path) -> Place:
-        """The place with its tuners saved below a folder, as they are now."""
-        entries = {}
-        for label, contender in self.contenders.items():
-            directory = str(freeze(self.tuners[label], folder)) if label in self.tuners else None
-            entries[label] = Entry(contender, dict.fromkeys(self.setting.tasks, directory), self.steps.get(label))
-        return Place(self.setting, self.scheme, entries, self.left_out)
-
-
-def check_all(config: ExperimentConfig, contenders: Sequence[Contender], held_out: bool = True) -> list[CheckedPlace]:
+def check_all(config: ExperimentConfig, contenders: Sequence[Contender], held_out: bool = True) -> list[Place]:
     """Load every model and build every method on it under every scheme.
 
     Args:
@@ -103,15 +72,12 @@ def check_all(config: ExperimentConfig, contenders: Sequence[Contender], held_ou
 
 def check_place(
     config: ExperimentConfig, setting: Setting, scheme: SchemeEntry, contenders: Sequence[Contender], held_out: bool
-) -> CheckedPlace:
+) -> Place:
     """One place of :func:`check_all`."""
     options = config.run_options(setting, scheme)
     model = _load(setting, options)
     blocks = Blocks.of(model)
-    kept: dict[str, Contender] = {}
-    tuners: dict[str, Tuner] = {}
-    costs: dict[str, MethodCosts] = {}
-    steps: dict[str, int] = {}
+    entries: dict[str, Entry] = {}
     left_out: dict[str, str] = {}
     for one in contenders:
         try:
@@ -120,12 +86,10 @@ def check_place(
         except ValueError as error:
             left_out[one.label] = " ".join(str(error).split())
             continue
-        kept[one.label], costs[one.label] = one, MethodCosts.of(method, blocks)
-        if tuner is not None:
-            tuners[one.label] = tuner
-        if has_horizon(method) and "max_passes" in options:
-            steps[one.label] = ceil(options["max_passes"] / method.passes)
-    return CheckedPlace(setting, scheme, kept, tuners, costs, steps, left_out)
+        planned = has_horizon(method) and "max_passes" in options
+        steps = ceil(options["max_passes"] / method.passes) if planned else None
+        entries[one.label] = Entry(one, dict.fromkeys(setting.tasks, tuner), steps, MethodCosts.of(method, blocks))
+    return Place(setting, scheme, entries, left_out)
 
 
 def _load(setting: Setting, options: Mapping[str, Any]) -> PreTrainedModel:

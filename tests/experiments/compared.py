@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from l2l.experiments.runner import Executor, Record, Trial, Work
+from l2l.experiments import runner
+from l2l.experiments.runner import Record, Trial
 from l2l.experiments.spec import CompareConfig
 from l2l.experiments.stats import Cell, Run
 
@@ -53,19 +54,18 @@ def small(out: object, **given: Any) -> CompareConfig:
 
 
 @dataclass
-class Here(Executor):
-    """Runs trials in this process; after ``most`` of them, Ctrl-C."""
+class Here:
+    """An executor in this process; after ``most`` trials, Ctrl-C."""
 
     done: list[str] = field(default_factory=list)
     most: int = 1000
-    instead: Callable[[Trial], dict[str, Any]] | None = None
 
-    def run(self, trials: Sequence[Trial], work: Work, after_each: Callable[[Record], None]) -> list[Record]:
+    def __call__(self, trials: Sequence[Trial], after_each: Callable[[Record], None]) -> list[Record]:
         records = []
         for trial in trials:
             if len(self.done) == self.most:
                 raise KeyboardInterrupt
-            records.append((self.instead or work)(trial))
+            records.append(runner.run_trial(trial))
             after_each(records[-1])
             self.done.append(trial.out)
         return records

@@ -9,14 +9,14 @@ from compared import TASK, TOY, small
 
 import l2l.methods
 from l2l.experiments import validation
-from l2l.experiments.spec import CompareConfig, Contender, SchemeEntry, plain_methods
+from l2l.experiments.spec import CompareConfig, Contender, Place, SchemeEntry, plain_methods
 from l2l.methods import method_class, method_names
 from l2l.methods.base import FirstOrder
 
 SETTING = {"name": "tiny", "tasks": [TASK]}
 
 
-def check_all(config: CompareConfig) -> list[validation.CheckedPlace]:
+def check_all(config: CompareConfig) -> list[Place]:
     return validation.check_all(config, config.contenders)
 
 
@@ -123,7 +123,10 @@ def test_the_grid_is_shared_up_to_the_scales_of_method_and_scheme(tmp_path):
 def test_a_method_that_a_scheme_refuses_is_left_out_there_with_the_reason_and_runs_elsewhere(tmp_path):
     learned = {"method": "learned", "tuner": "l2l-tiny-ratio"}
     full, lora = check_all(small(tmp_path, methods=["mezo", learned], schemes=["full", "lora"]))
-    assert (list(full.contenders), list(lora.contenders)) == (["mezo", "learned"], ["mezo"])
+    assert (list(full.entries), list(lora.entries)) == (["mezo", "learned"], ["mezo"])
     assert "scheme 'lora'" in lora.left_out["learned"]
-    assert full.steps == {"learned": 2}  # four passes, two a step
-    assert full.costs["mezo"].trained_bytes > lora.costs["mezo"].trained_bytes > 0
+    assert {label: entry.steps for label, entry in full.entries.items()} == {
+        "mezo": None,
+        "learned": 2,
+    }  # four passes, two a step
+    assert full.entries["mezo"].costs.trained_bytes > lora.entries["mezo"].costs.trained_bytes > 0

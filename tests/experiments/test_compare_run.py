@@ -14,7 +14,7 @@ import l2l.methods
 from l2l.cli import main
 from l2l.experiments import runner
 from l2l.experiments.presets import compare
-from l2l.experiments.runner import Executor, Trial, execute, run_or_refuse
+from l2l.experiments.runner import Trial, execute
 from l2l.experiments.spec import CompareConfig, plain_methods
 from l2l.experiments.tables import finite
 from l2l.methods.mezo import MeZO
@@ -27,7 +27,7 @@ def here(monkeypatch) -> Here:
     return found
 
 
-def use(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+def use(executor: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "executor_of", lambda name, processes: executor)
 
 
@@ -122,14 +122,13 @@ def test_a_run_that_diverges_is_a_bad_cell_and_not_a_crash(here, tmp_path, monke
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["average_rank"] == finite(found)["average_rank"]
 
 
-def test_a_run_that_is_refused_says_why_and_the_others_go_on(tmp_path, monkeypatch):
+def test_a_run_that_is_refused_says_why_and_the_others_go_on(here, tmp_path, monkeypatch):
     def refuse(trial: Trial) -> dict[str, Any]:
         if trial.head.method == "dizo":
             raise ValueError("not\nhere")
         return execute(trial)
 
     monkeypatch.setattr(runner, "execute", refuse)
-    use(Here(instead=run_or_refuse), monkeypatch)
     found = compare.run_comparison(small(tmp_path / "out", grid=[1e-3]))
     assert (found["refused"], list(found["average_rank"])) == (1, ["mezo"])
     assert "refused: dizo tiny full world_stars not here" in (tmp_path / "out" / "compare.md").read_text()

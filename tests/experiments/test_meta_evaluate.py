@@ -212,7 +212,7 @@ def test_a_learning_rate_that_diverges_is_a_bad_one_and_not_an_error(configured,
     monkeypatch.setattr(runner, "execute", lambda _: pytest.fail("what is known is not tried again"))
     head = result(Cell("tiny", "full", TASK), "MeZO", 1.0)
     trial = Trial(head, {}, str(note).removesuffix(".diverged.json"))
-    assert run_trial(trial) == {"final_loss": float("inf")}
+    assert run_trial(trial) == {"final_loss": float("inf"), "refused": ""}
 
 
 def test_all_controls_are_built_and_run(configured, tuner, tmp_path, monkeypatch):

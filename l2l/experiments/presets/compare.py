@@ -12,7 +12,7 @@ import yaml
 
 from l2l.experiments.plots import draw_all
 from l2l.experiments.runner import Chosen, Runner, executor_of
-from l2l.experiments.spec import CompareConfig, Place
+from l2l.experiments.spec import CompareConfig, MethodCosts, Place
 from l2l.experiments.stats import SEEDS, Cell, Run, RunTable, at_edge, average_ranks, point_size, rank_intervals, wins
 from l2l.experiments.tables import (
     figures,
@@ -25,7 +25,7 @@ from l2l.experiments.tables import (
     write_page,
     write_records,
 )
-from l2l.experiments.validation import MethodCosts, check_all
+from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.report.files import write_whole
 from l2l.report.run_directory import CONFIG, SUMMARY, RunDirectory
 
@@ -43,17 +43,14 @@ def run_comparison(config: CompareConfig) -> dict[str, Any]:
     checked = check_all(config, config.contenders)
     folder = open_directory(config)
     runs = Path(config.runs) if config.runs else folder.path / "runs"
-    places = [found.freeze(runs / "_tuners") for found in checked]
+    places = [freeze_tuners(place, runs / "_tuners") for place in checked]
     for line in left_out(places):
         print(line)
     runner = Runner(config, executor, places, runs, refuse=True)
     results = runner.tune()
     chosen = runner.choose(results)
     results += runner.table({at: point for at, (point, _) in chosen.items()})
-    costs: dict[str, MethodCosts] = {}
-    for found in checked:
-        costs = {**found.costs, **costs}
-    return write_results(folder, config, places, results, chosen, costs)
+    return write_results(folder, config, places, results, chosen)
 
 
 def open_directory(config: CompareConfig) -> RunDirectory:
@@ -84,9 +81,9 @@ def write_results(
     places: Sequence[Place],
     results: Sequence[Run],
     chosen: Chosen,
-    costs: Mapping[str, MethodCosts],
 ) -> dict[str, Any]:
     """Write tables, figures and the page, print the tables; the content of ``summary.json``, which is written last."""
+    costs = {label: entry.costs for place in reversed(places) for label, entry in place.entries.items()}
     cells = [cell for place in places for cell in place.cells]
     labels = list(dict.fromkeys(label for place in places for label in (*place.entries, *place.left_out)))
     runs = RunTable.of(results, cells, labels)

@@ -45,7 +45,7 @@ from l2l.experiments.stats import (
     win_shares,
 )
 from l2l.experiments.tables import Table, Text, finite, point_text, print_tables, write_page
-from l2l.experiments.validation import check_all
+from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.models.load import EMBEDDED
 from l2l.report.console import spread
 from l2l.report.files import write_whole
@@ -74,20 +74,19 @@ def run_meta_evaluation(config: MetaEvaluateConfig) -> dict[str, Any]:
     }
     checked = check_all(config, config.contenders)
     judged = config.judged_contender.label
-    for found in checked:
-        for reason in found.left_out.values():
-            raise ValueError(reason)
-        if judged not in found.tuners:
-            raise ValueError(f"contender {judged!r} is to be judged, but names no tuner")
+    for reason in (reason for place in checked for reason in place.left_out.values()):
+        raise ValueError(reason)
+    tuners = [next(iter(place.entries[judged].tuners.values())) for place in checked]
+    if None in tuners:
+        raise ValueError(f"contender {judged!r} is to be judged, but names no tuner")
     folder = RunDirectory(config.out, config.recorded, config.overwrite).create()
     runs = Path(config.runs) if config.runs else folder.path / "runs"
     places, missing = [], {}
-    for found in checked:
-        setting, tuners = found.setting, runs / "_tuners"
-        place, pool = found.freeze(tuners), learned_from(setting)[0]
-        built = build_controls(config, setting, found.tuners[judged], found.steps.get(judged), pool, tuners)
-        places.append(replace(place, entries={**place.entries, **{one.contender.label: one for one in built[0]}}))
-        missing[setting.name] = built[1]
+    for found, tuner in zip(checked, tuners, strict=True):
+        place = freeze_tuners(found, runs / "_tuners")
+        setting, steps, pool = place.setting, place.entries[judged].steps, learned_from(place.setting)[0]
+        built, missing[setting.name] = build_controls(config, setting, tuner, steps, pool, runs / "_tuners")
+        places.append(replace(place, entries={**place.entries, **{one.contender.label: one for one in built}}))
     runner = Runner(config, executor, places, runs)
     done = runner.tune()
     chosen = runner.choose(done)

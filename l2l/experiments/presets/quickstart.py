@@ -15,7 +15,7 @@ from l2l.experiments.plots import draw_curves
 from l2l.experiments.runner import Runner, executor_of, run_summary
 from l2l.experiments.spec import CompareConfig, Contender, Setting
 from l2l.experiments.stats import Curve, mean_by_x
-from l2l.experiments.validation import check_all
+from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.methods.base import check_counts
 from l2l.report.console import print_table, spread
 from l2l.report.run_directory import METRICS, SUMMARY, RunDirectory, read_metrics
@@ -79,7 +79,8 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
         **{name: getattr(config, name) for name in ("seeds", "processes", "progress")},
     )
     runs = folder.path / "runs"
-    (place,) = (found.freeze(runs / "_tuners") for found in check_all(compared, compared.contenders))
+    (checked,) = check_all(compared, compared.contenders)
+    place = freeze_tuners(checked, runs / "_tuners")
     runner = Runner(compared, executor_of("local", config.processes), [place], runs)
     if config.tune:
         results = [run_summary(run) for run in runner.tune()]

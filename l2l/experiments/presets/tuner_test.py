@@ -12,7 +12,7 @@ from l2l.experiments.plots import draw_curves, mean_curves
 from l2l.experiments.runner import Runner, executor_of, run_summary
 from l2l.experiments.spec import CompareConfig, Contender, Setting
 from l2l.experiments.stats import COVERAGE, RunTable, estimate, interval, mean_difference
-from l2l.experiments.validation import check_all
+from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.methods.base import check_counts, check_positive
 from l2l.report.run_directory import RunDirectory
 from l2l.tuners.model import Tuner
@@ -108,8 +108,8 @@ def run_tuner_test(config: GoNoGoConfig) -> dict[str, Any]:
     bound = fitted is not given and not given.size_free
     tuner = str(fitted.save_pretrained(folder.path / "tuner")) if bound else config.tuner
     experiment, root = config.experiment(tuner), folder.path / "runs"
-    checked = check_all(experiment, experiment.contenders, held_out=False)
-    (place,) = (found.freeze(root / "_tuners") for found in checked)
+    (checked,) = check_all(experiment, experiment.contenders, held_out=False)
+    place = freeze_tuners(checked, root / "_tuners")
     runner = Runner(experiment, executor_of("local", config.processes), [place], root)
     runs = runner.table({(cell, label): runner.points(place, label)[0] for cell in place.cells for label in LABELS})
     table = RunTable.of(runs, place.cells, LABELS)
