@@ -125,8 +125,5 @@ def test_a_method_that_a_scheme_refuses_is_left_out_there_with_the_reason_and_ru
     full, lora = check_all(small(tmp_path, methods=["mezo", learned], schemes=["full", "lora"]))
     assert (list(full.entries), list(lora.entries)) == (["mezo", "learned"], ["mezo"])
     assert "scheme 'lora'" in lora.left_out["learned"]
-    assert {label: entry.steps for label, entry in full.entries.items()} == {
-        "mezo": None,
-        "learned": 2,
-    }  # four passes, two a step
+    assert [entry.steps for entry in full.entries.values()] == [None, 2]  # the learned one: four passes, two a step
     assert full.entries["mezo"].costs.trained_bytes > lora.entries["mezo"].costs.trained_bytes > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from types import ModuleType
 from typing import Any
@@ -99,10 +100,12 @@ def test_without_ray_one_line_says_what_to_install_before_anything_is_written(tm
 
 
 def test_a_process_that_was_killed_is_told_of_with_the_way_on(monkeypatch):
-    def broken(_: Any) -> None:
-        raise BrokenProcessPool("terminated abruptly")
+    def submit(*_: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(BrokenProcessPool("terminated abruptly"))
+        return future
 
-    monkeypatch.setattr(executors, "as_completed", broken)
+    monkeypatch.setattr(executors.ProcessPoolExecutor, "submit", submit)
     with pytest.raises(ValueError, match="the same command continues"):
         executor_of("local", 2)(TRIALS, lambda record: None)
 

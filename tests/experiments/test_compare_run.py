@@ -92,6 +92,15 @@ def test_an_interrupted_comparison_continues_and_a_finished_one_takes_what_is_ne
     assert (tmp_path / "out" / "summary.json").exists()
 
 
+def test_at_equal_seconds_a_run_ends_with_the_step_that_spends_them(here, tmp_path):
+    compare.run_comparison(small(tmp_path / "out", methods=["mezo"], grid=[1e-3], seconds=0.05))
+    (row,) = read_parquet(tmp_path / "out")
+    config = json.loads((Path(row["folder"]) / "summary.json").read_text())["config"]
+    assert (config["max_seconds"], config["max_passes"]) == (0.05, None)
+    assert row["seconds"] >= 0.05 and row["passes"] == 2 * row["steps"]
+    assert "methods at 0.05 seconds of training" in (tmp_path / "out" / "compare.md").read_text()
+
+
 def test_a_method_of_another_package_takes_part_by_its_path_and_edited_it_runs_again(here, tmp_path, monkeypatch):
     (tmp_path / "some_package").mkdir()
     source = tmp_path / "some_package" / "toy_of_mine.py"
