@@ -19,18 +19,8 @@ from torch import Tensor, nn
 
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.finite_difference import Closure
-from l2l.experiments.spec import (
-    BASELINE_DIZO,
-    BASELINE_MEZO,
-    CONTROL,
-    CONTROLS,
-    Contender,
-    Entry,
-    MetaEvaluateConfig,
-    SchemeEntry,
-    Setting,
-    freeze,
-)
+from l2l.experiments import spec
+from l2l.experiments.spec import Contender, Entry, MetaEvaluateConfig, SchemeEntry, Setting
 from l2l.models.batching import Grouping
 from l2l.models.load import context_length, load_model, load_tokenizer
 from l2l.optim import Schedule
@@ -169,8 +159,8 @@ class _Builder:
     def entry(self, name: str, base: Contender, tuners: Mapping[str, Tuner] | None = None) -> Entry:
         """A control with the tuner's step control, the method of ``base``, and a tuner per task."""
         given = {"method_args": base.method_args, "options": self.judged.options}
-        contender = Contender(CONTROLS[name], base.method, CONTROL, **given)
-        paths = {task: str(freeze(tuner, self.folder)) for task, tuner in (tuners or {}).items()}
+        contender = Contender(spec.CONTROLS[name], base.method, spec.CONTROL, **given)
+        paths = {task: str(spec.freeze(tuner, self.folder)) for task, tuner in (tuners or {}).items()}
         steps = self.steps if base is self.judged else None
         return Entry(contender, dict.fromkeys(self.setting.tasks) | paths, steps)
 
@@ -245,10 +235,10 @@ def _step_control(name: str, role: str, builder: _Builder) -> Found:
 
 def _schedule(builder: _Builder) -> Found:
     """MeZO at the best of all schedules and learning rates: three times the tries of any other."""
-    baseline = builder.baseline(BASELINE_MEZO)
+    baseline = builder.baseline(spec.BASELINE_MEZO)
     assert baseline is not None, "the configuration has refused that"
     schedules = [{"schedule": name} for name in get_args(Schedule)]
-    contender = replace(baseline, label=CONTROLS["mezo_schedule"], role=CONTROL, alternatives=schedules)
+    contender = replace(baseline, label=spec.CONTROLS["mezo_schedule"], role=spec.CONTROL, alternatives=schedules)
     return Entry(contender, dict.fromkeys(builder.setting.tasks))
 
 
@@ -319,8 +309,8 @@ def _random_turns(builder: _Builder) -> Found:
 
 
 BUILDERS: Mapping[str, Callable[[_Builder], Found]] = {
-    "mezo_step_control": partial(_step_control, "mezo_step_control", BASELINE_MEZO),
-    "dizo_step_control": partial(_step_control, "dizo_step_control", BASELINE_DIZO),
+    "mezo_step_control": partial(_step_control, "mezo_step_control", spec.BASELINE_MEZO),
+    "dizo_step_control": partial(_step_control, "dizo_step_control", spec.BASELINE_DIZO),
     "mezo_schedule": _schedule,
     "fresh_networks": _fresh_networks,
     "random_sigma": _random_sigma,

@@ -8,18 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from l2l.experiments.stats import (
-    WINDOW_SHARE,
-    Cell,
-    Curve,
-    RunTable,
-    average_ranks,
-    by_rank,
-    mean_by_x,
-    rank_intervals,
-    smoothed,
-    win_shares,
-)
+from l2l.experiments import stats
+from l2l.experiments.stats import Cell, Curve, RunTable
 from l2l.experiments.tables import MEBIBYTE, least_peak
 from l2l.report.files import write_whole
 from l2l.report.run_directory import METRICS, read_metrics
@@ -32,9 +22,9 @@ def draw_all(folder: Path, runs: RunTable) -> dict[str, Path]:
     """Every figure of a comparison, by caption."""
     found: dict[str, Path] = {}
     if runs.everywhere:
-        order = by_rank(runs.everywhere, runs.losses)
+        order = stats.by_rank(runs.everywhere, runs.losses)
         places = [runs.everywhere.index(label) for label in order]
-        shares = np.array(win_shares(runs.losses))[np.ix_(places, places)].tolist()
+        shares = np.array(stats.win_shares(runs.losses))[np.ix_(places, places)].tolist()
         found["Average rank over all cells"] = draw_ranks(folder / "ranks.png", runs)
         found["Share of cells won"] = draw_matrix(folder / "wins.png", order, shares)
     for name, part in runs.places.items():
@@ -59,9 +49,9 @@ def mean_curves(runs: RunTable, cell: Cell) -> dict[str, dict[str, Curve]]:
     seconds: dict[str, Curve] = {}
     for label in runs.labels:
         ok = [run for run in runs.runs.get((cell, label), ()) if run.status == "ok"]
-        points = [point for run in ok for point in smoothed(run.curve, WINDOW_SHARE * run.passes)]
+        points = [point for run in ok for point in stats.smoothed(run.curve, stats.WINDOW_SHARE * run.passes)]
         if points:
-            passes[label] = curve = mean_by_x(points)
+            passes[label] = curve = stats.mean_by_x(points)
             x, losses = zip(*curve, strict=True)
             clocks = [np.array(clock(Path(run.folder))).T for run in ok]
             spent = np.mean([np.interp(x, *times) for times in clocks], axis=0)
@@ -105,7 +95,7 @@ def draw_curves(
 def draw_ranks(target: Path, runs: RunTable) -> Path:
     """Average rank of each method with its interval, the best on top."""
     labels, losses = runs.everywhere, runs.losses
-    ranks, intervals = average_ranks(losses), rank_intervals(losses)
+    ranks, intervals = stats.average_ranks(losses), stats.rank_intervals(losses)
     order = sorted(range(len(labels)), key=lambda place: -ranks[place])
     figure, ((axis,),) = _canvas(1, 1, (7, 1.2 + 0.25 * len(labels)))
     for height, place in enumerate(order):

@@ -10,21 +10,11 @@ from typing import Any
 import torch
 import yaml
 
+from l2l.experiments import stats, tables
 from l2l.experiments.plots import draw_all
 from l2l.experiments.runner import Chosen, Runner, executor_of
 from l2l.experiments.spec import CompareConfig, MethodCosts, Place
-from l2l.experiments.stats import SEEDS, Cell, Run, RunTable, at_edge, average_ranks, point_size, rank_intervals, wins
-from l2l.experiments.tables import (
-    figures,
-    finite,
-    markdown,
-    memory,
-    print_tables,
-    standings,
-    step_sizes,
-    write_page,
-    write_records,
-)
+from l2l.experiments.stats import Cell, Run, RunTable
 from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.report.files import write_whole
 from l2l.report.run_directory import CONFIG, SUMMARY, RunDirectory
@@ -87,18 +77,18 @@ def write_results(
     cells = [cell for place in places for cell in place.cells]
     labels = list(dict.fromkeys(label for place in places for label in (*place.entries, *place.left_out)))
     runs = RunTable.of(results, cells, labels)
-    results_tables = [
-        *standings(runs, config.baseline),
-        *figures(runs, "train_loss", "final training loss (nats)", lowest=True),
-        *figures(runs, "accuracy", "test accuracy (token F1 where the task generates)", lowest=False),
+    main = [
+        *tables.standings(runs, config.baseline),
+        *tables.figures(runs, "train_loss", "final training loss (nats)", lowest=True),
+        *tables.figures(runs, "accuracy", "test accuracy (token F1 where the task generates)", lowest=False),
     ]
-    tables = [*results_tables, step_sizes(runs, chosen), memory(runs, costs)]
+    every = [*main, tables.step_sizes(runs, chosen), tables.memory(runs, costs)]
     title = f"{len(labels)} methods at {budget(config)}"
     paragraphs = [*sentences(config, cells, results, chosen, costs), *left_out(places)]
     path = folder.path
-    write_records(path, [record(run) for run in results])
-    write_whole(path / MARKDOWN, lambda target: target.write_text(markdown(title, paragraphs, tables)))
-    write_page(path / PAGE, title, paragraphs, tables, draw_all(path, runs), config.recorded)
+    tables.write_records(path, [record(run) for run in results])
+    write_whole(path / MARKDOWN, lambda target: target.write_text(tables.markdown(title, paragraphs, every)))
+    tables.write_page(path / PAGE, title, paragraphs, every, draw_all(path, runs), config.recorded)
     everywhere, losses = runs.everywhere, runs.losses if runs.everywhere else None
     tuning = [run for run in results if run.tuning]
     summary = {
@@ -108,10 +98,10 @@ def write_results(
         "average_rank_by_place": {name: _ranks(part) for name, part in runs.places.items()},
         "rank_intervals": {}
         if losses is None
-        else dict(zip(everywhere, map(list, rank_intervals(losses)), strict=True)),
-        "wins": {"methods": everywhere, "row_beats_column": [] if losses is None else wins(losses).tolist()},
+        else dict(zip(everywhere, map(list, stats.rank_intervals(losses)), strict=True)),
+        "wins": {"methods": everywhere, "row_beats_column": [] if losses is None else stats.wins(losses).tolist()},
         "chosen": [
-            {**cell._asdict(), "method": label, **point, "at_edge": at_edge(point, grid)}
+            {**cell._asdict(), "method": label, **point, "at_edge": stats.at_edge(point, grid)}
             for (cell, label), (point, grid) in chosen.items()
         ],
         "diverged": sum(run.diverged for run in results) - sum(run.diverged for run in tuning),
@@ -121,14 +111,14 @@ def write_results(
         "runs": len(results),
         "config": asdict(config),
     }
-    folder.finish(finite(summary))
-    print_tables(results_tables)
+    folder.finish(tables.finite(summary))
+    tables.print_tables(main)
     print(f"page: {path / PAGE}")
     return summary
 
 
 def _ranks(runs: RunTable) -> dict[str, float]:
-    return dict(zip(runs.everywhere, average_ranks(runs.losses), strict=True)) if runs.everywhere else {}
+    return dict(zip(runs.everywhere, stats.average_ranks(runs.losses), strict=True)) if runs.everywhere else {}
 
 
 def record(run: Run) -> dict[str, Any]:
@@ -144,7 +134,7 @@ def record(run: Run) -> dict[str, Any]:
         **{name: getattr(run, name) for name in ("method", "tuner", "seed", "tuning")},
         "lr": None if auto else float(run.point["lr"]),
         "step_fraction": float(run.point["step_fraction"]) if auto else None,
-        "step_size": point_size(run.point),
+        "step_size": stats.point_size(run.point),
         "status": run.status,
         **{
             name: getattr(run, name) if run.status == "ok" else None
@@ -187,8 +177,8 @@ def sentences(
     ]
     if grid == 1:
         found.append("Nothing was tuned: there was one step size per method.")
-    if config.seeds < SEEDS:
-        found.append(f"With {config.seeds} of {SEEDS} seeds, differences of this table may be chance.")
+    if config.seeds < stats.SEEDS:
+        found.append(f"With {config.seeds} of {stats.SEEDS} seeds, differences of this table may be chance.")
     unscaled = [
         one.label
         for one in config.contenders

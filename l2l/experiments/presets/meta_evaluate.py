@@ -12,39 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from l2l.experiments import spec, stats, tables
 from l2l.experiments.controls import build_controls
 from l2l.experiments.plots import draw_curves, draw_matrix, mean_curves
 from l2l.experiments.runner import Chosen, Runner, executor_of
-from l2l.experiments.spec import (
-    BASELINE_DIZO,
-    BASELINE_MEZO,
-    CONTROL,
-    CONTROLS,
-    TUNER,
-    MetaEvaluateConfig,
-    Place,
-    SchemeEntry,
-    Setting,
-)
-from l2l.experiments.stats import (
-    SEEDS,
-    Cell,
-    Run,
-    RunTable,
-    Statistic,
-    accuracy_counts,
-    at_edge,
-    estimate,
-    interval,
-    majority_share,
-    mean_difference,
-    median_ratio,
-    pass_ratios,
-    point_size,
-    win_rate,
-    win_shares,
-)
-from l2l.experiments.tables import Table, Text, finite, point_text, print_tables, write_page
+from l2l.experiments.spec import MetaEvaluateConfig, Place, SchemeEntry, Setting
+from l2l.experiments.stats import Cell, Run, RunTable
+from l2l.experiments.tables import Table, Text, finite
 from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.models.load import EMBEDDED
 from l2l.report.console import spread
@@ -65,13 +39,9 @@ def run_meta_evaluation(config: MetaEvaluateConfig) -> dict[str, Any]:
     """
     torch.set_num_threads(1)  # the runs share the processors
     executor = executor_of(config.executor, config.processes)
+    majority: dict[Cell, float] = {}
     for setting in config.settings:
-        check_held_out(config, setting)
-    majority = {
-        Cell(setting.name, "full", task): _majority(config, setting, task)
-        for setting in config.settings
-        for task in setting.tasks
-    }
+        majority |= check_held_out(config, setting)
     checked = check_all(config, config.contenders)
     judged = config.judged_contender.label
     for reason in (reason for place in checked for reason in place.left_out.values()):
@@ -84,7 +54,7 @@ def run_meta_evaluation(config: MetaEvaluateConfig) -> dict[str, Any]:
     places, missing = [], {}
     for found, tuner in zip(checked, tuners, strict=True):
         place = freeze_tuners(found, runs / "_tuners")
-        setting, steps, pool = place.setting, place.entries[judged].steps, learned_from(place.setting)[0]
+        setting, steps, pool = place.setting, place.entries[judged].steps, pool_of(place.setting)
         built, missing[setting.name] = build_controls(config, setting, tuner, steps, pool, runs / "_tuners")
         places.append(replace(place, entries={**place.entries, **{one.contender.label: one for one in built}}))
     runner = Runner(config, executor, places, runs)
@@ -94,16 +64,20 @@ def run_meta_evaluation(config: MetaEvaluateConfig) -> dict[str, Any]:
     return write_verdict(folder, config, places, missing, majority, chosen, done)
 
 
-def learned_from(setting: Setting) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Pool and validation tasks of a setting; where it names none and its model is the embedded one, the defaults."""
-    embedded = setting.model == EMBEDDED
-    pool = tuple(setting.pool) or (POOL if embedded else ())
-    return pool, tuple(setting.validation) or (VALIDATION if embedded else ())
+def pool_of(setting: Setting) -> tuple[str, ...]:
+    """Tasks that tuners of a setting learn from; where it names none and its model is the embedded one, the package's."""
+    return tuple(setting.pool) or (POOL if setting.model == EMBEDDED else ())
 
 
-def check_held_out(config: MetaEvaluateConfig, setting: Setting) -> None:
-    """Refuse a task that tuners learn from or are chosen by, and a pool that is needed and missing."""
-    pool, validation = learned_from(setting)
+def check_held_out(config: MetaEvaluateConfig, setting: Setting) -> dict[Cell, float]:
+    """Accuracy of the best constant answer on each held-out task's test rows.
+
+    Raises:
+        ValueError: tuners learn from one of the tasks or are chosen by it, or a pool is needed and missing.
+        FileNotFoundError: rows are missing.
+    """
+    pool = pool_of(setting)
+    validation = tuple(setting.validation) or (VALIDATION if setting.model == EMBEDDED else ())
     for name, tasks in (("its pool", pool), ("its validation tasks", validation)):
         for task in setting.tasks:
             if task in tasks:
@@ -111,24 +85,21 @@ def check_held_out(config: MetaEvaluateConfig, setting: Setting) -> None:
                     f"task {task!r} of setting {setting.name!r} is in {name}: tuners are judged on tasks that took no part "
                     "in making them"
                 )
+    data_dir = config.run_options(setting, SchemeEntry())["data_dir"]
+    sizes = data_dir, config.train_size, config.dev_size
     if "static_table" in config.controls:
         if not pool:
             raise ValueError(
                 f"setting {setting.name!r} has no pool: the control 'static_table' needs one; or leave it out"
             )
-        for task in pool:
-            _load_splits(config, setting, task, 0, config.tuning_seed)
-
-
-def _load_splits(config: MetaEvaluateConfig, setting: Setting, task: str, test_size: int, seed: int = 0) -> Any:
-    data_dir = config.run_options(setting, SchemeEntry())["data_dir"]
-    return load_splits(get_task(task), data_dir, config.train_size, config.dev_size, test_size, seed)
-
-
-def _majority(config: MetaEvaluateConfig, setting: Setting, name: str) -> float:
-    """Accuracy of the best constant answer on a task's test rows."""
-    task, splits = get_task(name), _load_splits(config, setting, name, config.test_size)
-    return majority_share([task.example(row).gold for row in splits.test]) if task.metric == "accuracy" else 0.0
+        for name in pool:
+            load_splits(get_task(name), *sizes, 0, config.tuning_seed)
+    found = {}
+    for name in setting.tasks:
+        task = get_task(name)
+        golds = [task.example(row).gold for row in load_splits(task, *sizes, config.test_size).test]
+        found[Cell(setting.name, "full", name)] = stats.majority_share(golds) if task.metric == "accuracy" else 0.0
+    return found
 
 
 @final
@@ -160,12 +131,12 @@ class Evidence:
     @property
     def mezo(self) -> str:
         """The contender that everything is measured against."""
-        return self.labels(BASELINE_MEZO)[0]
+        return self.labels(spec.BASELINE_MEZO)[0]
 
     def accuracy_status(self, tuner: str, cell: Cell) -> str:
-        """See :func:`accuracy_counts`."""
+        """See :func:`l2l.experiments.stats.accuracy_counts`."""
         mezo, own = (float(self.runs.values(label, "accuracy", [cell]).mean()) for label in (self.mezo, tuner))
-        return accuracy_counts(mezo, own, self.majority[cell])
+        return stats.accuracy_counts(mezo, own, self.majority[cell])
 
 
 def judge(evidence: Evidence, tuner: str) -> dict[str, Any]:
@@ -174,31 +145,33 @@ def judge(evidence: Evidence, tuner: str) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
 
-    def enter(name: str, table: NDArray[np.float64] | None, statistic: Statistic) -> None:
-        figures[name] = None if table is None else estimate(table, statistic)
-        intervals[name] = None if table is None else list(interval(table, statistic))
+    def enter(name: str, table: NDArray[np.float64] | None, statistic: stats.Statistic) -> None:
+        figures[name] = None if table is None else stats.estimate(table, statistic)
+        intervals[name] = None if table is None else list(stats.interval(table, statistic))
 
-    dizo, controls = evidence.labels(BASELINE_DIZO), evidence.labels(CONTROL)
-    enter("win_rate_over_mezo", runs.columns([tuner, mezo]), win_rate)
-    enter("win_rate_over_dizo", runs.columns([tuner, *dizo]) if dizo else None, win_rate)
-    enter("win_rate_over_controls", runs.columns([tuner, *controls]) if controls else None, win_rate)
-    enter("median_pass_ratio_to_mezo_loss", pass_ratios(runs, tuner, mezo)[..., None], median_ratio)
-    enter("mean_loss_difference_to_mezo", runs.columns([tuner, mezo]), mean_difference)
+    dizo, controls = evidence.labels(spec.BASELINE_DIZO), evidence.labels(spec.CONTROL)
+    enter("win_rate_over_mezo", runs.columns([tuner, mezo]), stats.win_rate)
+    enter("win_rate_over_dizo", runs.columns([tuner, *dizo]) if dizo else None, stats.win_rate)
+    enter("win_rate_over_controls", runs.columns([tuner, *controls]) if controls else None, stats.win_rate)
+    enter("median_pass_ratio_to_mezo_loss", stats.pass_ratios(runs, tuner, mezo)[..., None], stats.median_ratio)
+    enter("mean_loss_difference_to_mezo", runs.columns([tuner, mezo]), stats.mean_difference)
     counted = [cell for cell in runs.cells if evidence.accuracy_status(tuner, cell) == "counted"]
     points = runs.columns([tuner, mezo], "accuracy", counted) * 100 if counted else None
-    enter("mean_accuracy_gain", points, mean_difference)
-    enter("mean_accuracy_gain_all_pairs", runs.columns([tuner, mezo], "accuracy") * 100, mean_difference)
+    enter("mean_accuracy_gain", points, stats.mean_difference)
+    enter("mean_accuracy_gain_all_pairs", runs.columns([tuner, mezo], "accuracy") * 100, stats.mean_difference)
     each = {label: runs.columns([tuner, label]) for label in controls}
-    rates = {label: estimate(table, win_rate) for label, table in each.items()}
+    rates = {label: stats.estimate(table, stats.win_rate) for label, table in each.items()}
     figures["win_rate_over_each_control"] = rates
     figures["lowest_win_rate_over_a_control"] = min(rates.values(), default=None)
-    intervals["win_rate_over_each_control"] = {label: list(interval(table, win_rate)) for label, table in each.items()}
+    intervals["win_rate_over_each_control"] = {
+        label: list(stats.interval(table, stats.win_rate)) for label, table in each.items()
+    }
     return figures | {"pairs_in_accuracy_gain": len(counted), "intervals": intervals}
 
 
 def pair_rows(evidence: Evidence, tuner: str) -> list[dict[str, Any]]:
     """Pair by pair, the values that the figures of a tuner summarize."""
-    ratios = pass_ratios(evidence.runs, tuner, evidence.mezo)
+    ratios = stats.pass_ratios(evidence.runs, tuner, evidence.mezo)
 
     def means(quantity: str, cell: Cell) -> dict[str, float]:
         return {label: float(evidence.runs.values(label, quantity, [cell]).mean()) for label in evidence.roles}
@@ -233,7 +206,7 @@ def write_verdict(
         missing: setting -> control -> why it was not built.
     """
     evidence, judged = Evidence.of(places, done, majority), config.judged_contender.label
-    tuners, shares = evidence.labels(TUNER), win_shares(evidence.runs.losses)
+    tuners, shares = evidence.labels(spec.TUNER), stats.win_shares(evidence.runs.losses)
     verdict: dict[str, Any] = {
         "judged": judged,
         **judge(evidence, judged),
@@ -250,7 +223,7 @@ def write_verdict(
                     "task": cell.task,
                     "contender": label,
                     **point,
-                    "at_edge": at_edge(point, grid),
+                    "at_edge": stats.at_edge(point, grid),
                 }
                 for (cell, label), (point, grid) in chosen.items()
             ],
@@ -262,16 +235,16 @@ def write_verdict(
     }
     path = folder.path
     write_json_lines(path / RESULT, verdict)
-    tables = [pairs_table(name, part, chosen) for name, part in evidence.runs.places.items()]
-    tables.append(headline_table(verdict["by_tuner"]))
+    found = [pairs_table(name, part, chosen) for name, part in evidence.runs.places.items()]
+    found.append(headline_table(verdict["by_tuner"]))
     pictures = {"Share of pairs won": draw_matrix(path / "wins.png", list(evidence.roles), shares)}
     for name, part in evidence.runs.places.items():
         panels = {cell.task: mean_curves(part, cell)["passes"] for cell in part.cells}
         target = path / f"losses-{part.cells[0].setting}.png"
         pictures[f"{name}: loss"] = draw_curves(target, panels, list(evidence.roles), "forward passes")
     notes = [f"not the protocol: {line}" for line in verdict["departures"]]
-    write_page(path / "index.html", f"{judged} by the protocol", notes, tables, pictures, config.recorded)
-    print_tables(tables)
+    tables.write_page(path / "index.html", f"{judged} by the protocol", notes, found, pictures, config.recorded)
+    tables.print_tables(found)
     print("\n".join(notes))
     folder.finish({name: value for name, value in verdict.items() if name not in ("runs", "pairs", "environment")})
     print(f"verdict: {path / RESULT}")
@@ -280,7 +253,7 @@ def write_verdict(
 
 def departures(config: MetaEvaluateConfig, chosen: Chosen) -> list[str]:
     """Where an evaluation asks less than the protocol does, whose numbers are the configuration's defaults."""
-    left_out = [name for name in CONTROLS if name not in config.controls]
+    left_out = [name for name in spec.CONTROLS if name not in config.controls]
     found = [f"no controls {', '.join(left_out)}"] if left_out else []
     if config.seconds is not None:
         found.append(f"{config.seconds:g} seconds of training instead of equal passes")
@@ -288,9 +261,9 @@ def departures(config: MetaEvaluateConfig, chosen: Chosen) -> list[str]:
     asked |= {name: getattr(config, name) for name in ("train_size", "dev_size", "test_size")}
     whole = MetaEvaluateConfig()
     found += [f"{n} {asked[n]} instead of {getattr(whole, n)}" for n in asked if asked[n] < getattr(whole, n)]
-    if config.seeds < SEEDS:
-        found.append(f"{config.seeds} seeds instead of {SEEDS}")
-    if not any(contender.role == BASELINE_DIZO for contender in config.contenders):
+    if config.seeds < stats.SEEDS:
+        found.append(f"{config.seeds} seeds instead of {stats.SEEDS}")
+    if not any(contender.role == spec.BASELINE_DIZO for contender in config.contenders):
         found.append("no DiZO")
     untuned = {(cell.setting, label) for (cell, label), (_, grid) in chosen.items() if len(grid) < 2}
     return found + [f"setting {name!r}: one learning rate for {label!r}, not tuned" for name, label in sorted(untuned)]
@@ -300,7 +273,7 @@ def record(run: Run) -> dict[str, Any]:
     """A run as a row of ``runs``: everything but its curve, which its folder holds."""
     skipped = ("cell", "curve", "point", "refused")
     plain = {name: value for name, value in asdict(run).items() if name not in skipped}
-    return {**run.cell._asdict(), **plain, "size": point_size(run.point), **run.point}
+    return {**run.cell._asdict(), **plain, "size": stats.point_size(run.point), **run.point}
 
 
 def write_json_lines(target: Path, verdict: Mapping[str, Any]) -> Path:
@@ -316,7 +289,7 @@ def pairs_table(title: str, runs: RunTable, chosen: Chosen) -> Table:
     rows = []
     for cell in runs.cells:
         for label in runs.labels:
-            texts = [cell.task, label, point_text(chosen[cell, label][0])]
+            texts = [cell.task, label, tables.point_text(chosen[cell, label][0])]
             for quantity in ("train_loss", "dev_loss", "accuracy"):
                 texts.append(spread(runs.values(label, quantity, [cell])[0].tolist()))
             rows.append([Text(text) for text in (*texts, f"{runs.values(label, 'passes', [cell]).mean():.0f}")])
