@@ -158,8 +158,8 @@ class _Builder:
 
     def entry(self, name: str, base: Contender, tuners: Mapping[str, Tuner] | None = None) -> Entry:
         """A control with the tuner's step control, the method of ``base``, and a tuner per task."""
-        given = {"method_args": base.method_args, "options": self.judged.options}
-        contender = Contender(spec.CONTROLS[name], base.method, spec.CONTROL, **given)
+        options = self.judged.options
+        contender = Contender(spec.CONTROLS[name], base.method, spec.CONTROL, None, base.method_args, options)
         paths = {task: str(spec.freeze(tuner, self.folder)) for task, tuner in (tuners or {}).items()}
         steps = self.steps if base is self.judged else None
         return Entry(contender, dict.fromkeys(self.setting.tasks) | paths, steps)
