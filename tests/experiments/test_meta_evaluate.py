@@ -29,7 +29,7 @@ from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
 from l2l.tuners.model import Provenance, Tuner, random_basis
 
 SMALL: dict[str, Any] = {
-    "passes": 8,
+    "passes": 4,
     "seeds": 2,
     "train_size": 16,
     "dev_size": 8,
@@ -144,7 +144,7 @@ def test_a_tuner_that_was_chosen_by_a_held_out_task_is_refused(configured, tmp_p
 
 
 def test_an_interrupted_evaluation_continues_and_repeats_no_run(configured, tmp_path, monkeypatch, capsys):
-    config, first = configured(), use(Here(most=3), monkeypatch).done
+    config, first = configured(seeds=1), use(Here(most=3), monkeypatch).done
     with pytest.raises(KeyboardInterrupt):
         run_meta_evaluation(config)
     assert not (tmp_path / "out" / "meta_evaluate.json").exists()
@@ -152,16 +152,16 @@ def test_an_interrupted_evaluation_continues_and_repeats_no_run(configured, tmp_
     found = run_meta_evaluation(config)
     assert "continuing: 3 of 4 runs for the step sizes are done" in capsys.readouterr().out
     assert len(first) == 3
-    assert len(second) == 4 + 2 * 2 - 3  # two contenders: two points each on the tuning seed, then two seeds each
+    assert len(second) == 4 + 2 - 3  # two contenders: two points each on the tuning seed, then one seed each
     assert not set(first) & set(second)
     assert json.loads((tmp_path / "out" / "meta_evaluate.json").read_text()) == finite(found)
     with pytest.raises(ValueError, match="finished"):
         run_meta_evaluation(config)
 
 
-def test_it_leaves_a_verdict_records_and_pictures(configured, tmp_path, monkeypatch):
-    run_meta_evaluation(configured(seeds=1))
-    out = tmp_path / "out"
+def test_it_leaves_a_verdict_records_and_pictures_and_shares_its_runs(here, configured, tmp_path):
+    out, shared = tmp_path / "out", tmp_path / "shared"
+    run_meta_evaluation(configured(seeds=1, runs=str(shared)))
     assert {"config.yaml", "summary.json", "losses-tiny.png", "wins.png"} <= {path.name for path in out.iterdir()}
     found = json.loads((out / "meta_evaluate.json").read_text())
     assert found["win_rate_over_mezo"] in (0.0, 1.0)
@@ -173,25 +173,20 @@ def test_it_leaves_a_verdict_records_and_pictures(configured, tmp_path, monkeypa
         ("MeZO", False, 0),
         ("tuner", False, 0),
     ]
-    assert all(row["passes"] >= 8 and row["train_loss"] > 0 for row in found["runs"])
+    assert all(row["passes"] >= 4 and row["train_loss"] > 0 for row in found["runs"])
     chosen = {row["contender"]: row for row in found["protocol"]["chosen"]}
     by_dev = {row["lr"]: row["dev_loss"] for row in found["runs"] if row["tuning"] and row["contender"] == "MeZO"}
     assert chosen["MeZO"]["lr"] == min(by_dev, key=lambda lr: by_dev[lr])
     assert chosen["tuner"]["lr"] == "auto"
     assert found["departures"][1:] == [
-        *("passes 8 instead of 1000", "train_size 16 instead of 1000", "dev_size 8 instead of 200"),
+        *("passes 4 instead of 1000", "train_size 16 instead of 1000", "dev_size 8 instead of 200"),
         *("test_size 8 instead of 500", "1 seeds instead of 3", "no DiZO"),
     ]
-    summary = json.loads(next((out / "runs" / "tiny").glob("*/summary.json")).read_text())
-    assert summary["config"]["max_passes"] == 8
+    summary = json.loads(next((shared / "tiny").glob("*/summary.json")).read_text())
+    assert summary["config"]["max_passes"] == 4
     assert summary["config"]["test_size"] == 8
-
-
-def test_evaluations_that_share_their_runs_do_none_of_them_twice(here, configured, tmp_path):
-    shared = str(tmp_path / "shared")
-    run_meta_evaluation(configured(seeds=1, runs=shared))
     assert len(here.done) == 6
-    run_meta_evaluation(configured(seeds=2, runs=shared, out=str(tmp_path / "again")))
+    run_meta_evaluation(configured(seeds=2, runs=str(shared), out=str(tmp_path / "again")))
     assert len(here.done) == 6 + 2
 
 
