@@ -36,8 +36,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "quickstart": Command(
         "learn a tuner and compare it with MeZO and DiZO, offline",
-        "l2l.experiments.quickstart:QuickstartConfig",
-        "l2l.experiments.quickstart:run_quickstart",
+        "l2l.experiments.presets.quickstart:QuickstartConfig",
+        "l2l.experiments.presets.quickstart:run_quickstart",
     ),
     "meta-train": Command(
         "learn a tuner for a model over a pool of tasks",
@@ -57,12 +57,12 @@ COMMANDS = {
     "meta-evaluate": Command(
         "judge tuners by the frozen protocol",
         "l2l.experiments.spec:MetaEvaluateConfig",
-        "l2l.experiments.meta_evaluate:run_meta_evaluation",
+        "l2l.experiments.presets.meta_evaluate:run_meta_evaluation",
     ),
     "compare": Command(
         "compare methods at equal passes and equal tuning effort",
         "l2l.experiments.spec:CompareConfig",
-        "l2l.experiments.compare:run_comparison",
+        "l2l.experiments.presets.compare:run_comparison",
     ),
     "evaluate": Command(
         "loss and metric of a model on a task",
@@ -110,7 +110,7 @@ COMMANDS = {
     ),
     "tuners test": Command(
         "go or no-go on a derivative of the base model",
-        "l2l.experiments.tuner_test:GoNoGoConfig",
+        "l2l.experiments.presets.tuner_test:GoNoGoConfig",
         "l2l.tuner_commands:trial",
         ("tuner",),
     ),

@@ -12,7 +12,7 @@ import yaml
 from daily import daily_slice
 
 from l2l.cli import main
-from l2l.experiments.quickstart import RECIPE
+from l2l.experiments.presets.quickstart import RECIPE
 from l2l.meta.config import MetaTrainConfig
 from l2l.models.load import load_tokenizer
 from l2l.models.shapes import tiny_random
