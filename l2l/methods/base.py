@@ -220,3 +220,11 @@ def check_counts(**values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}={value} must be a whole number, at least 1")
+
+
+def check_choice(choices: Sequence[str], **values: str) -> None:
+    """Raise ValueError, naming the first value that is none of the choices."""
+    for name, value in values.items():
+        if value not in choices:
+            *others, last = map(repr, choices)
+            raise ValueError(f"{name}={value!r} must be {', '.join(others)} or {last}")
