@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from l2l.meta.module import MetaTraining
 
+NOT_IN_RECIPE = ("out", "data_dir", "overwrite", "progress", "device")
+"""Fields that say where a tuner was made, not how."""
 MEASURED = "measured.pt"
 """Holds basis and normalizer of an unfinished run, so that a resumed run is the same to the last bit wherever it resumes."""
 
@@ -76,7 +78,8 @@ def run_meta_training(
     from l2l.meta.module import MetaTraining, train  # importing l2l must not import lightning
 
     config = with_defaults(config)
-    folder = RunDirectory(config.out, _settings(config), config.overwrite)
+    unused = ("basis", "basis_rank") if config.basis == "none" else ()
+    folder = RunDirectory(config.out, _settings(config, *unused), config.overwrite)
     measured = folder.path / MEASURED
     known = folder.resumed and measured.exists()
     inputs = prepare_meta_training(config, model, tokenizer, measured if known else None)
@@ -126,17 +129,22 @@ def prepare_meta_training(
             finite_loss(task.loss(model, task.batcher.at(0)))
         except FloatingPointError as error:
             raise FloatingPointError(f"task {task.task.name!r}, step 0, before any update: {error}") from error
-    basis, normalizer = _measure(config, model, pool) if measured is None else _read_measured(measured)
+    if measured is None:
+        basis, normalizer = _measure(config, model, pool)
+    else:
+        known = read_tensors(measured)
+        basis, normalizer = known["basis"], build_normalizer(**known["normaliser"])
     identity = model_identity(model)
     name = identity.id or type(model).__name__
     if name != EMBEDDED and Path(name).is_dir():
         name = Path(name).resolve().name  # a directory lies elsewhere for others
+    recipe = _settings(config, *NOT_IN_RECIPE)
     tuner = Tuner.for_model(
         model,
         config.architecture,
         config.seed,
         normalizer,
-        Provenance(name, identity.revision, recipe=_recipe(config)),
+        Provenance(name, identity.revision, recipe=recipe),
         config.features,
         basis,
         BlockSchedule.by_role(Blocks.of(model, trainable=False)) if config.block_schedule == "role" else None,
@@ -145,14 +153,13 @@ def prepare_meta_training(
     return MetaInputs(model, tokenizer, identified(tuner, model), pool, validation, frozen)
 
 
-def _measure(
-    config: MetaTrainConfig, model: PreTrainedModel, pool: list[PoolTask]
-) -> tuple[dict[str, Tensor], Normalizer]:
+def _measure(config: MetaTrainConfig, model: Any, pool: list[PoolTask]) -> tuple[dict[str, Tensor], Normalizer]:
     """The tuner's basis, empty without one, and its normalizer; for ``curvature``, with the traces of the model."""
     basis: dict[str, Tensor] = {}
     if config.basis != "none":
-        trajectory = config.trajectory_config()
-        basis = pool_basis(model, pool, config.basis, config.basis_rank, config.seed, trajectory=trajectory)
+        basis = pool_basis(
+            model, pool, config.basis, config.basis_rank, config.seed, trajectory=config.trajectory_config()
+        )
     if config.normalizer == EnergyNormalizer.name:
         return basis, EnergyNormalizer(config.embedding_rows_per_sample, config.batch_size, config.normalise)
     if config.normalizer == CurvatureNormalizer.name:
@@ -160,29 +167,11 @@ def _measure(
     return basis, build_normalizer(config.normalizer)
 
 
-def _read_measured(path: Path) -> tuple[dict[str, Tensor], Normalizer]:
-    found = read_tensors(path)
-    return found["basis"], build_normalizer(**found["normaliser"])
-
-
-def _settings(config: MetaTrainConfig) -> dict[str, Any]:
-    """The configuration as plain values. Options that are off and came later are left out, so that runs begun before there
-    were any can be resumed."""
-    settings = asdict(config)
-    if config.basis == "none":
-        del settings["basis"], settings["basis_rank"]
-    return {name: value for name, value in settings.items() if name not in _unused(config)}
-
-
-def _recipe(config: MetaTrainConfig) -> dict[str, Any]:
-    """The part of the configuration that says how a tuner was made, not where."""
-    private = ("out", "data_dir", "overwrite", "progress", "device")
-    return {name: value for name, value in asdict(config).items() if name not in (*private, *_unused(config))}
-
-
-def _unused(config: MetaTrainConfig) -> list[str]:
-    unused = {"block_schedule": config.block_schedule == "none", "freeze": config.freeze is None}
-    return [name for name, off in unused.items() if off]
+def _settings(config: MetaTrainConfig, *without: str) -> dict[str, Any]:
+    """The configuration as plain values, without options that are off and came later, so that runs begun before can go on."""
+    absent = [*without, *(["block_schedule"] if config.block_schedule == "none" else [])]
+    absent += ["freeze"] if config.freeze is None else []
+    return {name: value for name, value in asdict(config).items() if name not in absent}
 
 
 def _finish(module: MetaTraining, folder: RunDirectory, seconds: float) -> Tuner:

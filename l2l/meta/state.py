@@ -19,13 +19,12 @@ from l2l.tuners.features import RunStatistics
 
 @dataclass(frozen=True)
 class SampledLoss:
-    """A loss under labels drawn from the model itself."""
+    """A loss under labels drawn from the model itself: the mean over ``count`` independent labels. One gradient of it costs
+    ``passes`` forward passes; a backward pass counts as two."""
 
     closure: Callable[[], Tensor]
     count: int
-    """Independent labels that the loss is the mean over."""
     passes: int
-    """Forward passes of one gradient of it; a backward pass counts as two."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,6 @@ class MetaLoss:
     """The objective, which the tuner is to make small."""
     loss: float
     """Loss of the model where the gradient given to ``consume`` was taken; without one, where the objective ends."""
-    features: Tensor
-    """[blocks, features] that the tuner was given at theta."""
     history: RunStatistics
     """Run statistics for this task's next outer step."""
     report: StepReport

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from l2l.estimators.finite_difference import finite_loss
 from l2l.meta.state import MetaLoss, MetaState, Objective
-from l2l.meta.trajectory import InnerStep, inner_steps, trial_steps, undo_steps
+from l2l.meta.trajectory import inner_steps, trial_steps, undo_steps
 from l2l.methods.base import check_choice, check_counts, check_positive
 from l2l.noise import Key, standard_noise
 from l2l.optim import CurvatureLR
@@ -72,7 +72,7 @@ class Evolution(Objective):
                 total.add_(one, alpha=slope)
         value = sum(ends) / len(ends)
         parts = [torch.sum(w * g) for w, g in zip(network.parameters(), estimate, strict=True)]
-        return _loss_of(point, own, torch.stack(parts).sum(), value, value, passes)
+        return MetaLoss(torch.stack(parts).sum(), value, value, own.after, own.report, passes)
 
 
 @final
@@ -125,16 +125,16 @@ class ESFullRun(Objective):
         ]
         finite = [loss for loss in losses if loss < float("inf")]
         value = sum(finite) / len(finite) if finite else float("inf")
-        return _loss_of(point, own, torch.stack(parts).sum(), value, own.report.loss, passes)
+        return MetaLoss(torch.stack(parts).sum(), value, own.report.loss, own.after, own.report, passes)
 
     def delta(self, tuner: Tuner, key: Key) -> list[Tensor]:
         """Standard noise in the shape of each weight of the tuner, tied by role where asked for."""
         delta = noise_of(tuner.network, key)
         if self.tie == "none":
             return delta
-        first, shared = first_of_role(tuner.fingerprint.names), tuner.network.shared
-        named = zip(tuner.network.named_parameters(), delta, strict=True)
-        return [one if name in shared else one[first] for (name, _), one in named]
+        first = first_of_role(tuner.fingerprint.names)
+        names = [name for name, _ in tuner.network.named_parameters()]
+        return [one if name in tuner.network.shared else one[first] for name, one in zip(names, delta, strict=True)]
 
     def _run(self, point: MetaState) -> tuple[float, int]:
         """Mean loss over the second half of a run, infinite if it diverged, and the passes it took."""
@@ -151,11 +151,6 @@ class ESFullRun(Objective):
                 undo_steps(theta, taken[max(0, end - _UNDO_TOGETHER) : end])
         late = [float("inf")] if diverged else [step.report.loss for step in taken[len(taken) // 2 :]]
         return sum(late) / len(late), sum(step.report.passes for step in taken)
-
-
-def _loss_of(point: MetaState, own: InnerStep, surrogate: Tensor, value: float, loss: float, passes: int) -> MetaLoss:
-    features = point.method.tuner.features(own.before)
-    return MetaLoss(surrogate, value, loss, features, own.after, own.report, passes)
 
 
 def noise_of(network: nn.Module, key: Key) -> list[Tensor]:

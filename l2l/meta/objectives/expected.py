@@ -1,8 +1,9 @@
 """What a zeroth-order step changes in expectation over its noise: closed forms, without the noise of the direction.
 
 To second order one step changes the loss by
--lr * sum_k lambda_k G_k + (lr^2 / 2) * (sum_k lambda_k G'_k) * (sum_k lambda_k T_k) and a smaller term, with lambda_k = (factor * sigma_k)^2 per component (:mod:`l2l.meta.statistics`), G_k the squared norm of
-the full gradient, G'_k that of a batch's gradient, T_k the trace of the Hessian.
+-lr * sum_k lambda_k G_k + (lr^2 / 2) * (sum_k lambda_k G'_k) * (sum_k lambda_k T_k) and a smaller term, with
+lambda_k = (factor * sigma_k)^2 per component (:mod:`l2l.meta.statistics`), G_k the squared norm of the full gradient, G'_k that
+of a batch's gradient, T_k the trace of the Hessian.
 """
 
 from __future__ import annotations
@@ -130,10 +131,9 @@ def closed_form_loss(
     dense, inside = components.split(slope)
     features = tuner.features(probe.step.before)
     return MetaLoss(
-        surrogate=surrogate_of(tuner, features, point.theta.blocks.names, dense, inside),
+        surrogate=surrogate_of(tuner, features, components.blocks.names, dense, inside),
         value=form.value,
         loss=loss,
-        features=features,
         history=probe.step.after,
         report=probe.step.report,
         passes=probe.step.report.passes + passes,

@@ -72,13 +72,14 @@ def loss_after_steps(point: MetaState, batches: Sequence[Closure], judge: Closur
 
         loss = consume_gradients(judge, blocks, take)
     slopes = [_slopes(step, found) for step, found in zip(steps, dots, strict=True)]
-    features = [tuner.features(step.before) for step in steps]
-    parts = [surrogate_of(tuner, x, blocks.names, *slope) for x, slope in zip(features, slopes, strict=True)]
+    parts = [
+        surrogate_of(tuner, tuner.features(step.before), blocks.names, *slope)
+        for step, slope in zip(steps, slopes, strict=True)
+    ]
     return MetaLoss(
         surrogate=torch.stack(parts).sum(),
         value=loss,
         loss=loss,
-        features=features[0],
         history=steps[0].after,
         report=steps[0].report,
         passes=sum(step.report.passes for step in steps) + 3,
