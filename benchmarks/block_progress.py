@@ -26,7 +26,7 @@ from l2l.meta.config import MetaTrainConfig
 from l2l.meta.curvature import sampled_loss
 from l2l.meta.objectives.evolution import first_of_role
 from l2l.meta.pool import PoolTask, load_pool
-from l2l.meta.trajectory import TrajectoryConfig, momentum_step, zero_velocity
+from l2l.meta.trajectory import momentum_step, zero_velocity
 from l2l.models.load import context_length, load_model, load_tokenizer
 from l2l.noise import Key
 from l2l.params import PerturbedParameters
@@ -137,11 +137,11 @@ def along(
 ) -> Iterator[dict[str, Any]]:
     """The figures at each point of a first-order trajectory, which theta follows."""
     roles, everything = by_role(theta.blocks), torch.ones(len(theta.blocks), dtype=torch.float64)
-    trajectory, velocity, done = TrajectoryConfig(lr=inner_lr, momentum=0.9), zero_velocity(theta.blocks), 0
+    velocity, done = zero_velocity(theta.blocks), 0
     for point in points:
         for number in range(done, point):
             closure = partial(batch_loss, model, task.batcher.at(APART + number), task.batcher.form)
-            momentum_step(closure, theta, velocity, inner_lr, trajectory)
+            momentum_step(closure, theta, velocity, inner_lr, momentum=0.9)
         done, figures = point, measure(model, theta, task, batches)
         plain = figures.gain(everything)
         yield {

@@ -191,7 +191,7 @@ def move_model(learner: MetaTraining, start: int, end: int) -> None:
     for step in range(start, end):
         index, number = learner.task_of(step)
         closure = learner.meta_state(step, index, number).closure
-        momentum_step(closure, learner.theta, learner.velocity, learner.trajectory.lr_at(step), learner.trajectory)
+        momentum_step(closure, learner.theta, learner.velocity, learner.config.inner_lr_at(step))
 
 
 def measure_places(given: argparse.Namespace) -> list[dict[str, Any]]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.finite_difference import Closure
+from l2l.meta.config import MetaTrainConfig
 from l2l.meta.pool import PoolTask
-from l2l.meta.trajectory import TrajectoryConfig, momentum_step, zero_velocity
+from l2l.meta.trajectory import momentum_step, zero_velocity
 from l2l.models.heads import TokenQuery, token_logprobs
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
@@ -64,7 +65,7 @@ def pool_basis(
     seed: int = 0,
     batches: int = BATCHES,
     points: Sequence[int] = POINTS,
-    trajectory: TrajectoryConfig | None = None,
+    config: MetaTrainConfig | None = None,
 ) -> dict[str, Tensor]:
     """Orthonormal columns [n, rank] float32 on the CPU, by block name: of matrices [m, n] with n > 2 * rank that are no
     embeddings; for ``activations``, those of nn.Linear. The model's weights are as before, bit for bit.
@@ -72,7 +73,7 @@ def pool_basis(
     Args:
         seed: of ``random``.
         batches: of every task at every point, fewer where a task has not so many distinct ones, but at least two.
-        points, trajectory: for ``gradients``, see :func:`gradient_basis`.
+        points, config: for ``gradients``, see :func:`gradient_basis`.
 
     Raises:
         ValueError: no block can have such a basis.
@@ -89,7 +90,7 @@ def pool_basis(
         Losses(task.task.name, lambda i, task=task: task.loss(model, task.batcher.at(i)), _distinct(task, batches))
         for task in pool
     ]
-    return gradient_basis(PerturbedParameters(blocks), losses, rank, points, trajectory or TrajectoryConfig())
+    return gradient_basis(PerturbedParameters(blocks), losses, rank, points, config)
 
 
 def candidates(blocks: Blocks, rank: int) -> list[int]:
@@ -111,7 +112,7 @@ def gradient_basis(
     tasks: Sequence[Losses],
     rank: int,
     points: Sequence[int] = POINTS,
-    trajectory: TrajectoryConfig | None = None,
+    config: MetaTrainConfig | None = None,
 ) -> dict[str, Tensor]:
     """Leading right singular directions of the tasks' mean gradients, every task and every point with equal weight.
 
@@ -119,7 +120,7 @@ def gradient_basis(
 
     Args:
         points: first-order steps on a task, from the current weights, after which its gradients are measured.
-        trajectory: of these steps.
+        config: its ``inner_`` fields say how these steps are taken; None: the defaults.
 
     Raises:
         ValueError: no point, or a negative one; or no block can have such a basis.
@@ -127,7 +128,7 @@ def gradient_basis(
     """
     if not points or min(points) < 0:
         raise ValueError(f"points={list(points)} must name numbers of steps, at least 0")
-    trajectory, indices, blocks = trajectory or TrajectoryConfig(), candidates(theta.blocks, rank), theta.blocks
+    config, indices, blocks = config or MetaTrainConfig(), candidates(theta.blocks, rank), theta.blocks
     total, last = _zero_grams(blocks, indices), max(points)
     for task in tasks:
         kept = {block.name: block.tensor.detach().clone() for block in blocks} if last else {}
@@ -139,7 +140,8 @@ def gradient_basis(
                     for index, gram in mean_gradient_grams(blocks, closures, indices).items():
                         total[index].add_(gram)
                 if step < last:
-                    momentum_step(task.at(task.measured + step), theta, velocity, trajectory.lr_at(step), trajectory)
+                    motion = config.inner_lr_at(step), config.inner_momentum, config.inner_clip
+                    momentum_step(task.at(task.measured + step), theta, velocity, *motion)
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"task {task.name!r}, gradients for the basis: {error}; or lower inner_lr"

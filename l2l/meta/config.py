@@ -5,17 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from l2l.aliases import renamed
 from l2l.meta.objectives import make_objective
 from l2l.meta.pool import check_weights
 from l2l.meta.state import Objective
-from l2l.meta.trajectory import TrajectoryConfig
 from l2l.methods.base import check_choice, check_counts, check_positive
 from l2l.models.load import EMBEDDED, check_pattern
 from l2l.tasks import get_task
 from l2l.tasks.tiny_world import POOL, VALIDATION
 from l2l.tuners.features import feature_set
 from l2l.tuners.normalize import NORMALISERS, EnergyNormalizer
+
+_KINDS = 2
+"""Sets the random stream of a mixture's periods apart from those of batches and tasks."""
+COUNTS = (
+    *("steps", "batch_size", "validate_every", "validation_steps", "restart_every", "train_size", "dev_size"),
+    *("checkpoint_every", "log_every", "basis_rank"),
+)
+"""Fields that are whole numbers, at least 1."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +74,11 @@ class MetaTrainConfig:
     """Whether options of several tokens share one row with their prompt. None: where a probe of the model gives the same
     numbers, up to rounding."""
     inner_lr: float = 1e-2
-    """Learning rate of the first-order trajectory."""
+    """Learning rate of the first-order trajectory at the start of each period; it falls linearly to zero until the restart."""
     inner_momentum: float = 0.8
     """Its momentum."""
     inner_clip: float = 1.0
-    """Limit on its gradient norm."""
+    """Limit on its gradient norm, applied to the velocity as clip / (1 - momentum)."""
     trajectory_gradient: Literal["shared", "own"] = "shared"
     """Where the trajectory's gradient is taken: ``shared``: after the zeroth-order step, where the objective needs one
     anyway; ``own``: before it, as in the paper, for one more forward and backward pass per outer step."""
@@ -146,7 +155,12 @@ class MetaTrainConfig:
             validation_lrs=min(self.validation_lrs, default=1.0),
             validation_step_fractions=min(self.validation_step_fractions, default=1.0),
         )
-        self.trajectory_config()
+        check_positive(inner_lr=self.inner_lr, inner_clip=self.inner_clip)
+        check_choice(("teacher", "zo", "mixture"), trajectory=self.trajectory)
+        if not 0 <= self.zo_share <= 1:
+            raise ValueError(f"zo_share={self.zo_share} must lie between 0 and 1")
+        if not 0 <= self.inner_momentum < 1:
+            raise ValueError(f"inner_momentum={self.inner_momentum} must be at least 0 and below 1")
         shares = self.trajectory != "zo" and self.trajectory_gradient == "shared"
         if not self.make_objective().hands_gradients and shares:
             raise ValueError(
@@ -164,24 +178,18 @@ class MetaTrainConfig:
             raise ValueError(
                 f"architecture_args have outputs={outputs}, but a basis needs a sigma of its own: leave outputs out"
             )
-        check_counts(
-            steps=self.steps,
-            batch_size=self.batch_size,
-            length_groups=1 if self.length_groups is None else self.length_groups,
-            validate_every=self.validate_every,
-            validation_steps=self.validation_steps,
-            train_size=self.train_size,
-            dev_size=self.dev_size,
-            checkpoint_every=self.checkpoint_every,
-            log_every=self.log_every,
-            basis_rank=self.basis_rank,
-        )
+        check_counts(**{name: getattr(self, name) for name in COUNTS})
+        check_counts(length_groups=1 if self.length_groups is None else self.length_groups)
 
-    def trajectory_config(self) -> TrajectoryConfig:
-        """The part that says how the model moves."""
-        return TrajectoryConfig(
-            self.inner_lr, self.inner_momentum, self.inner_clip, self.restart_every, self.trajectory, self.zo_share
-        )
+    def inner_lr_at(self, step: int) -> float:
+        """First-order learning rate at outer step ``step``: from ``inner_lr`` linearly to 0 within each period."""
+        return self.inner_lr * (1 - (step % self.restart_every) / self.restart_every)
+
+    def zeroth_order(self, step: int) -> bool:
+        """Whether outer step ``step`` moves the model by the zeroth-order step: the same throughout a period."""
+        if self.trajectory != "mixture":
+            return self.trajectory == "zo"
+        return np.random.default_rng((self.seed, step // self.restart_every, _KINDS)).random() < self.zo_share
 
     def make_objective(self) -> Objective:
         """The objective of the tuner.

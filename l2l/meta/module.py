@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,17 +59,13 @@ class Validations:
 class WholeFiles(CheckpointIO):
     """Checkpoints that are either complete or not there, and are read without executing anything in them."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_tensors(Path(path), checkpoint)
 
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_tensors(Path(path))
 
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+    def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
 
 
@@ -95,8 +90,7 @@ class MetaTraining(lightning.LightningModule):
         horizon = period if config.restart_histories else None
         self.method = Learned(inputs.tuner, epsilon=config.epsilon, horizon=horizon)
         self.objective = config.make_objective()
-        self.trajectory = config.trajectory_config()
-        self.velocity = {} if self.trajectory.kind == "zo" else zero_velocity(self.theta.blocks)
+        self.velocity = {} if config.trajectory == "zo" else zero_velocity(self.theta.blocks)
         self.histories = [self.method.init(self.theta.blocks) for _ in inputs.pool]
         """Run statistics by task."""
         self.memories: list[dict[str, Tensor]] = [{} for _ in inputs.pool]
@@ -167,7 +161,7 @@ class MetaTraining(lightning.LightningModule):
         """The model at outer step ``step``, seen through batch ``number`` of task ``index`` of the pool."""
         model, task, config = self.inputs.model, self.inputs.pool[index], self.config
         batch, key, batcher = task.batcher.at(number), Key(config.seed, step), task.batcher
-        shares = config.trajectory_gradient == "shared" and not self.trajectory.zeroth_order(step, config.seed)
+        shares = config.trajectory_gradient == "shared" and not config.zeroth_order(step)
         return MetaState(
             closure=task.loss(model, batch),
             other=task.loss(model, batcher.further(step, 0)),
@@ -177,20 +171,21 @@ class MetaTraining(lightning.LightningModule):
             history=self.histories[index],
             key=key,
             lr=config.lr,
-            consume=accumulate_velocity(self.velocity, self.trajectory) if shares else None,
+            consume=accumulate_velocity(self.velocity, config.inner_momentum) if shares else None,
             sampled=lambda probe: sampled_loss(model, batch, batcher.form, key.with_draw(probe)),
             memory=self.memories[index],
         )
 
     def inner_step(self, step: int, closure: Closure, outcome: MetaLoss) -> float:
         """One step of the model on the batch of outer step ``step``. Returns the loss that it was taken by."""
-        if self.trajectory.zeroth_order(step, self.config.seed):
-            replay(self.theta, outcome.report, self.config.lr)
+        config = self.config
+        if config.zeroth_order(step):
+            replay(self.theta, outcome.report, config.lr)
             return outcome.report.loss
-        lr = self.trajectory.lr_at(step)
-        if self.config.trajectory_gradient == "own":
-            return momentum_step(closure, self.theta, self.velocity, lr, self.trajectory)
-        apply_velocity(self.theta, self.velocity, lr, self.trajectory)
+        motion = config.inner_lr_at(step), config.inner_momentum, config.inner_clip
+        if config.trajectory_gradient == "own":
+            return momentum_step(closure, self.theta, self.velocity, *motion)
+        apply_velocity(self.theta, self.velocity, *motion)
         return outcome.loss
 
     def restart(self) -> None:

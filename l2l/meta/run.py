@@ -157,9 +157,7 @@ def _measure(config: MetaTrainConfig, model: Any, pool: list[PoolTask]) -> tuple
     """The tuner's basis, empty without one, and its normalizer; for ``curvature``, with the traces of the model."""
     basis: dict[str, Tensor] = {}
     if config.basis != "none":
-        basis = pool_basis(
-            model, pool, config.basis, config.basis_rank, config.seed, trajectory=config.trajectory_config()
-        )
+        basis = pool_basis(model, pool, config.basis, config.basis_rank, config.seed, config=config)
     if config.normalizer == EnergyNormalizer.name:
         return basis, EnergyNormalizer(config.embedding_rows_per_sample, config.batch_size, config.normalise)
     if config.normalizer == CurvatureNormalizer.name:

@@ -11,62 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.finite_difference import Closure
 from l2l.meta.state import MetaState
-from l2l.methods.base import Method, check_choice, check_counts, check_positive, descend
+from l2l.methods.base import Method, descend
 from l2l.noise import Key
 from l2l.optim import CurvatureLR, CurvatureLRState, StepReport, zo_step
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
 
-_KINDS = 2
-"""Sets the random stream of a mixture's draws apart from those of batches and tasks."""
 _STRIDE = 2**40
 """Distance between the key steps of successive inner steps: more than there are outer steps, so no key is used twice."""
-
-
-@dataclass(frozen=True)
-class TrajectoryConfig:
-    """How the model moves."""
-
-    lr: float = 1e-2
-    """First-order learning rate at the start of each period; it falls linearly to zero until the restart."""
-    momentum: float = 0.8
-    """Share of the velocity that is kept."""
-    clip: float = 1.0
-    """Limit on the gradient norm, applied to the velocity as clip / (1 - momentum)."""
-    restart_every: int = 200
-    """Outer steps until the model is put back to its initial weights."""
-    kind: Literal["teacher", "zo", "mixture"] = "teacher"
-    """First-order steps, the zeroth-order steps of fine-tuning, or one of the two per period."""
-    zo_share: float = 0.5
-    """Share of a mixture's periods that are zeroth-order."""
-
-    def __post_init__(self) -> None:
-        check_positive(lr=self.lr, clip=self.clip)
-        check_choice(("teacher", "zo", "mixture"), trajectory=self.kind)
-        if not 0 <= self.zo_share <= 1:
-            raise ValueError(f"zo_share={self.zo_share} must lie between 0 and 1")
-        check_counts(restart_every=self.restart_every)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum={self.momentum} must be at least 0 and below 1")
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of outer step ``step``: linear from lr to 0 within each period."""
-        return self.lr * (1 - (step % self.restart_every) / self.restart_every)
-
-    def zeroth_order(self, step: int, seed: int) -> bool:
-        """Whether outer step ``step`` moves the model by the zeroth-order step: the same throughout a period."""
-        if self.kind != "mixture":
-            return self.kind == "zo"
-        return np.random.default_rng((seed, step // self.restart_every, _KINDS)).random() < self.zo_share
 
 
 def zero_velocity(blocks: Blocks) -> dict[int, Tensor]:
@@ -75,34 +35,38 @@ def zero_velocity(blocks: Blocks) -> dict[int, Tensor]:
 
 
 def momentum_step(
-    closure: Closure, theta: PerturbedParameters, velocity: dict[int, Tensor], lr: float, config: TrajectoryConfig
+    closure: Closure,
+    theta: PerturbedParameters,
+    velocity: dict[int, Tensor],
+    lr: float,
+    momentum: float = 0.8,
+    clip: float = 1.0,
 ) -> float:
     """velocity <- momentum * velocity + gradient; theta <- theta - lr * clipped velocity. Returns the loss.
 
     Raises:
         FloatingPointError: the loss is not finite; theta has not moved.
     """
-    loss = consume_gradients(closure, theta.blocks, accumulate_velocity(velocity, config))
-    apply_velocity(theta, velocity, lr, config)
+    loss = consume_gradients(closure, theta.blocks, accumulate_velocity(velocity, momentum))
+    apply_velocity(theta, velocity, lr, momentum, clip)
     return loss
 
 
-def accumulate_velocity(velocity: dict[int, Tensor], config: TrajectoryConfig) -> Callable[[int, Tensor], None]:
+def accumulate_velocity(velocity: dict[int, Tensor], momentum: float) -> Callable[[int, Tensor], None]:
     """A function of (block index, gradient): velocity <- momentum * velocity + gradient."""
 
     def take(index: int, gradient: Tensor) -> None:
-        torch.add(gradient, velocity[index], alpha=config.momentum, out=velocity[index])
+        torch.add(gradient, velocity[index], alpha=momentum, out=velocity[index])
 
     return take
 
 
 def apply_velocity(
-    theta: PerturbedParameters, velocity: dict[int, Tensor], lr: float, config: TrajectoryConfig
+    theta: PerturbedParameters, velocity: dict[int, Tensor], lr: float, momentum: float, clip: float
 ) -> None:
-    """theta <- theta - lr * clipped velocity."""
+    """theta <- theta - lr * velocity, its norm limited to clip / (1 - momentum)."""
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in velocity.values()])))
-    limit = config.clip / (1 - config.momentum)
-    theta.add_dense(velocity, -lr * min(1.0, limit / norm) if norm > 0 else 0.0)
+    theta.add_dense(velocity, -lr * min(1.0, clip / (1 - momentum) / norm) if norm > 0 else 0.0)
 
 
 @dataclass(frozen=True)

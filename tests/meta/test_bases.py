@@ -27,7 +27,7 @@ from l2l.meta.bases import (
 )
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.pool import load_pool
-from l2l.meta.trajectory import TrajectoryConfig, momentum_step, zero_velocity
+from l2l.meta.trajectory import momentum_step, zero_velocity
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
 
@@ -126,7 +126,7 @@ class Bend(nn.Module):
 
 def test_gradients_are_looked_at_further_on_too():
     model = Bend()
-    theta, way = PerturbedParameters(Blocks.of(model)), TrajectoryConfig(lr=0.2)
+    theta, way = PerturbedParameters(Blocks.of(model)), MetaTrainConfig(inner_lr=0.2)
     both = gradient_basis(theta, [losses_of(model)], RANK, (0, 4), way)
     assert same_span(both["matrix"], SPAN)
     assert not model.matrix.any()
@@ -255,7 +255,7 @@ def test_bases_found_on_the_pool_hold_more_than_chance_of_another_tasks_gradient
     theta = PerturbedParameters(Blocks.of(model))
     velocity = zero_velocity(theta.blocks)
     for number in range(4):
-        momentum_step(task.at(task.measured + number), theta, velocity, 1e-2, TrajectoryConfig())
+        momentum_step(task.at(task.measured + number), theta, velocity, 1e-2)
     found = shares(model, task, bases)
     assert found["random"] < 0.15
     assert min(found["gradients"], found["activations"]) > 2 * found["random"]

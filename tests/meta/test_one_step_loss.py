@@ -17,7 +17,7 @@ from l2l.estimators.backward import consume_gradients
 from l2l.estimators.finite_difference import Closure
 from l2l.meta.objectives.one_step_loss import HeldOutLoss, OneStepLoss, UnrolledLoss
 from l2l.meta.state import MetaLoss, MetaState
-from l2l.meta.trajectory import TrajectoryConfig, accumulate_velocity, inner_key, momentum_step, zero_velocity
+from l2l.meta.trajectory import accumulate_velocity, inner_key, momentum_step, zero_velocity
 from l2l.methods.learned import Learned
 from l2l.models.shapes import tiny_random
 from l2l.noise import Key, standard_noise
@@ -130,7 +130,7 @@ def test_the_gradient_behind_the_step_can_drive_the_trajectory_as_well():
     """The velocity is then that of the gradient at theta', taken in the same backward pass, and theta is back first."""
     model = tiny_random("llama").double()
     ids = torch.randint(0, 128, (4, 12), generator=torch.Generator().manual_seed(0))
-    theta, config = PerturbedParameters(Blocks.of(model)), TrajectoryConfig(momentum=0.5)
+    theta = PerturbedParameters(Blocks.of(model))
     method = Learned(Tuner.for_model(model, seed=3))
     velocity = {i: torch.full_like(block.tensor.detach(), 2.0) for i, block in enumerate(theta.blocks)}
     before = [block.flat.clone() for block in theta.blocks]
@@ -141,7 +141,7 @@ def test_the_gradient_behind_the_step_can_drive_the_trajectory_as_well():
         RunStatistics.start(theta.blocks),
         Key(5),
         1e-2,
-        consume=accumulate_velocity(velocity, config),
+        consume=accumulate_velocity(velocity, 0.5),
     )
     for block, kept in zip(theta.blocks, before, strict=True):
         torch.testing.assert_close(block.flat, kept, rtol=1e-12, atol=1e-14)
@@ -264,7 +264,7 @@ def test_a_meta_step_needs_little_more_memory_than_a_plain_first_order_step():
     blocks = Blocks.of(model)
     theta, method = PerturbedParameters(blocks), Learned(Tuner.for_model(model))
     weights = sum(block.numel * 4 for block in blocks)
-    velocity, config = zero_velocity(blocks), TrajectoryConfig()
+    velocity = zero_velocity(blocks)
 
     def plain() -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -277,7 +277,7 @@ def test_a_meta_step_needs_little_more_memory_than_a_plain_first_order_step():
             return language_loss(model, ids)
 
         one_step(closure, theta, method, RunStatistics.start(blocks), Key(0), 1e-3)
-        momentum_step(closure, theta, velocity, 1e-3, config)
+        momentum_step(closure, theta, velocity, 1e-3)
 
     def textbook() -> None:
         noise = [standard_noise(b.name, Key(0), b.tensor.shape) for b in blocks]

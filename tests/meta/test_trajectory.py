@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bowl import TINY, Bowl, basis, close, point_on, tuner_of, weights_of
@@ -13,7 +15,7 @@ from l2l.meta.config import MetaTrainConfig
 from l2l.meta.module import MetaTraining
 from l2l.meta.objectives.one_step_loss import OneStepLoss
 from l2l.meta.run import prepare_meta_training
-from l2l.meta.trajectory import TrajectoryConfig, momentum_step, replay, zero_velocity
+from l2l.meta.trajectory import momentum_step, replay, zero_velocity
 from l2l.noise import Key
 from l2l.optim import zo_step
 from l2l.params import PerturbedParameters
@@ -26,10 +28,10 @@ def test_the_trajectory_is_sgd_with_momentum_where_nothing_is_clipped():
     reference.load_state_dict(ours.state_dict())
     data = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
     theta = PerturbedParameters(Blocks.of(ours))
-    velocity, config = zero_velocity(theta.blocks), TrajectoryConfig(lr=0.1, momentum=0.8, clip=1e6)
+    velocity = zero_velocity(theta.blocks)
     sgd = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.8)
     for _ in range(5):
-        momentum_step(lambda: ours(data).square().mean(), theta, velocity, 0.1, config)
+        momentum_step(lambda: ours(data).square().mean(), theta, velocity, 0.1, momentum=0.8, clip=1e6)
         sgd.zero_grad()
         reference(data).square().mean().backward()
         sgd.step()
@@ -38,22 +40,22 @@ def test_the_trajectory_is_sgd_with_momentum_where_nothing_is_clipped():
 
 
 def test_the_trajectory_limits_the_velocity_and_falls_to_zero_before_each_restart():
-    config = TrajectoryConfig(lr=0.5, momentum=0.5, clip=0.1, restart_every=4)
-    assert [config.lr_at(step) for step in range(6)] == [0.5, 0.375, 0.25, 0.125, 0.5, 0.375]
+    config = MetaTrainConfig(inner_lr=0.5, restart_every=4)
+    assert [config.inner_lr_at(step) for step in range(6)] == [0.5, 0.375, 0.25, 0.125, 0.5, 0.375]
     model = nn.Linear(4, 3, bias=False)
     before = model.weight.detach().clone()
     theta = PerturbedParameters(Blocks.of(model))
-    momentum_step(lambda: 1e3 * model.weight.sum(), theta, zero_velocity(theta.blocks), 1.0, config)
+    momentum_step(lambda: 1e3 * model.weight.sum(), theta, zero_velocity(theta.blocks), 1.0, 0.5, 0.1)
     assert torch.linalg.vector_norm(model.weight - before).item() == pytest.approx(0.1 / 0.5, rel=1e-5)
 
 
 def test_a_mixture_gives_whole_periods_to_either_kind_by_the_seed():
-    config = TrajectoryConfig(restart_every=3, kind="mixture", zo_share=0.25)
-    kinds = [config.zeroth_order(step, seed=1) for step in range(3 * 400)]
+    config = MetaTrainConfig(restart_every=3, trajectory="mixture", zo_share=0.25, seed=1)
+    kinds = [config.zeroth_order(step) for step in range(3 * 400)]
     assert all(len(set(kinds[start : start + 3])) == 1 for start in range(0, len(kinds), 3))
     assert sum(kinds) / len(kinds) == pytest.approx(0.25, abs=0.08)
-    assert kinds != [config.zeroth_order(step, seed=2) for step in range(len(kinds))]
-    assert not TrajectoryConfig().zeroth_order(0, 0) and TrajectoryConfig(kind="zo").zeroth_order(0, 0)
+    assert kinds != [replace(config, seed=2).zeroth_order(step) for step in range(len(kinds))]
+    assert not MetaTrainConfig().zeroth_order(0) and MetaTrainConfig(trajectory="zo").zeroth_order(0)
 
 
 def test_a_step_can_be_taken_again_from_what_it_saw():
