@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Parts of the tests that take about half of the time; `make test` runs them beside all others, a process each.
 HALF := experiments tools estimators meta noise params report tuners world
 
-.PHONY: quickstart test test-half test-others slow lint check format clean
+.PHONY: quickstart test test-half test-others slow lint check docs format clean
 
 quickstart: .venv/ready
 	$(BIN)/l2l quickstart --overwrite true
@@ -31,6 +31,10 @@ lint: .venv/ready
 
 check: lint test
 
+# The site, into build/docs. Strict: a dead link or a page outside the navigation fails. Reading it needs no network.
+docs: .venv/docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -40,6 +44,10 @@ format: .venv/ready
 	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt torch
 	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[dev]"
 	touch .venv/ready
+
+.venv/docs-ready: .venv/ready
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable ".[docs]"
+	touch .venv/docs-ready
 
 clean:
 	rm -rf .venv runs build dist

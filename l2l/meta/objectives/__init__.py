@@ -1,11 +1,12 @@
 """Meta-objectives: what a tuner can be trained for. :data:`OBJECTIVES` names those of the package; any other is named by the
-path of the module that defines it, ``my_package.my_objective``."""
+module that defines it: ``my_package.my_objective``, or a file of this folder by its name."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from l2l.aliases import renamed
@@ -49,19 +50,20 @@ def make_objective(name: str, **args: Any) -> Objective:
 def _objective_class(name: str) -> type[Objective]:
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    if "." not in name:
+    path = name if "." in name else f"{__name__}.{name}"
+    if path != name and find_spec(path) is None:
         near = difflib.get_close_matches(name, OBJECTIVES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown objective {name!r}; known are {', '.join(sorted(OBJECTIVES))}{hint}")
     try:
-        module = import_module(name)
+        module = import_module(path)
     except ModuleNotFoundError as error:
-        raise ValueError(f"objective {name!r}: no module {name!r} can be imported") from error
+        raise ValueError(f"objective {name!r}: no module {path!r} can be imported") from error
     found = [
         value
         for _, value in inspect.getmembers(module, inspect.isclass)
         if issubclass(value, Objective) and not inspect.isabstract(value) and value.__module__ == module.__name__
     ]
     if len(found) != 1:
-        raise ValueError(f"module {name!r} defines {len(found)} objectives; name a module that defines one")
+        raise ValueError(f"module {path!r} defines {len(found)} objectives; name a module that defines one")
     return found[0]
