@@ -21,13 +21,7 @@ from l2l.report.plots import plot_panels, smooth
 from l2l.report.run_directory import METRICS, RunDirectory, read_metrics
 from l2l.tuners.card import movement
 from l2l.tuners.model import Provenance, Tuner, load_weights
-from l2l.tuners.normalize import (
-    CurvatureNormalizer,
-    EnergyNormalizer,
-    Normalizer,
-    build_normalizer,
-    normalizer_config,
-)
+from l2l.tuners.normalize import CurvatureNormalizer, EnergyNormalizer, Normalizer, build_normalizer, normalizer_config
 from l2l.tuners.schedule import BlockSchedule
 from l2l.tuners.transfer import identified
 
@@ -70,9 +64,7 @@ def meta_train(
 
 
 def run_meta_training(
-    config: MetaTrainConfig,
-    model: PreTrainedModel | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    config: MetaTrainConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Tuner:
     """See :func:`meta_train`."""
     from l2l.meta.module import MetaTraining, train  # importing l2l must not import lightning
