@@ -12,7 +12,7 @@ from l2l.models.load import load_tokenizer as load_tokenizer
 from l2l.optim import ZOOptimizer as ZOOptimizer
 from l2l.train.trainer import FineTuneResult as FineTuneResult
 from l2l.train.trainer import fine_tune as fine_tune
-from l2l.tuners.model import Tuner as Tuner
+from l2l.tuners.api import Tuner as Tuner
 
 __version__ = "0.1.0"
 

@@ -20,7 +20,7 @@ from torch import nn
 from l2l.aliases import renamed
 from l2l.methods import is_first_order, method_class, method_names
 from l2l.optim import LearningRate, ZOOptimizer
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import Level
 
 _NAMES = {"learned": "ZOFineTuner"}

@@ -25,9 +25,9 @@ from cases import (
     named,
     optimizer_for,
     same_bits,
-    sliced,
     weights,
 )
+from daily import daily_slice
 from torch import Tensor, nn
 
 from l2l.methods.base import CustomEstimator, Method
@@ -48,17 +48,13 @@ GRID = [(case, problem) for problem in PROBLEMS for case in METHODS]
 def grid(core: bool = False, cases: Sequence[MethodCase] = METHODS) -> Callable[[Test], Test]:
     """Every case on every problem: all but a slice slow, and of ``core`` tests those on the first problem never."""
     pairs = [pair for pair in GRID if pair[0] in cases]
-
-    def decorate(test: Test) -> Test:
-        values = sliced(pairs, test.__name__, 5, len(cases) if core else 0, lambda p: f"{p[1].name}-{named(p[0])}")
-        return pytest.mark.parametrize(("case", "problem"), values)(test)
-
-    return decorate
+    values = daily_slice(pairs, 5, pairs[: len(cases)] if core else (), lambda case, one: f"{one.name}-{named(case)}")
+    return pytest.mark.parametrize(("case", "problem"), values)
 
 
 def each_method(test: Test) -> Test:
     """Every case on the test's own problem: all but a few slow."""
-    return pytest.mark.parametrize("case", sliced(METHODS, test.__name__, 5, 0, named))(test)
+    return pytest.mark.parametrize("case", daily_slice(METHODS, 5, name=named))(test)
 
 
 def trained(case: MethodCase, problem: Problem, steps: int = STEPS, seed: int = 0) -> nn.Module:

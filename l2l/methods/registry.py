@@ -12,7 +12,7 @@ from l2l.aliases import renamed
 from l2l.methods import method_class, method_names
 from l2l.methods.base import FirstOrder, Method
 from l2l.methods.wrappers import AROUND, split_method_args, split_method_name, wrapper_class, wrapper_names
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import Level
 
 MethodLike: TypeAlias = str | Method[Any] | FirstOrder[Any] | type[Any] | Callable[..., Any]

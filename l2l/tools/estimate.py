@@ -16,6 +16,7 @@ from l2l.methods.registry import declared_method
 from l2l.models.load import DTYPES
 from l2l.noise import active_backend
 from l2l.params.blocks import Blocks
+from l2l.report.console import print_table
 from l2l.report.memory import available_bytes, current_bytes
 from l2l.report.run_directory import RunDirectory
 
@@ -127,3 +128,10 @@ def _device(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device {name!r} cannot be measured: use cpu or cuda")
     return device
+
+
+def estimate_command(config: EstimateConfig) -> None:
+    """Predict, and print the figures and the bytes by kind."""
+    found = run_estimate(config)
+    print_table("estimate", [{name: value for name, value in found.items() if isinstance(value, str | int | float)}])
+    print_table("bytes", [found["bytes"]])

@@ -19,7 +19,7 @@ from l2l.methods import method_names
 from l2l.methods.mezo import MeZO
 from l2l.methods.registry import build_method, method_list
 from l2l.optim import ZOOptimizer
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
 CASE = MethodCase("clipped", {})

@@ -19,7 +19,7 @@ from l2l.methods.registry import build_method, declared_method, method_name
 from l2l.methods.tezo import TeZO
 from l2l.optim import ZOOptimizer
 from l2l.optimizers import optimizer, optimizer_names
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 
 @pytest.mark.parametrize("name", zeroth_order())

@@ -16,9 +16,9 @@ from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
 from l2l.optim import ZOOptimizer
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
+from l2l.tuners.networks import PerBlockMLP
 from l2l.tuners.normalize import EnergyNormalizer
-from l2l.tuners.per_block_mlp import PerBlockMLP
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]

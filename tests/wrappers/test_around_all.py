@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from cases import ARGS, PROBLEMS, MethodCase, optimizer_for, sliced, zeroth_order
+from cases import ARGS, PROBLEMS, MethodCase, optimizer_for, zeroth_order
+from daily import daily_slice
 
 from l2l.methods.base import Method
 from l2l.methods.wrappers import wrapper_names
@@ -21,7 +22,7 @@ TINY_LM = PROBLEMS[2]
 STEPS = 20
 
 
-@pytest.mark.parametrize("case", sliced(CASES, __name__, 8, 0, lambda case: case.name))
+@pytest.mark.parametrize("case", daily_slice(CASES, 8, name=lambda case: case.name))
 def test_it_descends_by_the_passes_it_declares(case: MethodCase):
     model = TINY_LM.make()
     first, spent = model().item(), 0.0

@@ -22,7 +22,7 @@ from l2l.params import Direction, dense_direction
 from l2l.params.blocks import Block, Blocks
 from l2l.params.inputs import InputNorms
 from l2l.params.operators import Drawn, Masked, Stored, largest, packed
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 
 def run(model: nn.Module, method: Method[Any], steps: int = 8, lr: float = 0.01) -> ZOOptimizer:
