@@ -19,7 +19,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate, third_point
+from l2l.estimators.finite_difference import Estimate, center_loss
 from l2l.methods.base import (
     CustomEstimator,
     LossEvaluator,
@@ -94,7 +94,7 @@ class HiZOO(CustomEstimator[HiZOOState]):
     def estimate(self, evaluator: LossEvaluator, state: HiZOOState) -> tuple[tuple[Estimate, ...], HiZOOState]:
         keys = [evaluator.key.with_draw(draw) for draw in range(self.num_directions)]
         directions = [self.direction(evaluator.theta.blocks, state, key) for key in keys]
-        home = third_point(evaluator.closure, evaluator.theta, evaluator.transform(directions[0]))
+        home = center_loss(evaluator.closure, evaluator.theta, evaluator.transform(directions[0]))
         seen = [evaluator.two_point(direction, self.epsilon) for direction in directions]
         return tuple(replace(estimate, loss_center=home) for estimate in seen), state
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Closure, third_point, two_point
+from l2l.estimators.finite_difference import Closure, center_loss, two_point
 from l2l.methods import method_class
 from l2l.methods.base import Method, check_counts, check_positive
 from l2l.models.kinds import Head
@@ -341,7 +341,7 @@ class _Prober:
         return counted
 
     def home(self, step: int, direction: Direction) -> float:
-        return third_point(self._closure(step, 0), self.theta, direction)
+        return center_loss(self._closure(step, 0), self.theta, direction)
 
     def sides(self, step: int, number: int, direction: Direction, epsilon: float) -> tuple[float, float]:
         seen = two_point(self._closure(step, number), self.theta, direction, epsilon)

@@ -164,7 +164,7 @@ def test_a_run_saved_half_way_continues_bit_for_bit(update: Any):
 def test_a_state_of_another_update_is_refused():
     model = TiedLM().to(torch.bfloat16)
     state = ZOOptimizer(model, MeZOMethod(), update="master").state_dict()
-    with pytest.raises(ValueError, match=r"6 float32 master weights where 3 are needed: .* another choice of walk"):
+    with pytest.raises(ValueError, match=r"6 float32 master weights where 3 are needed: .* another choice of perturb"):
         ZOOptimizer(model, MeZOMethod(), update="stochastic").load_state_dict(state)
     with pytest.raises(ValueError, match="float32 master weights; these weights are walked in place"):
         ZOOptimizer(TiedLM(), MeZOMethod()).load_state_dict(state)

@@ -196,7 +196,7 @@ def test_interrupts_are_held_back_in_every_traversal(move: str, monkeypatch: pyt
             move
         ]()
     assert interrupting.calls == 1
-    assert theta.journal.home == (move != "look")
+    assert theta.displacement.restored == (move != "look")
 
 
 def test_weight_decay_shrinks_blocks_by_their_factors():

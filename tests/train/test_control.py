@@ -12,7 +12,7 @@ from cases import ALONG_NOISE, STEPPED, MethodCase, Quadratic, TiedLM, farthest,
 from torch import Tensor, nn
 
 import l2l
-from l2l.estimators.finite_difference import Estimate, third_point, two_point
+from l2l.estimators.finite_difference import Estimate, center_loss, two_point
 from l2l.methods.base import Method, StepContext, descend
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
@@ -279,7 +279,7 @@ def test_in_half_precision_the_third_loss_reads_what_both_sides_read():
         return model.norm(x).float().pow(2).mean()
 
     with theta.step():
-        middle = third_point(closure, theta, nowhere)
+        middle = center_loss(closure, theta, nowhere)
         seen = two_point(closure, theta, nowhere, 1e-3)
     assert middle == seen.loss_plus == seen.loss_minus
     assert middle != closure().item()
