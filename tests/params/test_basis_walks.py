@@ -49,14 +49,14 @@ def test_going_home_returns_within_one_rounding_for_each_kind_of_noise(dtype: to
 
 
 def drift(along_basis: bool, managed: bool) -> float:
-    """Relative distance from where 1000 steps at lr 0 began."""
+    """Relative distance from where 300 steps at lr 0 began."""
     model = nn.Linear(64, 64)
     with torch.no_grad():
         model.weight.copy_(0.02 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
     theta = PerturbedParameters(Blocks.of(model))
     before, basis = model.weight.detach().clone(), basis_of(theta.blocks, rank=8)
     with theta.fused_steps() if managed else torch.no_grad():
-        for step in range(1000):
+        for step in range(300):
             more = {"basis": basis, "basis_sigma": (1.0, 0.0)} if along_basis else {}
             u = Direction(Key(0, step), (1.0, 1.0), **more)
             with theta.step():
@@ -68,7 +68,7 @@ def drift(along_basis: bool, managed: bool) -> float:
 
 
 @pytest.mark.parametrize("managed", [False, True])
-def test_a_thousand_steps_without_learning_drift_less_than_three_millionths(managed: bool):
+def test_three_hundred_steps_without_learning_drift_less_than_three_millionths(managed: bool):
     assert drift(True, managed) < 3e-6
 
 

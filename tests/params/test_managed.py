@@ -61,8 +61,8 @@ def run(case: MethodCase, problem: Problem, steps: int, managed: bool) -> tuple[
 
 
 @pytest.mark.parametrize("case", ALONG_NOISE, ids=named)
-def test_two_hundred_merged_steps_equal_plain_ones_bit_for_bit(case: MethodCase, problem: Problem):
-    plain, merged = (run(case, problem, 200, managed) for managed in (False, True))
+def test_fifty_merged_steps_equal_plain_ones_bit_for_bit(case: MethodCase, problem: Problem):
+    plain, merged = (run(case, problem, 50, managed) for managed in (False, True))
     assert plain[0] == merged[0]
     assert same_bits(plain[1], merged[1])
 

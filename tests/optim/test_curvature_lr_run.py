@@ -93,7 +93,7 @@ def test_a_schedule_follows_steps_or_passes_whichever_is_further(tmp_path):
     assert [line["lr"] for line in lines(tmp_path / "passes")] == pytest.approx(wanted)
 
 
-def test_a_schedule_scales_beta(tmp_path):
+def test_a_schedule_scales_the_step_fraction(tmp_path):
     fine_tune(tmp_path / "plain", lr="auto", steps=1)
     fine_tune(tmp_path / "tenth", lr="auto", step_fraction=1.0, steps=1)
     (plain,), (tenth,) = lines(tmp_path / "plain"), lines(tmp_path / "tenth")
@@ -104,9 +104,11 @@ def test_a_schedule_scales_beta(tmp_path):
         assert rates[k] == pytest.approx(rates[4] / 0.6 * (1 - k / 10))
 
 
-@pytest.mark.parametrize("beta", [0.03, 0.1, 0.3])
-def test_a_short_run_lowers_the_loss_from_any_beta_of_that_order(beta, tmp_path):
-    summary = fine_tune(tmp_path, lr="auto", step_fraction=beta, steps=80, batch_size=8).summary
+@pytest.mark.parametrize(
+    "fraction", [pytest.param(0.03, marks=pytest.mark.slow), 0.1, pytest.param(0.3, marks=pytest.mark.slow)]
+)
+def test_a_short_run_lowers_the_loss_from_any_step_fraction_of_that_order(fraction, tmp_path):
+    summary = fine_tune(tmp_path, lr="auto", step_fraction=fraction, steps=80, batch_size=8).summary
     assert summary["final_loss"] < summary["initial_loss"] - 0.02
 
 
