@@ -312,7 +312,10 @@ def zo_step(
         else:
             directions = directions_of(method, evaluator, state)
             center = center_loss(counted, theta, directions[0]) if due else None
-            estimates = tuple([two_point(counted, theta, direction, method.epsilon) for direction in directions])
+            seen: list[Estimate] = []
+            for direction in directions:  # a loop, not a comprehension: few frames lie between a step and its kernel
+                seen.append(two_point(counted, theta, direction, method.epsilon))
+            estimates = tuple(seen)
             if due:
                 estimates = (replace(estimates[0], loss_center=center), *estimates[1:])
         if curvature_lr is not None:

@@ -13,7 +13,7 @@ from l2l.noise import Key
 from l2l.params import Direction, PerturbedParameters
 
 Closure: TypeAlias = Callable[[], Tensor | float]
-"""Computes the loss at the parameters as they stand: a scalar tensor or a float."""
+"""Computes the loss at the present parameters: a scalar tensor or a float."""
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,6 @@ from l2l.params.engine import (
     rows_piece,
 )
 
-CACHED = 2**22
-"""Elements of copies that are made ahead on a CPU. They then stay in the processor's cache until they are read; with a
-budget of the largest block (often the embedding) every copy would travel to memory and back."""
-
 
 @final
 class CopyCache:
@@ -59,9 +55,7 @@ class CopyCache:
     ) -> None:
         self._pieces = pieces
         self._fill = fill
-        largest = max((piece.flat.numel() for piece in pieces.values()), default=0)
-        on_cpu = all(piece.flat.device.type == "cpu" for piece in pieces.values())
-        self._budget = min(largest, CACHED) if on_cpu else largest
+        self._budget = max((piece.flat.numel() for piece in pieces.values()), default=0)
         self._order: list[int] = []
         self._read: list[int] = []
         self._place = 0
