@@ -24,9 +24,9 @@ class DirectionOperator(ABC):
     a pending move along it exists: call ``theta.restore()`` before changing a tensor that it is computed from.
     """
 
-    @abstractmethod
     def covers(self, index: int) -> bool:
-        """Whether the operator replaces the noise of block ``index``."""
+        """Whether the operator replaces the noise of block ``index``; by default that of every block."""
+        return True
 
     @abstractmethod
     def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:

@@ -1,0 +1,80 @@
+"""Kill a run, continue it to the same bits, and rebuild its weights from the log of one number per step.
+
+Noise is a function of (seed, step, block name, element), never of a generator's state. So a run that continues sees the
+noise that it would have seen, and whoever has the base model, the seed and each step's projected gradient has the weights:
+theta_b -= lr * g * z_b(seed, step) once more, step by step, without data and without forward passes.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import l2l
+from l2l.noise import Key, standard_noise
+
+FOLDER, STEPS = Path("runs/examples/resume_and_replay"), 40
+
+
+def train(out: Path) -> l2l.FineTuneResult:
+    """The same call begins a run and continues one that was interrupted: it looks at what is in `out`."""
+    return l2l.fine_tune(
+        "l2l/tiny",
+        task="world_topic",
+        method="mezo",
+        lr=3e-4,
+        steps=STEPS,
+        batch_size=8,
+        train_size=100,
+        dev_size=32,
+        test_size=32,
+        eval_every=STEPS,
+        checkpoint_every=10,
+        seed=3,
+        out=str(out),
+        progress=False,
+    )
+
+
+def farthest(left: torch.nn.Module, right: torch.nn.Module) -> float:
+    """The largest difference between two weights."""
+    pairs = zip(left.parameters(), right.parameters(), strict=True)
+    return max((a - b).abs().max().item() for a, b in pairs)
+
+
+if len(sys.argv) > 1:  # this script runs itself, as the process that is going to be killed
+    train(Path(sys.argv[1]))
+    sys.exit()
+
+# Begin a run in another process, and kill it as soon as it has written a checkpoint.
+shutil.rmtree(FOLDER, ignore_errors=True)
+process = subprocess.Popen([sys.executable, __file__, str(FOLDER / "killed")], stderr=subprocess.DEVNULL)
+while process.poll() is None and not (FOLDER / "killed" / "checkpoint.pt").exists():
+    time.sleep(0.02)
+process.kill()
+process.wait()
+print(f"killed: {sorted(path.name for path in (FOLDER / 'killed').iterdir())}")
+
+continued, whole = train(FOLDER / "killed"), train(FOLDER / "whole")
+print(f"continued to step {continued.summary['steps']}, loss {continued.summary['final_loss']:.4f}")
+print(f"largest difference to a run that was not killed: {farthest(continued.model, whole.model)}")
+
+# Rebuild the weights from the log: its head has the seed, each further line a step with lr and, per direction, the
+# projected gradient and both losses. (The folder's model has the weights of the best step by dev loss, here the last.)
+head, *steps = [json.loads(line) for line in (FOLDER / "whole" / "steps.jsonl").read_text().splitlines()]
+assert whole.summary["best"]["step"] == STEPS - 1
+rebuilt = l2l.load_model("l2l/tiny")
+with torch.no_grad():
+    for step in steps:
+        ((gradient, _, _),) = step["draws"]
+        key = Key(head["seed"], step["step"])
+        for name, block in rebuilt.named_parameters():
+            block.add_(standard_noise(name, key, block.shape), alpha=-step["lr"] * gradient)
+moved = farthest(l2l.load_model("l2l/tiny"), whole.model)
+print(
+    f"rebuilt from {len(steps)} numbers: off by {farthest(rebuilt, whole.model):.1e}, where training moved by {moved:.1e}"
+)

@@ -1,0 +1,121 @@
+"""Each script of `examples/` runs as a reader would run it, in an empty directory, and does what it says it does."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+LONGEST = 75
+"""Lines of an example, its docstring and empty lines aside."""
+
+
+def output_of(name: str, folder: Path) -> str:
+    """What an example prints, run with this interpreter and one thread in `folder`."""
+    root = EXAMPLES.parent
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py")],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def numbers(pattern: str, text: str) -> tuple[float, ...]:
+    """The groups of the first place that a pattern matches, as numbers."""
+    found = re.search(pattern, text)
+    assert found, f"{pattern!r} is not in what was printed:\n{text}"
+    return tuple(float(group.replace(",", "")) for group in found.groups())
+
+
+def before_after(text: str) -> tuple[float, float]:
+    before, after = numbers(r"([\d.]+) before, ([\d.]+) after", text)
+    return before, after
+
+
+def test_own_loop_lowers_the_loss_and_stores_no_gradient(tmp_path: Path):
+    text = output_of("own_loop", tmp_path)
+    (before,) = numbers(r"before: ([\d.]+)", text)
+    after, passes = numbers(r"after: ([\d.]+) nats per token, by (\d+)", text)
+    assert after < 0.7 * before
+    assert passes == 180
+    assert "gradients stored: 0" in text
+
+
+def test_a_task_from_a_csv_is_learned_and_leaves_a_model(tmp_path: Path):
+    text = output_of("csv_task", tmp_path)
+    before, after = before_after(text)
+    assert after < before
+    assert numbers(r"'train': (\d+), 'dev': (\d+), 'test': (\d+)", text)[0] > 50
+    assert (tmp_path / "runs/examples/csv_task/run/model").is_dir()
+
+
+def test_lora_trains_few_parameters_and_comes_back_the_same(tmp_path: Path):
+    text = output_of("lora", tmp_path)
+    before, after = before_after(text)
+    trained, total = numbers(r"trained: ([\d,]+) of ([\d,]+)", text)
+    assert after < before
+    assert trained < 0.05 * total
+    assert "the same logits: True" in text
+
+
+def test_a_tuner_is_learned_saved_and_used_on_a_task_outside_its_pool(tmp_path: Path):
+    text = output_of("learn_a_tuner", tmp_path)
+    assert "saved: README.md, config.json, tuner.safetensors" in text
+    _, learned = text.split("learned:")
+    before, after = before_after(learned)
+    assert after < before
+
+
+def test_a_method_of_ones_own_does_not_depend_on_the_unit_of_the_loss(tmp_path: Path):
+    text = output_of("own_method", tmp_path)
+    (one,) = numbers(r"loss times 1: RMSMeZO ends at ([\d.]+)", text)
+    (other,) = numbers(r"loss times 0.01: RMSMeZO ends at ([\d.]+)", text)
+    assert one == pytest.approx(other, rel=0.02)
+    before, after = before_after(text)
+    assert after < before
+
+
+def test_a_reward_without_a_gradient_grows(tmp_path: Path):
+    text = output_of("reward", tmp_path)
+    (before,), (after,) = numbers(r"before: ([\d.]+)", text), numbers(r"after: ([\d.]+)", text)
+    assert after > before + 0.05
+
+
+def test_a_killed_run_continues_to_the_same_bits_and_its_log_rebuilds_the_weights(tmp_path: Path):
+    text = output_of("resume_and_replay", tmp_path)
+    assert re.search(r"^killed: .*checkpoint", text, re.MULTILINE)
+    assert numbers(r"largest difference to a run that was not killed: ([\d.e+-]+)", text) == (0.0,)
+    off, moved = numbers(r"off by ([\d.e+-]+), where training moved by ([\d.e+-]+)", text)
+    assert off < 1e-3 * moved
+
+
+def test_methods_are_compared_at_equal_passes(tmp_path: Path):
+    text = output_of("compare_methods", tmp_path)
+    found = re.findall(r"^(\w+): loss ([\d.]+) after (\d+) passes", text, re.MULTILINE)
+    losses = [float(loss) for _, loss, _ in found]
+    assert {label for label, _, _ in found} == {"mezo", "learned"}
+    assert losses == sorted(losses)
+    assert all(40 <= int(passes) < 50 for _, _, passes in found)
+    assert (tmp_path / "runs/examples/compare_methods/out/index.html").is_file()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_short_says_what_it_is_and_has_a_test(path: Path):
+    source = path.read_text()
+    docstring, code = re.match(r'"""(.*?)"""(.*)', source, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    assert len(docstring) > 200
+    assert len([line for line in code.splitlines() if line.strip()]) <= LONGEST
+    assert f'output_of("{path.stem}"' in Path(__file__).read_text()
