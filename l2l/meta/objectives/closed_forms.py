@@ -79,9 +79,9 @@ class LogProgressRate(Objective):
     """Progress per step at its best learning rate: neither a learning rate nor the scale of sigma enters.
 
     The best lr makes the second-order form -(sum lambda G)^2 / (2 * sum lambda G' * sum lambda T). The negative logarithm of
-    that progress, log(sum lambda T) + log(sum lambda G') - 2 log(sum lambda G) up to a constant, is taken with running averages of
-    G, G', T per task: noise would dominate a quotient of single estimates. At the cost of ``expected_curvature``; the state is
-    three numbers per component and task, and their weight.
+    that progress, log(sum lambda T) + log(sum lambda G') - 2 log(sum lambda G) up to a constant, is taken with running averages
+    of G, G', T per task: noise would dominate a quotient of single estimates. At the cost of ``expected_curvature``; the state
+    is three numbers per component and task, and their weight.
     """
 
     trace: Trace = "fisher"
