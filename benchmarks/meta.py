@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any, TypeAlias
 
 import torch
+from pages import cell, document, markdown_table
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -34,9 +35,9 @@ from l2l.report.memory import PeakMemory, current_bytes
 from l2l.report.run_directory import RunDirectory
 from l2l.tasks import get_task
 from l2l.tasks.encode import Encoded, EncodedOption
-from l2l.tools.bench import GIB, IGNORED, Contender, build, cell, document, hardware, markdown_table, ratio, rounds
+from l2l.tools.bench import GIB, IGNORED, Contender, build, hardware, ratio, rounds
 from l2l.train.inputs import Batcher
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 Step: TypeAlias = Callable[[], float]
 """Takes one outer step; returns the meta-loss: the loss after the zeroth-order step."""

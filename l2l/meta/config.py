@@ -16,7 +16,7 @@ from l2l.models.load import EMBEDDED, check_pattern
 from l2l.tasks import get_task
 from l2l.tasks.tiny_world import POOL, VALIDATION
 from l2l.tuners.features import feature_set
-from l2l.tuners.normalize import NORMALISERS, EnergyNormalizer
+from l2l.tuners.normalize import NORMALIZERS, EnergyNormalizer
 
 _KINDS = 2
 """Sets the random stream of a mixture's periods apart from those of batches and tasks."""
@@ -156,7 +156,7 @@ class MetaTrainConfig:
             validation_step_fractions=min(self.validation_step_fractions, default=1.0),
         )
         check_positive(inner_lr=self.inner_lr, inner_clip=self.inner_clip)
-        check_choice(("teacher", "zo", "mixture"), trajectory=self.trajectory)
+        check_choice("trajectory", self.trajectory, ("teacher", "zo", "mixture"))
         if not 0 <= self.zo_share <= 1:
             raise ValueError(f"zo_share={self.zo_share} must lie between 0 and 1")
         if not 0 <= self.inner_momentum < 1:
@@ -167,12 +167,12 @@ class MetaTrainConfig:
                 f"objective {self.objective!r} takes no backward pass whose gradient the trajectory could share: set "
                 "trajectory to 'zo', or trajectory_gradient to 'own'"
             )
-        check_choice(("turn", "random"), sampling=self.sampling)
+        check_choice("sampling", self.sampling, ("turn", "random"))
         if self.task_weights and self.sampling != "random":
             raise ValueError("task_weights are given, but the tasks come in turn: set sampling to 'random'")
-        check_choice(("sgd", "adam"), outer_optimizer=self.outer_optimizer)
-        check_choice(("none", "gradients", "activations", "random"), basis=self.basis)
-        check_choice(("none", "role"), block_schedule=self.block_schedule)
+        check_choice("outer_optimizer", self.outer_optimizer, ("sgd", "adam"))
+        check_choice("basis", self.basis, ("none", "gradients", "activations", "random"))
+        check_choice("block_schedule", self.block_schedule, ("none", "role"))
         outputs = self.architecture_args.get("outputs", 2)
         if self.basis != "none" and outputs != 2:
             raise ValueError(
@@ -212,8 +212,8 @@ def with_defaults(config: MetaTrainConfig) -> MetaTrainConfig:
         ValueError: no pool, an unknown task, features or normalizer, or a validation task inside the pool.
     """
     tasks, validation = task_list(config.tasks), task_list(config.validation_tasks)
-    if config.normalizer not in NORMALISERS:
-        raise ValueError(f"normalizer={config.normalizer!r} must be one of {', '.join(NORMALISERS)}")
+    if config.normalizer not in NORMALIZERS:
+        raise ValueError(f"normalizer={config.normalizer!r} must be one of {', '.join(NORMALIZERS)}")
     if config.normalizer != EnergyNormalizer.name and not config.normalise:
         raise ValueError(f"normalise is off, but normalizer is {config.normalizer!r}: leave one of them out")
     feature_set(config.features)

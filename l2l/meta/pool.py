@@ -18,7 +18,7 @@ from l2l.tasks.encode import Batch, encoder_for
 from l2l.tasks.losses import batch_loss
 from l2l.tasks.rows import load_splits
 from l2l.train.inputs import Batcher
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

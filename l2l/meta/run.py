@@ -16,11 +16,13 @@ from l2l.meta.pool import MetaInputs, PoolTask, load_pool
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, load_model, load_tokenizer, model_identity, thaw
 from l2l.params.blocks import Blocks
 from l2l.params.functional import HALF
+from l2l.report.console import print_table
 from l2l.report.files import read_tensors, write_tensors
 from l2l.report.plots import plot_panels, smooth
 from l2l.report.run_directory import METRICS, RunDirectory, read_metrics
-from l2l.tuners.card import movement
-from l2l.tuners.model import Provenance, Tuner, load_weights
+from l2l.tuners.api import Tuner
+from l2l.tuners.diagnostics import movement
+from l2l.tuners.model import Provenance, load_weights
 from l2l.tuners.normalize import CurvatureNormalizer, EnergyNormalizer, Normalizer, build_normalizer, normalizer_config
 from l2l.tuners.schedule import BlockSchedule
 from l2l.tuners.transfer import identified
@@ -209,3 +211,8 @@ def draw_curves(folder: Path, tasks: list[str]) -> Path:
     if validation:
         panels["validation"] = {"after short runs": validation}
     return plot_panels(folder / "meta.png", panels, "outer step", "loss (nats)")
+
+
+def meta_train_command(config: MetaTrainConfig) -> None:
+    """Learn a tuner, and print its results."""
+    print_table(f"tuner: {config.out}", [run_meta_training(config).provenance.results])

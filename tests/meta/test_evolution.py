@@ -18,7 +18,7 @@ from l2l.methods.learned import Learned
 from l2l.noise import Key, standard_noise
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 
 def loss_behind(model: Bowl, weights: Tensor, names: list[str], point: Any) -> Tensor:

@@ -25,8 +25,8 @@ from l2l.optim import zo_step
 from l2l.params import PerturbedParameters
 from l2l.params.basis import low_rank_noise
 from l2l.params.blocks import Blocks
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Tuner
 
 
 def language_loss(model: nn.Module, ids: Tensor) -> Tensor:

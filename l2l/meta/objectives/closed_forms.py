@@ -22,7 +22,7 @@ from l2l.meta.statistics import Components, gradient_statistics, surrogate_of
 from l2l.meta.trajectory import InnerStep, trial_steps
 from l2l.methods.base import check_positive
 from l2l.params import Direction
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 
 @final

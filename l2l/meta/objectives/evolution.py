@@ -24,7 +24,7 @@ from l2l.meta.trajectory import inner_steps, trial_steps, undo_steps
 from l2l.methods.base import check_choice, check_counts, check_positive
 from l2l.noise import Key, standard_noise
 from l2l.optim import CurvatureLR
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 _RUN = 3
 """Sets the seeds of full runs apart from other random streams."""
@@ -103,7 +103,7 @@ class ESFullRun(Objective):
     def __post_init__(self) -> None:
         check_counts(population=self.population, steps=self.steps)
         check_positive(scale=self.scale, step_fraction=self.step_fraction)
-        check_choice(("none", "role"), tie=self.tie)
+        check_choice("tie", self.tie, ("none", "role"))
 
     def __call__(self, point: MetaState) -> MetaLoss:
         tuner = point.method.tuner
