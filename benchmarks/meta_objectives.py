@@ -22,8 +22,14 @@ from l2l.meta.config import MetaTrainConfig, with_defaults
 from l2l.meta.curvature import hessian_traces
 from l2l.meta.module import MetaTraining
 from l2l.meta.objectives import make_objective
-from l2l.meta.objectives.expected import ClosedForm, closed_form_loss, first_order, probe_step, second_order
-from l2l.meta.objectives.log_progress_rate import log_progress_rate
+from l2l.meta.objectives.closed_forms import (
+    ClosedForm,
+    closed_form_loss,
+    first_order,
+    log_progress_rate,
+    probe_step,
+    second_order,
+)
 from l2l.meta.objectives.one_step_loss import OneStepLoss
 from l2l.meta.run import prepare_meta_training
 from l2l.meta.state import MetaLoss, MetaState

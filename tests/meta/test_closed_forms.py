@@ -9,8 +9,7 @@ import torch
 from bowl import Bowl, basis, chain, inner, lambdas, point_on, slopes, tuner_of
 from torch import Tensor
 
-from l2l.meta.objectives.expected import Expected, ExpectedCurvature
-from l2l.meta.objectives.log_progress_rate import LogProgressRate, averaged, log_progress_rate
+from l2l.meta.objectives.closed_forms import Expected, ExpectedCurvature, LogProgressRate, averaged, log_progress_rate
 from l2l.meta.objectives.one_step_loss import OneStepLoss
 from l2l.noise import Key
 

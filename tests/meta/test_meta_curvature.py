@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 
 from l2l.meta.bases import pool_basis
 from l2l.meta.curvature import FLOOR, Trace, floored, hessian_traces, pool_traces, sampled_loss
-from l2l.meta.objectives.expected import ExpectedCurvature
-from l2l.meta.objectives.log_progress_rate import LogProgressRate
+from l2l.meta.objectives.closed_forms import ExpectedCurvature, LogProgressRate
 from l2l.meta.statistics import Components, squared_norms
 from l2l.models.heads import token_logprobs
 from l2l.models.shapes import tiny_random

@@ -10,9 +10,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from l2l.aliases import renamed
+from l2l.meta.objectives.closed_forms import Expected, ExpectedCurvature, LogProgressRate
 from l2l.meta.objectives.evolution import ESFullRun, Evolution
-from l2l.meta.objectives.expected import Expected, ExpectedCurvature
-from l2l.meta.objectives.log_progress_rate import LogProgressRate
 from l2l.meta.objectives.one_step_loss import HeldOutLoss, OneStepLoss, UnrolledLoss
 from l2l.meta.state import Objective
 
