@@ -305,7 +305,7 @@ def _random_turns(builder: _Builder) -> Found:
     """The tuner with its blocks shuffled into as many groups of the same sizes."""
     tuner = builder.tuner
     if tuner.block_schedule is None:
-        return "the tuner takes no turns"
+        return "the tuner has no block schedule"
     return builder.learned("random_turns", tuner.with_block_schedule(tuner.block_schedule.shuffled(CONTROL_SEED)))
 
 

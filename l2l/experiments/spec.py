@@ -510,9 +510,9 @@ class MethodCosts:
         return MethodCosts(
             method.info.memory,
             method.info.paper,
-            getattr(method, "state_bytes", lambda _: None)(blocks),
+            method.state_bytes(blocks),
             sum(block.numel * block.tensor.element_size() for block in blocks),
-            getattr(method, "step_is_normalized", False),
+            method.step_is_normalized,
         )
 
 
