@@ -210,13 +210,13 @@ def fingerprint_of(model: str, weights: bool = False) -> Fingerprint:
 
 def trial_config() -> type:
     """Configuration of ``tuners test``."""
-    from l2l.experiments.tuner_test import GoNoGoConfig
+    from l2l.experiments.presets.tuner_test import GoNoGoConfig
 
     return GoNoGoConfig
 
 
 def trial(config: Any) -> None:
     """Test a tuner on a derivative of its base model; print the verdict."""
-    from l2l.experiments.tuner_test import report, run_tuner_test
+    from l2l.experiments.presets.tuner_test import report, run_tuner_test
 
     print(report(run_tuner_test(config)))

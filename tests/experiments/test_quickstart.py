@@ -11,7 +11,7 @@ import yaml
 
 import l2l
 from l2l.cli import main
-from l2l.experiments.quickstart import RECIPE, QuickstartConfig
+from l2l.experiments.presets.quickstart import RECIPE, QuickstartConfig
 from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
 
 SHORT = shlex.split("--seeds 1 --passes 16 --meta-steps 4 --progress false --processes 1")

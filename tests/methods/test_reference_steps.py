@@ -127,7 +127,7 @@ def test_dizo(model: nn.Module):
 def test_learned(model: nn.Module):
     tuner = Tuner.for_model(model, seed=3)
     loss, at = loss_of(model), weights(model)
-    optimizer = ZOOptimizer(model, Learned(tuner, EPSILON), LR, SEED)
+    optimizer = ZOOptimizer(model, Learned(tuner, epsilon=EPSILON), LR, SEED)
     embeddings = {block.name for block in optimizer.blocks if block.embedding}
     last = (0.0, 0.0, [1.0] * len(at))
     for step in range(5):

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 import l2l
 from l2l.cli import main
-from l2l.experiments.runner import _unlike_defaults
+from l2l.experiments.runner import non_default_options
 from l2l.models.load import load_tokenizer
 from l2l.models.shapes import tiny_random
 from l2l.train.config import FineTuneConfig
@@ -163,4 +163,4 @@ def test_frozen_blocks_do_not_need_another_level(places: Path):
 
 
 def test_the_default_says_nothing_in_the_name_of_a_trial():
-    assert _unlike_defaults({"match": FineTuneConfig().match, "steps": 7}) == {"steps": 7}
+    assert non_default_options({"match": FineTuneConfig().match, "steps": 7}) == {"steps": 7}
