@@ -208,13 +208,6 @@ def fingerprint_of(model: str, weights: bool = False) -> Fingerprint:
     return Fingerprint.of(meta_model(config_of(model)))
 
 
-def trial_config() -> type:
-    """Configuration of ``tuners test``."""
-    from l2l.experiments.presets.tuner_test import GoNoGoConfig
-
-    return GoNoGoConfig
-
-
 def trial(config: Any) -> None:
     """Test a tuner on a derivative of its base model; print the verdict."""
     from l2l.experiments.presets.tuner_test import report, run_tuner_test
