@@ -16,15 +16,15 @@ from l2l.train.inputs import Batcher, batch_indices
 EXAMPLES = [Encoded((EncodedOption((n + 3,) * (3 + 3 * n), 1),), (0,)) for n in range(11)]
 
 
-def feeder(groups: int) -> Batcher:
+def batcher(groups: int) -> Batcher:
     return Batcher(EXAMPLES, "classification", 0, 4, seed=5, grouping=Grouping(groups))
 
 
 def test_splitting_rows_by_length_changes_no_batch():
     for step in range(6):
         for whole, parted in [
-            (feeder(1).at(step), feeder(3).at(step)),
-            (feeder(1).further(step, 1), feeder(3).further(step, 1)),
+            (batcher(1).at(step), batcher(3).at(step)),
+            (batcher(1).further(step, 1), batcher(3).further(step, 1)),
         ]:
             assert not whole.parts
             assert len(parted.parts) > 1
@@ -35,7 +35,7 @@ def test_splitting_rows_by_length_changes_no_batch():
 
 
 def test_a_batch_and_its_parts_are_a_function_of_the_step_alone():
-    first, again = feeder(3), feeder(3)
+    first, again = batcher(3), batcher(3)
     first.at(0)
     for left, right in zip(first.at(4).parts, again.at(4).parts, strict=True):
         assert all(torch.equal(value, vars(right)[name]) for name, value in vars(left).items())
