@@ -4,25 +4,20 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-# Parts of the tests that take about half of the time; `make test` runs them beside all others, a process each.
-HALF := experiments tools estimators meta noise params report tuners world
+# Processes that share the tests, one thread each.
+TEST_PROCESSES ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: quickstart test test-half test-others slow lint check docs format clean
+.PHONY: quickstart test slow lint check docs format clean
 
 quickstart: .venv/ready
 	$(BIN)/l2l quickstart --overwrite true
 
 test: .venv/ready
-	$(MAKE) -j2 test-half test-others
-
-test-half: .venv/ready
-	$(BIN)/python -m pytest $(HALF:%=tests/%)
-
-test-others: .venv/ready
-	$(BIN)/python -m pytest tests $(HALF:%=--ignore=tests/%)
+	$(PYTEST)
 
 slow: .venv/ready
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 lint: .venv/ready
 	$(BIN)/ruff check .

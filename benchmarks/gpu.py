@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 
 import torch
+from pages import cell, document, markdown_table, row
 
 from l2l.report.files import write_whole
-from l2l.tools.bench import BenchConfig, cell, document, hardware, markdown_table, measure, row
+from l2l.tools.bench import BenchConfig, hardware, measure
 from l2l.tools.doctor import equals_reference
 
 LARGE = ["opt-1.3b-shape", "opt-2.7b-shape", "opt-13b-shape", "opt-30b-shape"]

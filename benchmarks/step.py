@@ -12,8 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pages import document, markdown_table, row
+
 from l2l.report.files import write_whole
-from l2l.tools.bench import BenchConfig, document, hardware, markdown_table, measure, row
+from l2l.tools.bench import BenchConfig, hardware, measure
 
 NOTE = (
     "Medians over rounds in which every kind of step takes its turn. Loss over all tokens of {batch}x{length}. Peak "

@@ -1,20 +1,27 @@
-"""What all tests share: one thread, no network, and fixtures for models small enough to be exact about."""
+"""Shared by all tests: one thread, no network, SIGINT as in a terminal, and fixtures of the contract tests."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
 
 import pytest
 import torch
 from cases import PROBLEMS, Problem
+from daily import DAY
 
 from l2l.noise import Key
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
+
+def pytest_report_header() -> str:
+    return f"daily slice of the grids: L2L_TEST_DAY={DAY}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
+import pkgutil
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +20,9 @@ import yaml
 from transformers.utils import logging
 
 import l2l
-from l2l.cli import main
+from l2l.cli import COMMANDS, main
 from l2l.models.shapes import tiny_random
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 TINY = shlex.split("--steps 2 --batch_size 2 --train_size 8 --dev_size 4 --test_size 4 --progress false")
 META = shlex.split("--steps 2 --batch_size 2 --train_size 8 --dev_size 4 --validation_steps 1 --progress false")
@@ -180,12 +185,18 @@ def test_a_directory_that_holds_a_run_is_refused(finished, refused):
     assert json.loads((finished / "summary.json").read_text())["seed"] == 5
 
 
-@pytest.mark.parametrize("command", ["fine-tune", "meta-train", "evaluate", "quickstart"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["fine-tune", *TINY], ["meta-train"], ["evaluate", "--rows", "4"], ["quickstart"], ["doctor"]),
+        *(["bench", "--model", "opt-tiny-shape"], ["estimate", "--model", "opt-tiny-shape"], ["lr-probe"]),
+    ],
+    ids=lambda words: words[0],
+)
 @pytest.mark.parametrize("overwrite", ["true", "false"])
 def test_a_directory_with_foreign_files_is_refused_and_left_alone(command, overwrite, refused, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    small = {"fine-tune": TINY, "evaluate": ["--rows", "4"]}.get(command, [])
-    line = refused(command, *small, "--out", str(tmp_path), "--overwrite", overwrite)
+    line = refused(*command, "--out", str(tmp_path), "--overwrite", overwrite)
     assert str(tmp_path) in line
     assert "choose another --out" in line
 
@@ -248,20 +259,64 @@ def test_an_error_of_the_program_itself_is_not_disguised_as_bad_input(monkeypatc
     def broken(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("l2l.train.trainer.prepare", broken)
+    monkeypatch.setattr("l2l.train.trainer.fine_tune_command", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["fine-tune", "--out", str(tmp_path / "out")])
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["fine-tune", "--help"], ["tuners", "show", "--help"]]
-)
-def test_help_and_version(arguments, capsys):
+@pytest.mark.parametrize("arguments", [[], *(path.split() for path in COMMANDS)], ids=" ".join)
+def test_every_command_has_help(arguments, capsys):
     with pytest.raises(SystemExit) as leaving:
-        main(arguments)
+        main([*arguments, "--help"])
     assert leaving.value.code == 0
     said = capsys.readouterr().out
-    assert l2l.__version__ in said if arguments == ["--version"] else "usage: l2l" in said
+    assert "usage: l2l" in said
+    words = COMMANDS[" ".join(arguments)].positional if arguments else {path.split()[0] for path in COMMANDS}
+    assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_the_targets_of_a_command_exist_and_take_its_configuration(path):
+    _, config, run, positional = COMMANDS[path]
+    kind, function = [pkgutil.resolve_name(target) if target else None for target in (config, run)]
+    required = [name for name, one in inspect.signature(function).parameters.items() if one.default is one.empty]
+    assert len(required) == (config is not None)
+    assert set(positional) <= {field.name for field in dataclasses.fields(kind)} if kind else not positional
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["--version"])
+    assert leaving.value.code == 0
+    assert l2l.__version__ in capsys.readouterr().out
+
+
+def print_config(capsys, *arguments: str) -> dict[str, Any]:
+    with pytest.raises(SystemExit):
+        main([*arguments, "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")
+@pytest.mark.parametrize("form", ["flags", "equals", "file"])
+def test_old_names_of_options_and_values_still_work(form, capsys, tmp_path):
+    old = {"walk": "exact", "control_every": "7", "lr": "auto", "beta": "0.2"}
+    file = tmp_path / "old.yaml"
+    file.write_text(yaml.safe_dump(old).replace("'", ""))
+    flags = [word for name, value in old.items() for word in (f"--{name}", value)]
+    equals = [f"--{name}={value}" for name, value in old.items()]
+    arguments = {"flags": flags, "equals": equals, "file": ["--config", str(file)]}[form]
+    with warnings.catch_warnings(record=True) as warned:
+        found = print_config(capsys, "fine-tune", *arguments)
+    wanted = {("walk", "perturb"), ("control_every", "curvature_every"), ("beta", "step_fraction")}
+    assert {f"{old!r} is now called {new!r}" for old, new in wanted} <= {str(one.message) for one in warned}
+    assert (found["perturb"], found["curvature_every"], found["step_fraction"]) == ("functional", 7, 0.2)
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")
+def test_an_old_and_a_new_name_of_one_option_are_refused_together(refused, tmp_path):
+    (tmp_path / "both.yaml").write_text("walk: exact\nperturb: functional\n")
+    assert "'walk' is the old name of 'perturb'" in refused("fine-tune", "--config", str(tmp_path / "both.yaml"))
 
 
 def test_lists(capsys):
@@ -271,6 +326,14 @@ def test_lists(capsys):
     assert main(["methods", "list"]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in ("mezo", "dizo", "learned"))
+
+
+def test_an_estimate_is_printed_and_an_unknown_shape_refused(capsys, refused):
+    assert main(["estimate", "--model", "opt-tiny-shape"]) == 0
+    said = capsys.readouterr().out
+    assert "peak_bytes" in said
+    assert "seconds_per_step" in said
+    assert "opt-9b-shape" in refused("estimate", "--model", "opt-9b-shape")
 
 
 def test_a_tuner_is_shown(tuner, capsys):
@@ -288,12 +351,13 @@ def test_evaluate_prints_and_leaves_a_summary(capsys, tmp_path):
     assert main([*command, "--split", "dev"]) == 0
 
 
-def test_the_installed_program_refuses_in_one_line_after_loading_a_model_too(tmp_path):
+def test_the_installed_program_warns_and_refuses_in_a_line_each_after_loading_a_model_too(tmp_path):
     other = Tuner.for_model(tiny_random("gpt2")).save_pretrained(tmp_path / "other")
     options = ["--method", "learned", "--tuner", str(other), "--out", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "l2l", "fine-tune", *options]
+    command = [sys.executable, "-m", "l2l", "fine-tune", *options, "--walk", "in_place"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("l2l: the tuner was made for 'GPT2LMHeadModel' and does not fit this model")
-    assert done.stderr.count("\n") == 1
+    renamed, refusal = done.stderr.splitlines()
+    assert renamed == "l2l: 'walk' is now called 'perturb'"
+    assert refusal.startswith("l2l: the tuner was made for 'GPT2LMHeadModel' and does not fit this model")
     assert not (tmp_path / "out").exists()

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import yaml
+from daily import daily_slice
 
 from l2l.cli import main
-from l2l.experiments.quickstart import RECIPE
+from l2l.experiments.presets.quickstart import RECIPE
 from l2l.meta.config import MetaTrainConfig
 from l2l.models.load import load_tokenizer
 from l2l.models.shapes import tiny_random
 from l2l.train.config import FineTuneConfig
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {"fine_tune": ("fine-tune", FineTuneConfig), "meta_train": ("meta-train", MetaTrainConfig)}
@@ -96,7 +97,7 @@ def models(tmp_path_factory) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=identity)
+@pytest.mark.parametrize("path", daily_slice(CONFIGS, 8, name=identity))
 def test_a_configuration_runs_for_three_steps_on_a_tiny_model_of_its_family(path: Path, models, tmp_path):
     command, _ = COMMANDS[path.parent.name]
     small = f"{SMALL} {SMALL_BY_KIND[path.parent.name]}".split()

@@ -1,48 +1,53 @@
-"""The architecture as a test: who may import whom, what importing costs, and how long a file may be."""
+"""The architecture as a test: imports without circles, who may import whom, what importing costs, how large it all is."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "l2l"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+LINES, FILES, IMPORT_SHARE = 25_000, 175, 0.06
+"""Limits: lines of Python, files of Python, share of the lines that belong to import statements."""
 
-ENGINE = {"noise", "blocks", "perturb", "estimators", "tuners", "methods", "enhancements"}
-LEAVES = {"tasks", "models", "report", "world"}
+LEAVES = {"noise", "models", "report", "aliases"}
+"""They know nothing of the other parts."""
+METHODS = LEAVES | {"params", "estimators", "tuners", "methods"}
+TRAINING = METHODS | {"tasks", "optim", "optimizers", "costs"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "noise": set(),
-    "blocks": set(),
-    "world": set(),
-    "models": set(),
-    "report": set(),
-    "tasks": {"world", "models"},
-    "perturb": {"noise", "blocks"},
-    "estimators": {"noise", "blocks", "perturb"},
-    "tuners": {"blocks", "noise", "perturb"},
-    "methods": {"noise", "blocks", "perturb", "estimators", "tuners"},
-    "enhancements": {"noise", "blocks", "perturb", "estimators", "tuners", "methods"},
-    "estimate": ENGINE | LEAVES,
-    "finetune": ENGINE | LEAVES | {"estimate"},
-    "meta": ENGINE | LEAVES | {"finetune"},
-    "bench": ENGINE | LEAVES | {"finetune"},
-    "probe": ENGINE | LEAVES | {"finetune"},
-    "compare": ENGINE | LEAVES | {"finetune", "meta"},
+    **{part: set() for part in LEAVES},
+    "tasks": {"models", "report"},
+    "params": {"noise"},
+    "estimators": {"noise", "params"},
+    "tuners": LEAVES | {"params"},
+    "methods": LEAVES | {"params", "estimators", "tuners"},
+    "optim": METHODS,
+    "optimizers": METHODS | {"optim"},
+    "costs": METHODS | {"tasks"},
+    "train": TRAINING,
+    "meta": TRAINING | {"train"},
+    "experiments": TRAINING | {"train", "meta"},
+    "tools": TRAINING | {"train", "meta"},
+    "cli": {"aliases", ""},
+    "__main__": {"cli"},
+    "": TRAINING | {"optimizers", "train", "meta", "experiments"},
 }
-"""Part of the package -> the other parts it may import. Parts that are not here may import anything."""
-
-MAY_IMPORT_ANYTHING = {"", "cli", "commands", "tuner_commands", "__main__"}
-ONLY_MODULES = {
-    ("tasks", "models"): {"l2l.models.batching", "l2l.models.heads", "l2l.models.load", "l2l.models.prompt_trees"}
-}
-"""Of that other part, only these modules."""
+"""Part of the package (the nameless one is ``l2l/__init__.py``) -> the other parts that it may import, in functions too."""
 
 HEAVY = ("transformers", "datasets", "lightning", "matplotlib", "pandas", "tensorboard", "huggingface_hub")
+
+
+def module_of(path: Path) -> str:
+    return ".".join(["l2l", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+
+
+SOURCES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def part_of(module: str) -> str:
@@ -50,70 +55,112 @@ def part_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def module_of(path: Path) -> str:
-    return ".".join(["l2l", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(SOURCES[module].read_text())
 
 
-def is_module(name: str) -> bool:
-    path = PACKAGE.joinpath(*name.split(".")[1:])
-    return path.is_dir() or path.with_suffix(".py").is_file()
+def run_at_import(statements: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that importing a module runs: not those inside functions, and not those for type checkers alone."""
+    for statement in statements:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        yield statement
+        checkers = isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test)
+        for name in ("orelse",) if checkers else ("body", "orelse", "finalbody"):
+            yield from run_at_import(getattr(statement, name, ()))
+        for handler in getattr(statement, "handlers", ()):
+            yield from run_at_import(handler.body)
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Modules of the package that a file imports anywhere in it, by statement or by ``import_module("l2l.…")``."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported(module: str, nodes: Iterable[ast.AST]) -> set[str]:
+    """Modules of the package that import statements among these nodes import."""
+    found: set[str] = set()
+    for node in nodes:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "l2l")
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "l2l"}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} has a relative import: write it in full"
+            assert node.level == 0, f"{module} has a relative import: write it in full"
             if node.module and node.module.split(".")[0] == "l2l":
-                inner = [f"{node.module}.{alias.name}" for alias in node.names]
-                yield from (name if is_module(name) else node.module for name in inner)
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
-            target = node.args[0]
-            if isinstance(target, ast.Constant) and str(target.value).startswith("l2l."):
-                yield str(target.value)
+                inner = (f"{node.module}.{alias.name}" for alias in node.names)
+                found |= {name if name in SOURCES else node.module for name in inner}
+    return found
+
+
+def test_modules_import_each_other_in_no_circle():
+    graph = {module: imported(module, run_at_import(tree_of(module).body)) - {module} for module in SOURCES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import circle: {' <- '.join(error.args[1])}")
+
+
+def test_a_circle_would_be_found_and_imports_for_type_checkers_make_none():
+    lazy = "if TYPE_CHECKING:\n    import l2l.meta\ndef f():\n    import l2l.noise\n"
+    code = f"import l2l.cli\n{lazy}class A:\n    import l2l.optim\n"
+    assert imported("a", run_at_import(ast.parse(code).body)) == {"l2l.cli", "l2l.optim"}
+    assert imported("a", ast.walk(ast.parse(code))) == {"l2l.cli", "l2l.meta", "l2l.noise", "l2l.optim"}
 
 
 def test_every_part_of_the_package_has_its_row_in_the_table():
-    parts = {part_of(module_of(path)) for path in SOURCES}
-    assert parts <= MAY_IMPORT.keys() | MAY_IMPORT_ANYTHING
-
-
-def test_the_table_has_no_circle():
-    remaining = dict(MAY_IMPORT)
-    while remaining:
-        free = [part for part, others in remaining.items() if not others & remaining.keys()]
-        assert free, f"these parts import each other in a circle: {sorted(remaining)}"
-        for part in free:
-            del remaining[part]
+    assert {part_of(module) for module in SOURCES} <= MAY_IMPORT.keys()
 
 
 @pytest.mark.parametrize("part", sorted(MAY_IMPORT))
 def test_imports_point_down(part: str):
-    for path in SOURCES:
-        if part_of(module_of(path)) != part:
-            continue
-        for name in imported(path):
-            other = part_of(name)
-            assert other == part or other in MAY_IMPORT[part], f"{module_of(path)} imports {name}"
-            allowed = ONLY_MODULES.get((part, other), {name})
-            assert name in allowed, f"{module_of(path)} imports {name}; only {allowed} may be"
+    upward = [
+        f"{module} imports {name}"
+        for module in SOURCES
+        if part_of(module) == part
+        for name in sorted(imported(module, ast.walk(tree_of(module))))
+        if part_of(name) not in {part, *MAY_IMPORT[part]}
+    ]
+    assert upward == []
 
 
-WATCH = """
+@pytest.mark.parametrize("module", SOURCES)
+def test_no_module_of_the_package_is_imported_by_a_string_of_its_name(module: str):
+    named = [
+        ast.unparse(node)
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__")
+        and any(
+            isinstance(word, ast.Constant) and str(word.value).startswith("l2l")
+            for argument in node.args
+            for word in ast.walk(argument)
+        )
+    ]
+    assert named == []
+
+
+def test_the_package_stays_small():
+    lines = {module: path.read_text().count("\n") for module, path in SOURCES.items()}
+    imports = sum(
+        (node.end_lineno or node.lineno) - node.lineno + 1
+        for module in SOURCES
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    )
+    total = sum(lines.values())
+    assert total <= LINES
+    assert len(lines) <= FILES
+    assert imports <= IMPORT_SHARE * total, f"{imports} of {total} lines are imports"
+
+
+WATCH = f"""
 import sys
 seen = []
 sys.addaudithook(lambda event, _: seen.append(event) if event.startswith(("socket.", "subprocess.")) else None)
 import l2l
-print([name for name in {heavy!r} if name in sys.modules])
+print([name for name in {HEAVY!r} if name in sys.modules])
 print(seen)
 """
 
 
 def test_importing_the_package_imports_nothing_heavy_opens_no_socket_and_starts_no_compiler():
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", WATCH.format(heavy=HEAVY)],
+        [sys.executable, "-W", "error", "-c", WATCH],
         cwd=PACKAGE.parent,
         capture_output=True,
         text=True,
@@ -123,9 +170,9 @@ def test_importing_the_package_imports_nothing_heavy_opens_no_socket_and_starts_
     assert done.stdout.splitlines() == ["[]", "[]"]
 
 
-def undocumented(path: Path) -> Iterator[str]:
-    """Public modules, classes and functions without a docstring. Overrides speak through what they override."""
-    tree = ast.parse(path.read_text())
+def undocumented(module: str) -> Iterator[str]:
+    """Public modules, classes and functions without a docstring. Overrides are documented by what they override."""
+    tree = tree_of(module)
     if tree.body and ast.get_docstring(tree) is None:
         yield "the module itself"
     for node in tree.body:
@@ -138,14 +185,14 @@ def undocumented(path: Path) -> Iterator[str]:
             yield from (f"{node.name}.{inner.name}" for inner in methods if ast.get_docstring(inner) is None)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_of)
-def test_everything_public_has_a_docstring(path: Path):
-    assert not list(undocumented(path))
+@pytest.mark.parametrize("module", SOURCES)
+def test_everything_public_has_a_docstring(module: str):
+    assert list(undocumented(module)) == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_of)
-def test_no_file_of_weights_or_code_of_others_is_ever_executed(path: Path):
-    for node in ast.walk(ast.parse(path.read_text())):
+@pytest.mark.parametrize("module", SOURCES)
+def test_no_file_of_weights_or_code_of_others_is_ever_executed(module: str):
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Import):
             assert not {alias.name for alias in node.names} & {"pickle", "dill", "joblib", "cloudpickle"}
         if isinstance(node, ast.Call):

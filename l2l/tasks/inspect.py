@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from l2l.models.load import load_tokenizer
 from l2l.models.prompt_trees import Ids
+from l2l.report.console import print_table
 from l2l.tasks.base import Example, FileData, GeneratedData, HubData, Row, Task, sample_row
 from l2l.tasks.encode import option_starts, special_ids, tokenized
-from l2l.tasks.registry import get_task
+from l2l.tasks.registry import get_task, task_names
 from l2l.tasks.rows import HELD_OUT, TEST_SEED, held_out_note, held_out_of, load_rows
 from l2l.tasks.sources import read_file
 
@@ -27,6 +28,24 @@ _TAIL = 60
 _FEW = 6
 """Most options of an example that are shown, the right one among them."""
 _LONGEST_DEFAULT = 2048
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    """Show a task: where its rows come from, its prompt, its options, its variants."""
+
+    task: str
+    """Name of a task, or the path of a task file."""
+
+
+def list_tasks() -> None:
+    """Print a row per task of the package."""
+    print_table("tasks", [table_row(get_task(name)) for name in task_names()])
+
+
+def show_task(config: ShowConfig) -> None:
+    """Print source, prompt, options and variants of a task."""
+    print(card(get_task(config.task)))
 
 
 def table_row(task: Task) -> dict[str, str]:
@@ -160,6 +179,17 @@ def check(config: CheckConfig) -> Checked:
     facts = _facts(task, config, examples[: len(train)], examples[len(train) :], limit)
     shown = [token_display(tokenizer, one, number) for number, one in enumerate(examples[: config.examples])]
     return Checked(facts, options, shown, _warnings(task, config, facts, options, examples, tokenizer))
+
+
+def check_task(config: CheckConfig) -> None:
+    """Print what :func:`check` finds: examples, options, figures, and a line per warning."""
+    found = check(config)
+    print("\n".join(found.examples))
+    if found.options:
+        print_table("options", found.options)
+    print_table(f"check: {config.task}", [found.facts])
+    for warning in found.warnings:
+        print(f"warning: {warning}")
 
 
 def _limit(config: CheckConfig, tokenizer: PreTrainedTokenizerBase) -> int:

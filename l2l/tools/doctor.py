@@ -13,28 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2l.noise import (
-    Key,
-    MomentRequest,
-    NoiseTerm,
-    Sums,
-    TensorSlice,
-    active_backend,
-    add_noise,
-    backend_problem,
-    reference,
-)
+from l2l.noise import Key, MomentRequest, NoiseTerm, TensorSlice, active_backend, add_noise, backend_problem, reference
 from l2l.noise.dispatch import BACKENDS, VARIABLE
 from l2l.noise.native import compiler, folders
 from l2l.report.console import print_table
 from l2l.report.memory import available_bytes
 from l2l.report.run_directory import RunDirectory
-from l2l.tools.bench import hardware, wait
+from l2l.tools.bench import GIB, hardware, wait
 
 ELEMENTS = 2**22
+"""Weights that noise is added to, for the speed and for the comparison with the reference."""
 REPEATS = 5
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-GIB = 2**30
+SCALE = 1e-3 / 147.8
+"""Of the noise added: an ordinary epsilon over the standard deviation of the integer noise."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,7 @@ class DoctorConfig:
 
 
 def run_doctor(config: DoctorConfig) -> dict[str, Any]:
-    """Look, print, and write to ``out`` where one is given; what was found. A problem is advice, never an error.
+    """Examine, print, and write to ``out`` where one is given; the findings. A problem is advice, never an error.
 
     Raises:
         ValueError: ``out`` holds something else.
@@ -63,76 +55,66 @@ def run_doctor(config: DoctorConfig) -> dict[str, Any]:
 
 
 def examine() -> dict[str, Any]:
-    """What the machine has, what serves it, and a line of advice per problem."""
-    problems = {name: backend_problem(name) for name in BACKENDS}
-    served = [serving(device, dtype) for device in _devices() for dtype in DTYPES]
-    machine = hardware() | {
-        "threads": torch.get_num_threads(),
-        "memory_available_gib": round(available_bytes() / GIB, 1),
-        "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "compiler": compiler(),
-        "cache_folders": [str(folder) for folder in folders()],
+    """What the machine has, the backend of each device and dtype, and a line of advice per problem."""
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    found = {
+        "machine": hardware()
+        | {
+            "threads": torch.get_num_threads(),
+            "memory_available_gib": round(available_bytes() / GIB, 1),
+            "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "compiler": compiler(),
+            "cache_folders": [str(folder) for folder in folders()],
+        },
+        "problems": {name: backend_problem(name) for name in BACKENDS},
+        "serving": [serving(device, dtype) for device in devices for dtype in DTYPES],
     }
-    found = {"machine": machine, "problems": problems, "serving": served}
     return found | {"advice": list(advice(found))}
 
 
-def _devices() -> list[str]:
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-
-
 def serving(device: str, dtype: str) -> dict[str, Any]:
-    """Which backend serves, its speed, and whether its bits are the specification's; or why none can."""
-    row: dict[str, Any] = {
-        "device": device,
-        "dtype": dtype,
-        "backend": None,
-        "elements_per_second": None,
-        "exact": None,
-    }
+    """The backend that serves a device and dtype, its weights per second, whether its bits are the reference's, and the
+    problem where none can serve."""
+    row: dict[str, Any] = {"device": device, "dtype": dtype}
     try:
         row["backend"] = active_backend(device, DTYPES[dtype])
     except ValueError as error:  # a backend is forced that cannot run
-        return row | {"problem": str(error)}
+        return row | {"backend": None, "elements_per_second": None, "exact": None, "problem": str(error)}
     speed = elements_per_second(device, DTYPES[dtype])
     return row | {"elements_per_second": speed, "exact": equals_reference(device, DTYPES[dtype]), "problem": None}
 
 
-def _sample(device: str, dtype: torch.dtype) -> Tensor:
-    """[ELEMENTS] weights, alike on every device."""
-    return torch.linspace(-1.0, 1.0, ELEMENTS, dtype=torch.float32).to(dtype).to(device)
-
-
-def _terms() -> list[NoiseTerm]:
-    return [NoiseTerm(Key(7, 3), [(1e-3 / 147.8, -2e-3 / 147.8)])]
-
-
 def elements_per_second(device: str, dtype: torch.dtype) -> float:
-    """Weights per second of a traversal by the backend that serves: the median of a few."""
-    pieces, seconds = [TensorSlice(_sample(device, dtype), "sample")], []
+    """Weights per second that the serving backend adds noise to: the median of :data:`REPEATS` calls."""
+    slices, seconds = [TensorSlice(_sample(device, dtype), "sample")], []
     for _ in range(REPEATS + 1):  # the first may compile
         wait(torch.device(device))
         start = time.perf_counter()
-        add_noise(pieces, _terms())
+        add_noise(slices, _terms())
         wait(torch.device(device))
         seconds.append(time.perf_counter() - start)
     return ELEMENTS / median(seconds[1:])
 
 
 def equals_reference(device: str, dtype: torch.dtype) -> bool:
-    """Whether weights and sums of a traversal there are, bit for bit, those of the specification on the CPU."""
+    """Whether weights and moments there are, bit for bit, those of the reference on the CPU."""
     there, here = _sample(device, dtype), _sample("cpu", dtype)
-    gather = MomentRequest([1e-3 / 147.8], [0.01])
-    fast = add_noise([TensorSlice(there, "sample", 5)], _terms(), gather)
-    slow = reference.add_noise([TensorSlice(here, "sample", 5)], _terms(), gather)
+    request = MomentRequest([SCALE], [0.01])
+    fast = add_noise([TensorSlice(there, "sample", 5)], _terms(), request)
+    slow = reference.add_noise([TensorSlice(here, "sample", 5)], _terms(), request)
+    assert fast is not None and slow is not None, "moments were requested"
     bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
-    return torch.equal(there.cpu().view(bits), here.view(bits)) and _same_sums(fast, slow)
+    same_sums = all(np.array_equal(value, getattr(slow, name)) for name, value in vars(fast).items())
+    return same_sums and torch.equal(there.cpu().view(bits), here.view(bits))
 
 
-def _same_sums(left: Sums | None, right: Sums | None) -> bool:
-    assert left is not None, "sums were asked for"
-    assert right is not None, "sums were asked for"
-    return all(np.array_equal(value, getattr(right, name)) for name, value in vars(left).items())
+def _sample(device: str, dtype: torch.dtype) -> Tensor:
+    """[ELEMENTS] weights, the same on every device."""
+    return torch.linspace(-1.0, 1.0, ELEMENTS, dtype=torch.float32).to(dtype).to(device)
+
+
+def _terms() -> list[NoiseTerm]:
+    return [NoiseTerm(Key(7, 3), [(SCALE, -2 * SCALE)])]
 
 
 def advice(found: dict[str, Any]) -> Iterator[str]:
@@ -158,31 +140,28 @@ def advice(found: dict[str, Any]) -> Iterator[str]:
 
 def _print(found: dict[str, Any]) -> None:
     machine = dict(found["machine"])
-    rows = machine.pop("versions") | {name: _shown(value) for name, value in machine.items()}
-    print_table("machine", [rows])
+    print_table("machine", [machine.pop("versions") | {name: _text(value) for name, value in machine.items()}])
     backends = [
         {"backend": name, "device": BACKENDS[name], "runs": "yes" if why is None else f"no: {why}"}
         for name, why in found["problems"].items()
     ]
     print_table("noise backends", [*backends, {"backend": "reference", "device": "any", "runs": "yes"}])
-    print_table(
-        f"noise of {ELEMENTS} weights",
-        [
-            {
-                "device": row["device"],
-                "dtype": row["dtype"],
-                "backend": row["backend"] or "none",
-                "weights/s": _shown(row["elements_per_second"]),
-                "equals the specification": {True: "bit for bit", False: "NO", None: "-"}[row["exact"]],
-            }
-            for row in found["serving"]
-        ],
-    )
+    speeds = [
+        {
+            "device": row["device"],
+            "dtype": row["dtype"],
+            "backend": row["backend"] or "none",
+            "weights/s": _text(row["elements_per_second"]),
+            "equals the specification": {True: "bit for bit", False: "NO", None: "-"}[row["exact"]],
+        }
+        for row in found["serving"]
+    ]
+    print_table(f"noise of {ELEMENTS} weights", speeds)
     for line in found["advice"]:
         print(f"advice: {line}")
 
 
-def _shown(value: object) -> object:
+def _text(value: object) -> object:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, float):

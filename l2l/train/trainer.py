@@ -44,7 +44,7 @@ from l2l.train.baselines import Baseline, baseline_names, build_baseline
 from l2l.train.config import FineTuneConfig, doubts
 from l2l.train.inputs import Batcher, Closures, RunInputs, load_run_inputs, make_closures
 from l2l.train.runlog import RunLog
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import Level, compare
 
 if TYPE_CHECKING:
@@ -442,7 +442,7 @@ class Session:
 def _tuner_hash(tuner: Tuner) -> str:
     """BLAKE2 hash of the tuner's weights, as hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in (tuner.network.state_dict() | (tuner.basis or {})).items():
+    for name, value in {**tuner.network.state_dict(), **(tuner.basis or {})}.items():
         digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import Any
 
+from l2l.methods.registry import method_list
 from l2l.models.batching import Grouping
+from l2l.report.console import print_table
 from l2l.tasks.evaluate import Scores
 from l2l.train.inputs import RunInputs
 
@@ -78,6 +80,11 @@ def build_baseline(name: str, args: Mapping[str, Any], tuner: object = None) -> 
     if tuner is not None:
         raise ValueError(f"method {name!r} takes no tuner: leave it out, or use method learned")
     return kind(**args)
+
+
+def list_methods() -> None:
+    """Print every method, wrapper and baseline as a table."""
+    print_table("methods", method_list() + baseline_list())
 
 
 def baseline_list() -> list[dict[str, str]]:

@@ -1,0 +1,176 @@
+"""``l2l quickstart``: learn a tuner for the embedded model, then compare it with MeZO, DiZO and a random sigma, offline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from l2l.experiments.plots import draw_curves
+from l2l.experiments.runner import Runner, executor_of, run_summary
+from l2l.experiments.spec import CompareConfig, Contender, Setting
+from l2l.experiments.stats import Curve, mean_by_x
+from l2l.experiments.validation import check_all, freeze_tuners
+from l2l.methods.base import check_counts
+from l2l.report.console import print_table, spread
+from l2l.report.run_directory import METRICS, SUMMARY, RunDirectory, read_metrics
+
+RECIPE = Path(__file__).with_name("quickstart.yaml")
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """Learn a tuner for the embedded model, then compare it with MeZO, DiZO and a random sigma on held-out tasks."""
+
+    out: str = "runs/quickstart"
+    """Directory for everything the run leaves."""
+    tasks: list[str] = field(default_factory=lambda: ["world_stars", "world_opposite"])
+    """Held-out tasks: none of them may be in the meta-training pool."""
+    seeds: int = 3
+    """Seeds per task and method."""
+    passes: int | None = None
+    """Forward passes per run; None: as recorded."""
+    meta_steps: int | None = None
+    """Outer steps of meta-training; None: as recorded."""
+    tuner: str | None = None
+    """A tuner to use instead of learning one, e.g. ``l2l-tiny``."""
+    processes: int = 2
+    """Runs at a time, one thread each."""
+    tune: bool = False
+    """Run the whole learning-rate grid on one seed and write ``best_lr.yaml`` instead of comparing."""
+    overwrite: bool = False
+    """Remove what an earlier run left in ``out``."""
+    progress: bool = True
+    """Show progress bars."""
+
+    def __post_init__(self) -> None:
+        passes, meta_steps = (1 if value is None else value for value in (self.passes, self.meta_steps))
+        check_counts(seeds=self.seeds, processes=self.processes, passes=passes, meta_steps=meta_steps)
+
+
+def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
+    """Run the quickstart; what ``summary.json`` holds.
+
+    Raises:
+        ValueError: a task is in the pool or unknown, or ``out`` holds another run.
+    """
+    torch.set_num_threads(1)  # the embedded model is too small for more, and the runs share the processors
+    recipe = yaml.safe_load(RECIPE.read_text())
+    _check_tasks(config, recipe["best"])
+    folder = RunDirectory(config.out, asdict(config), config.overwrite).create()
+    tuner = config.tuner or _learn_tuner(config, recipe["meta"], folder.path / "tuner")
+    control = _random_sigma(folder.path / "random-sigma")
+    compared = CompareConfig(
+        out=config.out,
+        settings=[Setting("l2l-tiny", tasks=config.tasks)],
+        methods=[
+            Contender("mezo", "mezo"),
+            Contender("dizo", "dizo"),
+            Contender("learned", "learned", tuner=tuner),
+            Contender("random sigma", "learned", tuner=control),
+        ],
+        grid=recipe["grid"],
+        passes=config.passes or recipe["passes"],
+        **{name: getattr(config, name) for name in ("seeds", "processes", "progress")},
+    )
+    runs = folder.path / "runs"
+    (checked,) = check_all(compared, compared.contenders)
+    place = freeze_tuners(checked, runs / "_tuners")
+    runner = Runner(compared, executor_of("local", config.processes), [place], runs)
+    if config.tune:
+        results = [run_summary(run) for run in runner.tune()]
+        text = yaml.safe_dump({"best": best_lr(results)}, sort_keys=False)
+        (folder.path / "best_lr.yaml").write_text(text)
+        print(text)
+    else:
+        cells = product(place.cells, place.entries)
+        done = runner.table({(cell, label): {"lr": recipe["best"][cell.task][label]} for cell, label in cells})
+        results = [run_summary(run) for run in done]
+        print_table(f"held-out tasks, {config.seeds} seeds, mean ± standard deviation", table(results))
+        _draw(folder.path / "quickstart.png", results)
+    used = {"tuner": tuner, "random_sigma": control, "passes": compared.passes}
+    summary = {"results": results, **used, "config": asdict(config)}
+    folder.finish(summary)
+    print(f"tuner: {tuner}\nsummary: {folder.path / SUMMARY}")
+    return summary
+
+
+def _check_tasks(config: QuickstartConfig, best: dict[str, Any]) -> None:
+    from l2l.tasks import get_task
+    from l2l.tasks.tiny_world import POOL, VALIDATION
+
+    for task in config.tasks:
+        if get_task(task).name in (*POOL, *VALIDATION):
+            raise ValueError(f"task {task!r} serves meta-training: the comparison needs held-out tasks")
+        if not config.tune and task not in best:
+            raise ValueError(
+                f"task {task!r} has no recorded learning rates: take {', '.join(best)}, or find them with --tune true"
+            )
+
+
+def _learn_tuner(config: QuickstartConfig, meta: dict[str, Any], out: Path) -> str:
+    from l2l.meta.run import meta_train
+
+    options = dict(meta)
+    if config.meta_steps is not None:  # shorter training is judged by shorter runs
+        options |= {"steps": config.meta_steps, "validation_steps": min(config.meta_steps, meta["validation_steps"])}
+    if not (out / SUMMARY).is_file():  # else learned before the quickstart was interrupted
+        meta_train("l2l/tiny", out=str(out), progress=config.progress, **options)
+    return str(out)
+
+
+def _random_sigma(out: Path) -> str:
+    from l2l.models.load import load_model
+    from l2l.tuners.api import Tuner
+    from l2l.tuners.model import Provenance
+
+    provenance = Provenance("l2l/tiny", recipe={"control": "fixed random sigma"})
+    return str(
+        Tuner.for_model(load_model("l2l/tiny"), "table", start="random", provenance=provenance).save_pretrained(out)
+    )
+
+
+def best_lr(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Task -> method -> the learning rate of lowest dev loss."""
+    best: dict[str, dict[str, float]] = {}
+    for record in sorted(results, key=lambda record: -record["dev_loss"]):
+        best.setdefault(record["task"], {})[record["method"]] = record["lr"]
+    return best
+
+
+def table(results: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """A row per task and method, over seeds."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in results:
+        groups.setdefault((record["task"], record["method"]), []).append(record)
+    return [
+        {
+            "task": task,
+            "method": method,
+            "lr": f"{records[0]['lr']:g}",
+            "final loss": spread([record["final_loss"] for record in records]),
+            "accuracy": spread([record["accuracy"] for record in records]),
+            "forward passes": str(round(sum(record["passes"] for record in records) / len(records))),
+            "seconds": spread([record["seconds"] for record in records], 1),
+        }
+        for (task, method), records in groups.items()
+    ]
+
+
+def _draw(target: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Dev loss against forward passes, mean over seeds."""
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for record in results:
+        rows = [row for row in read_metrics(Path(record["run"]) / METRICS) if row["dev_loss"]]
+        points = [(float(row["passes"]), float(row["dev_loss"])) for row in rows]
+        panels.setdefault(record["task"], {}).setdefault(record["method"], []).extend(points)
+    averaged: dict[str, dict[str, Curve]] = {
+        task: {method: mean_by_x(points) for method, points in curves.items()} for task, curves in panels.items()
+    }
+    methods = list(dict.fromkeys(record["method"] for record in results))
+    draw_curves(target, averaged, methods, "forward passes", "dev loss (nats), mean over seeds")
