@@ -9,36 +9,40 @@ import torch
 
 from l2l.meta.config import MetaTrainConfig
 from l2l.models.batching import Grouping
-from l2l.tasks.encode import Encoded, EncodedOption
+from l2l.models.heads import Part
+from l2l.tasks.encode import Batch, Encoded, EncodedOption
 from l2l.train.config import FineTuneConfig
 from l2l.train.inputs import Batcher, batch_indices
 
 EXAMPLES = [Encoded((EncodedOption((n + 3,) * (3 + 3 * n), 1),), (0,)) for n in range(11)]
 
 
-def feeder(groups: int) -> Batcher:
+def batcher(groups: int) -> Batcher:
     return Batcher(EXAMPLES, "classification", 0, 4, seed=5, grouping=Grouping(groups))
+
+
+def assert_same(left: Batch | Part, right: Batch | Part) -> None:
+    for field in dataclasses.fields(left):
+        one, other = getattr(left, field.name), getattr(right, field.name)
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def test_splitting_rows_by_length_changes_no_batch():
     for step in range(6):
         for whole, parted in [
-            (feeder(1).at(step), feeder(3).at(step)),
-            (feeder(1).further(step, 1), feeder(3).further(step, 1)),
+            (batcher(1).at(step), batcher(3).at(step)),
+            (batcher(1).further(step, 1), batcher(3).further(step, 1)),
         ]:
             assert not whole.parts
             assert len(parted.parts) > 1
-            for field in dataclasses.fields(whole):
-                if field.name != "parts":
-                    left, right = getattr(whole, field.name), getattr(parted, field.name)
-                    assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
+            assert_same(whole, dataclasses.replace(parted, parts=()))
 
 
 def test_a_batch_and_its_parts_are_a_function_of_the_step_alone():
-    first, again = feeder(3), feeder(3)
+    first, again = batcher(3), batcher(3)
     first.at(0)
     for left, right in zip(first.at(4).parts, again.at(4).parts, strict=True):
-        assert all(torch.equal(value, vars(right)[name]) for name, value in vars(left).items())
+        assert_same(left, right)
 
 
 def test_an_epoch_sees_every_row_once():

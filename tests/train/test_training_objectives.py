@@ -99,7 +99,7 @@ def test_a_callable_is_minimised(tmp_path):
     assert result.summary["objective"]["best_dev"] == pytest.approx(after, rel=1e-9)
 
 
-def test_the_projected_gradient_of_an_objective_is_float32_of_the_look():
+def test_the_projected_gradient_of_an_objective_is_a_float_of_python():
     """A callable's float passes through no tensor on its way."""
     model = torch.nn.Linear(2, 1).bfloat16()
     optimizer = l2l.MeZO(model, lr=1e-3, epsilon=1e-2)
