@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pages import markdown_table
 
-from l2l.costs.memory import Load, PerturbMode, Update, backward_bytes, inference_bytes, memory_parts
+from l2l.costs.memory import Load, PerturbMode, Plan, Update, backward_bytes, inference_bytes, memory_parts
 from l2l.costs.model_shape import ModelShape, meta_model, model_shape
-from l2l.costs.prediction import named_method_costs, plan_of
 from l2l.meta.statistics import WAITING
+from l2l.methods.registry import declared_method
 from l2l.models.shapes import shape_config
 from l2l.params.blocks import Blocks
 from l2l.report.files import write_whole
+from l2l.tuners.api import Tuner
 from l2l.tuners.published import known_config
 
 if TYPE_CHECKING:
@@ -90,16 +91,15 @@ class Cost:
 
 
 def cost(config: PreTrainedConfig) -> Cost:
-    """What a model of this config costs."""
+    """The costs of a model of this config."""
     model = meta_model(config)
     shape = model_shape(model)
-    networks = named_method_costs("learned", {}, model, Blocks.of(model)).tuner
     half = _parts(model, shape, "learned", torch.bfloat16, "functional", "stochastic")
     meta = meta_bytes(shape)
     return Cost(
         parameters=shape.parameters,
         blocks=len(shape.blocks),
-        tuner=networks * FLOAT,
+        tuner=sum(parameter.nbytes for parameter in Tuner.for_model(model).network.parameters()),
         forward=inference_bytes(half),
         learned_half=sum(half.values()),
         learned=sum(_parts(model, shape, "learned", torch.float32, "in_place", "direct").values()),
@@ -110,10 +110,10 @@ def cost(config: PreTrainedConfig) -> Cost:
 
 
 def _parts(
-    model: PreTrainedModel, shape: ModelShape, method: str, dtype: torch.dtype, walk: PerturbMode, update: Update
+    model: PreTrainedModel, shape: ModelShape, method: str, dtype: torch.dtype, perturb: PerturbMode, update: Update
 ) -> dict[str, int]:
-    costs = named_method_costs(method, {}, model, Blocks.of(model))
-    return memory_parts(shape, LOAD, plan_of(dtype, walk, update, costs))
+    plan = Plan.of(dtype, perturb, update, declared_method(method, {}, model), Blocks.of(model))
+    return memory_parts(shape, LOAD, plan)
 
 
 def meta_bytes(shape: ModelShape, load: Load = LOAD) -> int:
@@ -147,7 +147,7 @@ def row(name: str, found: Cost) -> dict[str, str]:
 RESTS_ON = f"""GiB of tensors at the peak, for batches of {ROWS} examples of {LENGTH} tokens, of which the loss reads one each.
 **Computed, not measured**: `python benchmarks/cost_table.py --out docs/learn-a-tuner.md` writes this table with the formulas of
 `l2l estimate`, from shapes without weights. Interpreter, libraries and the allocator's slack come on top; nothing is recomputed
-or offloaded. MeZO needs what a tuner needs, but for the tuner itself. In bf16, weights are walked by transient copies, and
+or offloaded. MeZO needs what a tuner needs, but for the tuner itself. In bf16, weights are perturbed as transient copies, and
 updates rounded stochastically. AdamW holds all gradients and two moments. Meta-training holds the weights, a velocity as large
 as they are, and gradients block by block; the objective `ratio` holds one gradient of the whole model as well, unless
 `--objective_args '{{keep: false}}'` has it go back a third time."""

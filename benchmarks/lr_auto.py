@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from l2l.experiments.runner import Job, finished, run_folder, run_jobs, run_tolerantly
-from l2l.report.console import print_table, progress_bar
+from l2l.experiments import runner as engine
+from l2l.experiments.spec import CompareConfig, Contender, SchemeEntry, Setting
+from l2l.experiments.stats import Cell, Run
+from l2l.experiments.validation import check_all, freeze_tuners
+from l2l.report.console import print_table
 from l2l.report.files import write_json
 from l2l.tools.bench import hardware
 
@@ -34,7 +38,7 @@ NOTE = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the script is told."""
+    """The options of the script."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default="../shared/models/stories260K")
     options.add_argument("--data-dir", dest="data_dir", default="../shared/data")
@@ -46,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--epsilon", nargs="+", default=[], help="of a scheme: full=1e-3 lora=1e-2; default: the scheme's"
     )
-    options.add_argument("--beta", type=float, default=0.1, help="of auto")
+    options.add_argument("--step_fraction", "--beta", type=float, default=0.1, help="of auto")
     options.add_argument("--passes", type=int, default=2000, help="forward passes per run, third losses included")
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     options.add_argument("--method", default="mezo")
@@ -79,56 +83,41 @@ def by_scheme(given: Sequence[str], name: str) -> dict[str, list[float]]:
     return found
 
 
-def jobs_of(given: argparse.Namespace) -> dict[tuple[str, str], dict[float | str, list[Job]]]:
-    """Jobs by (task, scheme), by learning rate, one per seed.
+def experiment(given: argparse.Namespace) -> CompareConfig:
+    """The experiment that the options describe; each scheme's grid is given to its runs apart.
 
     Raises:
-        ValueError: a scheme has no grid, or a grid or an epsilon is malformed.
+        ValueError: an epsilon is malformed.
+    """
+    epsilons = by_scheme(given.epsilon, "epsilon")
+    shared = {
+        name: getattr(given, name) for name in ("passes", "train_size", "dev_size", "test_size", "processes", "out")
+    }
+    setting = {name: getattr(given, name) for name in ("model", "tasks", "data_dir", "max_length", "batch_size")}
+    schemes = [SchemeEntry(s, options={"epsilon": epsilons[s][0]} if s in epsilons else {}) for s in given.schemes]
+    return CompareConfig(settings=[Setting("lr-auto", **setting)], schemes=[*schemes], evaluations=1, **shared)
+
+
+def points(given: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Scheme -> the values of its grid, and auto.
+
+    Raises:
+        ValueError: a scheme has no grid, or a grid is malformed.
     """
     grids = {name: list(values) for name, values in GRIDS.items()} | by_scheme(given.grid, "grid")
-    epsilons = by_scheme(given.epsilon, "epsilon")
     for scheme in given.schemes:
         if scheme not in grids:
             raise ValueError(f"scheme {scheme!r} has no grid: give one by --grid {scheme}=1e-3,1e-2")
-    found: dict[tuple[str, str], dict[float | str, list[Job]]] = {}
-    for task in given.tasks:
-        for scheme in given.schemes:
-            epsilon = epsilons.get(scheme, [])
-            found[task, scheme] = {
-                lr: [_job(given, task, scheme, lr, seed, epsilon) for seed in given.seeds]
-                for lr in (*grids[scheme], "auto")
-            }
-    return found
+    auto = {"lr": "auto", "step_fraction": given.step_fraction}
+    return {scheme: [*({"lr": lr} for lr in grids[scheme]), auto] for scheme in given.schemes}
 
 
-def _job(given: argparse.Namespace, task: str, scheme: str, lr: Any, seed: int, epsilon: Sequence[float]) -> Job:
-    names = ("model", "data_dir", "batch_size", "max_length", "train_size", "dev_size", "test_size")
-    steps = max(1, given.passes // 2)
-    options = {name: getattr(given, name) for name in names} | {
-        "scheme": scheme,
-        "steps": steps,
-        "max_passes": given.passes,
-        "eval_every": steps,
-        "checkpoint_every": steps,
-    }
-    options |= {"step_fraction": given.beta} if lr == "auto" else {}
-    options |= {"epsilon": epsilon[0]} if epsilon else {}
-    out = run_folder(Path(given.out), task, scheme, given.method, lr, f"s{seed}")
-    return Job(f"{scheme} {lr}", task, given.method, lr, seed, out, options=options)
-
-
-def compared(
-    task: str, scheme: str, jobs: Mapping[float | str, Sequence[Job]], losses: Mapping[str, float]
-) -> dict[str, Any]:
-    """The row of a (task, scheme): auto against the best of the grid.
-
-    Args:
-        losses: final training loss by the folder of the run; infinite where it diverged.
-    """
-    means = {lr: fmean(losses[job.out] for job in own) for lr, own in jobs.items()}
+def compared(task: str, scheme: str, runs: Mapping[float | str, Sequence[Run]]) -> dict[str, Any]:
+    """The row of a (task, scheme): auto against the best of the grid; runs by learning rate, over the seeds."""
+    means = {lr: fmean(run.train_loss for run in own) for lr, own in runs.items()}
     grid = {lr: loss for lr, loss in means.items() if lr != "auto"}
     best = min(grid, key=lambda lr: grid[lr])
-    starts = [summary["initial_loss"] for own in jobs.values() for job in own if (summary := finished(job))]
+    starts = [run.initial_loss for own in runs.values() for run in own if isfinite(run.initial_loss)]
     return {
         "task": task,
         "scheme": scheme,
@@ -148,25 +137,33 @@ def main() -> None:
     if given.tiny:
         given.passes, given.train_size, given.dev_size, given.test_size, given.seeds = 8, 24, 4, 8, [0]
     try:
-        table = jobs_of(given)
-    except ValueError as error:
+        config, grids = experiment(given), points(given)
+        checked = check_all(config, [Contender(given.method, given.method)])
+    except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"lr_auto: {error}") from error
-    jobs = [job for pair in table.values() for own in pair.values() for job in own]
-    with progress_bar("runs", len(jobs)) as advance:
-        records = run_jobs(jobs, given.processes, lambda record: advance(record["final_loss"]), run_tolerantly)
-    losses = {job.out: record["final_loss"] for job, record in zip(jobs, records, strict=True)}
-    rows = [compared(task, scheme, own, losses) for (task, scheme), own in table.items()]
+    places = [freeze_tuners(place, Path(given.out) / "runs" / "_tuners") for place in checked]
+    runner = engine.Runner(config, engine.executor_of("local", given.processes), places, Path(given.out) / "runs")
+    trials = [
+        runner.plan(place, cell, label, point, seed, False)
+        for place in places
+        for cell in place.cells
+        for label in place.entries
+        for point in grids[place.scheme.name]
+        for seed in given.seeds
+    ]
+    found: dict[Cell, dict[float | str, list[Run]]] = {}
+    for run in runner.run(trials, "grids"):
+        found.setdefault(run.cell, {}).setdefault(run.point["lr"], []).append(run)
+    rows = [compared(cell.task, cell.scheme, own) for cell, own in found.items()]
     print_table(f"lr=auto against the best of a grid, {given.passes} passes", rows)
     good = sum(row["within 10 %"] == "yes" for row in rows)
     print(f"{good} of {len(rows)} pairs within 10 % (wanted: {WANTED[0]} of {WANTED[1]}). {NOTE}")
-    grids = {f"{task} {scheme}": _losses(own, losses) for (task, scheme), own in table.items()}
-    target = Path(given.out) / "lr_auto.json"
-    write_json(target, hardware() | {"settings": vars(given), "rows": rows, "losses": grids, "within": good})
-
-
-def _losses(own: Mapping[float | str, Sequence[Job]], losses: Mapping[str, float]) -> dict[str, list[float]]:
-    """Final losses of all seeds by learning rate."""
-    return {str(lr): [losses[job.out] for job in jobs] for lr, jobs in own.items()}
+    losses = {
+        f"{cell.task} {cell.scheme}": {str(lr): [run.train_loss for run in own] for lr, own in by_lr.items()}
+        for cell, by_lr in found.items()
+    }
+    result = hardware() | {"settings": vars(given), "rows": rows, "losses": losses, "within": good}
+    write_json(Path(given.out) / "lr_auto.json", result)
 
 
 if __name__ == "__main__":

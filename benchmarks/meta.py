@@ -37,7 +37,7 @@ from l2l.tasks import get_task
 from l2l.tasks.encode import Encoded, EncodedOption
 from l2l.tools.bench import GIB, IGNORED, Contender, build, hardware, ratio, rounds
 from l2l.train.inputs import Batcher
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 Step: TypeAlias = Callable[[], float]
 """Takes one outer step; gives the meta-loss: the loss behind the zeroth-order step."""

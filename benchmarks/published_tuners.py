@@ -19,7 +19,7 @@ import torch
 from l2l.report.files import write_whole
 from l2l.tuners.diagnostics import initial_network, movement, reconstruct, typical_sigma
 from l2l.tuners.fingerprint import Fingerprint
-from l2l.tuners.model import Tuner
+from l2l.tuners.model import TunerModel
 from l2l.tuners.published import KNOWN_MODELS, Published, known_fingerprint, read_published, to_tuner
 from l2l.tuners.schedule import role_of
 
@@ -34,32 +34,33 @@ HEAD = """# The published tuners, and what they learned
 files without executing anything (`l2l tuners import` does the same) and takes no other input.
 
 The files are those of ZO Fine-tuner (arXiv:2510.00419), one network 5 -> 64 -> tanh -> 1 per block. None states a licence, a
-result or how it was made; what stands below as *saved as* is the name that the file gives itself.
+result or how it was made; *saved as* is the name that the file records of itself.
 
-**Where they began** is not recorded and is reconstructed. The networks of each device of the machine that they were learned on
-began from the same draws, so blocks fall into groups that still point the same way (cosine above 0.5; between groups it stays
-below {apart:.2f}, within them above {alike:.2f}). The median over a group, number by number, is taken as what its blocks began
-from. In a group of two it is their mean, so half of what either moved counts to each, and a change of both is not seen.
+**The initialisation** is not recorded and is reconstructed. The networks of each device of the machine that learned them
+started from the same draws, so blocks fall into groups that still point the same way (cosine above 0.5; between groups it stays
+below {apart:.2f}, within them above {alike:.2f}). The median over a group, number by number, is taken as the initialisation of
+its blocks. In a group of two it is their mean, so half of what either moved counts to each, and a common change is not seen.
 
-**Distance** is that of a block's weights from where they began, relative to their norm then. **Sigma** is before
+**Distance** is that of a block's weights from their initialisation, relative to the norm of that. **Sigma** is before
 normalisation, at weights of mean 0 and variance 4e-4, losses of 2 and a last sigma of 1; *variation* is its standard deviation
-over its mean; *correlation* is that of sigma then and now; *changed* counts blocks whose sigma changed by more than {changed}.
+over its mean; *then* is at the initialisation; *correlation* is that of sigma then and now; *changed* counts blocks whose
+sigma changed by more than {changed}.
 
 """
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is said of a file."""
+    """Figures of a file."""
 
     name: str
     found: Published
-    tuner: Tuner
+    tuner: TunerModel
     moved: list[float]
     then: list[float]
     now: list[float]
     sizes: tuple[int, ...]
-    """Of each block's group of blocks that began alike."""
+    """Per block: size of its group of blocks that started alike."""
     alike: float
     """Least cosine within the groups."""
     apart: float
@@ -67,18 +68,18 @@ class Report:
 
 
 def report(path: Path, models: Mapping[str, Fingerprint]) -> Report:
-    """Everything about one file.
+    """Figures of one file.
 
     Raises:
-        ValueError: the file is refused, fits none of the models, or a block began like no other.
+        ValueError: the file is refused, fits none of the models, or a block started like no other.
     """
     found = read_published(path)
-    base = next((base for base, prints in models.items() if set(prints.names) == set(found.names)), None)
+    base = next((base for base, known in models.items() if set(known.names) == set(found.names)), None)
     if base is None:
         raise ValueError(f"{path}: its {len(found.names)} blocks are those of none of {', '.join(models)}")
     tuner = to_tuner(found, base, models[base], path.name)
     if initial_network(tuner) is None:
-        raise ValueError(f"{path}: some blocks began like no other, so that where they began cannot be told")
+        raise ValueError(f"{path}: some blocks started like no other, so their initialisation cannot be reconstructed")
     state = tuner.network.state_dict()
     weights = torch.cat([value.reshape(len(tuner.fingerprint.names), -1) for value in state.values()], 1).double()
     groups = reconstruct(weights)
@@ -121,8 +122,8 @@ def overview(one: Report) -> dict[str, str]:
 
 
 def section(one: Report) -> str:
-    """What is told of one tuner: its file, the blocks that moved farthest, the roles that did."""
-    archive, names = one.found.archive, one.tuner.fingerprint.names
+    """Section of one tuner: its file, the blocks and the roles that moved farthest."""
+    names = one.tuner.fingerprint.names
     counts = {size: one.sizes.count(size) for size in sorted(set(one.sizes))}
     groups = ", ".join(f"{count} in groups of {size}" for size, count in counts.items())
     order = sorted(range(len(names)), key=lambda i: -one.moved[i])[:SHOWN]
@@ -136,9 +137,12 @@ def section(one: Report) -> str:
         }
         for i in order
     ]
-    facts = f"`{one.name}`, {archive.bytes} bytes, {str(one.found.dtype).removeprefix('torch.')}, saved as `{archive.name}`."
-    text = [f"## {one.tuner.provenance.base_model}", facts, f"sha256 `{archive.sha256}`. Blocks: {groups}."]
-    return "\n\n".join([*text, "Farthest from where they began:", rows_of(blocks), "By role:", rows_of(by_role(one))])
+    found, dtype = one.found, str(one.found.dtype).removeprefix("torch.")
+    facts = f"`{one.name}`, {found.bytes} bytes, {dtype}, saved as `{found.saved_as}`."
+    text = [f"## {one.tuner.provenance.base_model}", facts, f"sha256 `{found.sha256}`. Blocks: {groups}."]
+    return "\n\n".join(
+        [*text, "Farthest from their initialisation:", rows_of(blocks), "By role:", rows_of(by_role(one))]
+    )
 
 
 def by_role(one: Report) -> list[dict[str, str]]:

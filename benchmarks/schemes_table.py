@@ -14,13 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, TypeAlias
+from typing import Any
 
 import yaml
 
-from l2l.experiments.runner import Job, finished, located, run_folder, run_jobs, run_tolerantly
+from l2l.experiments import runner as engine
+from l2l.experiments.spec import CompareConfig, Contender, Entry, Place, SchemeEntry, Setting, located
+from l2l.experiments.stats import Point
+from l2l.experiments.tables import Table, Text, markdown
+from l2l.experiments.validation import check_place, freeze_tuners
 from l2l.meta.config import MetaTrainConfig
-from l2l.report.console import print_table, progress_bar
+from l2l.report.console import print_table
 from l2l.report.files import write_json, write_whole
 from l2l.report.run_directory import CONFIG, SUMMARY
 from l2l.tools.bench import hardware
@@ -28,25 +32,23 @@ from l2l.train.baselines import baseline_names
 from l2l.train.config import FineTuneConfig
 
 LEARNED = "learned"
-NO_LR = 1e-6
-"""Of runs that take no steps; it has no effect."""
+NO_STEPS: Point = {"lr": 1e-6}
+"""Point of runs that take no steps; it has no effect."""
 GIVEN = frozenset(
     {"model", "task", "method", "tuner", "lr", "seed", "out", "data_dir", "overwrite", "progress", "save_model"}
 )
 """Fields of a run that the script sets."""
+COLUMNS = ("task", "scheme", "method", "lr", "metric", "test", "95 % interval", "train loss", "passes")
 NOTE = (
     "test: mean over the seeds (standard deviation of the seeds in brackets), with the weights of the best step by dev. "
     "95 % interval: over draws of the test rows, the mean of the seeds' ends; it leaves out what another seed would change. "
     "lr: of those named in the configuration, the one with the least mean dev loss."
 )
 
-Group: TypeAlias = dict[str, list[Job]]
-"""The runs of one (task, scheme, method): jobs over the seeds, by learning rate."""
-
 
 @dataclass(frozen=True)
 class Plan:
-    """What the file says."""
+    """The fields of the file."""
 
     model: str
     tasks: list[str]
@@ -122,57 +124,91 @@ def rates(said: Any, scheme: str) -> list[Any]:
     return found
 
 
-def groups_of(plan: Plan, root: str, out: Path) -> dict[tuple[str, str, str], Group]:
-    """All runs by (task, scheme, method); those of baselines have the scheme ``none``."""
-    found: dict[tuple[str, str, str], Group] = {}
+def experiment(plan: Plan, root: str, out: Path, processes: int = 1) -> CompareConfig:
+    """The experiment that a plan describes; methods and their learning rates are given to its runs apart."""
+    run = dict(plan.run)
+    setting = {name: run.pop(name) for name in ("batch_size", "max_length") if name in run}
+    sizes = {name: run.pop(name) for name in ("train_size", "dev_size", "test_size") if name in run}
+    return CompareConfig(
+        out=str(out),
+        root=root,
+        settings=[Setting("model", plan.model, plan.tasks, data_dir=plan.data_dir, **setting)],
+        schemes=[SchemeEntry(name, options=run | plan.by_scheme.get(name, {})) for name in plan.schemes],  # pyright: ignore[reportArgumentType]
+        passes=plan.passes,
+        evaluations=10,
+        processes=processes,
+        **sizes,
+    )
+
+
+def places_of(plan: Plan, config: CompareConfig, tuner: str | None, tuners: Path) -> dict[str, Place]:
+    """Places by what the table calls their scheme; those of baselines are ``none``.
+
+    Raises:
+        ValueError, FileNotFoundError: a model, task or tuner cannot be had, or a method is refused.
+    """
+    (setting,) = config.settings
+    found: dict[str, Place] = {}
+    if plan.baselines:
+        nothing = dict.fromkeys(setting.tasks)
+        entries = {name: Entry(Contender(name, name), nothing) for name in plan.baselines}
+        shared = {name: value for name, value in config.tuning_schemes[0].options.items() if name in plan.run}
+        found["none"] = Place(setting, SchemeEntry(options=shared), entries)
+    for scheme in config.tuning_schemes:
+        contenders = []
+        for name, said in plan.methods.items():
+            options = {key: value for key, value in said.get("options", {}).items() if key != "step_fraction"}
+            auto = {"lr": "auto"} if "auto" in rates(said["lr"], scheme.name) else {}
+            contenders.append(Contender(name, name, tuner=tuner if name == LEARNED else None, options=options | auto))
+        checked = check_place(config, setting, scheme, contenders, held_out=False)
+        for label, reason in checked.left_out.items():
+            raise ValueError(f"method {label!r} under scheme {scheme.name!r}: {reason}")
+        found[scheme.name] = freeze_tuners(checked, tuners)
+    return found
+
+
+def points_of(plan: Plan, scheme: str, method: str) -> list[Point]:
+    """The points at which a method runs under a scheme."""
+    if scheme == "none":
+        return [NO_STEPS]
+    said = plan.methods[method]
+    auto = {"lr": "auto", "step_fraction": said.get("options", {}).get("step_fraction", 0.1)}
+    return [auto if lr == "auto" else {"lr": lr} for lr in rates(said["lr"], scheme)]
+
+
+Groups = dict[tuple[str, str, str], dict[str, list[engine.Trial]]]
+"""(task, scheme, method) -> learning rate -> trials over the seeds."""
+
+
+def groups_of(plan: Plan, places: Mapping[str, Place], runner: engine.Runner) -> Groups:
+    """All trials, task by task."""
+    found: Groups = {}
     for task in plan.tasks:
-        for name in plan.baselines:
-            found[task, "none", name] = {"": [_job(plan, root, out, task, name, None, seed, {}) for seed in plan.seeds]}
-        for scheme in plan.schemes:
-            for method, said in plan.methods.items():
-                options = {"scheme": scheme, **plan.by_scheme.get(scheme, {}), **said.get("options", {})}
+        for scheme, place in places.items():
+            (cell,) = (cell for cell in place.cells if cell.task == task)
+            for method in place.entries:
                 found[task, scheme, method] = {
-                    str(lr): [_job(plan, root, out, task, method, lr, seed, options) for seed in plan.seeds]
-                    for lr in rates(said["lr"], scheme)
+                    "" if scheme == "none" else str(point["lr"]): [
+                        runner.plan(place, cell, method, point, seed, False) for seed in plan.seeds
+                    ]
+                    for point in points_of(plan, scheme, method)
                 }
     return found
 
 
-def _job(
-    plan: Plan, root: str, out: Path, task: str, method: str, lr: Any, seed: int, options: Mapping[str, Any]
-) -> Job:
-    steps = max(1, plan.passes // 2)
-    shared = {
-        "model": located(plan.model, root),
-        "data_dir": None if plan.data_dir is None else str(Path(root) / plan.data_dir),
-        "steps": steps,
-        "max_passes": plan.passes,
-        "eval_every": max(1, steps // 10),
-        "checkpoint_every": steps,
-    }
-    tuner = tuner_folder(plan, root, out) if method == LEARNED else None
-    folder = run_folder(out, task, options.get("scheme", "none"), method, lr or "", f"s{seed}")
-    return Job(method, task, method, lr or NO_LR, seed, folder, tuner, shared | plan.run | dict(options))
-
-
-def tuner_folder(plan: Plan, root: str, out: Path) -> str | None:
-    """Where the tuner is, or is going to be."""
-    if isinstance(plan.tuner, str):
-        return located(plan.tuner, root)
-    return None if plan.tuner is None else str(out / "tuner")
-
-
-def learn_tuner(plan: Plan, root: str, out: Path) -> None:
-    """Meta-train the tuner that the plan describes, unless that was done before.
+def learn_tuner(plan: Plan, root: str, out: Path) -> str | None:
+    """The plan's tuner, meta-trained unless that was done before.
 
     Raises:
         ValueError: it was done before by another recipe, or the recipe is refused.
     """
     from l2l.meta.run import run_meta_training
 
+    if LEARNED not in plan.methods or plan.tuner is None:
+        return None
+    if isinstance(plan.tuner, str):
+        return located(plan.tuner, root)
     target = out / "tuner"
-    if not isinstance(plan.tuner, dict) or LEARNED not in plan.methods:
-        return
     if (target / SUMMARY).is_file():
         recorded = yaml.safe_load((target / CONFIG).read_text())
         other = next((name for name, value in plan.tuner.items() if recorded.get(name) != value), None)
@@ -180,38 +216,31 @@ def learn_tuner(plan: Plan, root: str, out: Path) -> None:
             raise ValueError(
                 f"the tuner in {target} was learned with another {other!r}: remove it, or choose another --out"
             )
-        return
+        return str(target)
     data_dir = None if plan.data_dir is None else str(Path(root) / plan.data_dir)
     run_meta_training(
         MetaTrainConfig(model=located(plan.model, root), data_dir=data_dir, out=str(target), **plan.tuner)
     )
+    return str(target)
 
 
-def row_of(task: str, scheme: str, method: str, group: Group) -> dict[str, Any]:
+def row_of(task: str, scheme: str, method: str, group: Mapping[str, Sequence[engine.Trial]]) -> dict[str, Any]:
     """The row of a (task, scheme, method): of the learning rate with the least mean dev loss."""
-    tried = {lr: [summary for job in jobs if (summary := finished(job))] for lr, jobs in group.items()}
-    # A learning rate at which a seed diverged has fewer summaries than jobs, and is out.
+    tried = {lr: [summary for trial in trials if (summary := trial.summary)] for lr, trials in group.items()}
+    # A learning rate at which a seed diverged has fewer summaries than trials, and is out.
     whole = {lr: found for lr, found in tried.items() if len(found) == len(group[lr])}
-    head = {"task": task, "scheme": scheme, "method": method}
     if not whole:
-        return head | {
-            "lr": "diverged",
-            "metric": "-",
-            "test": "-",
-            "95 % interval": "-",
-            "train loss": "-",
-            "passes": "-",
-        }
+        return dict(zip(COLUMNS, (task, scheme, method, "diverged", *"-----"), strict=True))
     lr = min(whole, key=lambda lr: fmean(one["best"]["dev"]["loss"] for one in whole[lr]))
     scores = [one["best"]["test"] for one in whole[lr]]
-    return head | {
-        "lr": lr or "-",
-        "metric": scores[0]["metric"],
-        "test": spread([score["value"] for score in scores]),
-        "95 % interval": ends([score.get("interval") for score in scores]),
-        "train loss": f"{fmean(one['final_loss'] for one in whole[lr]):.3f}",
-        "passes": f"{fmean(one['passes'] for one in whole[lr]):.0f}",
-    }
+    values = (
+        scores[0]["metric"],
+        spread([score["value"] for score in scores]),
+        ends([score.get("interval") for score in scores]),
+        f"{fmean(one['final_loss'] for one in whole[lr]):.3f}",
+        f"{fmean(one['passes'] for one in whole[lr]):.0f}",
+    )
+    return dict(zip(COLUMNS, (task, scheme, method, lr or "-", *values), strict=True))
 
 
 def spread(values: Sequence[float]) -> str:
@@ -227,14 +256,6 @@ def ends(intervals: Sequence[Sequence[float] | None]) -> str:
     return f"{fmean(low for low, _ in found):.3f} to {fmean(high for _, high in found):.3f}"
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], title: str) -> str:
-    """The table as a page."""
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"# {title}\n\n{table}\n\n{NOTE}\n"
-
-
 def main() -> None:
     """Run what is missing; print the table, write it as Markdown and JSON."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -243,20 +264,22 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("runs/schemes"))
     options.add_argument("--processes", type=int, default=1, help="runs side by side, a thread each")
     given = options.parse_args()
+    runs = given.out / "runs"
     try:
         plan = read_plan(given.config)
-        learn_tuner(plan, given.root, given.out)
+        config = experiment(plan, given.root, given.out, given.processes)
+        places = places_of(plan, config, learn_tuner(plan, given.root, given.out), runs / "_tuners")
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"schemes_table: {error}") from error
-    groups = groups_of(plan, given.root, given.out)
-    jobs = [job for group in groups.values() for own in group.values() for job in own]
-    with progress_bar("runs", len(jobs)) as advance:
-        run_jobs(jobs, given.processes, lambda record: advance(record["final_loss"]), run_tolerantly)
+    runner = engine.Runner(config, engine.executor_of("local", given.processes), list(places.values()), runs)
+    groups = groups_of(plan, places, runner)
+    runner.run([trial for group in groups.values() for own in group.values() for trial in own], "table")
     rows = [row_of(*names, group) for names, group in groups.items()]
     title = f"{Path(plan.model).name}: methods by tuning scheme, {plan.passes} passes, {len(plan.seeds)} seeds"
     print_table(title, rows)
     print(NOTE)
-    write_whole(given.out / "table.md", lambda path: path.write_text(markdown(rows, title)))
+    table = Table("Test scores", COLUMNS, [[Text(str(row[name])) for name in COLUMNS] for row in rows])
+    write_whole(given.out / "table.md", lambda path: path.write_text(markdown(title, [NOTE], [table])))
     write_json(given.out / "table.json", hardware() | {"plan": vars(plan), "rows": rows})
 
 

@@ -57,7 +57,7 @@ def main() -> None:
         model, tokenizer=tokenizer, **options, **common, eval_every=options["steps"], save_model=False
     )
     _, steps = read_run_log(result.out / "steps.jsonl")
-    seen = [-mean(side for _, *sides in step["draws"] for side in sides) for step in steps]
+    seen = [-mean(side for _, *sides in step["directions"] for side in sides) for step in steps]
     quarter = max(1, len(seen) // 4)
     best = result.summary["best"]
     rows = {

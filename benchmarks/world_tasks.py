@@ -28,7 +28,7 @@ def first_order(parts: RunContext, steps: int, lr: float) -> Scores:
     adam = torch.optim.Adam(parts.model.parameters(), lr=lr)
     for step in range(steps):
         adam.zero_grad()
-        batch_loss(parts.model, parts.feeder.at(step), parts.feeder.form).backward()
+        batch_loss(parts.model, parts.closures.batcher.at(step), parts.closures.batcher.form).backward()
         adam.step()
     return score(parts)
 
@@ -36,8 +36,8 @@ def first_order(parts: RunContext, steps: int, lr: float) -> Scores:
 def zeroth_order(parts: RunContext, steps: int) -> Scores:
     """After MeZO, with forward passes only."""
     for step in range(steps):
-        batch = parts.feeder.at(step)
-        parts.optimizer.step(lambda batch=batch: batch_loss(parts.model, batch, parts.feeder.form))
+        batch = parts.closures.batcher.at(step)
+        parts.optimizer.step(lambda batch=batch: batch_loss(parts.model, batch, parts.closures.batcher.form))
     return score(parts)
 
 

@@ -1,8 +1,8 @@
 """A method of your own in one file: MeZO whose learning rate does not depend on the size of the loss.
 
 MeZO's step is lr * g * z, and g grows with the loss: a loss in another unit needs another lr. Here the step is divided by
-the root of the running mean square of g, so its length is lr times something near 1. A method is three functions, `init`,
-`direction` and `update_`, and its state is its whole memory, which is why runs of it resume exactly without further code.
+the root of the running mean square of g, so its length is lr times something near 1. A method writes down where
+it differs from MeZO, here `init` and `update_`; its state is its whole memory, so that its runs resume exactly.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import torch
 
 import l2l
 from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import Method, MethodInfo, StepContext, check_positive, descend
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, PerturbedParameters
+from l2l.methods.base import Method, MethodInfo, StepContext, descend
+from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
 
 
@@ -33,30 +32,14 @@ class RMSState:
 @final
 @dataclass(frozen=True)
 class RMSMeZO(Method[RMSState]):
-    """theta -= lr * g / rms(g) * z. Extra memory: none."""
+    """theta -= lr * g / rms(g) * z."""
 
-    info: ClassVar = MethodInfo("an example; no paper", "0P")
+    info: ClassVar = MethodInfo("an example; no paper")
     step_is_normalized = True  # the step's length is lr's alone: lr="auto", a rule for steps that follow g, is refused
-    epsilon: float = 1e-3
-    num_directions: int = 1
-    distribution: Distribution = "gaussian"
     decay: float = 0.9
-
-    def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-
-    @property
-    def passes(self) -> float:
-        return 2.0 * self.num_directions
-
-    def state_bytes(self, blocks: Blocks) -> int:
-        return 0
 
     def init(self, blocks: Blocks) -> RMSState:
         return RMSState()
-
-    def direction(self, blocks: Blocks, state: RMSState, key: Key) -> Direction:
-        return Direction(key, (1.0,) * len(blocks), self.distribution)  # sigma = 1 in every block
 
     def update_(
         self, theta: PerturbedParameters, state: RMSState, estimates: Sequence[Estimate], context: StepContext

@@ -14,6 +14,7 @@ KEYS = {
     "draws": "num_directions",
     "normaliser": "normalizer",
     "turns": "block_schedule",
+    "update": "rule",
     "validation_betas": "validation_step_fractions",
     "walk": "perturb",
 }

@@ -36,8 +36,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "quickstart": Command(
         "learn a tuner and compare it with MeZO and DiZO, offline",
-        "l2l.experiments.quickstart:QuickstartConfig",
-        "l2l.experiments.quickstart:run_quickstart",
+        "l2l.experiments.presets.quickstart:QuickstartConfig",
+        "l2l.experiments.presets.quickstart:run_quickstart",
     ),
     "meta-train": Command(
         "learn a tuner for a model over a pool of tasks",
@@ -57,12 +57,12 @@ COMMANDS = {
     "meta-evaluate": Command(
         "judge tuners by the frozen protocol",
         "l2l.experiments.spec:MetaEvaluateConfig",
-        "l2l.experiments.meta_evaluate:run_meta_evaluation",
+        "l2l.experiments.presets.meta_evaluate:run_meta_evaluation",
     ),
     "compare": Command(
         "compare methods at equal passes and equal tuning effort",
         "l2l.experiments.spec:CompareConfig",
-        "l2l.experiments.compare:run_comparison",
+        "l2l.experiments.presets.compare:run_comparison",
     ),
     "evaluate": Command(
         "loss and metric of a model on a task",
@@ -106,11 +106,11 @@ COMMANDS = {
         ("tuner",),
     ),
     "tuners diff": Command(
-        "what two tuners differ in", "l2l.tuners.inspect:DiffConfig", "l2l.tuner_commands:diff", ("first", "second")
+        "what two tuners differ in", "l2l.tuner_commands:DiffConfig", "l2l.tuner_commands:diff", ("first", "second")
     ),
     "tuners test": Command(
         "go or no-go on a derivative of the base model",
-        "l2l.experiments.tuner_test:GoNoGoConfig",
+        "l2l.experiments.presets.tuner_test:GoNoGoConfig",
         "l2l.tuner_commands:trial",
         ("tuner",),
     ),
@@ -121,7 +121,7 @@ COMMANDS = {
         ("file",),
     ),
     "tuners download": Command(
-        "fetch a tuner, checksummed", "l2l.tuners.sources:DownloadConfig", "l2l.tuner_commands:download", ("tuner",)
+        "fetch a tuner, checksummed", "l2l.tuner_commands:DownloadConfig", "l2l.tuner_commands:download", ("tuner",)
     ),
     "tuners push": Command(
         "upload a tuner to the hub",
@@ -142,7 +142,7 @@ COMMANDS = {
         "l2l.tasks.inspect:check_task",
         ("task",),
     ),
-    "methods list": Command("the methods that come with the package", None, "l2l.train.method_list:list_methods"),
+    "methods list": Command("the methods that come with the package", None, "l2l.train.baselines:list_methods"),
 }
 
 BAD_INPUT = (ValueError, FileNotFoundError, FloatingPointError, NotADirectoryError, PermissionError)

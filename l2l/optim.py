@@ -17,14 +17,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypedDict, cast, final, get_args
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
-from l2l.aliases import renamed
 from l2l.estimators.backward import summed_gradients
 from l2l.estimators.finite_difference import (
     Closure,
@@ -47,16 +46,11 @@ from l2l.methods.base import (
     directions_of,
     run_estimator,
 )
-from l2l.methods.dizo import DiZO as DiZOMethod
-from l2l.methods.learned import Learned
-from l2l.methods.mezo import MeZO as MeZOMethod
 from l2l.noise import Key
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Block, Blocks
 from l2l.params.engine import defer_interrupt
 from l2l.report.memory import available_bytes
-from l2l.tuners.model import Tuner
-from l2l.tuners.transfer import Level
 
 LearningRate: TypeAlias = float | Literal["auto"]
 """A number, or ``auto``: beta over the curvature."""
@@ -604,68 +598,9 @@ def _restored(fresh: Any, kept: Any) -> Any:
     return type(fresh)(**values)  # pyright: ignore[reportCallIssue]
 
 
-class Engine(TypedDict, total=False):
-    """How any method walks; see :class:`ZOOptimizer`."""
+def __getattr__(name: str) -> Any:  # l2l.optim.MeZO and the like, which are made of what is above
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from l2l.optimizers import optimizer
 
-    perturb: Literal["auto", "in_place", "functional"]
-    update: Literal["auto", "master", "stochastic"]
-    sparse_embeddings: bool
-    groups: Sequence[Mapping[str, Any]]
-    step_fraction: float | None
-    curvature_lr: CurvatureLR | None
-
-
-def _parted(arguments: dict[str, Any]) -> tuple[dict[str, Any], Engine]:
-    """Arguments of the method, and of the optimizer around it."""
-    arguments = renamed(arguments, Engine.__annotations__)
-    engine = {name: arguments[name] for name in Engine.__annotations__ if name in arguments}
-    return {name: value for name, value in arguments.items() if name not in engine}, cast(Engine, engine)
-
-
-def MeZO(
-    model: nn.Module,
-    lr: LearningRate = 1e-6,
-    epsilon: float = 1e-3,
-    seed: int = 0,
-    weight_decay: float = 0.0,
-    **more: Any,
-) -> ZOOptimizer:
-    """MeZO as a torch optimizer; further arguments are those of :class:`l2l.methods.mezo.MeZO` and :class:`Engine`."""
-    method, engine = _parted(more)
-    return ZOOptimizer(model, MeZOMethod(epsilon=epsilon, **method), lr, seed, weight_decay, **engine)
-
-
-def DiZO(
-    model: nn.Module,
-    lr: LearningRate = 1e-6,
-    epsilon: float = 1e-3,
-    seed: int = 0,
-    weight_decay: float = 0.0,
-    **more: Any,
-) -> ZOOptimizer:
-    """DiZO as a torch optimizer; further arguments are those of :class:`l2l.methods.dizo.DiZO` and :class:`Engine`."""
-    method, engine = _parted(more)
-    return ZOOptimizer(model, DiZOMethod(epsilon=epsilon, **method), lr, seed, weight_decay, **engine)
-
-
-def ZOFineTuner(
-    model: nn.Module,
-    tuner: Tuner,
-    lr: LearningRate = 1e-6,
-    epsilon: float = 1e-3,
-    seed: int = 0,
-    weight_decay: float = 0.0,
-    match: Level = "exact",
-    **more: Any,
-) -> ZOOptimizer:
-    """The learned method as a torch optimizer; further arguments: :class:`l2l.methods.learned.Learned`, :class:`Engine`.
-
-    Args:
-        match: how alike the model must be to the tuner's own; see :func:`l2l.tuners.transfer.matched`.
-
-    Raises:
-        ValueError: the tuner was made for another model; missing and extra blocks are named.
-    """
-    tuner = tuner.matched(model, match)
-    method, engine = _parted(more)
-    return ZOOptimizer(model, Learned(tuner, epsilon=epsilon, **method), lr, seed, weight_decay, **engine)
+    return optimizer(name)

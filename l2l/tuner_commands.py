@@ -1,16 +1,29 @@
-"""The commands ``l2l tuners ...``: their configurations, and what runs them."""
+"""The commands ``l2l tuners ...``: their configurations, and the functions that run them and print.
+
+They use models, reports and experiments, so they are above ``l2l.tuners``.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich.console import Console
+from rich.measure import Measurement
+
+from l2l.costs.model_shape import config_of, meta_model
+from l2l.models.load import EMBEDDED, load_model
+from l2l.report.console import print_table
+from l2l.tuners import inspect
+from l2l.tuners.api import Tuner
+from l2l.tuners.card import render
+from l2l.tuners.diagnostics import draw_heatmap, heatmap, heatmap_table
+from l2l.tuners.fingerprint import Fingerprint
+from l2l.tuners.io import edit_card, to_config
+from l2l.tuners.published import KNOWN_MODELS, import_published, known_fingerprint
+from l2l.tuners.sources import download_with_progress, tuner_rows
 from l2l.tuners.transfer import Level
-
-if TYPE_CHECKING:
-    from l2l.tuners.fingerprint import Fingerprint
-
 
 WIDEST = 10_000
 """Columns that a heat map may ask for."""
@@ -29,22 +42,15 @@ class ShowConfig:
 
 
 def show(config: ShowConfig) -> None:
-    """The card, and sigma as a heat map."""
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    from l2l.tuners.card import render
-    from l2l.tuners.diagnostics import draw, heat, table
-    from l2l.tuners.io import to_config
-    from l2l.tuners.model import Tuner
-
+    """Print the card, and sigma as a heat map."""
     tuner = Tuner.from_pretrained(config.tuner, config.revision)
     print(render(tuner, to_config(tuner)))
-    picture, console = table(heat(tuner)), Console()
-    needed = Measurement.get(console, console.options.update(max_width=WIDEST), picture).maximum
-    Console(width=max(console.width, needed)).print(picture)  # a narrow terminal wraps it, and hides no figure
+    found, console = heatmap(tuner), Console()
+    table = heatmap_table(found)
+    needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    Console(width=max(console.width, needed)).print(table)  # a narrow terminal wraps it, and hides no figure
     if config.picture is not None:
-        print(f"picture: {draw(heat(tuner), Path(config.picture), config.tuner)}")
+        print(f"picture: {draw_heatmap(found, Path(config.picture), config.tuner)}")
 
 
 @dataclass(frozen=True)
@@ -53,41 +59,45 @@ class ListTunersConfig:
 
 
 def list_tuners(_: ListTunersConfig) -> None:
-    """A row per tuner."""
-    from l2l.report.console import print_table
-    from l2l.tuners.sources import rows
-
-    print_table("tuners", rows())
+    """Print a row per tuner."""
+    print_table("tuners", tuner_rows())
 
 
-def download_config() -> type:
-    """Configuration of ``tuners download``."""
-    from l2l.tuners.sources import DownloadConfig
+@dataclass(frozen=True)
+class DownloadConfig:
+    """Download a tuner, so that it can be used by its name, also offline."""
 
-    return DownloadConfig
-
-
-def download(config: Any) -> None:
-    """Fetch a tuner; where it lies now."""
-    from l2l.tuners.sources import run_download
-
-    print(run_download(config))
-
-
-def diff_config() -> type:
-    """Configuration of ``tuners diff``."""
-    from l2l.tuners.inspect import DiffConfig
-
-    return DiffConfig
+    tuner: str
+    """Name in a registry (see ``l2l tuners list``), or hub id."""
+    revision: str | None = None
+    """Commit, branch or tag of a hub tuner; None: its main branch. Registries pin their own."""
+    sha256: str | None = None
+    """What the hub's ``tuner.safetensors`` must have."""
+    progress: bool = True
+    """Show a progress bar."""
 
 
-def diff(config: Any) -> None:
-    """What two tuners differ in."""
-    from l2l.report.console import print_table
-    from l2l.tuners.inspect import difference
-    from l2l.tuners.model import Tuner
+def download(config: DownloadConfig) -> None:
+    """Fetch a tuner; print its folder."""
+    print(download_with_progress(config.tuner, config.revision, config.sha256, config.progress))
 
-    found = difference(Tuner.from_pretrained(config.first), Tuner.from_pretrained(config.second), config.most)
+
+@dataclass(frozen=True)
+class DiffConfig:
+    """Compare two tuners: configs, sigma by kind, distance of weights, the blocks that differ most."""
+
+    first: str
+    """Directory, bundled or registered name, or hub id."""
+    second: str
+    """The other one."""
+    most: int = inspect.MOST
+    """Blocks to name."""
+
+
+def diff(config: DiffConfig) -> None:
+    """Print how two tuners differ."""
+    first, second = Tuner.from_pretrained(config.first), Tuner.from_pretrained(config.second)
+    found = inspect.difference(first, second, config.most)
     print(found.blocks)
     print("distance of the weights:", "no common shape" if found.distance is None else f"{found.distance:.4g}")
     for title, rows in (("configuration", found.config), ("sigma by kind", found.sigma), ("changes", found.changes)):
@@ -104,17 +114,15 @@ class CardConfig:
     results: str | None = None
     """``meta_evaluate.json`` of an evaluation, or ``summary.json`` of a test: becomes a table in the card."""
     label: str | None = None
-    """What the evaluation calls the tuner; None: the contender of the directory's name, or the only one."""
+    """The tuner's label in the evaluation; None: the contender of the directory's name, or the only one."""
     licence: str | None = None
     """Licence of the tuner's weights, such as MIT."""
     base_model: str | None = None
-    """Id by which others know the model, where the tuner was learned from a directory."""
+    """Public id of the model, where the tuner was learned from a directory."""
 
 
 def card(config: CardConfig) -> None:
-    """Write the card anew; where it lies."""
-    from l2l.tuners.io import edit_card
-
+    """Rewrite the card; print its path."""
     results = None if config.results is None else Path(config.results)
     print(edit_card(Path(config.tuner), results, config.label, config.licence, config.base_model))
 
@@ -136,9 +144,7 @@ class PushConfig:
 
 
 def push(config: PushConfig) -> None:
-    """Upload; the commit's address."""
-    from l2l.tuners.model import Tuner
-
+    """Upload; print the commit's address."""
     tuner = Tuner.from_pretrained(config.tuner)
     print(tuner.push_to_hub(config.repo_id, config.private, config.revision, config.licence))
 
@@ -158,14 +164,11 @@ class ImportConfig:
 
 
 def import_tuner(config: ImportConfig) -> None:
-    """Import; what it is now."""
-    from l2l.tuners.published import import_published
-
-    prints = None if config.model is None else fingerprint_of(config.model)
-    tuner = import_published(Path(config.file), config.base_model, Path(config.out), prints)
-    print(
-        f"{config.out}: {len(tuner.fingerprint.names)} blocks of {config.base_model}; the file's own licence is unknown"
-    )
+    """Import a published file; print what it became."""
+    fingerprint = None if config.model is None else fingerprint_of(config.model)
+    tuner = import_published(Path(config.file), config.base_model, Path(config.out), fingerprint)
+    blocks = len(tuner.fingerprint.names)
+    print(f"{config.out}: {blocks} blocks of {config.base_model}; the file's own licence is unknown")
 
 
 @dataclass(frozen=True)
@@ -175,36 +178,29 @@ class VerifyConfig:
     tuner: str
     """Directory, bundled name or hub id."""
     model: str | None = None
-    """Model that it shall serve: ``l2l/tiny``, a directory or a hub id; None: blocks are not compared. Of a hub model only
-    the config is read."""
+    """Model to use it with: ``l2l/tiny``, a directory or a hub id; None: blocks are not compared. Of a hub model only the
+    config is read."""
     match: Level = "exact"
-    """How alike the model must be to the tuner's own: ``exact``, ``shape`` or ``kind``."""
+    """Required similarity of the model to the tuner's own: ``exact``, ``shape`` or ``kind``."""
     revision: str | None = None
     """Revision of a hub tuner."""
 
 
 def verify(config: VerifyConfig) -> None:
-    """Findings; exit code 2 where one is an error."""
-    from l2l.tuners.inspect import refuse_errors, verify
-
-    prints = None if config.model is None else fingerprint_of(config.model, weights=True)
-    findings = verify(config.tuner, prints, config.revision, config.match)
+    """Print the findings; exit code 2 where one is an error."""
+    fingerprint = None if config.model is None else fingerprint_of(config.model, weights=True)
+    findings = inspect.verify(config.tuner, fingerprint, config.revision, config.match)
     for found in findings:
         print(f"{found.level:8} {found.what:9} {found.text}")
-    refuse_errors(config.tuner, findings)
+    inspect.refuse_errors(config.tuner, findings)
 
 
 def fingerprint_of(model: str, weights: bool = False) -> Fingerprint:
-    """Blocks of a model, from its config alone; of those that published tuners are for, without a network.
+    """Blocks of a model, from its config alone.
 
     Args:
-        weights: look at the weights too where they are at hand, in a directory or in the package.
+        weights: read the weights too where they are on this machine, in a directory or in the package.
     """
-    from l2l.costs.model_shape import config_of, meta_model
-    from l2l.models.load import EMBEDDED, load_model
-    from l2l.tuners.fingerprint import Fingerprint
-    from l2l.tuners.published import KNOWN_MODELS, known_fingerprint
-
     if model.lower() in {name.lower() for name in KNOWN_MODELS}:
         return known_fingerprint(model)
     if weights and (model == EMBEDDED or any(Path(model).glob("*.safetensors"))):
@@ -214,13 +210,13 @@ def fingerprint_of(model: str, weights: bool = False) -> Fingerprint:
 
 def trial_config() -> type:
     """Configuration of ``tuners test``."""
-    from l2l.experiments.tuner_test import GoNoGoConfig
+    from l2l.experiments.presets.tuner_test import GoNoGoConfig
 
     return GoNoGoConfig
 
 
 def trial(config: Any) -> None:
-    """Go or no-go on a derivative of the base model."""
-    from l2l.experiments.tuner_test import report, run_tuner_test
+    """Test a tuner on a derivative of its base model; print the verdict."""
+    from l2l.experiments.presets.tuner_test import report, run_tuner_test
 
     print(report(run_tuner_test(config)))

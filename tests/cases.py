@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import date
+from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,7 +18,7 @@ from l2l.methods.base import Method
 from l2l.methods.registry import build_method
 from l2l.methods.wrappers import wrapper_names
 from l2l.optim import ZOOptimizer
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 
 class Quadratic(nn.Module):
@@ -162,8 +165,8 @@ METHODS = [
     MethodCase("sparse+lozo_m", {"sparse": {"interval": 3}, "lozo_m": ARGS["lozo_m"]}),
     MethodCase("sparse+mezo", {"sparse": {"kind": "magnitude", "interval": 3}}),
     MethodCase("sparse+mezo", {"sparse": {"kind": "wanda", "interval": 3}}),
-    MethodCase("tezo", {"update": "adam"}),
-    MethodCase("tezo", {"update": "momentum"}),
+    MethodCase("tezo", {"rule": "adam"}),
+    MethodCase("tezo", {"rule": "momentum"}),
 ]
 
 
@@ -175,6 +178,24 @@ STEPPED = [case for case in METHODS if not case.make(TiedLM()).step_is_normalize
 
 def named(case: MethodCase) -> str:
     return "-".join([case.name, *(f"{key}={value}" for key, value in case.args.items())])
+
+
+Value = TypeVar("Value")
+
+
+def sliced(values: Sequence[Value], name: str, count: int, always: int, label: Callable[[Value], str]) -> list[Any]:
+    """Parameters of a test (a tuple is several): the first ``always`` values and ``count`` others, drawn by date and
+    name, in the default run; the rest marked slow."""
+    rest = range(always, len(values))
+    drawn = random.Random(f"{date.today().toordinal()} {name}").sample(rest, min(count, len(rest)))
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            id=label(value),
+            marks=() if i < always or i in drawn else pytest.mark.slow,
+        )
+        for i, value in enumerate(values)
+    ]
 
 
 def optimizer_for(case: MethodCase, model: nn.Module, problem: Problem, seed: int = 0, **more: Any) -> ZOOptimizer:

@@ -31,7 +31,7 @@ class FakeHub(ThreadingHTTPServer):
         self.private: dict[str, bool] = {}
         self.large: dict[str, bytes] = {}
         """Uploaded large files by sha256."""
-        self.as_large = (".safetensors",)
+        self.as_large: tuple[str, ...] = (".safetensors",)
         """Endings of files that are uploaded apart from the commit."""
         self.log: list[tuple[str, str]] = []
         """(verb, path) of what was asked."""

@@ -22,7 +22,7 @@ from transformers.utils import logging
 import l2l
 from l2l.cli import COMMANDS, main
 from l2l.models.shapes import tiny_random
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 TINY = shlex.split("--steps 2 --batch_size 2 --train_size 8 --dev_size 4 --test_size 4 --progress false")
 META = shlex.split("--steps 2 --batch_size 2 --train_size 8 --dev_size 4 --validation_steps 1 --progress false")

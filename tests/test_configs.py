@@ -12,12 +12,12 @@ import yaml
 from daily import daily_slice
 
 from l2l.cli import main
-from l2l.experiments.quickstart import RECIPE
+from l2l.experiments.presets.quickstart import RECIPE
 from l2l.meta.config import MetaTrainConfig
 from l2l.models.load import load_tokenizer
 from l2l.models.shapes import tiny_random
 from l2l.train.config import FineTuneConfig
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {"fine_tune": ("fine-tune", FineTuneConfig), "meta_train": ("meta-train", MetaTrainConfig)}

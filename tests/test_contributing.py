@@ -50,7 +50,7 @@ class Recipe:
 def recipe(title: str) -> Recipe:
     section = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
     assert section, f"CONTRIBUTING has no recipe {title!r}"
-    file = re.search(r"^`(l2l/\S+\.py)`:\n\n```python\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
+    file = re.search(r"^`(\S+\.py)`:\n\n```python\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
     command = re.search(r"^```bash\n(l2l .*?)\n```", section[1], re.MULTILINE)
     assert file and command, f"the recipe {title!r} needs a file and a command"
     return Recipe(file[1], file[2], command[1])

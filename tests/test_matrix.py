@@ -28,7 +28,7 @@ from l2l.optim import ZOOptimizer
 from l2l.tasks.base import Example, GeneratedData, Task
 from l2l.tasks.encode import Batch, collate, encoder_for
 from l2l.tasks.losses import batch_loss
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 CAUSAL = ["opt", "llama", "qwen2", "qwen3", "mistral", "gpt2", "gemma", "phi", "gpt_neox", "mixtral"]
 OTHERS: list[tuple[str, Head]] = [

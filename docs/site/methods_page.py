@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from l2l.methods import method_class, method_names
+from l2l.methods.registry import method_list
 from l2l.methods.wrappers import AROUND, wrapper_class
-from l2l.train.method_list import method_list
+from l2l.train.baselines import baseline_list
 
 PAGE = Path(__file__).parents[1] / "methods.md"
 
@@ -50,7 +51,7 @@ def written(text: str) -> str:
     Raises:
         ValueError: a method has no heading of its own, or a heading names no method.
     """
-    rows = {row["method"]: row for row in method_list()}
+    rows = {row["method"]: row for row in method_list() + baseline_list()}
     headings = re.findall(r"^### (.+)$", text, re.MULTILINE)
     if sorted(headings) != sorted(rows):
         raise ValueError(f"{PAGE.name} and `l2l methods list` differ in {sorted(set(headings) ^ set(rows))}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from l2l.costs.model_shape import ModelShape
+from l2l.params.blocks import Blocks
 
 PerturbMode = Literal["in_place", "functional"]
 Update = Literal["direct", "master", "stochastic"]
@@ -20,7 +21,7 @@ _BATCH_BYTES = 16
 
 @dataclass(frozen=True)
 class Load:
-    """What one forward pass is fed, all its calls together."""
+    """Input of one forward pass, all its calls together."""
 
     rows: int
     length: int
@@ -37,30 +38,50 @@ class Load:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is fine-tuned."""
+    """How a model is fine-tuned: choices of the run, and the declared costs of the method."""
 
     dtype: torch.dtype
     perturb: PerturbMode
     update: Update
-    anchor: int = 0
-    """Coordinates of which the method holds a copy throughout."""
-    search: int = 0
-    """Coordinates copied while the method searches."""
+    passes: float = 2.0
+    """Forward passes per step, without those of ``lr="auto"``."""
+    num_directions: int = 1
+    """Directions per step; 0: a first-order method, which perturbs nothing."""
+    state: int = 0
+    """Bytes that the method keeps between steps."""
     scratch: int = 0
-    """Bytes the method needs for a moment, between forward passes."""
-    tuner: int = 0
-    """Parameters of the tuner."""
-    backward: bool = False
-    """Whether a step goes back through the model: all gradients, and activations of all layers, are held at once."""
-    states: int = 0
-    """Float32 coordinates that a first-order method keeps from step to step."""
+    """Bytes that a step holds for the method."""
+    differentiates: bool = False
+    """Whether derivatives are taken: activations of all layers are then held, an upper bound where only the last layers
+    are differentiated, or in forward mode."""
+    learned: bool = False
+    """Whether a tuner reads the moments of the weights at each step."""
+
+    @staticmethod
+    def of(dtype: torch.dtype, perturb: PerturbMode, update: Update, method: Any, blocks: Blocks) -> Plan:
+        """The plan of a method object for these blocks."""
+        return Plan(
+            dtype,
+            perturb,
+            update,
+            passes=method.passes,
+            num_directions=getattr(method, "num_directions", 0),
+            state=method.state_bytes(blocks),
+            scratch=method.scratch_bytes(blocks),
+            differentiates=method.differentiates,
+            learned=_has_tuner(method),
+        )
+
+
+def _has_tuner(method: Any) -> bool:
+    return hasattr(method, "tuner") or (hasattr(method, "inner") and _has_tuner(method.inner))
 
 
 def choose_perturb_mode(dtype: torch.dtype, perturb: str) -> PerturbMode:
-    """The way of walking; ``auto`` is in place where coming back costs one rounding.
+    """How weights are perturbed; ``auto`` is in place where restoring them costs one rounding.
 
     Raises:
-        ValueError: half precision cannot be walked in place.
+        ValueError: half precision cannot be perturbed in place.
     """
     whole = dtype in (torch.float32, torch.float64)
     if perturb == "in_place" and not whole:
@@ -68,6 +89,26 @@ def choose_perturb_mode(dtype: torch.dtype, perturb: str) -> PerturbMode:
             f"perturb='in_place' needs float32 weights, these are {dtype}: use perturb='functional' or dtype float32"
         )
     return "functional" if perturb == "functional" or not whole else "in_place"
+
+
+def choose_update(dtype: torch.dtype, update: str, room: int, master: int) -> Update:
+    """How an update reaches the weights: float32 takes it directly.
+
+    Args:
+        update: ``master``, ``stochastic``, or ``auto``: the master where it takes at most half of the room, else
+            stochastic rounding for bfloat16.
+        room: bytes left once the weights are loaded.
+        master: bytes of a float32 copy of the trained weights.
+
+    Raises:
+        ValueError: float16 is to be rounded stochastically.
+    """
+    if dtype in (torch.float32, torch.float64):
+        return "direct"
+    if update == "stochastic" and dtype == torch.float16:
+        raise ValueError("update='stochastic' rounds to bfloat16: use update='master' or dtype bf16")
+    scarce = update == "auto" and 2 * master > room and dtype == torch.bfloat16
+    return "stochastic" if update == "stochastic" or scarce else "master"
 
 
 def activation_bytes(shape: ModelShape, load: Load, dtype: torch.dtype) -> int:
@@ -81,10 +122,8 @@ def activation_bytes(shape: ModelShape, load: Load, dtype: torch.dtype) -> int:
 
 
 def backward_bytes(shape: ModelShape, load: Load, dtype: torch.dtype) -> int:
-    """Most that a forward and backward pass hold at once: what each layer has computed, and the logits twice over.
-
-    Of the logits the gradient is as large as they are. What autograd frees in time is not told apart, so this is more
-    than is needed.
+    """Most that a forward and backward pass hold at once: the activations of every layer, and the logits with their
+    gradient. An upper bound: what autograd frees in time is not told apart.
     """
     mlp, attention, loss = _held(shape, load, dtype)
     return load.tokens * load.length * dtype.itemsize + shape.layers * (mlp + attention) + 2 * loss
@@ -97,62 +136,36 @@ def _held(shape: ModelShape, load: Load, dtype: torch.dtype) -> tuple[int, int, 
     attention = load.tokens * 7 * d * size
     if shape.eager_attention:
         attention += load.tokens * load.length * shape.heads * (size + LOSS_BYTES)
-    casted = 0 if dtype == torch.float32 else LOSS_BYTES
-    loss = 2 * load.tokens * d * size + load.read * shape.vocabulary * (size + casted + LOSS_BYTES)
+    cast = 0 if dtype == torch.float32 else LOSS_BYTES
+    loss = 2 * load.tokens * d * size + load.read * shape.vocabulary * (size + cast + LOSS_BYTES)
     return mlp, attention, loss
 
 
+_TRANSIENT = ("activations", "batch", "perturb", "scratch")
+"""Parts that come and go within a step."""
+
+
 def memory_parts(shape: ModelShape, load: Load, plan: Plan) -> dict[str, int]:
-    """Bytes of each part at the peak of a step. Activations, batch, walk, search and gradients come and go."""
+    """Bytes of each part at the peak of a step: ``perturb`` are the copies of perturbed blocks, ``master`` the float32 copy
+    of the trained weights, ``method`` and ``scratch`` what the method holds between steps and within one."""
     size = plan.dtype.itemsize
-    activations = (backward_bytes if plan.backward else activation_bytes)(shape, load, plan.dtype)
-    parts = {
+    copied = plan.num_directions and plan.perturb == "functional"
+    return {
         "weights": shape.parameters * size,
-        "activations": max(activations, plan.scratch),
+        "activations": (backward_bytes if plan.differentiates else activation_bytes)(shape, load, plan.dtype),
         "batch": load.tokens * _BATCH_BYTES,
-        "walk": 0 if plan.backward else perturb_bytes(shape, plan),
-        "master": master_bytes(shape, plan),
-        "method": plan.anchor * size + (plan.tuner + plan.states) * LOSS_BYTES,
-        "search": plan.search * size,
+        "perturb": sum(sorted(shape.whole)[-2:]) * size if copied else 0,  # at most two blocks are copied at a time
+        "master": shape.trained * LOSS_BYTES if plan.update == "master" else 0,
+        "method": plan.state,
+        "scratch": plan.scratch,
     }
-    return parts | ({"gradients": shape.trained * size} if plan.backward else {})
 
 
-def choose_update(dtype: torch.dtype, update: str, room: int, master: int) -> Update:
-    """How an update reaches the weights: float32 takes it directly.
-
-    Args:
-        update: ``master``, ``stochastic``, or ``auto``: the master where it takes at most half of the room, else
-            stochastic rounding for bfloat16.
-        room: bytes left once the weights are loaded.
-        master: bytes of a float32 copy of what is trained.
-
-    Raises:
-        ValueError: float16 is to be rounded stochastically.
-    """
-    if dtype in (torch.float32, torch.float64):
-        return "direct"
-    if update == "stochastic" and dtype == torch.float16:
-        raise ValueError("update='stochastic' rounds to bfloat16: use update='master' or dtype bf16")
-    scarce = update == "auto" and 2 * master > room and dtype == torch.bfloat16
-    return "stochastic" if update == "stochastic" or scarce else "master"
-
-
-def passing_bytes(parts: dict[str, int]) -> int:
-    """What comes on top when a model is loaded and its method set up."""
-    return sum(parts.get(name, 0) for name in ("activations", "batch", "walk", "search", "gradients"))
-
-
-def perturb_bytes(shape: ModelShape, plan: Plan) -> int:
-    """Transient copies: none in place, else of the two largest blocks that are read whole."""
-    return 0 if plan.perturb == "in_place" else sum(sorted(shape.whole)[-2:]) * plan.dtype.itemsize
-
-
-def master_bytes(shape: ModelShape, plan: Plan) -> int:
-    """The float32 copy of what is trained, where one is kept."""
-    return shape.trained * LOSS_BYTES if plan.update == "master" else 0
+def transient_bytes(parts: dict[str, int]) -> int:
+    """What steps add to a model that is loaded and a method that is set up."""
+    return sum(parts[name] for name in _TRANSIENT)
 
 
 def inference_bytes(parts: dict[str, int]) -> int:
-    """What a mere forward pass would need."""
+    """What a forward pass alone would need."""
     return parts["weights"] + parts["activations"] + parts["batch"]

@@ -1,4 +1,4 @@
-"""What matters of a model for memory and time, read off its modules; they may hold no data (meta device)."""
+"""Sizes of a model that decide memory and time, read off its modules; they may hold no data (meta device)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from l2l.models.kinds import auto_class, kind_of_config
 from l2l.models.load import EMBEDDED
@@ -27,7 +26,8 @@ class ModelShape:
     blocks: tuple[int, ...]
     """Coordinates of each block that is trained."""
     whole: tuple[int, ...]
-    """Of those, the ones read whole: an embedding that is no head as well is only looked up."""
+    """Coordinates of the trained blocks that a forward pass reads whole; of an embedding that is not the head too, only
+    rows are looked up."""
     matrices: int
     """Coordinates of the matrices every token is multiplied with: neither embeddings nor the head."""
     layers: int
@@ -83,18 +83,19 @@ def config_of(model: str, revision: str | None = None) -> PreTrainedConfig:
         raise ValueError(f"cannot read the config of {model!r}: {str(error).strip().splitlines()[0]}") from error
 
 
-def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+def meta_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model of a config with modules and shapes, and no data."""
     with torch.device("meta"):
-        return auto_class(kind_of_config(config)).from_config(config, dtype=torch.float32, trust_remote_code=False)
+        return auto_class(kind_of_config(config)).from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def model_shape(model: PreTrainedModel, trained: Blocks | None = None) -> ModelShape:
-    """Sizes of a model; ``trained`` are its blocks that move, by default all."""
+    """Sizes of a model; ``trained`` are its trained blocks, by default all."""
     every = Blocks.of(model, trainable=False)
     text: Any = model.config.get_text_config()
-    moving = every if trained is None else trained
-    head = _head_weight(model)
+    trained = every if trained is None else trained
+    output = model.get_output_embeddings() if callable(getattr(model, "get_output_embeddings", None)) else None
+    head = getattr(output, "weight", None)
     matrices = [b.tensor for b in every if b.tensor.ndim >= 2 and not b.embedding and b.tensor is not head]
     width = int(text.hidden_size)
     flat = [tuple(m.shape) for m in matrices if m.ndim == 2]
@@ -103,8 +104,8 @@ def model_shape(model: PreTrainedModel, trained: Blocks | None = None) -> ModelS
     wide = sum(expanded in shape for shape in flat)
     return ModelShape(
         parameters=every.numel,
-        blocks=tuple(block.numel for block in moving),
-        whole=tuple(block.numel for block in moving if not block.embedding or block.tensor is head),
+        blocks=tuple(block.numel for block in trained),
+        whole=tuple(block.numel for block in trained if not block.embedding or block.tensor is head),
         matrices=sum(matrix.numel() for matrix in matrices),
         layers=layers,
         heads=int(getattr(text, "num_attention_heads", 1) or 1),
@@ -115,9 +116,3 @@ def model_shape(model: PreTrainedModel, trained: Blocks | None = None) -> ModelS
         modules=sum(1 for module in model.modules() if not any(True for _ in module.children())),
         eager_attention=getattr(model.config, "_attn_implementation", None) == "eager",
     )
-
-
-def _head_weight(model: nn.Module) -> object:
-    find = getattr(model, "get_output_embeddings", None)
-    head = find() if callable(find) else None
-    return getattr(head, "weight", None)

@@ -1,10 +1,7 @@
 """Predicted time of a step: arithmetic of a forward pass and traversals of the weights, over measured speeds.
 
-Pure functions; the speeds come from :mod:`l2l.costs.time`.
-
-How fast this machine is: a measurement of a few hundred milliseconds, made once per process and kind of load.
-
-Nothing random is drawn, so a run that is predicted first gives the same results.
+Speeds are measured in a few hundred milliseconds, once per process and kind of load. Nothing random is drawn, so a run that is
+predicted first gives the same results.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from l2l.costs.memory import Load, PerturbMode
+from l2l.costs.memory import Load, Plan
 from l2l.costs.model_shape import ModelShape
 from l2l.noise import Key, NoiseTerm, TensorSlice, active_backend, add_noise, standard_deviation
 
@@ -34,7 +31,7 @@ class Speeds:
     """FLOP/s of a product with as many rows as tokens are read in a call."""
     attention: float
     """Seconds of one layer's attention on the rows fed, projections apart."""
-    leaves_span: float
+    pointwise: float
     """Seconds of one layer's norms, activation and additions on the tokens fed."""
     logits: float
     """Seconds to turn one logit into a log-probability."""
@@ -43,14 +40,14 @@ class Speeds:
     one_stream: float
     """Elements/s of a traversal that adds one direction."""
     two_streams: float
-    """Elements/s of a traversal that leaves one direction and takes up another."""
-    piece: float
+    """Elements/s of a traversal that removes one direction and adds another."""
+    block: float
     """Seconds a traversal spends on each block, however small."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward passes and traversals of a mean step."""
+    """Forward passes and traversals of the weights in a mean step."""
 
     forwards: float
     one_stream: float
@@ -71,45 +68,33 @@ def forward_seconds(shape: ModelShape, load: Load, speeds: Speeds) -> float:
     """Seconds of one forward pass with its loss."""
     flops = forward_flops(shape, load)
     products = flops["matrices"] / speeds.matrices + flops["head"] / speeds.head
-    around = shape.layers * (speeds.attention + speeds.leaves_span) + load.calls * shape.modules * speeds.module
+    around = shape.layers * (speeds.attention + speeds.pointwise) + load.calls * shape.modules * speeds.module
     return products + around + load.read * shape.vocabulary * speeds.logits
 
 
-def step_passes(
-    perturb: PerturbMode,
-    num_directions: int = 1,
-    learned: bool = False,
-    interval: int = 0,
-    iterations: int = 0,
-    every: int = 0,
-) -> Passes:
-    """What a step consists of, in a loop that owns the model.
+def step_passes(plan: Plan, every: int = 0) -> Passes:
+    """Forward passes and traversals of a step, in a loop that owns the model.
 
-    In place, two traversals per draw: to the other side, and from there home, on by the update, and out along the
-    next direction. Exact: a copy for each forward pass, and the update; a learned method also reads the weights.
+    In place, a traversal per forward pass: half of them to the other side of a direction, half from there through the
+    update to the next direction. Functional: a copy for each forward pass, and the update per direction; a learned method
+    also reads the weights. A first-order method traverses the weights once.
 
     Args:
-        draws: directions per step, two forward passes each.
-        interval, iterations: of a search every so many steps, two forward passes per iteration.
-        every: steps between third losses, for which theta goes home, of ``lr="auto"``; 0: there are none.
+        every: steps between the extra losses of ``lr="auto"``, at unperturbed weights; 0: there are none.
     """
-    searching = 2 * iterations / interval if interval else 0.0
     third = 1 / every if every else 0.0
-    forwards = 2 * num_directions + searching + third
-    if perturb == "in_place":
-        return Passes(forwards, num_directions + 2 * third, num_directions - third)
-    return Passes(forwards, 3 * num_directions + third + learned, 0)
-
-
-def first_order_passes() -> Passes:
-    """A forward pass, a backward pass that takes about as long as two, and one traversal for the update."""
-    return Passes(3, 1, 0)
+    forwards = plan.passes + third
+    if not plan.num_directions:
+        return Passes(forwards, 1, 0)
+    if plan.perturb == "in_place":
+        return Passes(forwards, plan.passes / 2 + 2 * third, plan.passes / 2 - third)
+    return Passes(forwards, forwards + plan.num_directions + plan.learned, 0)
 
 
 def traversal_seconds(shape: ModelShape, passes: Passes, speeds: Speeds) -> float:
-    """Seconds a step spends on moving weights."""
+    """Seconds a step spends on perturbing and updating the weights."""
     elements = shape.trained * (passes.one_stream / speeds.one_stream + passes.two_streams / speeds.two_streams)
-    return elements + (passes.one_stream + passes.two_streams) * len(shape.blocks) * speeds.piece
+    return elements + (passes.one_stream + passes.two_streams) * len(shape.blocks) * speeds.block
 
 
 def step_seconds(shape: ModelShape, load: Load, passes: Passes, speeds: Speeds) -> float:
@@ -120,63 +105,59 @@ def step_seconds(shape: ModelShape, load: Load, passes: Passes, speeds: Speeds) 
 CALLS_PER_MODULE = 4
 """A model's module costs about as many small calls: its own, and those around it (views, additions, checks)."""
 
-_REPEATS = 8
-_SECONDS = 0.04
-"""After this long a measurement is not repeated."""
+_REPEATS, _SECONDS = 8, 0.04
+"""A measurement is repeated so often, or until it has taken so long."""
 _LIMITS = {"cpu": (4.0e8, 2**24), "cuda": (4.0e12, 2**28)}
 """Device -> FLOP of the product measured, and most coordinates of its matrix."""
 _ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
-"""Most elements of the states on which what is not a product is measured; the rest is in proportion."""
+"""Most elements of the states that attention and pointwise work are measured on; larger ones are in proportion."""
 _WEIGHTS = {"reference": 2**20, "cpu": 2**22, "cuda": 2**28}
 """Weights traversed, by backend or else device."""
-_PIECES = 64
+_SLICES = 64
 
 
 def speeds_for(shape: ModelShape, load: Load, dtype: torch.dtype, device: torch.device | str = "cpu") -> Speeds:
-    """Measured speeds for the sizes of a model and what it is fed."""
+    """Measured speeds for the sizes of a model and its load."""
     device = torch.device(device)
     threads = torch.get_num_threads()
     # Loads that differ by little share a measurement: rows up to a power of two.
-    products = [
-        _product_speed(_rounded(rows), shape.width, dtype, device, threads) for rows in (load.tokens, load.read)
-    ]
-    attention, leaves_span = _layer_seconds(shape, load, dtype, device, threads)
-    one, two, piece = _traversal_speeds(dtype, device, threads)
+    rounded = [1 << max(0, (rows - 1).bit_length()) for rows in (load.tokens, load.read)]
+    products = [_product_speed(rows, shape.width, dtype, device, threads) for rows in rounded]
+    attention, pointwise = _layer_seconds(shape, load, dtype, device, threads)
+    one, two, block = _traversal_speeds(dtype, device, threads)
     logits, module = _small_seconds(device, threads)
-    return Speeds(products[0], products[1], attention, leaves_span, logits, module, one, two, piece)
+    return Speeds(products[0], products[1], attention, pointwise, logits, module, one, two, block)
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
-    """The shortest of some runs, after one that does not count. Others who use the machine only ever make it slower."""
+    """The shortest of some runs, after one that does not count. Other load on the machine only ever makes a run slower."""
+
+    def timed() -> float:
+        wait()
+        begin = time.perf_counter()
+        work()
+        wait()
+        return time.perf_counter() - begin
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     best, spent = float("inf"), 0.0
-    _timed(work, device)
+    timed()
     for _ in range(_REPEATS):
-        taken = _timed(work, device)
+        taken = timed()
         best, spent = min(best, taken), spent + taken
         if spent > _SECONDS:
             break
     return best
 
 
-def _timed(work: Callable[[], Any], device: torch.device) -> float:
-    _wait(device)
-    begin = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _rounded(number: int) -> int:
-    return 1 << max(0, (number - 1).bit_length())
-
-
 def _limit(table: dict[str, Any], device: torch.device) -> Any:
     return table["cuda" if device.type == "cuda" else "cpu"]
+
+
+# The measurements are cached by all that they depend on, the number of threads among it.
 
 
 @lru_cache(maxsize=64)
@@ -194,15 +175,13 @@ def _product_speed(rows: int, width: int, dtype: torch.dtype, device: torch.devi
 def _layer_seconds(
     shape: ModelShape, load: Load, dtype: torch.dtype, device: torch.device, threads: int
 ) -> tuple[float, float]:
-    """Seconds of attention and of elementwise work of one layer."""
-    size = max(1, shape.width // shape.heads)
-    fit = max(1, _limit(_ELEMENTS, device) // (load.length * shape.heads * size))
-    rows = min(load.rows, fit)
+    """Seconds of attention and of pointwise work of one layer."""
+    size, most = max(1, shape.width // shape.heads), _limit(_ELEMENTS, device)
+    rows = min(load.rows, max(1, most // (load.length * shape.heads * size)))
     attention = _attention_seconds(rows, shape.heads, load.length, size, dtype, device, threads)
-    fit = max(1, _limit(_ELEMENTS, device) // shape.expanded)
-    tokens = min(load.tokens, fit)
-    around = _elementwise_seconds(tokens, shape.width, shape.expanded * shape.gates, dtype, device, threads)
-    return attention * load.rows / rows, around * load.tokens / tokens
+    tokens = min(load.tokens, max(1, most // shape.expanded))
+    pointwise = _pointwise_seconds(tokens, shape.width, shape.expanded * shape.gates, dtype, device, threads)
+    return attention * load.rows / rows, pointwise * load.tokens / tokens
 
 
 @lru_cache(maxsize=64)
@@ -218,7 +197,7 @@ def _attention_seconds(
 
 @lru_cache(maxsize=64)
 @torch.no_grad()
-def _elementwise_seconds(
+def _pointwise_seconds(
     tokens: int, width: int, expanded: int, dtype: torch.dtype, device: torch.device, threads: int
 ) -> float:
     state = torch.full((tokens, width), 0.5, dtype=dtype, device=device)
@@ -249,7 +228,7 @@ def _small_seconds(device: torch.device, threads: int) -> tuple[float, float]:
 @lru_cache(maxsize=8)
 @torch.no_grad()
 def _traversal_speeds(dtype: torch.dtype, device: torch.device, threads: int) -> tuple[float, float, float]:
-    """Elements/s with one direction and with two, and seconds per piece."""
+    """Elements/s with one direction and with two, and seconds per block."""
     backend = active_backend(device, dtype)
     count = _WEIGHTS[backend] if backend in _WEIGHTS else _limit(_WEIGHTS, device)
     flat = torch.zeros(count, dtype=dtype, device=device)
@@ -259,6 +238,6 @@ def _traversal_speeds(dtype: torch.dtype, device: torch.device, threads: int) ->
     whole = [TensorSlice(flat, "calibration")]
     one = seconds_of(lambda: add_noise(whole, [here]), device)
     two = seconds_of(lambda: add_noise(whole, [both, there]), device)
-    pieces = [TensorSlice(flat[16 * i : 16 * (i + 1)], f"calibration.{i}") for i in range(_PIECES)]
-    small = NoiseTerm(Key(0), [(unit,)] * _PIECES)
-    return count / one, count / two, seconds_of(lambda: add_noise(pieces, [small]), device) / _PIECES
+    slices = [TensorSlice(flat[16 * i : 16 * (i + 1)], f"calibration.{i}") for i in range(_SLICES)]
+    small = NoiseTerm(Key(0), [(unit,)] * _SLICES)
+    return count / one, count / two, seconds_of(lambda: add_noise(slices, [small]), device) / _SLICES

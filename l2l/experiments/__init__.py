@@ -1,1 +1,1 @@
-"""Methods against each other at equal forward passes."""
+"""Experiments: contenders x models x tasks x schemes x seeds at equal passes or seconds, by one engine."""

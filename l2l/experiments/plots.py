@@ -1,43 +1,35 @@
-"""The figures of a comparison: average ranks, wins, loss against passes and against seconds, memory."""
+"""Figures of an experiment: average ranks, wins, loss against passes and against seconds, memory. PNG, written whole."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from l2l.experiments.console import plot_matrix
-from l2l.experiments.runner import Cell, step_curve
-from l2l.experiments.stats import (
-    WINDOW_SHARE,
-    Curve,
-    average_ranks,
-    by_rank,
-    mean_by_x,
-    rank_intervals,
-    smoothed,
-    win_shares,
-)
-from l2l.experiments.tables import MEBIBYTE, Field, least_peak
+from l2l.experiments import stats
+from l2l.experiments.stats import Cell, Curve, RunTable
+from l2l.experiments.tables import MEBIBYTE, least_peak
 from l2l.report.files import write_whole
 from l2l.report.run_directory import METRICS, read_metrics
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 COLUMNS = 3
 """Most panels beside each other."""
 
 
-def draw_all(folder: Path, field: Field) -> dict[str, Path]:
-    """Every figure, by what it shows."""
-    found = _draw_wins(folder, field)
-    for name, part in field.places.items():
+def draw_all(folder: Path, runs: RunTable) -> dict[str, Path]:
+    """Every figure of a comparison, by caption."""
+    found: dict[str, Path] = {}
+    if runs.everywhere:
+        order = stats.by_rank(runs.everywhere, runs.losses)
+        places = [runs.everywhere.index(label) for label in order]
+        shares = np.array(stats.win_shares(runs.losses))[np.ix_(places, places)].tolist()
+        found["Average rank over all cells"] = draw_ranks(folder / "ranks.png", runs)
+        found["Share of cells won"] = draw_matrix(folder / "wins.png", order, shares)
+    for name, part in runs.places.items():
         words = "-".join(part.cells[0][:2])
-        if len(field.places) > 1 and part.everywhere:
+        if len(runs.places) > 1 and part.everywhere:
             found[f"{name}: average rank"] = draw_ranks(folder / f"ranks-{words}.png", part)
         curves = {cell.task: mean_curves(part, cell) for cell in part.cells}
         for axis, label in (("passes", "forward passes"), ("seconds", "seconds of training")):
@@ -48,43 +40,23 @@ def draw_all(folder: Path, field: Field) -> dict[str, Path]:
     return found
 
 
-def _draw_wins(folder: Path, field: Field) -> dict[str, Path]:
-    """Ranks and wins of the methods that ran everywhere."""
-    everywhere = field.everywhere
-    if not everywhere:
-        return {}
-    order = by_rank(everywhere, field.losses)
-    places = [everywhere.index(label) for label in order]
-    shares = np.array(win_shares(field.losses))[np.ix_(places, places)].tolist()
-    return {
-        "Average rank over all cells": draw_ranks(folder / "ranks.png", field),
-        "Who ends below whom": plot_matrix(folder / "wins.png", order, shares),
-    }
-
-
-def mean_curves(field: Field, cell: Cell) -> dict[str, dict[str, Curve]]:
+def mean_curves(runs: RunTable, cell: Cell) -> dict[str, dict[str, Curve]]:
     """``passes`` and ``seconds`` -> method -> smoothed loss of its steps, mean over the seeds that did not diverge.
 
-    Seconds are the mean over these seeds of the seconds spent by then.
+    Seconds at a number of passes are the mean over these seeds.
     """
     passes: dict[str, Curve] = {}
     seconds: dict[str, Curve] = {}
-    for label in field.labels:
-        runs = [result.run for result in field.runs.get((cell, label), ()) if result.status == "ok"]
-        points, clocks = [], []
-        for run in runs:
-            points += smoothed(step_curve(Path(run.folder)), WINDOW_SHARE * run.passes)
-            clocks.append(clock(Path(run.folder)))
+    for label in runs.labels:
+        ok = [run for run in runs.runs.get((cell, label), ()) if run.status == "ok"]
+        points = [point for run in ok for point in stats.smoothed(run.curve, stats.WINDOW_SHARE * run.passes)]
         if points:
-            passes[label] = curve = mean_by_x(points)
-            spent = np.mean([_at([x for x, _ in curve], times) for times in clocks], axis=0)
-            seconds[label] = [(float(second), loss) for second, (_, loss) in zip(spent, curve, strict=True)]
+            passes[label] = curve = stats.mean_by_x(points)
+            x, losses = zip(*curve, strict=True)
+            clocks = [np.array(clock(Path(run.folder))).T for run in ok]
+            spent = np.mean([np.interp(x, *times) for times in clocks], axis=0)
+            seconds[label] = list(zip(spent.tolist(), losses, strict=True))
     return {"passes": passes, "seconds": seconds}
-
-
-def _at(where: Sequence[float], curve: Curve) -> NDArray[np.float64]:
-    """The curve's values at some x, along straight lines between its points."""
-    return np.interp(where, [x for x, _ in curve], [y for _, y in curve])
 
 
 def clock(folder: Path) -> Curve:
@@ -93,61 +65,73 @@ def clock(folder: Path) -> Curve:
     return [(0.0, 0.0), *((float(row["passes"]), float(row["seconds"])) for row in rows)]
 
 
-def _style(order: Sequence[str], label: str) -> dict[str, Any]:
-    """The same colour and line for a method in every figure of a comparison."""
-    place = sorted(order).index(label)
-    return {"color": f"C{place % 10}", "linestyle": ("-", "--", ":", "-.")[place // 10 % 4]}
-
-
-def draw_curves(target: Path, panels: Mapping[str, Mapping[str, Curve]], order: Sequence[str], x_label: str) -> Path:
-    """A panel per task, a line per method, one legend; written whole."""
+def draw_curves(
+    target: Path,
+    panels: Mapping[str, Mapping[str, Curve]],
+    order: Sequence[str],
+    x_label: str,
+    y_label: str = "loss of steps (nats)",
+) -> Path:
+    """A panel per task, a line per method in the same colour and style everywhere, one legend."""
     rows = -(-len(panels) // COLUMNS)
     columns = -(-len(panels) // rows)
     figure, axes = _canvas(rows, columns, (5 * columns + 2.5, max(3.6 * rows, 0.19 * len(order) + 0.5)))
-    for place, (task, curves) in enumerate(panels.items()):
-        axis = axes[place // columns][place % columns]
+    styles = {label: (f"C{n % 10}", ("-", "--", ":", "-.")[n // 10 % 4]) for n, label in enumerate(sorted(order))}
+    lines: dict[str, Any] = {}
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (task, curves) in zip(axes.flat, panels.items(), strict=False):
         for label, curve in curves.items():
-            axis.plot([x for x, _ in curve], [y for _, y in curve], label=label, linewidth=1.2, **_style(order, label))
-        axis.set(title=task, xlabel=x_label, ylabel="loss of steps (nats)")
+            color, style = styles[label]
+            x, y = zip(*curve, strict=True) if curve else ((), ())
+            (lines[label],) = axis.plot(x, y, linewidth=1.2, color=color, linestyle=style)
+        axis.set(title=task, xlabel=x_label, ylabel=y_label)
         axis.grid(alpha=0.3)
-    for place in range(len(panels), rows * columns):
-        axes[place // columns][place % columns].axis("off")
-    lines = {label: line for row in axes for axis in row for line, label in zip(*_legend(axis), strict=True)}
     shown = [label for label in order if label in lines]
     figure.legend([lines[label] for label in shown], shown, loc="outside right upper", fontsize=7, frameon=False)
-    return _saved(figure, target)
+    return _save(figure, target)
 
 
-def _legend(axis: Axes) -> tuple[list[Any], list[str]]:
-    handles, labels = axis.get_legend_handles_labels()
-    return list(handles), [str(label) for label in labels]
-
-
-def draw_ranks(target: Path, field: Field) -> Path:
-    """Average rank of each method with its interval, the best on top; written whole."""
-    labels, losses = field.everywhere, field.losses
-    ranks, intervals = average_ranks(losses), rank_intervals(losses)
+def draw_ranks(target: Path, runs: RunTable) -> Path:
+    """Average rank of each method with its interval, the best on top."""
+    labels, losses = runs.everywhere, runs.losses
+    ranks, intervals = stats.average_ranks(losses), stats.rank_intervals(losses)
     order = sorted(range(len(labels)), key=lambda place: -ranks[place])
     figure, ((axis,),) = _canvas(1, 1, (7, 1.2 + 0.25 * len(labels)))
     for height, place in enumerate(order):
-        low, high = intervals[place]
-        axis.plot([low, high], [height, height], color="0.6", linewidth=3, solid_capstyle="round")
+        axis.plot(intervals[place], [height, height], color="0.6", linewidth=3, solid_capstyle="round")
         axis.plot([ranks[place]], [height], "o", color="C0", markersize=5)
     axis.set_yticks(range(len(order)), [labels[place] for place in order], fontsize=8)
     axis.set(xlabel=f"average rank over {len(losses)} cells, with 95 % interval; 1 is the lowest training loss")
     axis.grid(axis="x", alpha=0.3)
-    return _saved(figure, target)
+    return _save(figure, target)
 
 
-def draw_memory(target: Path, field: Field) -> Path:
-    """Least peak of each method, as bars; written whole."""
-    peaks = {label: least_peak(field, label) for label in field.ordered[::-1]}
+def draw_matrix(target: Path, labels: Sequence[str], matrix: Sequence[Sequence[float]]) -> Path:
+    """Heat map: the share of cells on which the row's contender ends below the column's."""
+    size = 3 + 0.55 * len(labels)
+    figure, ((axis,),) = _canvas(1, 1, (size + 1, size))
+    image = axis.imshow(matrix, vmin=0, vmax=1, cmap="RdYlGn")
+    axis.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=8)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.set_title("share of pairs on which the row ends with the lower training loss", fontsize=9)
+    for row, shares in enumerate(matrix):
+        for column, share in enumerate(shares):
+            if row != column:
+                axis.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=7)
+    figure.colorbar(image, ax=axis, shrink=0.7)
+    return _save(figure, target)
+
+
+def draw_memory(target: Path, runs: RunTable) -> Path:
+    """Least peak of each method, as bars."""
+    peaks = {label: least_peak(runs, label) for label in runs.ordered[::-1]}
     known = {label: peak / MEBIBYTE for label, peak in peaks.items() if peak is not None}
     figure, ((axis,),) = _canvas(1, 1, (7, 1.2 + 0.25 * max(1, len(known))))
     axis.barh(range(len(known)), list(known.values()), color="C0")
     axis.set_yticks(range(len(known)), list(known), fontsize=8)
     axis.set(xlabel="peak memory while training (MiB), least over the runs")
-    return _saved(figure, target)
+    return _save(figure, target)
 
 
 def _canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
@@ -159,7 +143,7 @@ def _canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
     return pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
 
 
-def _saved(figure: Any, target: Path) -> Path:
+def _save(figure: Any, target: Path) -> Path:
     from matplotlib import pyplot
 
     try:

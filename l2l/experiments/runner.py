@@ -1,10 +1,7 @@
-"""Fine-tuning runs side by side: each a process's work, each a plain record at the end.
+"""Executes an experiment: plans its trials, runs those that are missing, and reads their results.
 
-From an entry, a task, a point and a seed to a run on disk, and back to what the protocol sees of it.
-
-A cell of a comparison, the runs that fill it, and what is read back of them.
-
-Who runs the jobs of a comparison: processes of this machine, or a Ray cluster. Jobs go in, records come out.
+Every run has a folder named by a hash of everything that decides its result, so that no run is repeated and an interrupted
+experiment continues. Executors run trials in processes of this machine or in a Ray cluster, one thread each.
 """
 
 from __future__ import annotations
@@ -16,92 +13,290 @@ import os
 import re
 import signal
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
-from itertools import accumulate
+from itertools import accumulate, product
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Literal, NamedTuple, TypeAlias, final
+from typing import Any, TypeAlias
 
-from l2l.experiments.spec import (
-    CompareConfig,
-    Entry,
-    ExecutorName,
-    MetaEvaluateConfig,
-    MethodEntry,
-    SchemeEntry,
-    Setting,
-)
-from l2l.experiments.stats import Curve, Point, Run, point_size
+from l2l.experiments.spec import ExecutorName, ExperimentConfig, Place
+from l2l.experiments.stats import Cell, Curve, Point, Run, choose, point_size
+from l2l.report.console import progress_bar
 from l2l.report.files import write_json
-from l2l.report.run_directory import METRICS, read_metrics
+from l2l.report.run_directory import METRICS, SUMMARY, read_metrics
 from l2l.train import runlog
 from l2l.train.config import FineTuneConfig
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run."""
+class Trial:
+    """A run to do."""
 
-    label: str
-    """What the table calls the method."""
-    task: str
-    method: str
-    lr: float | Literal["auto"]
-    seed: int
+    head: Run
+    """The run's identity, its results still empty."""
+    options: dict[str, Any]
+    """Fields of :class:`FineTuneConfig`, ``out`` apart."""
     out: str
-    tuner: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    """Further fields of the fine-tuning configuration."""
+    """Folder of the run."""
+
+    @property
+    def note(self) -> Path:
+        """Written beside the folder of a run that diverged."""
+        return Path(f"{self.out}.diverged.json")
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of the same run where it was done before; None where it was not."""
+        path = Path(self.out) / SUMMARY
+        found = json.loads(path.read_text()) if path.is_file() else None
+        return found if found and self.options.items() <= found["config"].items() else None
+
+    @property
+    def done(self) -> bool:
+        """Whether the run was done before, or has diverged."""
+        return self.note.is_file() or self.summary is not None
 
 
-def run_job(job: Job) -> dict[str, Any]:
-    """Run one job; its record."""
+def digest(options: Mapping[str, Any]) -> str:
+    """Hash of everything that decides a run's result.
+
+    Options at their defaults are left out, so that naming a default gives the same hash. A method defined outside the
+    package is identified by the content of its file, which no version number covers.
+    """
+    always = ("task", "method", "tuner", "lr", "seed")
+    decided = {"l2l": version("l2l"), "torch": version("torch"), **{name: options[name] for name in always}}
+    decided |= {name: value for name, value in non_default_options(options).items() if name not in always}
+    paths = [inspect.getfile(import_module(part)) for part in options["method"].split("+") if "." in part]
+    if paths:
+        content = b"".join(Path(path).read_bytes() for path in paths)
+        decided["source"] = hashlib.blake2b(content, digest_size=8).hexdigest()
+    return hashlib.blake2b(json.dumps(decided, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def non_default_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a run that differ from their defaults."""
+    defaults = FineTuneConfig()
+    return {name: value for name, value in options.items() if value != getattr(defaults, name)}
+
+
+def run_trial(trial: Trial) -> Record:
+    """Run a trial unless it was done; its ``final_loss``, and ``refused``: why bad input was not run, or nothing.
+
+    Divergence is noted beside the folder: such a learning rate is a bad one, not an error.
+    """
+    try:
+        if not trial.note.is_file():
+            return {"final_loss": execute(trial)["final_loss"], "refused": ""}
+    except FloatingPointError as error:
+        write_json(trial.note, {"diverged": str(error)})
+    except (ValueError, FileNotFoundError) as error:
+        return {"final_loss": float("inf"), "refused": " ".join(str(error).split())}
+    return {"final_loss": float("inf"), "refused": ""}
+
+
+def execute(trial: Trial) -> dict[str, Any]:
+    """Fine-tune as the trial says, unless that was done; the summary."""
     from l2l.train.trainer import fine_tune
 
-    summary = finished(job)
+    return trial.summary or (
+        fine_tune(out=trial.out, overwrite=True, progress=False, save_model=False, **trial.options).summary
+    )
+
+
+def read_run(trial: Trial) -> Run:
+    """The result of a trial that is done; with its curve where it is of the table.
+
+    Raises:
+        ValueError: it is not done.
+    """
+    if trial.note.is_file():
+        return replace(trial.head, diverged=True)
+    summary, folder = trial.summary, Path(trial.out)
     if summary is None:
-        summary = fine_tune(out=job.out, overwrite=True, progress=False, save_model=False, **_given(job)).summary
+        raise ValueError(f"the run in {trial.out} is not done: run the same command again")
+    return replace(
+        trial.head,
+        **{name: summary[name] for name in ("passes", "steps", "seconds", "initial_loss", "accuracy")},
+        train_loss=summary["final_loss"],
+        dev_loss=float([row["dev_loss"] for row in read_metrics(folder / METRICS) if row["dev_loss"]][-1]),
+        test_loss=summary["last"]["test"]["loss"],
+        best_dev_loss=summary["best"]["dev"]["loss"],
+        best_accuracy=summary["best"]["test"]["value"],
+        peak_bytes=summary["measured"]["peak_bytes"],
+        curve=() if trial.head.tuning or not summary["steps"] else step_curve(folder),
+    )
+
+
+def step_curve(folder: Path) -> Curve:
+    """(passes spent, mean of the losses along the step's directions) of each step of a run."""
+    steps = runlog.read_run_log(folder / runlog.NAME)[1]
+    spent = accumulate(step["passes"] for step in steps)
+    return [(float(passes), _step_loss(step)) for passes, step in zip(spent, steps, strict=True)]
+
+
+def _step_loss(step: Mapping[str, Any]) -> float:
+    directions = step["directions"] if "directions" in step else step["directions"]  # the name in logs of earlier versions
+    losses = [loss for _, *sides in directions for loss in sides if loss is not None]
+    return sum(losses) / len(losses) if losses else float(step["loss"])
+
+
+def run_summary(run: Run) -> dict[str, Any]:
+    """A run as the summaries of ``l2l quickstart`` and ``l2l tuners test`` list it."""
     return {
-        "task": job.task,
-        "method": job.label,
-        "lr": job.lr,
-        "seed": job.seed,
-        "steps": summary["steps"],
-        "passes": summary["passes"],
-        "seconds": summary["seconds"],
-        "final_loss": summary["final_loss"],
-        "accuracy": summary["accuracy"],
-        "dev_loss": summary["best"]["dev"]["loss"],
-        "test_loss": summary["last"]["test"]["loss"],
-        "run": job.out,
+        "task": run.cell.task,
+        "method": run.contender,
+        "lr": run.point["lr"],
+        **{name: getattr(run, name) for name in ("seed", "steps", "passes", "seconds")},
+        "final_loss": run.train_loss,
+        "accuracy": run.accuracy,
+        "dev_loss": run.best_dev_loss,
+        "test_loss": run.test_loss,
+        "run": run.folder,
     }
 
 
-Work: TypeAlias = Callable[[Job], dict[str, Any]]
-"""Runs a job in a process of its own; its record."""
+Record: TypeAlias = dict[str, Any]
+Executor: TypeAlias = Callable[[Sequence[Trial], Callable[[Record], None]], list[Record]]
+"""Runs trials, in other processes; their records in the order of the trials. The function is called in this process with
+each record as it arrives."""
+Chosen: TypeAlias = dict[tuple[Cell, str], tuple[Point, Sequence[float]]]
+"""(cell, contender) -> the point chosen, and the step sizes that it was chosen from."""
 
 
-def _given(job: Job) -> dict[str, Any]:
-    same = {"task": job.task, "method": job.method, "tuner": job.tuner, "lr": job.lr, "seed": job.seed}
-    return same | job.options
+@dataclass(frozen=True)
+class Runner:
+    """Runs the trials of an experiment."""
+
+    config: ExperimentConfig
+    executor: Executor
+    places: Sequence[Place]
+    runs: Path
+    refuse: bool = False
+    """Whether a run that is refused is a result; otherwise its error is raised."""
+
+    def tune(self) -> list[Run]:
+        """The whole grid on the tuning seed, for every contender that has a choice."""
+        trials = []
+        for place in self.places:
+            for cell, label in product(place.cells, place.entries):
+                points = self.points(place, label)
+                for point in points if len(points) > 1 else ():
+                    trials.append(self.plan(place, cell, label, point, self.config.tuning_seed, True))
+        return self.run(trials, "step sizes")
+
+    def choose(self, tuning: Sequence[Run]) -> Chosen:
+        """The point of lowest dev loss for each cell and contender; the only one where there is no choice."""
+        tried: dict[tuple[Cell, str], list[Run]] = {}
+        for run in tuning:
+            tried.setdefault((run.cell, run.contender), []).append(run)
+        found: Chosen = {}
+        for place in self.places:
+            for cell, label in product(place.cells, place.entries):
+                points = self.points(place, label)
+                point = choose(tried[cell, label]) if len(points) > 1 else points[0]
+                found[cell, label] = point, [point_size(option) for option in points]
+        return found
+
+    def table(self, points: Mapping[tuple[Cell, str], Point]) -> list[Run]:
+        """Every cell and contender at its point, over the seeds."""
+        trials = [
+            self.plan(place, cell, label, points[cell, label], seed, False)
+            for place in self.places
+            for seed, cell, label in product(range(self.config.seeds), place.cells, place.entries)
+        ]
+        return self.run(trials, "table")
+
+    def points(self, place: Place, label: str) -> list[Point]:
+        """The points among which a contender chooses."""
+        return self.config.points(place.setting, place.scheme, place.entries[label].contender)
+
+    def plan(self, place: Place, cell: Cell, label: str, point: Point, seed: int, tuning: bool) -> Trial:
+        """The trial of a contender in a cell at a point. Trials with equal options share a folder."""
+        entry = place.entries[label]
+        given, tuner = entry.contender, entry.tuners[cell.task]
+        options = self.config.run_options(place.setting, place.scheme) | given.options
+        if entry.steps is not None:
+            options["steps"] = entry.steps
+        options |= {"task": cell.task, "method": given.method, "method_args": given.method_args}
+        options |= {"tuner": tuner, "seed": seed, **point}
+        method = re.sub(r"[^\w.+-]", "_", given.method)
+        name = f"{Path(cell.task).stem}-{cell.scheme}-{method}-s{seed}-{digest(options)}"
+        out = str(self.runs / cell.setting / name)
+        head = (cell, place.setting.model, label, given.role, given.method, tuner, seed, tuning, point)
+        return Trial(Run(*head, folder=out), options, out)
+
+    def run(self, trials: Sequence[Trial], what: str) -> list[Run]:
+        """Run what is not done yet; the results of all, in order. Trials with the same folder run once.
+
+        Raises:
+            ValueError: a run is refused, which is no result here.
+        """
+        unique = {trial.out: trial for trial in trials}
+        missing = [trial for trial in unique.values() if not trial.done]
+        if len(missing) < len(unique):
+            print(f"continuing: {len(unique) - len(missing)} of {len(unique)} runs for the {what} are done")
+        records: list[Record] = []
+        if missing:
+            with progress_bar(what, len(unique), len(unique) - len(missing), self.config.progress) as advance:
+
+                def after_each(record: Record) -> None:
+                    if record["refused"] and not self.refuse:
+                        raise ValueError(record["refused"])
+                    advance(record["final_loss"])
+
+                records = self.executor(missing, after_each)
+        refused = {trial.out: record["refused"] for trial, record in zip(missing, records, strict=True)}
+        return [
+            replace(trial.head, refused=reason) if (reason := refused.get(trial.out)) else read_run(trial)
+            for trial in trials
+        ]
 
 
-def finished(job: Job) -> dict[str, Any] | None:
-    """The summary of the same run where it was done before an interruption; None where it was not."""
-    path = Path(job.out) / "summary.json"
-    summary = json.loads(path.read_text()) if path.is_file() else None
-    return summary if summary and _given(job).items() <= summary["config"].items() else None
+def executor_of(name: ExecutorName, processes: int) -> Executor:
+    """The executor of that name, with so many runs at a time.
+
+    Raises:
+        ValueError: it needs a package that is not installed.
+    """
+    if name == "ray":
+        return partial(run_on_ray, _import_ray(), processes)
+    return partial(run_locally, processes)
+
+
+def run_locally(processes: int, trials: Sequence[Trial], after_each: Callable[[Record], None]) -> list[Record]:
+    """An executor: processes of this machine, one thread each.
+
+    Raises:
+        ValueError: a process was killed.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    records: dict[int, Record] = {}
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin_process) as pool:
+        futures = {pool.submit(_unless_leaving, trial): number for number, trial in enumerate(trials)}
+        try:
+            for future in as_completed(futures):
+                records[futures[future]] = future.result()
+                after_each(future.result())
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a process ended in the middle of a run, for want of memory perhaps: the same command continues; with fewer "
+                "--processes each has more"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [records[number] for number in range(len(trials))]
 
 
 _leaving = Event()
-"""Set in a process that was interrupted: jobs that it had already fetched do not begin."""
+"""Set in a worker that was interrupted: trials that it had already fetched do not begin."""
 
 
 def _begin_process() -> None:
@@ -113,7 +308,7 @@ def _begin_process() -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot end its processes; what they still wrote would meet those that continue."""
+    """End this worker when its parent was killed, lest it writes beside the workers of the command run again."""
     parent = parent_process()
     if parent is not None:
         parent.join()
@@ -121,428 +316,53 @@ def _end_with_parent() -> None:
 
 
 def _leave(*_: Any) -> None:
-    """Ctrl-C ends the job without a traceback; the parent says what happened."""
+    """Ctrl-C ends the run without a traceback; the parent reports it."""
     _leaving.set()
     sys.exit(130)
 
 
-def _work(job: Job, work: Work) -> dict[str, Any]:
+def _unless_leaving(trial: Trial) -> Record:
     if _leaving.is_set():
         sys.exit(130)
-    return work(job)
+    return run_trial(trial)
 
 
-def run_jobs(
-    jobs: Sequence[Job], processes: int, after_each: Callable[[dict[str, Any]], None], work: Work = run_job
-) -> list[dict[str, Any]]:
-    """Run jobs over processes of one thread each; records in the order of the jobs.
+def run_on_ray(ray: Any, processes: int, trials: Sequence[Trial], after_each: Callable[[Record], None]) -> list[Record]:
+    """An executor: tasks of a Ray cluster, a processor each, on the one that ``RAY_ADDRESS`` names or on this machine.
 
-    Args:
-        after_each: called in this process with each record as it arrives.
-        work: what runs a job; a function of a module.
+    The cluster's machines see the same files under the same paths, and have the same package.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    records: list[dict[str, Any] | None] = [None] * len(jobs)
-    with ProcessPoolExecutor(processes, get_context("spawn"), _begin_process) as pool:
-        futures = {pool.submit(_work, job, work): number for number, job in enumerate(jobs)}
-        try:
-            for future in as_completed(futures):
-                record = future.result()
-                records[futures[future]] = record
-                after_each(record)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [record for record in records if record is not None]
-
-
-def run_folder(root: Path, *words: object) -> str:
-    """Directory of a run."""
-    return str(root / "runs" / "-".join(str(word) for word in words))
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A run to do."""
-
-    setting: Setting
-    entry: Entry
-    task: str
-    point: Point
-    seed: int
-    tuning: bool
-    job: Job
-
-
-def trial(
-    config: MetaEvaluateConfig,
-    setting: Setting,
-    entry: Entry,
-    task: str,
-    point: Point,
-    seed: int,
-    tuning: bool,
-    runs: Path,
-) -> Trial:
-    """The run of an entry on a task, in a folder that everything which decides it gives its name.
-
-    So contenders that come to the same run share it, and so do evaluations with a common ``runs``.
-    """
-    options: dict[str, Any] = (
-        shared_options(config, setting) | entry.options | {"method_args": entry.method_args} | dict(point)
-    )
-    lr, tuner = options.pop("lr"), entry.tuners[task]
-    job = Job(entry.label, task, entry.method, lr, seed, "", tuner, options)
-    out = str(runs / setting.name / f"{Path(task).stem}-{entry.method}-s{seed}-{digest(job)}")
-    return Trial(setting, entry, task, point, seed, tuning, replace(job, out=out))
-
-
-def digest(job: Job, **more: Any) -> str:
-    """Hash of everything that decides a run, wherever it is kept.
-
-    Args:
-        more: what decides it beside the job, by name.
-    """
-    decided = {"l2l": version("l2l"), "torch": version("torch"), "method": job.method, "tuner": job.tuner, **more}
-    decided |= {"lr": job.lr, "task": job.task, "seed": job.seed, **_unlike_defaults(job.options)}
-    return hashlib.blake2b(json.dumps(decided, sort_keys=True).encode(), digest_size=6).hexdigest()
-
-
-def _unlike_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is told that it would not do anyway: to say ``schedule: constant`` is to say nothing."""
-    defaults = FineTuneConfig()
-    return {name: value for name, value in options.items() if value != getattr(defaults, name)}
-
-
-def shared_options(config: MetaEvaluateConfig, setting: Setting) -> dict[str, Any]:
-    """What all runs of a setting have in common."""
-    passes = setting.passes or config.passes
-    steps = max(1, passes // 2)
-    return {
-        "model": located(setting.model, config.root),
-        "data_dir": None if setting.data_dir is None else str(Path(config.root) / setting.data_dir),
-        "max_length": setting.max_length,
-        "batch_size": setting.batch_size,
-        "train_size": config.train_size,
-        "dev_size": config.dev_size,
-        "test_size": config.test_size,
-        "steps": steps,
-        "max_passes": passes,
-        "eval_every": max(1, steps // config.evaluations),
-        "checkpoint_every": steps,
-    }
-
-
-def located(name: str, root: str) -> str:
-    """A directory below ``root`` where there is one of that name; else the name as it stands."""
-    below = Path(root) / name
-    return str(below) if below.is_dir() else name
-
-
-def run_tolerantly(job: Job) -> dict[str, Any]:
-    """Run a job; where it diverges, note that beside its folder: such a learning rate is a bad one, not an error."""
-    note = _note(job)
-    if not note.is_file():
-        try:
-            return run_job(job)
-        except FloatingPointError as error:
-            write_json(note, {"diverged": str(error)})
-    return {"final_loss": float("inf")}
-
-
-def is_done(job: Job) -> bool:
-    """Whether the run was done before, to whatever end."""
-    return _note(job).is_file() or finished(job) is not None
-
-
-def _note(job: Job) -> Path:
-    return Path(f"{job.out}.diverged.json")
-
-
-def outcome(done: Trial, curve: bool) -> Run:
-    """What the protocol sees of a run that is done.
-
-    Args:
-        curve: read the losses of all steps too.
-
-    Raises:
-        ValueError: it is not done.
-    """
-    job = done.job
-    same = (done.setting.name, done.setting.model, done.task, done.entry.label, done.entry.role, done.seed, done.tuning)
-    if _note(job).is_file():
-        return Run(*same, done.point, diverged=True, folder=job.out)
-    summary = finished(job)
-    if summary is None:
-        raise ValueError(f"the run in {job.out} is not done: run the evaluation again")
-    return Run(
-        *same,
-        done.point,
-        passes=summary["passes"],
-        steps=summary["steps"],
-        seconds=summary["seconds"],
-        initial_loss=summary["initial_loss"],
-        train_loss=summary["final_loss"],
-        dev_loss=last_dev_loss(Path(job.out)),
-        test_loss=summary["last"]["test"]["loss"],
-        accuracy=summary["accuracy"],
-        best_dev_loss=summary["best"]["dev"]["loss"],
-        best_accuracy=summary["best"]["test"]["value"],
-        folder=job.out,
-        curve=step_curve(Path(job.out)) if curve else (),
-    )
-
-
-def last_dev_loss(folder: Path) -> float:
-    """Dev loss with the weights of the last step: every run ends with an evaluation."""
-    return float([row["dev_loss"] for row in read_metrics(folder / METRICS) if row["dev_loss"]][-1])
-
-
-def step_curve(folder: Path) -> Curve:
-    """(passes spent, mean of the losses seen along the step's directions), step by step."""
-    _, steps = runlog.read_run_log(folder / runlog.NAME)
-    spent = accumulate(step["passes"] for step in steps)
-    return [(float(passes), _seen(step)) for passes, step in zip(spent, steps, strict=True)]
-
-
-def _seen(step: Mapping[str, Any]) -> float:
-    losses = [loss for _, *sides in step["draws"] for loss in sides if loss is not None]
-    return sum(losses) / len(losses) if losses else float(step["loss"])
-
-
-class Cell(NamedTuple):
-    """Where methods meet: a model, a tuning scheme and a task."""
-
-    setting: str
-    scheme: str
-    task: str
-
-
-@dataclass(frozen=True)
-class Place:
-    """A setting under a tuning scheme, with everybody who takes part there."""
-
-    setting: Setting
-    scheme: SchemeEntry
-    entries: Mapping[str, tuple[MethodEntry, Entry]]
-    """Label -> the entry as it was given, and with its tuner as it is now."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Label -> why it does not take part here."""
-
-    @property
-    def cells(self) -> list[Cell]:
-        """One for each task."""
-        return [Cell(self.setting.name, self.scheme.name, task) for task in self.setting.tasks]
-
-
-@dataclass(frozen=True)
-class Result:
-    """A run of the comparison: what the protocol sees of it, where it belongs, and what it took."""
-
-    cell: Cell
-    label: str
-    run: Run
-    peak_bytes: int | None = None
-    """Most memory that its process had while it trained."""
-    refused: str = ""
-    """Why it did not run at all."""
-
-    @property
-    def status(self) -> str:
-        """``ok``, ``diverged`` or ``refused``."""
-        return "refused" if self.refused else "diverged" if self.run.diverged else "ok"
-
-
-def cell_options(config: CompareConfig, setting: Setting, scheme: SchemeEntry) -> dict[str, Any]:
-    """What all runs of a setting under a scheme have in common."""
-    passes = setting.passes or config.passes
-    return {
-        "model": located(setting.model, config.root),
-        "data_dir": None if setting.data_dir is None else str(Path(config.root) / setting.data_dir),
-        "max_length": setting.max_length,
-        "batch_size": setting.batch_size,
-        "train_size": config.train_size,
-        "dev_size": config.dev_size,
-        "test_size": config.test_size,
-        "steps": passes,  # a step takes one pass or more: the passes end the run
-        "max_passes": passes,
-        "eval_every": max(1, passes // 2 // config.evaluations),
-        "checkpoint_every": passes,
-        "scheme": scheme.name,
-        **scheme.options,
-    }
-
-
-def trial_of(
-    config: CompareConfig, place: Place, label: str, task: str, point: Point, seed: int, tuning: bool, runs: Path
-) -> Trial:
-    """The run of a method on a task, in a folder that everything which decides it gives its name."""
-    _, entry = place.entries[label]
-    options = cell_options(config, place.setting, place.scheme) | entry.options
-    options |= {"method_args": entry.method_args, **point}
-    job = Job(label, task, entry.method, options.pop("lr"), seed, "", entry.tuners[task], options)
-    words = (Path(task).stem, place.scheme.name, re.sub(r"[^\w.+-]", "_", entry.method), f"s{seed}")
-    name = "-".join((*words, digest(job, **_source(entry.method))))
-    out = str(runs / place.setting.name / name)
-    return Trial(place.setting, entry, task, point, seed, tuning, replace(job, out=out))
-
-
-def _source(method: str) -> dict[str, str]:
-    """Hash of the files that define methods elsewhere, which no version tells apart: edited, it is another method."""
-    paths = [inspect.getfile(import_module(part)) for part in method.split("+") if "." in part]
-    if not paths:
-        return {}
-    content = b"".join(Path(path).read_bytes() for path in paths)
-    return {"source": hashlib.blake2b(content, digest_size=8).hexdigest()}
-
-
-def run_cell(job: Job) -> dict[str, Any]:
-    """Run a job: one that diverges is bad, one that is refused says why, and the others go on."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    remote = ray.remote(num_cpus=1)(_in_one_thread)
+    records: dict[int, Record] = {}
+    waiting, running = list(range(len(trials))), {}
     try:
-        return run_tolerantly(job)
-    except (ValueError, FileNotFoundError) as error:
-        return {"final_loss": float("inf"), "refused": " ".join(str(error).split())}
+        while waiting or running:
+            while waiting and len(running) < processes:
+                number = waiting.pop(0)
+                running[remote.remote(trials[number])] = number
+            (ready, *_), _ = ray.wait(list(running), num_returns=1)
+            number = running.pop(ready)
+            records[number] = ray.get(ready)
+            after_each(records[number])
+    finally:
+        for unfinished in running:
+            ray.cancel(unfinished)
+    return [records[number] for number in range(len(trials))]
 
 
-def result_of(trial: Trial, refused: Mapping[str, str]) -> Result:
-    """What a run ended with.
-
-    Args:
-        refused: folder of a run -> why it was refused.
-
-    Raises:
-        ValueError: it is not done.
-    """
-    cell = Cell(trial.setting.name, trial.job.options["scheme"], trial.task)
-    if trial.job.out in refused:
-        same = (trial.setting.name, trial.setting.model, trial.task, trial.entry.label, trial.entry.role, trial.seed)
-        return Result(cell, trial.job.label, Run(*same, trial.tuning, trial.point), None, refused[trial.job.out])
-    summary = finished(trial.job)
-    peak = summary["measured"]["peak_bytes"] if summary else None
-    return Result(cell, trial.job.label, outcome(trial, curve=False), peak)
-
-
-def record(result: Result, place: Place) -> dict[str, Any]:
-    """The result as a row of ``results.csv``: plain values, None where there is none."""
-    run, (given, entry) = result.run, place.entries[result.label]
-    ok = result.status == "ok"
-    measured = ("passes", "steps", "seconds", "initial_loss", "train_loss", "dev_loss", "test_loss", "accuracy")
-    return {
-        "setting": run.setting,
-        "model": run.model,
-        "scheme": result.cell.scheme,
-        "task": run.task,
-        "label": result.label,
-        "method": given.method,
-        "tuner": entry.tuners[run.task],
-        "seed": run.seed,
-        "tuning": run.tuning,
-        "lr": None if run.point["lr"] == "auto" else float(run.point["lr"]),
-        "step_fraction": float(run.point["step_fraction"]) if run.point["lr"] == "auto" else None,
-        "step_size": point_size(run.point),
-        "status": result.status,
-        **{name: getattr(run, name) if ok else None for name in (*measured, "best_dev_loss", "best_accuracy")},
-        "peak_bytes": result.peak_bytes,
-        "reason": result.refused,
-        "folder": run.folder,
-    }
-
-
-Record: TypeAlias = dict[str, Any]
-
-
-class Executor(ABC):
-    """Abstract executor."""
-
-    @abstractmethod
-    def run(self, jobs: Sequence[Job], work: Work, after_each: Callable[[Record], None]) -> list[Record]:
-        """Run jobs; their records in the order of the jobs.
-
-        Args:
-            work: runs a job, in another process; a function of a module.
-            after_each: called in this process with each record as it arrives.
-        """
-
-
-@final
-@dataclass(frozen=True)
-class Local(Executor):
-    """Processes of this machine, one thread each.
-
-    Its runs raise ValueError where a process was killed.
-    """
-
-    processes: int
-
-    def run(self, jobs: Sequence[Job], work: Work, after_each: Callable[[Record], None]) -> list[Record]:
-        try:
-            return run_jobs(jobs, self.processes, after_each, work)
-        except BrokenProcessPool as error:
-            raise ValueError(
-                "a process ended in the middle of a run, for want of memory perhaps: the same command continues; with fewer "
-                "--processes each has more"
-            ) from error
-
-
-@final
-@dataclass(frozen=True)
-class Ray(Executor):
-    """Tasks of a Ray cluster, a processor each: the one that ``RAY_ADDRESS`` names, else one on this machine.
-
-    Its machines see the same files under the same paths, and have the same package.
-
-    Raises:
-        ValueError: Ray is not installed.
-    """
-
-    processes: int
-    """Most tasks at a time."""
-
-    def __post_init__(self) -> None:
-        _ray()
-
-    def run(self, jobs: Sequence[Job], work: Work, after_each: Callable[[Record], None]) -> list[Record]:
-        ray = _ray()
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False)
-        remote = ray.remote(num_cpus=1)(_in_one_thread)
-        records: dict[int, Record] = {}
-        waiting, running = list(range(len(jobs))), {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < self.processes:
-                    number = waiting.pop(0)
-                    running[remote.remote(jobs[number], work)] = number
-                (ready, *_), _ = ray.wait(list(running), num_returns=1)
-                number = running.pop(ready)
-                records[number] = ray.get(ready)
-                after_each(records[number])
-        finally:
-            for unfinished in running:
-                ray.cancel(unfinished)
-        return [records[number] for number in range(len(jobs))]
-
-
-def _in_one_thread(job: Job, work: Work) -> Record:
+def _in_one_thread(trial: Trial) -> Record:
     import torch
 
     torch.set_num_threads(1)
-    return work(job)
+    return run_trial(trial)
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     try:
         return import_module("ray")
     except ImportError as error:
         raise ValueError(
             "executor: ray needs Ray, which is not installed: pip install 'l2l[ray]', or use executor: local"
         ) from error
-
-
-def executor_of(name: ExecutorName, processes: int) -> Executor:
-    """The executor of that name.
-
-    Raises:
-        ValueError: it needs a package that is not installed.
-    """
-    return Ray(processes) if name == "ray" else Local(processes)

@@ -1,10 +1,7 @@
-"""Intervals by resampling pairs, and seeds within them: what another draw of tasks and seeds might have shown.
+"""Statistics of an experiment: pure functions of its runs.
 
-Loss curves against forward passes: smoothing, and when a target was reached.
-
-Ranks and wins over the cells of a comparison: pure functions of losses. Infinite: the run diverged, and loses.
-
-The rules by which tuners are judged: pure functions over runs. In words: docs/protocol.md.
+Bootstrap intervals over cells and seeds, average ranks and wins, smoothed loss curves and the passes to a target loss, the
+choice of a step size, and the rules by which docs/protocol.md judges tuners. A run that diverged has infinite losses.
 """
 
 from __future__ import annotations
@@ -13,63 +10,228 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum, inf, isnan
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
+RANK_RESAMPLES = 2000
 COVERAGE = 0.95
-SEED = 0
+SEEDS = 3
+"""Seeds that the protocol asks for; a table over fewer says so."""
+CHANCE_MARGIN = 0.02
+"""An accuracy is above chance if it exceeds the share of the largest class by more than this."""
+CEILING = 0.98
+"""Where MeZO and the tuner both lie above this accuracy, there is nothing left to gain."""
+WINDOW_SHARE = 0.1
+"""Share of a run's passes over which losses of steps are averaged."""
 
+Point: TypeAlias = Mapping[str, Any]
+"""A choice of step size: ``lr``, or ``lr: auto`` with ``step_fraction``; and a control's alternative options."""
+Curve: TypeAlias = Sequence[tuple[float, float]]
+"""Points (forward passes spent, loss of the step that ended there), in order."""
 Statistic: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""[resamples, pairs, seeds, columns] -> [resamples]."""
+"""[resamples, cells, seeds, columns] -> [resamples]."""
+Losses: TypeAlias = NDArray[np.float64]
+"""[cells, seeds, methods] of final training loss."""
+
+
+class Cell(NamedTuple):
+    """A model under a tuning scheme on a task: where contenders are compared."""
+
+    setting: str
+    scheme: str
+    task: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """The result of one run. One that diverged or was refused keeps the infinite losses of the defaults."""
+
+    cell: Cell
+    model: str
+    contender: str
+    role: str
+    method: str
+    tuner: str | None
+    seed: int
+    tuning: bool
+    """Whether it served the choice of the step size; such runs are in no table."""
+    point: Point
+    passes: int = 0
+    """Forward passes spent, probes and searches included."""
+    steps: int = 0
+    seconds: float = 0.0
+    """Of training; evaluations are not counted."""
+    initial_loss: float = inf
+    train_loss: float = inf
+    """On the train sample, with the weights of the last step, as the next three."""
+    dev_loss: float = inf
+    test_loss: float = inf
+    accuracy: float = 0.0
+    """On the test rows (token F1 for tasks that generate)."""
+    best_dev_loss: float = inf
+    """The lowest of all evaluations."""
+    best_accuracy: float = 0.0
+    """On the test rows, with the weights of lowest dev loss."""
+    peak_bytes: int | None = None
+    """Most memory in use by its process while it trained."""
+    diverged: bool = False
+    refused: str = ""
+    """Why it did not run at all."""
+    folder: str = ""
+    curve: Curve = field(default=(), repr=False)
+    """Loss of each step; read for runs of the table only."""
+
+    @property
+    def status(self) -> str:
+        """``ok``, ``diverged`` or ``refused``."""
+        return "refused" if self.refused else "diverged" if self.diverged else "ok"
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """The runs of a table, tuning runs left out, by cell and contender."""
+
+    cells: Sequence[Cell]
+    labels: Sequence[str]
+    """Contenders, in the order in which they were named."""
+    runs: Mapping[tuple[Cell, str], Sequence[Run]]
+    """In the order of the seeds. A contender of which one seed was refused has none in that cell."""
+
+    @staticmethod
+    def of(runs: Sequence[Run], cells: Sequence[Cell], labels: Sequence[str]) -> RunTable:
+        """The table of all runs that were not tuning runs."""
+        found: dict[tuple[Cell, str], list[Run]] = {}
+        for run in sorted(runs, key=lambda run: run.seed):
+            if not run.tuning:
+                found.setdefault((run.cell, run.contender), []).append(run)
+        return RunTable(cells, labels, {at: own for at, own in found.items() if not any(run.refused for run in own)})
+
+    def values(self, label: str, quantity: str, cells: Sequence[Cell] | None = None) -> NDArray[np.float64]:
+        """[cells, seeds] of a quantity of a contender, over all cells or those given.
+
+        Raises:
+            ValueError: the cells do not have the same number of seeds.
+        """
+        cells = self.cells if cells is None else cells
+        found = [[float(getattr(run, quantity)) for run in self.runs.get((cell, label), ())] for cell in cells]
+        if len({len(row) for row in found}) != 1 or not found[0]:
+            raise ValueError(f"contender {label!r} has {[len(row) for row in found]} runs on the cells {list(cells)}")
+        return np.array(found)
+
+    def columns(self, labels: Sequence[str], quantity: str = "train_loss", cells: Any = None) -> NDArray[np.float64]:
+        """[cells, seeds, contenders] of a quantity."""
+        return np.stack([self.values(label, quantity, cells) for label in labels], -1)
+
+    @property
+    def everywhere(self) -> list[str]:
+        """Contenders that ran in every cell: those that are ranked."""
+        return [label for label in self.labels if all((cell, label) in self.runs for cell in self.cells)]
+
+    @property
+    def losses(self) -> Losses:
+        """Final training losses of the contenders that ran everywhere."""
+        return self.columns(self.everywhere)
+
+    @property
+    def ordered(self) -> list[str]:
+        """Contenders by average rank; then those that did not run everywhere."""
+        first = by_rank(self.everywhere, self.losses) if self.everywhere else []
+        return first + [label for label in self.labels if label not in first]
+
+    @property
+    def places(self) -> dict[str, RunTable]:
+        """The table of each model and scheme, by their names."""
+        found: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            found.setdefault(f"{cell.setting}, {cell.scheme}", []).append(cell)
+        return {name: RunTable(cells, self.labels, self.runs) for name, cells in found.items()}
+
+    def all_of(self, label: str) -> list[Run]:
+        """A contender's runs in all cells."""
+        return [run for cell in self.cells for run in self.runs.get((cell, label), ())]
 
 
 def estimate(table: NDArray[np.float64], statistic: Statistic) -> float:
-    """The statistic of the table as it is, [pairs, seeds, columns]."""
+    """The statistic of a table [cells, seeds, columns]."""
     with np.errstate(invalid="ignore"):  # the difference of two runs that both diverged is not a number, and stays so
         return float(statistic(table[None])[0])
 
 
 def interval(
-    table: NDArray[np.float64], statistic: Statistic, resamples: int = RESAMPLES, seed: int = SEED
+    table: NDArray[np.float64], statistic: Statistic, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic of [pairs, seeds, columns], paired over the columns.
+    """Percentile bootstrap interval of a statistic of [cells, seeds, columns], paired over the columns.
 
-    Pairs are drawn with replacement, then seeds within each pair drawn; all columns (contenders) of a drawn run come
-    along. Where the percentiles leave out the estimate itself, the interval is widened to hold it.
+    Cells are drawn with replacement, then seeds within each cell drawn; all columns of a drawn run come along. Where the
+    percentiles leave out the estimate itself, the interval is widened to contain it.
     """
-    pairs, seeds, _ = table.shape
+    cells, seeds, _ = table.shape
     generator = np.random.default_rng(seed)
-    rows = generator.integers(pairs, size=(resamples, pairs, 1))
-    columns = generator.integers(seeds, size=(resamples, pairs, seeds))
+    rows = generator.integers(cells, size=(resamples, cells, 1))
+    columns = generator.integers(seeds, size=(resamples, cells, seeds))
     with np.errstate(invalid="ignore"):
         found = np.sort(statistic(table[rows, columns]))
-    centre = estimate(table, statistic)
-    # Ranks, not interpolation: between a finite value and infinity there is nothing to interpolate.
+    center = estimate(table, statistic)
+    # Order statistics, not interpolation: between a finite value and infinity there is nothing to interpolate.
     low, high = found[int((1 - COVERAGE) / 2 * resamples)], found[int((1 + COVERAGE) / 2 * resamples) - 1]
-    return float(np.fmin(low, centre)), float(np.fmax(high, centre))
+    return float(np.fmin(low, center)), float(np.fmax(high, center))
 
 
 def win_rate(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of (pair, other) in which column 0 has the lower mean over the seeds; the others are the further columns."""
+    """Share of (cell, other) in which column 0 has the lower mean over the seeds; the others are the further columns."""
     means = table.mean(2)
     return (means[..., :1] < means[..., 1:]).mean((1, 2))
 
 
 def mean_difference(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over pairs and seeds of column 0 less column 1."""
+    """Mean over cells and seeds of column 0 less column 1."""
     return (table[..., 0] - table[..., 1]).mean((1, 2))
 
 
 def median_ratio(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median of column 0 over pairs and seeds."""
+    """Median of column 0 over cells and seeds."""
     return np.median(table[..., 0].reshape(len(table), -1), axis=1)
 
 
-Curve: TypeAlias = Sequence[tuple[float, float]]
-"""Points (forward passes spent, two-point loss of the step that ended there), in order."""
+def rank_of(means: NDArray[np.float64], column: int) -> NDArray[np.float64]:
+    """Rank of a column along the last axis: 1 for the lowest; ties share the mean of their ranks."""
+    own = means[..., column : column + 1]
+    return 1 + (means < own).sum(-1) + ((means == own).sum(-1) - 1) / 2
+
+
+def average_ranks(losses: Losses) -> list[float]:
+    """Per method, the mean over cells of its rank by the mean loss over the seeds."""
+    means = losses.mean(1)
+    return [float(rank_of(means, column).mean()) for column in range(losses.shape[-1])]
+
+
+def rank_intervals(losses: Losses, resamples: int = RANK_RESAMPLES) -> list[tuple[float, float]]:
+    """Per method, the 95 % interval of its average rank over draws of cells, and of seeds within them."""
+
+    def statistic(column: int) -> Statistic:
+        return lambda table: rank_of(table.mean(2), column).mean(1)
+
+    return [interval(losses, statistic(column), resamples) for column in range(losses.shape[-1])]
+
+
+def wins(losses: Losses) -> NDArray[np.int64]:
+    """[methods, methods]: on how many cells the row's mean loss over the seeds is below the column's; a tie is no win."""
+    means = losses.mean(1)
+    return (means[:, :, None] < means[:, None, :]).sum(0)
+
+
+def win_shares(losses: Losses) -> list[list[float]]:
+    """:func:`wins` as shares of the cells."""
+    return (wins(losses) / len(losses)).tolist()
+
+
+def by_rank(labels: Sequence[str], losses: Losses) -> list[str]:
+    """The labels by average rank, the best first; ties keep their order."""
+    ranks = average_ranks(losses)
+    return [labels[place] for place in sorted(range(len(labels)), key=lambda place: ranks[place])]
 
 
 def smoothed(curve: Curve, window: float) -> list[tuple[float, float]]:
@@ -98,108 +260,27 @@ def mean_by_x(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
     return [(x, sum(ys) / len(ys)) for x, ys in sorted(values.items())]
 
 
-RANK_RESAMPLES = 2000
+def pass_ratios(table: RunTable, contender: str, baseline: str) -> NDArray[np.float64]:
+    """[cells, seeds]: passes to the baseline's final smoothed loss, over the passes that the baseline took to it.
 
-Losses = NDArray[np.float64]
-"""[cells, seeds, methods] of final training loss; resampled ones have a further axis in front."""
-
-
-def rank_of(means: NDArray[np.float64], column: int) -> NDArray[np.float64]:
-    """Rank of a column along the last axis: 1 for the lowest; those that tie share the mean of their ranks."""
-    own = means[..., column : column + 1]
-    return 1 + (means < own).sum(-1) + ((means == own).sum(-1) - 1) / 2
+    Compares runs of equal seed. Infinity where the contender never reaches it; not a number where the baseline diverged
+    and there is no target.
+    """
+    pairs = ((table.runs[cell, contender], table.runs[cell, baseline]) for cell in table.cells)
+    return np.array([[_ratio(*runs) for runs in zip(*own, strict=True)] for own in pairs], dtype=np.float64)
 
 
-def average_ranks(losses: Losses) -> list[float]:
-    """Per method, the mean over cells of its rank by the mean loss over the seeds."""
-    means = losses.mean(1)
-    return [float(rank_of(means, column).mean()) for column in range(losses.shape[-1])]
-
-
-def rank_intervals(losses: Losses, resamples: int = RANK_RESAMPLES) -> list[tuple[float, float]]:
-    """Per method, the 95 % interval of its average rank over draws of cells, and of seeds within them."""
-
-    def statistic(column: int):
-        return lambda table: rank_of(table.mean(2), column).mean(1)
-
-    return [interval(losses, statistic(column), resamples) for column in range(losses.shape[-1])]
-
-
-def wins(losses: Losses) -> NDArray[np.int64]:
-    """[methods, methods]: on how many cells the row's mean loss over the seeds is below the column's; a tie is no win."""
-    means = losses.mean(1)
-    return (means[:, :, None] < means[:, None, :]).sum(0)
-
-
-def win_shares(losses: Losses) -> list[list[float]]:
-    """:func:`wins` as shares of the cells."""
-    return (wins(losses) / len(losses)).tolist()
-
-
-def by_rank(labels: Sequence[str], losses: Losses) -> list[str]:
-    """The labels by average rank, the best first; those that tie stay in order."""
-    ranks = average_ranks(losses)
-    return [labels[place] for place in sorted(range(len(labels)), key=lambda place: ranks[place])]
-
-
-Pair: TypeAlias = tuple[str, str]
-"""(setting, held-out task): a model on a task."""
-Point: TypeAlias = Mapping[str, Any]
-"""What was chosen among: ``lr``, or ``lr: auto`` with ``beta``, and a control's further options."""
-
-SEEDS = 3
-"""Seeds that the protocol asks for; a table over fewer says so."""
-CHANCE_MARGIN = 0.02
-"""So far above the share of the largest class an accuracy must lie to be more than chance."""
-CEILING = 0.98
-"""Where MeZO and the tuner both lie above this accuracy, there is nothing left to gain."""
-WINDOW_SHARE = 0.1
-"""Share of a run's passes over which the losses of steps are averaged to say when a target was reached."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run, as the protocol sees it. A run that diverged has infinite losses: it loses to every other."""
-
-    setting: str
-    model: str
-    task: str
-    contender: str
-    role: str
-    seed: int
-    tuning: bool
-    """Whether it served the choice of the learning rate; such runs are in no table."""
-    point: Point
-    passes: int = 0
-    """Forward passes spent, probes and searches included."""
-    steps: int = 0
-    seconds: float = 0.0
-    initial_loss: float = inf
-    train_loss: float = inf
-    """On the train sample, with the weights of the last step."""
-    dev_loss: float = inf
-    """With the weights of the last step."""
-    test_loss: float = inf
-    """With the weights of the last step."""
-    accuracy: float = 0.0
-    """On the test rows, with the weights of the last step (token F1 for tasks that generate)."""
-    best_dev_loss: float = inf
-    """The lowest that was seen."""
-    best_accuracy: float = 0.0
-    """On the test rows, with the weights of lowest dev loss."""
-    diverged: bool = False
-    folder: str = ""
-    curve: Curve = field(default=(), repr=False)
-    """Two-point loss of each step against passes spent."""
-
-    @property
-    def pair(self) -> Pair:
-        """The pair it belongs to."""
-        return self.setting, self.task
+def _ratio(mine: Run, baseline: Run) -> float:
+    window = WINDOW_SHARE * baseline.passes
+    path = smoothed(baseline.curve, window)
+    if baseline.diverged or not path:
+        return float("nan")
+    target = path[-1][1]
+    return inf if mine.diverged else passes_to(mine.curve, target, window) / passes_to(baseline.curve, target, window)
 
 
 def point_size(point: Point) -> float:
-    """The learning rate of a point, or beta where the learning rate is ``auto``."""
+    """The learning rate of a point, or step_fraction where the learning rate is ``auto``."""
     return float(point["step_fraction"] if point["lr"] == "auto" else point["lr"])
 
 
@@ -214,65 +295,16 @@ def choose(runs: Sequence[Run]) -> Point:
 
 
 def at_edge(point: Point, grid: Sequence[float]) -> bool:
-    """Whether a point lies at the end of a grid of several: a better one may lie beyond."""
+    """Whether a point is the first or last of a grid of several: a better one may lie beyond."""
     return len(grid) > 1 and point_size(point) in (min(grid), max(grid))
-
-
-def values(runs: Sequence[Run], contender: str, pairs: Sequence[Pair], quantity: str) -> NDArray[np.float64]:
-    """[pairs, seeds] of one quantity of a contender's runs in the table, seeds in order.
-
-    Raises:
-        ValueError: the pairs do not have the same number of seeds.
-    """
-    found = [
-        [float(getattr(run, quantity)) for run in sorted(_of(runs, contender, pair), key=lambda run: run.seed)]
-        for pair in pairs
-    ]
-    if len({len(row) for row in found}) != 1 or not found[0]:
-        raise ValueError(f"contender {contender!r} has {[len(row) for row in found]} runs on the pairs {list(pairs)}")
-    return np.array(found)
-
-
-def _of(runs: Sequence[Run], contender: str, pair: Pair) -> list[Run]:
-    return [run for run in runs if run.contender == contender and run.pair == pair and not run.tuning]
-
-
-def beats(mine: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether the mean final training loss over the seeds (the last axis) is lower; a tie is not a win."""
-    return mine.mean(-1) < other.mean(-1)
-
-
-def pass_ratios(
-    runs: Sequence[Run], contender: str, baseline: str, pairs: Sequence[Pair], window_share: float = WINDOW_SHARE
-) -> NDArray[np.float64]:
-    """[pairs, seeds]: passes to the baseline's final smoothed loss, over the passes that the baseline took to it.
-
-    Runs of equal seed are held against each other. Infinity where a contender never got there; not a number where the
-    baseline itself diverged and there is no target.
-    """
-    table = []
-    for pair in pairs:
-        theirs = {run.seed: run for run in _of(runs, baseline, pair)}
-        mine = sorted(_of(runs, contender, pair), key=lambda run: run.seed)
-        table.append([_ratio(run, theirs[run.seed], window_share) for run in mine])
-    return np.array(table, dtype=np.float64)
-
-
-def _ratio(mine: Run, theirs: Run, window_share: float) -> float:
-    window = window_share * theirs.passes
-    path = smoothed(theirs.curve, window)
-    if theirs.diverged or not path:
-        return float("nan")
-    target = path[-1][1]
-    return inf if mine.diverged else passes_to(mine.curve, target, window) / passes_to(theirs.curve, target, window)
 
 
 def accuracy_counts(mezo: float, tuner: float, majority: float) -> Literal["counted", "chance", "ceiling"]:
     """Whether a pair enters the mean accuracy gain: not at chance, not at the ceiling.
 
-    At chance: MeZO's mean accuracy over the seeds is not more than :data:`CHANCE_MARGIN` above what the best constant
-    answer gets, so that a difference to it is mostly noise. A tuner that falls to chance where MeZO does not is counted:
-    that is a loss. At the ceiling: both lie above :data:`CEILING`.
+    At chance: MeZO's mean accuracy over the seeds is not more than :data:`CHANCE_MARGIN` above that of the best constant
+    answer, so that a difference to it is mostly noise. A tuner that falls to chance where MeZO does not is counted: that
+    is a loss. At the ceiling: both lie above :data:`CEILING`.
     """
     if mezo <= majority + CHANCE_MARGIN:
         return "chance"
@@ -280,6 +312,6 @@ def accuracy_counts(mezo: float, tuner: float, majority: float) -> Literal["coun
 
 
 def majority_share(golds: Sequence[Sequence[int]]) -> float:
-    """Accuracy of the best constant answer: the largest share of rows of which one option is among the right ones."""
+    """Accuracy of the best constant answer: the largest share of rows that accept one option as right."""
     options = {option for gold in golds for option in gold}
     return max((sum(option in gold for gold in golds) / len(golds) for option in options), default=0.0)

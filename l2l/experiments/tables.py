@@ -1,41 +1,39 @@
-"""The tables of a comparison, made once and written as Markdown, HTML and in the terminal.
-
-``compare.md``: the tables of a comparison as a page of Markdown.
-
-``index.html``: the whole comparison on one page that opens offline: figures are in it, and nothing is fetched.
-"""
+"""Tables of an experiment, made once and written as Markdown, as HTML, in the terminal; and the runs as CSV and Parquet."""
 
 from __future__ import annotations
 
 import base64
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+import yaml
 
-from l2l.experiments.console import named
-from l2l.experiments.runner import Cell, Result
-from l2l.experiments.stats import Point, at_edge, average_ranks, by_rank, rank_intervals, wins
-from l2l.experiments.validation import MethodFacts
-from l2l.report.console import spread
+from l2l.experiments.runner import Chosen
+from l2l.experiments.spec import MethodCosts
+from l2l.experiments.stats import Cell, Point, RunTable, at_edge, average_ranks, point_size, rank_intervals, wins
+from l2l.report.console import print_table, spread
+from l2l.report.files import write_whole
+from l2l.report.run_directory import environment
 
 MEBIBYTE = 2**20
+TEMPLATE = Path(__file__).with_name("page.html")
 
 
 class Text(NamedTuple):
-    """What stands in one field of a table."""
+    """The content of one field of a table."""
 
     text: str
     best: bool = False
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Table:
     """A table: the first column names the row."""
 
     title: str
@@ -44,96 +42,10 @@ class Sheet:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Field:
-    """The runs of the table, by cell and method."""
-
-    cells: Sequence[Cell]
-    labels: Sequence[str]
-    """Methods, in the order in which they were named."""
-    runs: Mapping[tuple[Cell, str], Sequence[Result]]
-    """Over the seeds; of what was left out or refused there is none."""
-
-    @staticmethod
-    def of(results: Sequence[Result], cells: Sequence[Cell], labels: Sequence[str]) -> Field:
-        """The field of all results that are no tuning runs. A method of which one seed was refused is not in that cell."""
-        found: dict[tuple[Cell, str], list[Result]] = {}
-        for result in results:
-            if not result.run.tuning:
-                found.setdefault((result.cell, result.label), []).append(result)
-        whole = {where: runs for where, runs in found.items() if not any(run.refused for run in runs)}
-        return Field(cells, labels, whole)
-
-    @property
-    def everywhere(self) -> list[str]:
-        """Methods that ran in every cell: those that ranks are about."""
-        return [label for label in self.labels if all((cell, label) in self.runs for cell in self.cells)]
-
-    @property
-    def losses(self) -> NDArray[np.float64]:
-        """[cells, seeds, methods that ran everywhere] of final training loss."""
-        return np.array(
-            [
-                [[result.run.train_loss for result in self.runs[cell, label]] for label in self.everywhere]
-                for cell in self.cells
-            ],
-            dtype=np.float64,
-        ).swapaxes(1, 2)
-
-    @property
-    def ordered(self) -> list[str]:
-        """Methods by average rank; then those that did not run everywhere."""
-        first = by_rank(self.everywhere, self.losses) if self.everywhere else []
-        return first + [label for label in self.labels if label not in first]
-
-    @property
-    def places(self) -> dict[str, Field]:
-        """The same within each model and scheme, by their names."""
-        found: dict[str, list[Cell]] = {}
-        for cell in self.cells:
-            found.setdefault(f"{cell.setting}, {cell.scheme}", []).append(cell)
-        return {name: Field(cells, self.labels, self.runs) for name, cells in found.items()}
-
-    def all_of(self, label: str) -> list[Result]:
-        """A method's runs in all cells."""
-        return [result for cell in self.cells for result in self.runs.get((cell, label), ())]
-
-
-def standings(field: Field, baseline: str) -> list[Sheet]:
-    """:func:`standing` over all cells, and where there are several models or schemes, within each."""
-    inside = field.places if len(field.places) > 1 else {}
-    return [standing(field, baseline), *(standing(part, baseline, name) for name, part in inside.items())]
-
-
-def standing(field: Field, baseline: str, title: str = "All cells") -> Sheet:
-    """Rank, wins and cost of each method over the cells of a field."""
-    everywhere, losses = field.everywhere, field.losses
-    ranks = dict(zip(everywhere, average_ranks(losses), strict=True)) if everywhere else {}
-    intervals = dict(zip(everywhere, rank_intervals(losses), strict=True)) if everywhere else {}
-    counts = wins(losses) if everywhere else np.zeros((0, 0), dtype=np.int64)
-    least, total = min(ranks.values(), default=None), len(field.cells)
-    rows = []
-    for label in field.ordered:
-        ok = [result.run for result in field.all_of(label) if result.status == "ok"]
-        won = "-"
-        if label in everywhere and baseline in everywhere and label != baseline:
-            won = f"{counts[everywhere.index(label), everywhere.index(baseline)]} of {total}"
-        rank = Text(f"{ranks[label]:.2f}", ranks[label] == least) if label in ranks else Text("-")
-        low, high = intervals.get(label, (None, None))
-        rows.append(
-            [
-                Text(label),
-                rank,
-                Text("-" if low is None else f"{low:.2f} to {high:.2f}"),
-                Text(won),
-                Text(f"{len({result.cell for result in field.all_of(label)})} of {total}"),
-                Text(str(sum(result.run.diverged for result in field.all_of(label)))),
-                Text(f"{fmean(run.passes for run in ok):.0f}" if ok else "-"),
-                Text(f"{fmean(run.seconds for run in ok):.1f}" if ok else "-"),
-            ]
-        )
-    head = ["method", "average rank", "95 % interval", f"wins over {baseline}"]
-    return Sheet(title, [*head, "cells", "diverged", "passes per run", "seconds per run"], rows, STANDING_NOTE)
+def point_text(point: Point) -> str:
+    """A point in words: ``lr 0.0001``, ``step_fraction 0.1``, ``cosine lr 0.0003``."""
+    more = [str(value) for name, value in point.items() if name not in ("lr", "step_fraction")]
+    return " ".join([*more, "step_fraction" if point["lr"] == "auto" else "lr", f"{point_size(point):g}"])
 
 
 STANDING_NOTE = (
@@ -143,176 +55,202 @@ STANDING_NOTE = (
 )
 
 
-def figures(field: Field, quantity: str, title: str, lowest: bool) -> list[Sheet]:
+def standings(runs: RunTable, baseline: str) -> list[Table]:
+    """:func:`standing` over all cells, and where there are several models or schemes, within each."""
+    inside = runs.places if len(runs.places) > 1 else {}
+    return [standing(runs, baseline), *(standing(part, baseline, name) for name, part in inside.items())]
+
+
+def standing(runs: RunTable, baseline: str, title: str = "All cells") -> Table:
+    """Rank, wins and cost of each method over the cells of a table."""
+    everywhere, total = runs.everywhere, len(runs.cells)
+    ranks, intervals, won = {}, {}, {}
+    if everywhere:
+        ranks = dict(zip(everywhere, average_ranks(runs.losses), strict=True))
+        intervals = dict(zip(everywhere, rank_intervals(runs.losses), strict=True))
+        if baseline in everywhere:
+            counts = wins(runs.losses)[:, everywhere.index(baseline)]
+            won = {label: n for label, n in zip(everywhere, counts, strict=True) if label != baseline}
+    rows = []
+    for label in runs.ordered:
+        own = runs.all_of(label)
+        ok = [run for run in own if run.status == "ok"]
+        rank = Text("-")
+        if label in ranks:
+            rank = Text(f"{ranks[label]:.2f}", ranks[label] == min(ranks.values()))
+        texts = [
+            "{:.2f} to {:.2f}".format(*intervals[label]) if label in intervals else "-",
+            f"{won[label]} of {total}" if label in won else "-",
+            f"{len({run.cell for run in own})} of {total}",
+            str(sum(run.diverged for run in own)),
+            f"{fmean(run.passes for run in ok):.0f}" if ok else "-",
+            f"{fmean(run.seconds for run in ok):.1f}" if ok else "-",
+        ]
+        rows.append([Text(label), rank, *map(Text, texts)])
+    head = ["method", "average rank", "95 % interval", f"wins over {baseline}", "cells", "diverged"]
+    return Table(title, [*head, "passes per run", "seconds per run"], rows, STANDING_NOTE)
+
+
+def figures(runs: RunTable, quantity: str, title: str, lowest: bool) -> list[Table]:
     """A table per setting and scheme: methods by tasks, mean ± standard deviation over the seeds, the best in bold."""
-    sheets = []
-    for name, part in field.places.items():
-        best = {cell: best_of(part, cell, quantity, lowest) for cell in part.cells}
+    found = []
+    for name, part in runs.places.items():
+        best = {cell: _best(part, cell, quantity, lowest) for cell in part.cells}
         rows = [
             [Text(label), *(Text(_over_seeds(part, cell, label, quantity), label in best[cell]) for cell in part.cells)]
             for label in part.ordered
         ]
-        sheets.append(Sheet(f"{name}: {title}", ["method", *(cell.task for cell in part.cells)], rows))
-    return sheets
+        found.append(Table(f"{name}: {title}", ["method", *(cell.task for cell in part.cells)], rows))
+    return found
 
 
-def best_of(field: Field, cell: Cell, quantity: str, lowest: bool) -> list[str]:
+def _best(runs: RunTable, cell: Cell, quantity: str, lowest: bool) -> list[str]:
     """The methods of the best mean in a cell; where all diverged, none."""
     means = {
-        label: fmean(getattr(result.run, quantity) for result in field.runs[cell, label])
-        for label in field.labels
-        if (cell, label) in field.runs and not all(result.run.diverged for result in field.runs[cell, label])
+        label: fmean(getattr(run, quantity) for run in runs.runs[cell, label])
+        for label in runs.labels
+        if (cell, label) in runs.runs and not all(run.diverged for run in runs.runs[cell, label])
     }
-    if not means:
-        return []
-    top = min(means.values()) if lowest else max(means.values())
+    top = (min if lowest else max)(means.values(), default=None)
     return [label for label, mean in means.items() if mean == top and isfinite(mean)]
 
 
-def _over_seeds(field: Field, cell: Cell, label: str, quantity: str) -> str:
-    runs = field.runs.get((cell, label), ())
-    ok = [getattr(result.run, quantity) for result in runs if not result.run.diverged]
-    if not runs:
-        return "-"
-    lost = len(runs) - len(ok)
-    return "diverged" if not ok else spread(ok) + (f" ({lost} of {len(runs)} diverged)" if lost else "")
-
-
-def memory(field: Field, facts: Mapping[str, MethodFacts]) -> Sheet:
-    """Memory of each method: what it says it keeps, and the peak that was seen."""
-    rows = []
-    for label in field.ordered:
-        found, said = [least_peak(part, label) for part in field.places.values()], facts.get(label, MethodFacts())
-        kept = said.kept_bytes
-        share = "-" if kept is None or not said.trained_bytes else f"{kept / said.trained_bytes:.2f}"
-        peaks = [Text("-" if peak is None else f"{peak / MEBIBYTE:.0f}") for peak in found]
-        rows.append([Text(label), Text(said.memory or "-"), Text(share), *peaks])
-    head = ["method", "keeps, as it says", "kept, in copies of what is trained"]
-    return Sheet("Memory", [*head, *(f"peak MiB, {name}" for name in field.places)], rows, MEMORY_NOTE)
+def _over_seeds(table: RunTable, cell: Cell, label: str, quantity: str) -> str:
+    runs = table.runs.get((cell, label), ())
+    ok = [getattr(run, quantity) for run in runs if not run.diverged]
+    if not ok:
+        return "diverged" if runs else "-"
+    return spread(ok) + (f" ({len(runs) - len(ok)} of {len(runs)} diverged)" if len(ok) < len(runs) else "")
 
 
 MEMORY_NOTE = (
     "Peak: the most memory in use while a run trained, the least over its runs; on the CPU that of the whole process, in "
-    "which libraries, model and activations outweigh what a method keeps of a small model. Copies: in the first place in "
-    "which the method takes part."
+    "which libraries, model and activations outweigh what a method keeps of a small model. Copies: for the first model and "
+    "scheme under which the method takes part."
 )
 
 
-def least_peak(field: Field, label: str) -> int | None:
+def memory(runs: RunTable, costs: Mapping[str, MethodCosts]) -> Table:
+    """Memory of each method: what it declares, and the measured peak."""
+    rows = []
+    for label in runs.ordered:
+        own = costs.get(label, MethodCosts())
+        copies = "-" if own.kept_bytes is None or not own.trained_bytes else f"{own.kept_bytes / own.trained_bytes:.2f}"
+        peaks = [least_peak(part, label) for part in runs.places.values()]
+        texts = ["-" if peak is None else f"{peak / MEBIBYTE:.0f}" for peak in peaks]
+        rows.append([Text(text) for text in (label, own.memory or "-", copies, *texts)])
+    head = ["method", "keeps (declared)", "kept, in copies of what is trained"]
+    return Table("Memory", [*head, *(f"peak MiB, {name}" for name in runs.places)], rows, MEMORY_NOTE)
+
+
+def least_peak(runs: RunTable, label: str) -> int | None:
     """The least peak of a method's runs: a process that did other runs before holds more."""
-    peaks = [result.peak_bytes for result in field.all_of(label)]
-    return min((peak for peak in peaks if peak is not None), default=None)
+    return min((run.peak_bytes for run in runs.all_of(label) if run.peak_bytes is not None), default=None)
 
 
-def step_sizes(field: Field, chosen: Mapping[tuple[Cell, str], tuple[Point, Sequence[float]]]) -> Sheet:
+def step_sizes(runs: RunTable, chosen: Chosen) -> Table:
     """The step size that each method was run with."""
     rows = []
-    for label in field.ordered:
+    for label in runs.ordered:
         texts = []
-        for cell in field.cells:
+        for cell in runs.cells:
             point, grid = chosen.get((cell, label), (None, ()))
-            texts.append(Text("-" if point is None else named(point) + (" *" if at_edge(point, grid) else "")))
-        rows.append([Text(label), *texts])
-    names = [" ".join(cell) for cell in field.cells]
-    return Sheet(
-        "Step sizes chosen", ["method", *names], rows, "*: at the end of its grid; a better one may lie beyond."
-    )
+            texts.append("-" if point is None else point_text(point) + (" *" if at_edge(point, grid) else ""))
+        rows.append([Text(text) for text in (label, *texts)])
+    note = "*: at the end of its grid; a better one may lie beyond."
+    return Table("Step sizes chosen", ["method", *(" ".join(cell) for cell in runs.cells)], rows, note)
 
 
-def markdown(title: str, said: Sequence[str], sheets: Sequence[Sheet]) -> str:
-    """The page.
+def print_tables(tables: Sequence[Table]) -> None:
+    """Tables in the terminal."""
+    for table in tables:
+        rows = [dict(zip(table.columns, (text.text for text in row), strict=True)) for row in table.rows]
+        print_table(table.title, rows)
 
-    Args:
-        said: paragraphs between title and tables.
-    """
-    parts = [f"# {_escaped(title)}", *(_escaped(line) for line in said)]
-    for sheet in sheets:
-        parts += [f"## {_escaped(sheet.title)}", table(sheet), *([_escaped(sheet.note)] if sheet.note else [])]
+
+def markdown(title: str, paragraphs: Sequence[str], tables: Sequence[Table]) -> str:
+    """A page: title, paragraphs, tables."""
+    parts = [f"# {_escaped(title)}", *map(_escaped, paragraphs)]
+    for table in tables:
+        parts += [f"## {_escaped(table.title)}", markdown_table(table), *([_escaped(table.note)] if table.note else [])]
     return "\n\n".join(parts) + "\n"
 
 
-def table(sheet: Sheet) -> str:
+def markdown_table(table: Table) -> str:
     """A table; the best of a column in bold."""
     lines = [
-        [_escaped(name) for name in sheet.columns],
-        ["---", *["--:"] * (len(sheet.columns) - 1)],
-        *([_marked(text) for text in row] for row in sheet.rows),
+        [_escaped(name) for name in table.columns],
+        ["---", *["--:"] * (len(table.columns) - 1)],
+        *([f"**{_escaped(text.text)}**" if text.best else _escaped(text.text) for text in row] for row in table.rows),
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _marked(text: Text) -> str:
-    return f"**{_escaped(text.text)}**" if text.best else _escaped(text.text)
-
-
 def _escaped(text: str) -> str:
-    """Text that cannot end a table's field or become markup; what names hold is left as it reads."""
+    """Text that cannot end a table's field or become markup."""
     plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     for mark in ("\\", "|", "*", "`"):
         plain = plain.replace(mark, f"\\{mark}")
     return plain
 
 
-TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222; }
-h2 { margin-top: 2.5rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; }
-th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
-tr:hover td { background: #f4f6fa; }
-td.best { font-weight: bold; }
-.note { color: #555; max-width: 60rem; }
-img { max-width: 100%; }
-pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-{% for line in said %}<p class="note">{{ line }}</p>
-{% endfor %}
-{% for sheet in sheets %}<h2>{{ sheet.title }}</h2>
-<div class="wide"><table>
-<tr>{% for name in sheet.columns %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in sheet.rows %}<tr>{% for cell in row %}<td{% if cell.best %} class="best"{% endif %}>{{ cell.text }}</td>\
-{% endfor %}</tr>
-{% endfor %}</table></div>
-{% if sheet.note %}<p class="note">{{ sheet.note }}</p>{% endif %}
-{% endfor %}
-{% for name, data in pictures.items() %}<h2>{{ name }}</h2>
-<img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
-{% endfor %}
-{% for name, text in listings.items() %}<h2>{{ name }}</h2>
-<pre>{{ text }}</pre>
-{% endfor %}
-</body>
-</html>
-"""
-
-
-def page(
+def html(
     title: str,
-    said: Sequence[str],
-    sheets: Sequence[Sheet],
+    paragraphs: Sequence[str],
+    tables: Sequence[Table],
     pictures: Mapping[str, Path],
     listings: Mapping[str, str],
 ) -> str:
-    """The page; every text in it is escaped.
+    """A page that opens offline: figures are embedded, nothing is fetched, and every text is escaped.
 
     Args:
-        said: paragraphs between title and tables.
-        pictures: what a PNG file shows -> where it lies.
-        listings: heading -> text that is shown as it stands.
+        pictures: caption -> PNG file.
+        listings: heading -> preformatted text.
     """
     from jinja2 import Environment
 
     inside = {name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()}
-    template = Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE)
-    return template.render(title=title, said=said, sheets=sheets, pictures=inside, listings=listings)
+    template = Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE.read_text())
+    return template.render(title=title, paragraphs=paragraphs, tables=tables, pictures=inside, listings=listings)
+
+
+def write_page(
+    target: Path,
+    title: str,
+    paragraphs: Sequence[str],
+    tables: Sequence[Table],
+    pictures: Mapping[str, Path],
+    config: Mapping[str, Any],
+) -> None:
+    """Write :func:`html` with the configuration, versions and hardware at its end."""
+    listings = {"Configuration": dict(config), "Versions and hardware": environment()}
+    texts = {name: yaml.safe_dump(value, sort_keys=False) for name, value in listings.items()}
+    page = html(title, paragraphs, tables, pictures, texts)
+    write_whole(target, lambda path: path.write_text(page))
+
+
+def write_records(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """``results.csv`` and ``results.parquet``, a row per record; Parquet only where ``pyarrow`` is installed."""
+
+    def write_csv(path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(records[0]))
+            writer.writeheader()
+            writer.writerows(records)
+
+    written = [write_whole(folder / "results.csv", write_csv)]
+    try:
+        parquet, arrow = import_module("pyarrow.parquet"), import_module("pyarrow")
+    except ImportError:
+        return written
+    rows = arrow.Table.from_pylist([dict(record) for record in records])
+    return [*written, write_whole(folder / "results.parquet", lambda path: parquet.write_table(rows, path))]
+
+
+def finite(value: Any) -> Any:
+    """Nested values as strict JSON has them: None in place of infinities and of what is not a number."""
+    if isinstance(value, Mapping):
+        return {str(name): finite(inner) for name, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

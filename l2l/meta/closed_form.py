@@ -17,7 +17,7 @@ from l2l.meta.objectives.base import MetaLoss, MetaState
 from l2l.meta.statistics import Components, differentiable
 from l2l.meta.trajectory import Step, walked
 from l2l.params import Direction
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ from l2l.tasks.encode import Batch
 from l2l.tasks.evaluate import evaluate
 from l2l.tasks.losses import batch_loss
 from l2l.train.trainer import Steps
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Tuner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

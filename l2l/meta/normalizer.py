@@ -14,7 +14,7 @@ from l2l.meta.statistics import Components, squared_norms
 from l2l.noise import Key
 from l2l.params.blocks import Blocks
 from l2l.tuners.model import bind
-from l2l.tuners.normalize import NORMALISERS, CurvatureNormalizer, EnergyNormalizer, Normalizer, build_normalizer
+from l2l.tuners.normalize import NORMALIZERS, CurvatureNormalizer, EnergyNormalizer, Normalizer, build_normalizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,8 +28,8 @@ and may be perturbed at next to no cost, but not without bounds."""
 
 def check_normaliser(config: MetaTrainConfig) -> None:
     """Raise ValueError where there is no such normaliser, or it is asked for and switched off."""
-    if config.normalizer not in NORMALISERS:
-        raise ValueError(f"normalizer={config.normalizer!r} must be one of {', '.join(NORMALISERS)}")
+    if config.normalizer not in NORMALIZERS:
+        raise ValueError(f"normalizer={config.normalizer!r} must be one of {', '.join(NORMALIZERS)}")
     if config.normalizer != EnergyNormalizer.name and not config.normalise:
         raise ValueError(f"normalise is off, but normalizer is {config.normalizer!r}: leave one of them out")
 

@@ -24,9 +24,10 @@ from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_met
 from l2l.tasks import get_task
 from l2l.tasks.losses import batch_loss
 from l2l.tasks.tiny_world import POOL, VALIDATION
-from l2l.tuners.card import movement
+from l2l.tuners.api import Tuner
+from l2l.tuners.diagnostics import movement
 from l2l.tuners.features import feature_set
-from l2l.tuners.model import Provenance, Tuner, load_weights
+from l2l.tuners.model import Provenance, load_weights
 from l2l.tuners.normalize import Normalizer, build_normalizer, normalizer_config
 from l2l.tuners.schedule import BlockSchedule
 from l2l.tuners.transfer import identified

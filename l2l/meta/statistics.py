@@ -29,7 +29,7 @@ from l2l.noise import MomentRequest, NoiseTerm, TensorSlice, add_noise, standard
 from l2l.params import Direction
 from l2l.params.basis import full_precision, low_rank_dot
 from l2l.params.blocks import Blocks
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 
 @final

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import pkgutil
+from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from l2l.methods.base import FirstOrder, Method
@@ -19,7 +21,7 @@ def method_names() -> list[str]:
 
 
 def is_first_order(name: str) -> bool:
-    """Whether the method here of that name goes by backpropagation."""
+    """Whether the method of that name in this package uses backpropagation alone."""
     return name in method_names() and issubclass(method_class(name), FirstOrder)
 
 
@@ -31,20 +33,28 @@ def method_class(name: str) -> type[Method[Any]] | type[FirstOrder[Any]]:
     """
     path = name if "." in name else f"{__name__}.{name}"
     if "." not in name and name not in method_names():
-        near = difflib.get_close_matches(name, method_names(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown method {name!r}; known are {', '.join(method_names())}{hint}")
+        raise ValueError(f"unknown method {name!r}; known are {known_names(name, method_names())}")
     try:
         module = import_module(path)
     except ModuleNotFoundError as error:
         raise ValueError(f"method {name!r}: no module {path!r} can be imported") from error
-    found = [
-        value
-        for _, value in inspect.getmembers(module, inspect.isclass)
-        if issubclass(value, Method | FirstOrder)
-        and not inspect.isabstract(value)
-        and value.__module__ == module.__name__
-    ]
+    return only_class(module, "method", Method, FirstOrder)
+
+
+def known_names(name: str, known: Sequence[str]) -> str:
+    """The known names, and the one nearest to ``name``: the end of an error message."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return ", ".join(known) + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def only_class(module: ModuleType, kind: str, *bases: type) -> Any:
+    """The one concrete subclass of ``bases`` that a module defines.
+
+    Raises:
+        ValueError: it defines none, or several.
+    """
+    classes = [value for _, value in inspect.getmembers(module, inspect.isclass) if value.__module__ == module.__name__]
+    found = [value for value in classes if issubclass(value, bases) and not inspect.isabstract(value)]
     if len(found) != 1:
-        raise ValueError(f"module {path!r} defines {len(found)} methods; one file holds one method")
+        raise ValueError(f"module {module.__name__!r} defines {len(found)} {kind}s; one file holds one {kind}")
     return found[0]

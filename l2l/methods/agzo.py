@@ -1,34 +1,23 @@
-"""AGZO: MeZO along directions in the span of what each linear map is given.
+"""AGZO: MeZO along directions in the span of the inputs of each linear map.
 
-Lin et al. 2026, arXiv:2601.17261. The pass at theta also shows the inputs of every linear map with a matrix [m, n] as weight;
-a power iteration from random noise gives an orthonormal basis A [n, r] of their dominant span, and the matrix moves along
-sqrt(n / r) R A^T with R [m, r] fresh noise, all others along plain noise: g = (L(theta + epsilon u) - L(theta)) / epsilon.
-Outside that span a matrix has no gradient. Differs from the paper in the factor sqrt(n / r), which makes a coordinate's
-mean square 1, as it is where a block moves along plain noise.
+Lin et al. 2026, arXiv:2601.17261. The pass at theta also observes the inputs of every linear map with a matrix [m, n] as
+weight; a power iteration from random noise gives an orthonormal basis A [n, r] of their dominant span, and the matrix moves
+along sqrt(n / r) R A^T with R [m, r] fresh noise, all other blocks along plain noise: g = (L(theta + epsilon u) - L(theta))
+/ epsilon. Outside that span a matrix has no gradient. Differs from the paper in the factor sqrt(n / r), which makes a
+coordinate's mean square 1, as it is where a block moves along plain noise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import (
-    CustomEstimator,
-    LossEvaluator,
-    MethodInfo,
-    StepContext,
-    accumulation_dtype,
-    check_counts,
-    check_positive,
-    descend,
-)
+from l2l.methods import base
 from l2l.noise import Distribution, Key
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params import DirectionOperator
 from l2l.params.blocks import Block, Blocks
 from l2l.params.inputs import Activations, Span
 from l2l.params.operators import factor, product
@@ -54,52 +43,32 @@ class InSpan(DirectionOperator):
 
 @final
 @dataclass(frozen=True)
-class AGZO(CustomEstimator[None]):
-    """One-sided steps in the span of what each linear map is given. Extra memory: r numbers per column."""
+class AGZO(base.CustomEstimator[None]):
+    """One-sided steps in the span of the inputs of each linear map."""
 
-    info: ClassVar = MethodInfo("Lin et al. 2026, arXiv:2601.17261", "r per column of a matrix, of one step")
-    epsilon: float = 1e-3
-    num_directions: int = 1
-    distribution: Distribution = "gaussian"
+    info: ClassVar = base.MethodInfo("Lin et al. 2026, arXiv:2601.17261", "0P; in a step r per column of a matrix")
+    counts = ("rank", "iterations")
     rank: int = 1
-    """Of a matrix's direction; of one with shorter inputs, their length."""
+    """Rank of a matrix's direction, at most the length of its inputs."""
     iterations: int = 3
     """Of the power iteration."""
-
-    def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-        check_counts(num_directions=self.num_directions, rank=self.rank, iterations=self.iterations)
 
     @property
     def passes(self) -> float:
         return 1.0 + self.num_directions
 
-    def state_bytes(self, blocks: Blocks) -> int:
-        wide = [block for block in blocks if block.tensor.ndim == 2]
-        lengths = [max(block.tensor.shape) for block in wide]
-        return sum(
-            2 * min(self.rank, n) * n * accumulation_dtype(b.tensor.dtype).itemsize
-            for b, n in zip(wide, lengths, strict=True)
-        )
+    def scratch_bytes(self, blocks: Blocks) -> int:
+        # the spans of a step and of the one before, whichever side of a matrix its inputs meet
+        wide = [(max(b.tensor.shape), base.accumulation_dtype(b.tensor.dtype)) for b in blocks if b.tensor.ndim == 2]
+        return sum(2 * min(self.rank, n) * n * dtype.itemsize for n, dtype in wide)
 
-    def init(self, blocks: Blocks) -> None:
-        return None
-
-    def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
-        """Plain noise: where it is to be bent, only a look shows."""
-        return Direction(key, (1.0,) * len(blocks), self.distribution)
-
-    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
-        blocks, theta = evaluator.theta.blocks, evaluator.theta
-        watching = Activations(blocks, self.rank, self.iterations, evaluator.key)
+    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+        theta = evaluator.theta
+        watching = Activations(theta.blocks, self.rank, self.iterations, evaluator.key)
         watched = replace(evaluator, closure=lambda: watching.during(evaluator.closure))
-        plain = [self.direction(blocks, state, evaluator.key.with_draw(draw)) for draw in range(self.num_directions)]
-        # Half precision is read as the copies that looks make: norms and biases are float32 on both sides then.
-        home = watched.center() if theta.update is None else watched.along(plain[0], 0.0)
+        noise = base.directions_of(self, evaluator, state)
+        # Half precision is evaluated on the copies that perturbing makes: norms and biases are then float32 in all losses.
+        loss_center = watched.center() if theta.update is None else watched.along(noise[0], 0.0)
         shape = InSpan(watching.spans) if watching.spans else None
-        return evaluator.one_sided([replace(one, shape=shape) for one in plain], self.epsilon, home), state
-
-    def update_(
-        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
-    ) -> None:
-        descend(theta, estimates, context.lr)
+        directions = [replace(direction, shape=shape) for direction in noise]
+        return evaluator.one_sided(directions, self.epsilon, loss_center), state

@@ -1,66 +1,72 @@
-"""A zeroth-order method: where to look, and what to do with what was seen. Its state is its whole memory.
+"""What a method is: it proposes a direction, gets losses along it, and updates the weights. Its state is its whole memory.
 
-A first-order baseline is told the gradient, and looks nowhere.
+:class:`Method` holds the defaults, which together are MeZO: unit noise, central differences, SGD along the directions.
+:class:`CustomEstimator` evaluates the loss in another way, :class:`Wrapper` changes another method, and
+:class:`FirstOrder` is a backpropagation baseline. What a method costs is declared here once (``passes``, ``state_bytes``,
+``scratch_bytes``, ``differentiates``, ``info``); ``l2l estimate``, ``l2l compare`` and ``l2l methods list`` read it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 
 from l2l.estimators.finite_difference import Closure, Estimate, center_loss, loss_along, one_sided, two_point
-from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters, dense_direction
+from l2l.noise import Distribution, Key
+from l2l.params import Direction, DirectionOperator, PerturbedParameters, dense_direction
 from l2l.params.blocks import Blocks
 
 State = TypeVar("State")
+Estimates: TypeAlias = tuple[Estimate, ...]
+"""Estimates of a step, one per direction."""
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What a list of methods says of one."""
+    """What lists and tables print of a method."""
 
     paper: str
-    """Who and where, with the equation or algorithm."""
-    memory: str
-    """What is kept between steps beside the weights, in copies of them (``1P``) or as a formula."""
+    """Authors, year and identifier, with the equation or algorithm."""
+    memory: str = "0P"
+    """What is kept between steps beside the weights, in copies of the trained weights (``1P``) or as a formula: the
+    readable form of ``state_bytes``."""
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a step offers to a method besides the estimates."""
+    """What a step gives to an update besides the estimates."""
 
     key: Key
     lr: tuple[float, ...]
-    """Learning rate of each block, as this step uses it."""
+    """Learning rate of each block in this step."""
     closure: Closure
     """Loss on this step's batch."""
     fresh: Callable[[int], Closure]
-    """``fresh(i)`` is the loss on the i-th further batch of this step, or this step's own where there is no other."""
+    """``fresh(i)`` is the loss on the i-th further batch of this step, or on this step's own where there is no other."""
     curvature: float | None = None
     """Along the first direction, at the steps where ``lr="auto"`` measures it."""
 
 
 @dataclass(frozen=True)
 class LossEvaluator:
-    """What a method that looks in its own way is given: the ways to look. Every pass is counted."""
+    """Loss-evaluation interface for methods with an estimator of their own. Every forward pass is counted."""
 
     theta: PerturbedParameters
     key: Key
     closure: Closure
-    """Loss on this step's batch at the parameters as they stand."""
+    """Loss on this step's batch at the current parameters."""
     transform: Callable[[Direction], Direction]
-    """What becomes of a direction before anybody looks along it: what is wrapped around the method (a tuner's sigma, a
-    mask) acts here. The functions below apply it; the estimates hold the direction that was walked."""
+    """Applied to every direction before evaluation: the wrappers around the method (a tuner's sigma, a mask). The functions
+    below apply it; the estimates hold the transformed direction."""
 
-    def with_transform(self, aim: Callable[[Direction], Direction]) -> LossEvaluator:
-        """The sight of what is wrapped: its directions pass through ``aim``, and then through what lies around."""
-        return replace(self, transform=lambda direction: self.transform(aim(direction)))
+    def with_transform(self, inner: Callable[[Direction], Direction]) -> LossEvaluator:
+        """The same with directions going through ``inner`` first, then through the present transform."""
+        return replace(self, transform=lambda direction: self.transform(inner(direction)))
 
     def center(self) -> float:
         """The loss at theta."""
@@ -74,102 +80,165 @@ class LossEvaluator:
         """See :func:`l2l.estimators.finite_difference.two_point`."""
         return two_point(self.closure, self.theta, self.transform(direction), epsilon)
 
-    def one_sided(
-        self, directions: Sequence[Direction], epsilon: float, home: float | None = None
-    ) -> tuple[Estimate, ...]:
+    def one_sided(self, directions: Sequence[Direction], epsilon: float, loss_center: float | None = None) -> Estimates:
         """See :func:`l2l.estimators.finite_difference.one_sided`."""
-        return one_sided(self.closure, self.theta, [self.transform(d) for d in directions], epsilon, home)
+        return one_sided(self.closure, self.theta, [self.transform(d) for d in directions], epsilon, loss_center)
 
 
+@dataclass(frozen=True)
 class Method(ABC, Generic[State]):
-    """Abstract method. States are frozen dataclasses of tensors and numbers, or None: they are saved as they stand.
+    """Abstract zeroth-order method. States are frozen dataclasses of tensors and numbers, or None: they are saved as is.
 
-    Tensors of a state may be changed in place by an update, once nothing can go wrong any more: after the last evaluation,
-    and after ``theta.restore()`` where a direction is made of them.
+    Tensors of a state may be changed in place by an update, but only once nothing can fail any more: after the last
+    evaluation, and after ``theta.restore()`` where a direction is made of them.
+
+    Raises:
+        ValueError: epsilon is not positive and finite, num_directions not a whole number from 1, or a name unknown.
     """
 
     info: ClassVar[MethodInfo]
-    step_is_normalized: bool = False
-    """Whether the step's length does not follow the gradient's: its learning rate is then of another size than MeZO's,
-    and ``lr="auto"``, a share of the way to the bottom of the parabola seen, has no meaning for it."""
-    leaves_span: bool = False
-    """Whether coordinates are changed one by one on the way from what was seen to the step (a sign, a running variance): it
-    then leaves the span of the directions looked along."""
-    differentiates: bool = False
-    """Whether it takes derivatives of the loss (in forward mode, or by backpropagation in part), which an objective such as
-    F1 has not."""
-    epsilon: float
-    """How far along u each evaluation lies: a coordinate of block b moves by about epsilon * sigma_b."""
-    num_directions: int
-    """Directions looked along per step; their estimates are averaged."""
+    step_is_normalized: ClassVar[bool] = False
+    """Whether the length of a step does not follow the length of the gradient. Its learning rate then has another scale than
+    MeZO's, and ``lr="auto"``, a fraction of the step to the minimum of a parabola, is refused."""
+    leaves_span: ClassVar[bool] = False
+    """Whether coordinates are changed one by one (a sign, a running variance), so that the step leaves the span of the
+    directions that were evaluated."""
+    differentiates: ClassVar[bool] = False
+    """Whether it takes derivatives of the loss, in forward mode or by backpropagation in part: it then cannot minimise an
+    objective such as F1, and holds activations of more than one layer."""
+    positive: ClassVar[tuple[str, ...]] = ()
+    counts: ClassVar[tuple[str, ...]] = ()
+    fractions: ClassVar[tuple[str, ...]] = ()
+    """Names of fields that must be positive; whole numbers of at least 1; at least 0 and below 1."""
+
+    epsilon: float = 1e-3
+    """Distance of each evaluation along u: a coordinate of block b moves by about epsilon * sigma_b."""
+    num_directions: int = 1
+    """Directions evaluated per step; their estimates are averaged."""
+    distribution: Distribution = "gaussian"
+    """``gaussian`` noise, or ``rademacher``: plus or minus one."""
+
+    def __post_init__(self) -> None:
+        check_positive(**{name: getattr(self, name) for name in ("epsilon", *self.positive)})
+        check_counts(**{name: getattr(self, name) for name in ("num_directions", *self.counts)})
+        check_fractions(**{name: getattr(self, name) for name in self.fractions})
+        check_choice("distribution", self.distribution, get_args(Distribution))
 
     @property
-    @abstractmethod
     def passes(self) -> float:
-        """Forward passes of a step on average, those of step control apart; a backward pass counts as two more."""
+        """Forward passes per step on average, without those of ``lr="auto"``. A backward pass counts as two more."""
+        return 2.0 * self.num_directions
 
     @property
     def passes_once(self) -> float:
-        """Of the passes, those that a step takes once, however many estimates it has."""
+        """Of the passes, those that a step takes once, however many groups of blocks it evaluates (``blockwise+``)."""
         return self.passes - 2.0 * self.num_directions
 
-    @abstractmethod
     def state_bytes(self, blocks: Blocks) -> int:
-        """Most bytes of tensors that are kept between steps for these blocks."""
+        """Bytes of the tensors that are kept between steps: those of the state, and of a tuner."""
+        return 0
 
-    @abstractmethod
+    def scratch_bytes(self, blocks: Blocks) -> int:
+        """Most bytes of further tensors that a step holds for itself (a mask, a copy of blocks), at most until the next
+        step; without activations and the copies that perturbing makes."""
+        return 0
+
     def init(self, blocks: Blocks) -> State:
         """State before the first step."""
+        return cast(State, None)
 
-    @abstractmethod
+    def unit_direction(self, blocks: Blocks, key: Key, shape: DirectionOperator | None = None) -> Direction:
+        """A direction of scale 1 in every block: plain noise, or what ``shape`` writes."""
+        return Direction(key, (1.0,) * len(blocks), self.distribution, shape=shape)
+
     def direction(self, blocks: Blocks, state: State, key: Key) -> Direction:
-        """Where to look under ``key``."""
+        """The direction to evaluate under ``key``."""
+        return self.unit_direction(blocks, key)
 
-    @abstractmethod
-    def update_(
-        self, theta: PerturbedParameters, state: State, estimates: Sequence[Estimate], context: StepContext
-    ) -> State:
-        """Move theta according to what was seen; give the next state."""
+    def update_(self, theta: PerturbedParameters, state: State, estimates: Estimates, context: StepContext) -> State:
+        """Move theta according to the estimates; the next state. By default SGD along their directions."""
+        descend(theta, estimates, context.lr)
+        return state
 
 
 class CustomEstimator(Method[State]):
-    """Abstract method that looks in its own way: to one side, at more points, or where earlier looks tell it to."""
+    """Abstract method with an estimator of its own: one-sided, at more points, or at points that earlier losses choose."""
 
     @property
     def passes_once(self) -> float:
         return 0.0
 
     @abstractmethod
-    def estimate(self, evaluator: LossEvaluator, state: State) -> tuple[tuple[Estimate, ...], State]:
-        """What was seen, and the state with which the update goes on. Nothing has moved in the end."""
+    def estimate(self, evaluator: LossEvaluator, state: State) -> tuple[Estimates, State]:
+        """The estimates, and the state that the update continues with. Theta must not have moved in the end."""
 
 
-def run_estimator(method: Method[Any], evaluator: LossEvaluator, state: Any) -> tuple[tuple[Estimate, ...], Any]:
-    """What a method sees, in its own way or to both sides of each of its directions; and its state for the update."""
+@dataclass(frozen=True)
+class Wrapper(CustomEstimator[State]):
+    """Abstract wrapper: changes where another method, ``inner``, evaluates, or what it updates. Costs are those of inner."""
+
+    epsilon: float = field(init=False)
+    num_directions: int = field(init=False)
+    distribution: Distribution = field(init=False)
+    inner: Method[Any]
+
+    def __post_init__(self) -> None:
+        flags = ("step_is_normalized", "leaves_span", "differentiates")
+        for name in ("epsilon", "num_directions", "distribution", *flags):
+            object.__setattr__(self, name, getattr(self.inner, name))
+        super().__post_init__()
+
+    @property
+    def passes(self) -> float:
+        return self.inner.passes
+
+    @property
+    def passes_once(self) -> float:
+        return self.inner.passes_once
+
+    def state_bytes(self, blocks: Blocks) -> int:
+        return self.inner.state_bytes(blocks)
+
+    def scratch_bytes(self, blocks: Blocks) -> int:
+        return self.inner.scratch_bytes(blocks)
+
+
+def run_estimator(method: Method[Any], evaluator: LossEvaluator, state: Any) -> tuple[Estimates, Any]:
+    """The method's estimates and its state for the update: by its own estimator, or central differences."""
     if isinstance(method, CustomEstimator):
         return method.estimate(evaluator, state)
     directions = directions_of(method, evaluator, state)
     return tuple(evaluator.two_point(direction, method.epsilon) for direction in directions), state
 
 
-def directions_of(method: Method[Any], evaluator: LossEvaluator, state: Any) -> list[Direction]:
-    """Where the method looks, a direction per draw. Before any look: they may read theta at home."""
-    keys = [evaluator.key.with_draw(draw) for draw in range(method.num_directions)]
+def directions_of(
+    method: Method[Any], evaluator: LossEvaluator, state: Any, count: int | None = None
+) -> list[Direction]:
+    """``count`` directions of a step (default: num_directions), before any transform. Made before any evaluation, since
+    they may read the unperturbed weights."""
+    keys = [evaluator.key.with_draw(draw) for draw in range(count or method.num_directions)]
     return [method.direction(evaluator.theta.blocks, state, key) for key in keys]
 
 
 class FirstOrder(ABC, Generic[State]):
-    """Abstract first-order baseline: the ceiling that forward passes alone are held against.
+    """Abstract first-order baseline: an upper bound on what forward passes alone can reach.
 
-    States are as those of :class:`Method`; their tensors are float32 and may be changed in place by an update.
+    States are as those of :class:`Method`; their tensors are at least float32 and may be changed in place by an update.
     """
 
     info: ClassVar[MethodInfo]
+    passes: ClassVar[float] = 3.0
+    """A forward pass, and a backward pass that counts as two more."""
+    differentiates: ClassVar[bool] = True
+    step_is_normalized: ClassVar[bool] = False
 
-    @property
     @abstractmethod
-    def copies(self) -> int:
-        """How many tensors of a block's size the state holds for each block."""
+    def state_bytes(self, blocks: Blocks) -> int:
+        """Bytes of the tensors of the state."""
+
+    def scratch_bytes(self, blocks: Blocks) -> int:
+        """Bytes of all gradients, which a step holds at once."""
+        return sum(block.numel * block.tensor.element_size() for block in blocks)
 
     @abstractmethod
     def init(self, blocks: Blocks) -> State:
@@ -179,7 +248,7 @@ class FirstOrder(ABC, Generic[State]):
     def update_(
         self, theta: PerturbedParameters, state: State, gradients: MutableMapping[int, Tensor], lr: Sequence[float]
     ) -> State:
-        """Move theta against the gradients; give the next state.
+        """Move theta against the gradients; the next state.
 
         Args:
             gradients: of each block by its index; a block that the loss does not reach has none. They are taken out
@@ -189,12 +258,22 @@ class FirstOrder(ABC, Generic[State]):
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a running mean over weights of ``dtype`` is kept in: at least float32."""
+    """Dtype of running means over weights of ``dtype``: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
+def accumulators(blocks: Blocks) -> tuple[Tensor, ...]:
+    """A tensor of zeros per block, of its shape and at least float32."""
+    return tuple(torch.zeros_like(b.tensor, dtype=accumulation_dtype(b.tensor.dtype)) for b in blocks)
+
+
+def accumulator_bytes(blocks: Blocks) -> int:
+    """Bytes of :func:`accumulators`."""
+    return sum(block.numel * accumulation_dtype(block.tensor.dtype).itemsize for block in blocks)
+
+
 def descend(theta: PerturbedParameters, estimates: Sequence[Estimate], lr: Sequence[float]) -> None:
-    """SGD along the directions seen: ``theta_b -= lr_b * mean(projected gradient * u_b)``."""
+    """SGD along the directions of the estimates: ``theta_b -= lr_b * mean(projected gradient * u_b)``."""
     for estimate in estimates:
         weight = -estimate.projected_gradient / len(estimates)
         theta.add(estimate.direction, [weight * rate for rate in lr])
@@ -215,8 +294,21 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"{name}={value} must be positive and finite")
 
 
-def check_counts(**values: int) -> None:
-    """Raise ValueError, naming the first value that is not a positive whole number."""
+def check_counts(least: int = 1, /, **values: int) -> None:
+    """Raise ValueError, naming the first value that is not a whole number of at least ``least``."""
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value} must be a whole number, at least 1")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value} must be a whole number, at least {least}")
+
+
+def check_fractions(**values: float) -> None:
+    """Raise ValueError, naming the first value that is not at least 0 and below 1."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value} must be at least 0 and below 1")
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise ValueError where ``value`` is not one of the known ones."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")

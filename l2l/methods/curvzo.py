@@ -1,11 +1,11 @@
-"""CurvZO: MeZO on a few blocks at a time, drawn more often where the loss has shown itself sensitive.
+"""CurvZO: MeZO on a few blocks at a time, sampled more often where the loss has proved sensitive.
 
 Wang et al. 2026, arXiv:2603.21725, with named tensors as blocks. Block i takes part with probability pi_i = min(1, c * p_i), p
-a mixture of the sensitivities' shares and of equal ones, c such that sum pi = budget * count; it moves by (g / pi_i) z_i, which
-is right on average whatever the probabilities. Sensitivities follow |g|, budget and mixture how evenly they are spread.
-Differs from the paper, and from a re-implementation of it, in
-- drawing again where no block takes part, and dividing by the probability of taking part given that some do: the latter
-  then takes the likeliest block and divides by its unchanged pi, which is biased,
+being a mixture of the normalized sensitivities and the uniform distribution, c such that sum pi = budget * count; it moves by
+(g / pi_i) z_i, which is unbiased whatever the probabilities. Sensitivities follow |g|, budget and mixture how evenly they are
+spread. Differs from the paper, and from a re-implementation of it, in
+- sampling again where no block takes part, and dividing by the probability of taking part given that some do: the
+  re-implementation then takes the likeliest block and divides by its unchanged pi, which is biased,
 - a running mean of |g| that begins with the first one, not with almost 0, which makes the first sensitivities tenfold,
 - |z_i|^2, in the weights of sensitivities, taken as its mean: the number of coordinates.
 """
@@ -13,7 +13,6 @@ Differs from the paper, and from a re-implementation of it, in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import ClassVar, final
@@ -22,56 +21,51 @@ import torch
 from torch import Tensor
 
 from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, check_positive, descend
-from l2l.noise import Distribution, Key
+from l2l.methods import base
+from l2l.noise import Key
 from l2l.params import Direction, PerturbedParameters
 from l2l.params.blocks import Blocks
 
 START, FADING = 0.01, 0.1
-"""Sensitivity before the first step, and how much of it, of the mean of |g| and of the budget is renewed at a time."""
+"""Sensitivity before the first step; weight of the newest value in sensitivities, the mean of |g| and the budget."""
 LOWEST = 1e-12
-"""Of a sensitivity."""
+"""Least sensitivity."""
 LEAST, MOST = 0.1, 0.8
-"""Of the budget, once it follows the sensitivities."""
+"""Bounds of the budget, once it follows the sensitivities."""
 
 
 @dataclass(frozen=True)
 class CurvZOState:
-    """What is known of the blocks."""
+    """Running statistics of the blocks."""
 
     sensitivity: Tensor
     """[count of blocks], float64."""
     slope: float
     """Running mean of |g|; 0 before the first step."""
     budget: float
-    """Share of the blocks that take part, on average."""
+    """Fraction of the blocks that take part, on average."""
     mixture: float
-    """Weight of the sensitivities, against equal shares, in how blocks are drawn."""
+    """Weight of the sensitivities, against the uniform distribution, in the probabilities."""
 
 
 @final
 @dataclass(frozen=True)
-class CurvZO(Method[CurvZOState]):
-    """theta_i -= lr * (g / pi_i) * z_i in blocks that are drawn by their sensitivity. Extra memory: a number per block."""
+class CurvZO(base.Method[CurvZOState]):
+    """theta_i -= lr * (g / pi_i) * z_i in blocks that are sampled by their sensitivity."""
 
-    info: ClassVar = MethodInfo("Wang et al. 2026, arXiv:2603.21725", "8 bytes per block")
-    epsilon: float = 1e-3
-    num_directions: int = 1
-    distribution: Distribution = "gaussian"
+    info: ClassVar = base.MethodInfo("Wang et al. 2026, arXiv:2603.21725", "8 bytes per block")
+    counts = ("adapt",)
     budget: float = 0.4
-    """Share of the blocks that take part at first, on average, and never less than one block; 1 stays so, and is MeZO."""
+    """Fraction of the blocks that take part at first, on average, at least one block; 1 stays 1, and is MeZO."""
     adapt: int = 20
     """Steps between changes of budget and mixture."""
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-        check_counts(num_directions=self.num_directions, adapt=self.adapt)
+        super().__post_init__()
         if not 0 < self.budget <= 1:
-            raise ValueError(f"budget={self.budget} must be above 0 and at most 1, the share of blocks that take part")
-
-    @property
-    def passes(self) -> float:
-        return 2.0 * self.num_directions
+            raise ValueError(
+                f"budget={self.budget} must be above 0 and at most 1, the fraction of blocks that take part"
+            )
 
     def state_bytes(self, blocks: Blocks) -> int:
         return 8 * len(blocks)
@@ -80,20 +74,20 @@ class CurvZO(Method[CurvZOState]):
         return CurvZOState(torch.full((len(blocks),), START, dtype=torch.float64), 0.0, self.budget, FADING)
 
     def direction(self, blocks: Blocks, state: CurvZOState, key: Key) -> Direction:
-        part = drawn(inclusion(state), blocks, key)
+        part = sample_blocks(inclusion(state), blocks, key)
         return Direction(key, tuple(float(i in part) for i in range(len(blocks))), self.distribution)
 
     def update_(
-        self, theta: PerturbedParameters, state: CurvZOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: CurvZOState, estimates: base.Estimates, context: base.StepContext
     ) -> CurvZOState:
         pi = inclusion(state)
         given = pi / (1 - torch.prod(1 - pi))  # that some block takes part
-        descend(theta, estimates, [lr / p for lr, p in zip(context.lr, given.tolist(), strict=True)])
+        base.descend(theta, estimates, [lr / p for lr, p in zip(context.lr, given.tolist(), strict=True)])
         sizes = torch.tensor([block.numel for block in theta.blocks], dtype=torch.float64)
         for estimate in estimates:
-            state = _after(state, estimate, sizes / given**2)
+            state = _update_sensitivity(state, estimate, sizes / given**2)
         due = self.budget < 1 and len(sizes) > 1 and (context.key.step + 1) % self.adapt == 0
-        return adapted(state) if due else state
+        return adapt_budget(state) if due else state
 
 
 def inclusion(state: CurvZOState) -> Tensor:
@@ -110,29 +104,29 @@ def inclusion(state: CurvZOState) -> Tensor:
     return (high * p).clamp(max=1)
 
 
-def drawn(pi: Tensor, blocks: Blocks, key: Key) -> frozenset[int]:
-    """The blocks that take part under ``key``, each for itself with its probability; never none."""
+def sample_blocks(pi: Tensor, blocks: Blocks, key: Key) -> frozenset[int]:
+    """The blocks that take part under ``key``, each independently with its probability; never none."""
     limits = [probability * 2**32 for probability in pi.tolist()]
     for attempt in count():
         words = [key.words(f"{name}#takes part, {attempt}")[0] for name in blocks.names]
         part = frozenset(i for i, (word, limit) in enumerate(zip(words, limits, strict=True)) if word < limit)
         if part:
             return part
-    raise AssertionError("counting never ends")
+    raise AssertionError("unreachable")
 
 
-def _after(state: CurvZOState, seen: Estimate, energy: Tensor) -> CurvZOState:
-    """Sensitivities of the blocks that took part draw near to |g| over its mean times their share of the energy."""
-    steep = abs(seen.projected_gradient)
+def _update_sensitivity(state: CurvZOState, estimate: Estimate, energy: Tensor) -> CurvZOState:
+    """Sensitivities of the blocks that took part move towards |g| over its mean times their share of the energy."""
+    steep = abs(estimate.projected_gradient)
     slope = (1 - FADING) * state.slope + FADING * steep if state.slope else steep
-    part = torch.tensor([bool(sigma) for sigma in seen.direction.sigma])
+    part = torch.tensor([bool(sigma) for sigma in estimate.direction.sigma])
     share = torch.where(part, energy, 0.0)
     target = (steep / slope if slope else 0.0) * share / share.sum().clamp(min=1e-300)
     moved = torch.lerp(state.sensitivity, target, FADING).clamp(min=LOWEST)
     return replace(state, slope=slope, sensitivity=torch.where(part, moved, state.sensitivity))
 
 
-def adapted(state: CurvZOState) -> CurvZOState:
+def adapt_budget(state: CurvZOState) -> CurvZOState:
     """Budget and mixture by how evenly the sensitivities are spread, 1 where they are equal."""
     s, number = state.sensitivity, len(state.sensitivity)
     shares = s / s.sum()

@@ -1,20 +1,15 @@
-r"""DiZO's searches over how far each block stands from where training began, as a share of how far it stands now.
-
-Tan et al. 2025, arXiv:2502.03304. Losses are read where ``stand_at(ratios)`` brings the blocks; ratios start at 1.
-
-DiZO: MeZO, and every few steps a search for how far each block should stand from its pretrained value.
+r"""DiZO: MeZO, and every few steps a search for the distance of each block from its pretrained value.
 
 Tan et al. 2025, arXiv:2502.03304. With the distance D = theta - anchor of a projected block, a search chooses a ratio
 r and sets theta = anchor + r * D (gamma = r * |D| in the paper). Differs from it in that
 - the blocks projected are found by structure, in any architecture, or by a pattern over their names (the paper projects
   key and value projections: ``projected=r"\.(k|v)_proj\.weight$"`` where these are separate blocks),
-- ratios are applied to a copy of D, so that looking at a projection leaves no rounding behind,
+- ratios are applied to a copy of D, so that evaluating a projection leaves no rounding behind,
 - the first-order search starts at r = 1 and works on the ratio, so that its step does not depend on |D|.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,86 +19,14 @@ import torch
 from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
-from l2l.estimators.finite_difference import Closure, Estimate, finite_loss
-from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, check_positive, descend
-from l2l.noise import Distribution, Key, standard_noise
-from l2l.params import Direction, PerturbedParameters
+from l2l.estimators.finite_difference import Closure, finite_loss
+from l2l.methods import base
+from l2l.noise import Key, standard_noise
+from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
 
-StandAt: TypeAlias = Callable[[dict[int, float]], None]
+SetRatios: TypeAlias = Callable[[dict[int, float]], None]
 """Sets each block listed to anchor + ratio * (theta - anchor)."""
-
-
-def search_two_point(
-    stand_at: StandAt,
-    losses: Sequence[Closure],
-    num_directions: Sequence[Mapping[int, float]],
-    norms: Mapping[int, float],
-    epsilon: float,
-    step_size: float,
-    clip: float,
-) -> dict[int, float]:
-    """Two-point estimates along random directions of gamma = ratio * norm, a closure and a draw per iteration.
-
-    Two forward passes each. A ratio stays within 1 - clip and 1 + clip.
-
-    Raises:
-        FloatingPointError: a loss is not finite.
-    """
-    ratios = dict.fromkeys(norms, 1.0)
-    for closure, z in zip(losses, num_directions, strict=True):
-        reach = {i: epsilon * z[i] / norms[i] for i in norms}
-        stand_at({i: ratios[i] + reach[i] for i in norms})
-        plus = finite_loss(closure)
-        stand_at({i: ratios[i] - reach[i] for i in norms})
-        minus = finite_loss(closure)
-        slope = (plus - minus) / (2 * epsilon)
-        ratios = {i: min(max(ratios[i] - step_size * slope * z[i], 1 - clip), 1 + clip) for i in norms}
-    return ratios
-
-
-def search_backward(
-    stand_at: StandAt,
-    losses: Sequence[Closure],
-    blocks: Blocks,
-    deltas: Mapping[int, Tensor],
-    norms: Mapping[int, float],
-    lr: float,
-    penalty: float,
-    clip: float,
-) -> dict[int, float]:
-    """Adam on the ratios, a forward and a backward pass per closure; ``penalty`` weighs sum |gamma|.
-
-    Args:
-        deltas: theta - anchor of each block searched over.
-
-    Raises:
-        FloatingPointError: a loss is not finite.
-        TypeError: a closure's value carries no graph.
-    """
-    indices = list(norms)
-    ratio = torch.ones(len(indices), dtype=torch.float64, requires_grad=True)
-    weight = penalty * torch.tensor([norms[i] for i in indices], dtype=torch.float64)
-    adam = torch.optim.Adam([ratio], lr=lr)
-    chosen = Blocks(blocks[i] for i in indices)
-    for closure in losses:
-        stand_at(dict(zip(indices, ratio.tolist(), strict=True)))
-        slopes = torch.zeros_like(ratio)
-
-        def take(position: int, gradient: Tensor, slopes: Tensor = slopes) -> None:
-            slopes[position] = torch.sum(gradient.double() * deltas[indices[position]].double()).item()
-
-        consume_gradients(closure, chosen, take)
-        ratio.grad = slopes + weight * ratio.detach().sign()
-        adam.step()
-        with torch.no_grad():
-            ratio.clamp_(1 - clip, 1 + clip)
-    return dict(zip(indices, ratio.tolist(), strict=True))
-
-
-def clipped(value: float, limit: float) -> float:
-    """The value, brought to within +- limit."""
-    return math.copysign(min(abs(value), limit), value)
 
 
 @dataclass(frozen=True)
@@ -115,13 +38,14 @@ class DiZOState:
 
 @final
 @dataclass(frozen=True)
-class DiZO(Method[DiZOState]):
-    """MeZO with learned layer-wise projections. Extra memory: the projected blocks, twice during a search."""
+class DiZO(base.Method[DiZOState]):
+    """MeZO with searched layer-wise projections."""
 
-    info: ClassVar = MethodInfo("Tan et al. 2025, arXiv:2502.03304", "a copy of the projected blocks")
-    epsilon: float = 1e-3
-    num_directions: int = 1
-    distribution: Distribution = "gaussian"
+    info: ClassVar = base.MethodInfo(
+        "Tan et al. 2025, arXiv:2502.03304", "1P of the projected blocks, twice in a search"
+    )
+    positive = ("epsilon_projection", "step_size", "fo_lr", "clip")
+    counts = ("interval", "iterations")
     interval: int = 50
     """Steps between searches."""
     search: Literal["zo", "fo"] = "zo"
@@ -129,7 +53,7 @@ class DiZO(Method[DiZOState]):
     iterations: int = 10
     """Iterations of one search, each on a further batch: two forward passes (zo), or a forward and a backward (fo)."""
     epsilon_projection: float = 0.1
-    """How far the zo search looks along gamma."""
+    """Distance of the zo search's evaluations along gamma."""
     step_size: float = 2.0
     """Step of the zo search, in units of |D|."""
     fo_lr: float = 0.1
@@ -142,16 +66,8 @@ class DiZO(Method[DiZOState]):
     """Regular expression over block names; None: matrices of attention modules, else all matrices but embeddings."""
 
     def __post_init__(self) -> None:
-        check_positive(
-            epsilon=self.epsilon,
-            epsilon_projection=self.epsilon_projection,
-            step_size=self.step_size,
-            fo_lr=self.fo_lr,
-            clip=self.clip,
-        )
-        check_counts(num_directions=self.num_directions, interval=self.interval, iterations=self.iterations)
-        if self.search not in ("zo", "fo"):
-            raise ValueError(f"search={self.search!r} must be 'zo' or 'fo'")
+        super().__post_init__()
+        base.check_choice("search", self.search, ("zo", "fo"))
         object.__setattr__(self, "differentiates", self.search == "fo")
 
     @property
@@ -159,51 +75,100 @@ class DiZO(Method[DiZOState]):
         return 2.0 * self.num_directions + (2 if self.search == "zo" else 3) * self.iterations / self.interval
 
     def state_bytes(self, blocks: Blocks) -> int:
-        chosen = [blocks[i].tensor for i in projected_blocks(blocks, self.projected)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in chosen)
+        return sum(blocks[i].tensor.nbytes for i in projected_blocks(blocks, self.projected))
+
+    def scratch_bytes(self, blocks: Blocks) -> int:
+        # a copy of theta during a search, and three float64 copies of a block while its distance is measured
+        largest = max(blocks[i].numel for i in projected_blocks(blocks, self.projected))
+        return self.state_bytes(blocks) * (2 if self.search == "fo" else 1) + 3 * 8 * largest
 
     def init(self, blocks: Blocks) -> DiZOState:
         return DiZOState(tuple(blocks[i].tensor.detach().clone() for i in projected_blocks(blocks, self.projected)))
 
-    def direction(self, blocks: Blocks, state: DiZOState, key: Key) -> Direction:
-        return Direction(key, (1.0,) * len(blocks), self.distribution)
-
     def update_(
-        self, theta: PerturbedParameters, state: DiZOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: DiZOState, estimates: base.Estimates, context: base.StepContext
     ) -> DiZOState:
-        descend(theta, estimates, context.lr)
+        base.descend(theta, estimates, context.lr)
         if (context.key.step + 1) % self.interval == 0:
             self._project(theta, state, context)
         return state
 
-    def _project(self, theta: PerturbedParameters, state: DiZOState, context: StepContext) -> None:
+    def _project(self, theta: PerturbedParameters, state: DiZOState, context: base.StepContext) -> None:
         theta.restore()
         indices = projected_blocks(theta.blocks, self.projected)
         here = {i: theta.value(i).clone() for i in indices}
         anchor = dict(zip(indices, state.anchor, strict=True))
-        norms = {i: torch.linalg.vector_norm(here[i].double() - anchor[i].double()).item() for i in indices}
-        moved = [i for i in indices if norms[i] > 0]  # an untouched block has no direction to be projected along
+        distances = {i: torch.linalg.vector_norm(here[i].double() - anchor[i].double()).item() for i in indices}
+        norms = {i: norm for i, norm in distances.items() if norm > 0}  # an unmoved block cannot be projected
+        if not norms:
+            return
 
-        def stand_at(ratios: dict[int, float]) -> None:
+        def set_ratios(ratios: dict[int, float]) -> None:
             theta.interpolate(anchor, here, ratios)
 
-        if not moved:
-            return
-        losses, far = [context.fresh(i) for i in range(self.iterations)], {i: norms[i] for i in moved}
+        losses = [context.fresh(i) for i in range(self.iterations)]
         if self.search == "zo":
-            candidates = [self._draw(context.key.with_draw(k), theta.blocks, far) for k in range(self.iterations)]
-            ratios = search_two_point(
-                stand_at, losses, candidates, far, self.epsilon_projection, self.step_size, self.clip
-            )
+            ratios = self._search_two_point(set_ratios, losses, theta.blocks, norms, context.key)
         else:
-            deltas = {i: here[i] - anchor[i].to(here[i].dtype) for i in moved}
-            ratios = search_backward(
-                stand_at, losses, theta.blocks, deltas, far, self.fo_lr, self.fo_penalty, self.clip
-            )
-        stand_at(ratios)
+            deltas = {i: here[i] - anchor[i].to(here[i].dtype) for i in norms}
+            ratios = self._search_backward(set_ratios, losses, theta.blocks, norms, deltas)
+        set_ratios(ratios)
 
-    def _draw(self, key: Key, blocks: Blocks, norms: Mapping[int, float]) -> dict[int, float]:
-        return {i: clipped_draw(key, blocks[i].name, norms[i] * self.clip / self.epsilon_projection) for i in norms}
+    def _search_two_point(
+        self,
+        set_ratios: SetRatios,
+        losses: Sequence[Closure],
+        blocks: Blocks,
+        norms: Mapping[int, float],
+        key: Key,
+    ) -> dict[int, float]:
+        """Ratios by SGD on two-point estimates along random directions of gamma = ratio * norm, two forward passes each."""
+        ratios, epsilon = dict.fromkeys(norms, 1.0), self.epsilon_projection
+        low, high = 1 - self.clip, 1 + self.clip
+        for draw, closure in enumerate(losses):
+            own = key.with_draw(draw)
+            # clipped, so that no evaluation moves a ratio by more than clip
+            z = {i: clipped_normal(own, blocks[i].name, norm * self.clip / epsilon) for i, norm in norms.items()}
+            reach = {i: epsilon * z[i] / norms[i] for i in norms}
+            set_ratios({i: ratios[i] + reach[i] for i in norms})
+            plus = finite_loss(closure)
+            set_ratios({i: ratios[i] - reach[i] for i in norms})
+            minus = finite_loss(closure)
+            slope = (plus - minus) / (2 * epsilon)
+            ratios = {i: min(max(ratios[i] - self.step_size * slope * z[i], low), high) for i in norms}
+        return ratios
+
+    def _search_backward(
+        self,
+        set_ratios: SetRatios,
+        losses: Sequence[Closure],
+        blocks: Blocks,
+        norms: Mapping[int, float],
+        deltas: Mapping[int, Tensor],
+    ) -> dict[int, float]:
+        """Ratios by Adam, a forward and a backward pass per closure; ``deltas`` are theta - anchor of each block.
+
+        Raises:
+            TypeError: a closure's value carries no graph.
+        """
+        indices = list(norms)
+        ratio = torch.ones(len(indices), dtype=torch.float64, requires_grad=True)
+        weight = self.fo_penalty * torch.tensor([norms[i] for i in indices], dtype=torch.float64)
+        adam = torch.optim.Adam([ratio], lr=self.fo_lr)
+        chosen = Blocks(blocks[i] for i in indices)
+        for closure in losses:
+            set_ratios(dict(zip(indices, ratio.tolist(), strict=True)))
+            slopes = torch.zeros_like(ratio)
+
+            def take(position: int, gradient: Tensor, slopes: Tensor = slopes) -> None:
+                slopes[position] = torch.sum(gradient.double() * deltas[indices[position]].double()).item()
+
+            consume_gradients(closure, chosen, take)
+            ratio.grad = slopes + weight * ratio.detach().sign()
+            adam.step()
+            with torch.no_grad():
+                ratio.clamp_(1 - self.clip, 1 + self.clip)
+        return dict(zip(indices, ratio.tolist(), strict=True))
 
 
 def projected_blocks(blocks: Blocks, pattern: str | None) -> list[int]:
@@ -221,7 +186,7 @@ def projected_blocks(blocks: Blocks, pattern: str | None) -> list[int]:
     return [i for i in matrices if blocks[i].attention] or matrices or list(range(len(blocks)))
 
 
-def clipped_draw(key: Key, name: str, limit: float) -> float:
-    """A standard normal scalar of the projection search, clipped to +-limit; its stream is not the block's own."""
+def clipped_normal(key: Key, name: str, limit: float) -> float:
+    """A standard normal number of the projection search, clipped to +-limit; its stream is not the block's own."""
     value = standard_noise(f"{name}#projection", key, torch.Size([1]), dtype=torch.float64).item()
-    return clipped(value, limit)
+    return max(-limit, min(limit, value))

@@ -2,7 +2,7 @@
 
 Dang et al. 2025, arXiv:2506.09034: theta -= lr * sum c_i u_i with c_i = (L_i - L0) / (N std(L_1 .. L_N)),
 u_i of plus or minus one, and std over N as in the released code. Epsilon cancels, and along a linear loss so does the
-length of the gradient: normalised SGD. Differs from the released code in that
+length of the gradient: normalized SGD. Differs from the released code in that
 - where all probes have the very same loss no step is taken (the code divides by zero; a small number added to the
   divisor would make the largest step of the run out of a rounding);
 - every step has N probes of its own, as in the paper (the code has a branch that reuses the last losses, never
@@ -16,36 +16,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import (
-    CustomEstimator,
-    LossEvaluator,
-    MethodInfo,
-    StepContext,
-    check_counts,
-    check_positive,
-    descend,
-)
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods import base
+from l2l.noise import Distribution
+from l2l.params import PerturbedParameters
 
 
 @final
 @dataclass(frozen=True)
-class FZOO(CustomEstimator[None]):
-    """N one-sided probes, and a step divided by the spread of their losses. Extra memory: none."""
+class FZOO(base.CustomEstimator[None]):
+    """N one-sided probes, and a step divided by the spread of their losses."""
 
-    info: ClassVar = MethodInfo("Dang et al. 2025, arXiv:2506.09034", "0P")
+    info: ClassVar = base.MethodInfo("Dang et al. 2025, arXiv:2506.09034")
     step_is_normalized = True
-    epsilon: float = 1e-3
     num_directions: int = 8
     """Probes of a step, N."""
     distribution: Distribution = "rademacher"
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-        check_counts(num_directions=self.num_directions)
+        super().__post_init__()
         if self.num_directions == 1:
             raise ValueError(
                 "num_directions=1 must be at least 2: the step is divided by the spread of the probes' losses"
@@ -55,29 +43,18 @@ class FZOO(CustomEstimator[None]):
     def passes(self) -> float:
         return self.num_directions + 1.0
 
-    def state_bytes(self, blocks: Blocks) -> int:
-        return 0
-
-    def init(self, blocks: Blocks) -> None:
-        return None
-
-    def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
-        return Direction(key, (1.0,) * len(blocks), self.distribution)
-
-    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
-        keys = [evaluator.key.with_draw(draw) for draw in range(self.num_directions)]
-        directions = [self.direction(evaluator.theta.blocks, state, key) for key in keys]
-        return evaluator.one_sided(directions, self.epsilon), state
+    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+        return evaluator.one_sided(base.directions_of(self, evaluator, state), self.epsilon), state
 
     def update_(
-        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: None, estimates: base.Estimates, context: base.StepContext
     ) -> None:
         spread = deviation([estimate.loss_plus for estimate in estimates])
         if spread != 0:
-            descend(theta, estimates, [rate * self.epsilon / spread for rate in context.lr])
+            base.descend(theta, estimates, [rate * self.epsilon / spread for rate in context.lr])
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Standard deviation of all there is, over their count."""
+    """Population standard deviation."""
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))

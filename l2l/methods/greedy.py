@@ -1,72 +1,39 @@
-"""MeZO-Greedy: of a few probes, MeZO looks along the one that has the lowest loss.
+"""MeZO-Greedy: the two-point estimate along the best of a few probes.
 
-Jin et al. 2026, arXiv:2601.04710 (MeZO-Greedy). Differs from it in not asking twice for the loss that the chosen probe
-has shown already: M + 1 passes see what M + 2 would. With one probe it is MeZO. An estimate to both sides is blind to
-the direction's sign: along a linear loss the lowest of two probes is no steeper than any. From three on, the choice
-tells.
+Jin et al. 2026, arXiv:2601.04710 (MeZO-Greedy): of M probes, MeZO's direction is the one with the lowest loss at
+theta + epsilon u. Differs from the paper in reusing that loss for the estimate: M + 1 passes instead of M + 2. With one probe
+it is MeZO. A two-point estimate does not depend on the direction's sign: along a linear loss the lower of two probes is no
+steeper than any. From three on, the choice has an effect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 from l2l.estimators.finite_difference import Estimate, loss_along
-from l2l.methods.base import (
-    CustomEstimator,
-    LossEvaluator,
-    MethodInfo,
-    StepContext,
-    check_counts,
-    check_positive,
-    descend,
-)
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods import base
 
 
 @final
 @dataclass(frozen=True)
-class Greedy(CustomEstimator[None]):
-    """MeZO along the best of a few probes. Extra memory: none."""
+class Greedy(base.CustomEstimator[None]):
+    """MeZO along the best of a few probes."""
 
-    info: ClassVar = MethodInfo("Jin et al. 2026, arXiv:2601.04710, MeZO-Greedy", "0P")
-    epsilon: float = 1e-3
-    distribution: Distribution = "gaussian"
+    info: ClassVar = base.MethodInfo("Jin et al. 2026, arXiv:2601.04710, MeZO-Greedy")
+    counts = ("probes",)
+    num_directions: int = field(default=1, init=False)
     probes: int = 4
     """M, evaluated to one side."""
-    num_directions: int = field(default=1, init=False)
-
-    def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-        check_counts(probes=self.probes)
 
     @property
     def passes(self) -> float:
         return self.probes + 1.0
 
-    def state_bytes(self, blocks: Blocks) -> int:
-        return 0
-
-    def init(self, blocks: Blocks) -> None:
-        return None
-
-    def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
-        return Direction(key, (1.0,) * len(blocks), self.distribution)
-
-    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
-        keys = [evaluator.key.with_draw(probe) for probe in range(self.probes)]
-        blocks, epsilon = evaluator.theta.blocks, self.epsilon
-        directions = [evaluator.transform(self.direction(blocks, state, key)) for key in keys]
-        losses = [loss_along(evaluator.closure, evaluator.theta, direction, epsilon) for direction in directions]
+    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+        directions = [evaluator.transform(u) for u in base.directions_of(self, evaluator, state, self.probes)]
+        losses = [loss_along(evaluator.closure, evaluator.theta, u, self.epsilon) for u in directions]
         plus = min(losses)
         best = directions[losses.index(plus)]
-        minus = loss_along(evaluator.closure, evaluator.theta, best, -epsilon)
-        return (Estimate(best, plus, minus, (plus - minus) / (2 * epsilon)),), state
-
-    def update_(
-        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
-    ) -> None:
-        descend(theta, estimates, context.lr)
+        minus = loss_along(evaluator.closure, evaluator.theta, best, -self.epsilon)
+        return (Estimate(best, plus, minus, (plus - minus) / (2 * self.epsilon)),), state

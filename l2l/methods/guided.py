@@ -1,14 +1,14 @@
-"""MeZO-GV: a few probes tell a guide, low losses against high ones, and MeZO looks along the guide.
+"""MeZO-GV: the two-point estimate along a guide, the contrast of probes with low and with high losses.
 
 Jin et al. 2026, arXiv:2601.04710 (MeZO-GV). Of M probes z_j, v = mean(z of the lowest losses) - mean(z of the rest);
-then a two-sided estimate along v. Differs from the released code in that
+then a two-point estimate along v. Differs from the released code in that
 - v has mean square 1 per coordinate (it is divided by sqrt(1 / k + 1 / (M - k)), k of M being low), so that lr and
   epsilon mean what they do for MeZO;
-- v is made from its keys whenever it is needed: nothing is stored, and probes, looks and update see the same noise
+- v is made from its keys whenever it is needed: nothing is stored, and probes, estimate and update use the same noise
   (the code seeds again for each tensor, so that v is no combination of the probes, and equal shapes get equal noise);
 - no probe of an earlier step is used again.
-An estimate to both sides is blind to the sign of v. With two probes, as in the code, v is their difference, whichever
-had the lower loss: MeZO along fresh noise at twice the price. From three on, the choice tells.
+A two-point estimate does not depend on the sign of v. With two probes, as in the code, v is their difference, whichever
+had the lower loss: MeZO along fresh noise at twice the price. From three on, the choice has an effect.
 """
 
 from __future__ import annotations
@@ -21,20 +21,11 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import (
-    CustomEstimator,
-    LossEvaluator,
-    MethodInfo,
-    StepContext,
-    check_counts,
-    check_positive,
-    descend,
-)
+from l2l.methods import base
 from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
 from l2l.noise.slices import computed_in
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
-from l2l.params.blocks import Block, Blocks
+from l2l.params import DirectionOperator
+from l2l.params.blocks import Block
 
 
 @final
@@ -43,9 +34,6 @@ class Combined(DirectionOperator):
 
     def __init__(self, coefficients: Mapping[Key, float]) -> None:
         self._coefficients = dict(coefficients)
-
-    def covers(self, index: int) -> bool:
-        return True
 
     def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
         out = torch.zeros(block.numel, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
@@ -57,21 +45,19 @@ class Combined(DirectionOperator):
 
 @final
 @dataclass(frozen=True)
-class Guided(CustomEstimator[None]):
-    """MeZO along a guide: probes of low loss against those of high loss. Extra memory: none."""
+class Guided(base.CustomEstimator[None]):
+    """MeZO along a guide: probes of low loss against those of high loss."""
 
-    info: ClassVar = MethodInfo("Jin et al. 2026, arXiv:2601.04710, MeZO-GV", "0P")
-    epsilon: float = 1e-3
-    distribution: Distribution = "gaussian"
+    info: ClassVar = base.MethodInfo("Jin et al. 2026, arXiv:2601.04710, MeZO-GV")
+    counts = ("probes",)
+    num_directions: int = field(default=1, init=False)
     probes: int = 4
     """M, evaluated to one side."""
     share: float = 0.5
-    """Of the probes, those that count as low, alpha."""
-    num_directions: int = field(default=1, init=False)
+    """Fraction of the probes that count as low, alpha: at least one, and never all."""
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-        check_counts(probes=self.probes)
+        super().__post_init__()
         if not 0 < self.share < 1:
             raise ValueError(f"share={self.share} must be above 0 and below 1")
         if self.probes == 1:
@@ -81,32 +67,13 @@ class Guided(CustomEstimator[None]):
     def passes(self) -> float:
         return self.probes + 2.0
 
-    @property
-    def low(self) -> int:
-        """How many probes count as low: at least one, and never all."""
-        return min(max(round(self.share * self.probes), 1), self.probes - 1)
-
-    def state_bytes(self, blocks: Blocks) -> int:
-        return 0
-
-    def init(self, blocks: Blocks) -> None:
-        return None
-
-    def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
-        return Direction(key, (1.0,) * len(blocks), self.distribution)
-
-    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[tuple[Estimate, ...], None]:
-        keys = [evaluator.key.with_draw(probe) for probe in range(self.probes)]
-        blocks = evaluator.theta.blocks
-        losses = [evaluator.along(self.direction(blocks, state, key), self.epsilon) for key in keys]
-        guide = Combined(dict(zip(keys, contrast(losses, self.low), strict=True)))
-        towards = Direction(evaluator.key, (1.0,) * len(blocks), self.distribution, shape=guide)
+    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+        probes = base.directions_of(self, evaluator, state, self.probes)
+        losses = [evaluator.along(probe, self.epsilon) for probe in probes]
+        low = min(max(round(self.share * self.probes), 1), self.probes - 1)
+        guide = Combined(dict(zip([probe.key for probe in probes], contrast(losses, low), strict=True)))
+        towards = self.unit_direction(evaluator.theta.blocks, evaluator.key, guide)
         return (evaluator.two_point(towards, self.epsilon),), state
-
-    def update_(
-        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
-    ) -> None:
-        descend(theta, estimates, context.lr)
 
 
 def contrast(losses: Sequence[float], low: int) -> list[float]:

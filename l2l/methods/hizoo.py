@@ -1,4 +1,4 @@
-"""HiZOO: MeZO in the metric of a diagonal curvature that the losses themselves show.
+"""HiZOO: MeZO in the metric of a diagonal curvature that is estimated from the losses.
 
 Zhao et al. 2024, arXiv:2402.15173. u = z / sqrt(H), and with c = L(theta + epsilon u) + L(theta - epsilon u)
 - 2 L(theta), H <- (1 - alpha) H + alpha |c| / (2 epsilon^2) H z^2, then theta -= lr * g * z / sqrt(H) by the new H. Differs
@@ -19,17 +19,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate, third_point
-from l2l.methods.base import (
-    CustomEstimator,
-    LossEvaluator,
-    MethodInfo,
-    StepContext,
-    accumulation_dtype,
-    check_counts,
-    check_positive,
-    descend,
-)
+from l2l.estimators.finite_difference import third_point
+from l2l.methods import base
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, DirectionOperator, PerturbedParameters, dense_direction
 from l2l.params.blocks import Block, Blocks
@@ -51,73 +42,61 @@ class Whitened(DirectionOperator):
     def __init__(self, curvature: Sequence[Tensor]) -> None:
         self._curvature = curvature
 
-    def covers(self, index: int) -> bool:
-        return True
-
     def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
         return plain(block, key, distribution).div_(self._curvature[index].sqrt())
 
 
 @final
 @dataclass(frozen=True)
-class HiZOO(CustomEstimator[HiZOOState]):
-    """theta -= lr * g * z / sqrt(H) with a diagonal curvature H. Extra memory: H."""
+class HiZOO(base.CustomEstimator[HiZOOState]):
+    """theta -= lr * g * z / sqrt(H) with a diagonal curvature H."""
 
-    info: ClassVar = MethodInfo("Zhao et al. 2024, arXiv:2402.15173", "1P, float32 at least")
+    info: ClassVar = base.MethodInfo("Zhao et al. 2024, arXiv:2402.15173", "1P, at least float32")
+    fractions = ("smooth",)
     leaves_span = True
-    epsilon: float = 1e-3
-    num_directions: int = 1
-    distribution: Distribution = "gaussian"
     smooth: float = 1e-6
-    """alpha: how much of H a step renews; 0 leaves H at 1, which is MeZO. The authors' example for 13B weights has 1e-8."""
-
-    def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-        check_counts(num_directions=self.num_directions)
-        if not 0 <= self.smooth < 1:
-            raise ValueError(f"smooth={self.smooth} must be at least 0 and below 1")
+    """alpha: weight of a step's curvature in H; 0 leaves H at 1, which is MeZO. The authors' example for 13B weights has
+    1e-8."""
 
     @property
     def passes(self) -> float:
         return 1.0 + 2.0 * self.num_directions
 
     def state_bytes(self, blocks: Blocks) -> int:
-        return sum(block.numel * accumulation_dtype(block.tensor.dtype).itemsize for block in blocks)
+        return base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> HiZOOState:
-        tensors = [block.tensor.detach() for block in blocks]
-        return HiZOOState(tuple(torch.ones_like(tensor, dtype=accumulation_dtype(tensor.dtype)) for tensor in tensors))
+        return HiZOOState(tuple(tensor.fill_(1) for tensor in base.accumulators(blocks)))
 
     def direction(self, blocks: Blocks, state: HiZOOState, key: Key) -> Direction:
-        return Direction(key, (1.0,) * len(blocks), self.distribution, shape=Whitened(state.curvature))
+        return self.unit_direction(blocks, key, Whitened(state.curvature))
 
-    def estimate(self, evaluator: LossEvaluator, state: HiZOOState) -> tuple[tuple[Estimate, ...], HiZOOState]:
-        keys = [evaluator.key.with_draw(draw) for draw in range(self.num_directions)]
-        directions = [self.direction(evaluator.theta.blocks, state, key) for key in keys]
-        home = third_point(evaluator.closure, evaluator.theta, evaluator.transform(directions[0]))
-        seen = [evaluator.two_point(direction, self.epsilon) for direction in directions]
-        return tuple(replace(estimate, loss_center=home) for estimate in seen), state
+    def estimate(self, evaluator: base.LossEvaluator, state: HiZOOState) -> tuple[base.Estimates, HiZOOState]:
+        directions = base.directions_of(self, evaluator, state)
+        loss_center = third_point(evaluator.closure, evaluator.theta, evaluator.transform(directions[0]))
+        estimates = [evaluator.two_point(direction, self.epsilon) for direction in directions]
+        return tuple(replace(estimate, loss_center=loss_center) for estimate in estimates), state
 
     def update_(
-        self, theta: PerturbedParameters, state: HiZOOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: HiZOOState, estimates: base.Estimates, context: base.StepContext
     ) -> HiZOOState:
-        theta.restore()  # by the H that it was walked with
+        theta.restore()  # with the H of the evaluation, before H changes
         with torch.no_grad(), defer_interrupt():
             if self.smooth:
                 for index in range(len(theta.blocks)):
-                    self._renew_(state.curvature[index], theta.blocks, index, estimates)
-            descend(theta, estimates, context.lr)
+                    self._update_curvature_(state.curvature[index], theta.blocks, index, estimates)
+            base.descend(theta, estimates, context.lr)
         return state
 
-    def _renew_(self, curvature: Tensor, blocks: Blocks, index: int, estimates: Sequence[Estimate]) -> None:
-        looked = [estimate for estimate in estimates if estimate.direction.sigma[index]]
-        if not looked:
-            return  # it stood still: nothing was seen of it
+    def _update_curvature_(self, curvature: Tensor, blocks: Blocks, index: int, estimates: base.Estimates) -> None:
+        moving = [estimate for estimate in estimates if estimate.direction.sigma[index]]
+        if not moving:
+            return  # no estimate perturbed this block
         measured = torch.zeros_like(curvature)
-        for estimate in looked:
-            direction, home, minus = estimate.direction, estimate.loss_center, estimate.loss_minus
-            assert home is not None and minus is not None, "looked there"
-            bend = abs(estimate.loss_plus + minus - 2 * home) / (2 * self.epsilon**2)
+        for estimate in moving:
+            direction, center, minus = estimate.direction, estimate.loss_center, estimate.loss_minus
+            assert center is not None and minus is not None, "set by estimate"
+            bend = abs(estimate.loss_plus + minus - 2 * center) / (2 * self.epsilon**2)
             bare = replace(direction, sigma=(1.0,) * len(blocks), factor=1.0)  # H z^2 = (H z / sqrt(H))^2
-            measured.add_(dense_direction(bare, blocks, index).mul_(curvature).square_(), alpha=bend / len(looked))
+            measured.add_(dense_direction(bare, blocks, index).mul_(curvature).square_(), alpha=bend / len(moving))
         curvature.lerp_(measured, self.smooth)

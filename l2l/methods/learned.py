@@ -1,56 +1,52 @@
 """The learned method: MeZO whose perturbation scale per block a tuner sets, at every step.
 
 ZO Fine-tuner, arXiv:2510.00419. u_b = factor * sigma_b * z_b in both perturbation and update; where the tuner has a basis
-V_b [n, r], factor * (sigma_b * z_b + basis_sigma_b * sqrt(n / r) * R_b V_b^T); where it takes turns, sigma is 0 in all
-blocks but those whose turn it is. Differs from it in taking features, normaliser and all constants from the tuner's own
-saved fields.
+V_b [n, r], factor * (sigma_b * z_b + basis_sigma_b * sqrt(n / r) * R_b V_b^T); where it has a block schedule, sigma is 0 in
+the blocks that do not move at this step. Differs from the paper in taking features, normalizer and all constants from the
+tuner's own saved fields.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 import torch
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, check_positive, descend
+from l2l.methods import base
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, PerturbedParameters
 from l2l.params.blocks import Blocks
-from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
+from l2l.tuners.features import NUM_CONSTANTS, RunStatistics
 
-HISTORY_BYTES = 4 + 2 * 8 + 8 * 4 + 8
-"""Of a block: sigma, moments, constants, the first variance."""
+STATISTICS_BYTES = 4 + 2 * 8 + 4 * NUM_CONSTANTS
+"""Of a block: sigma, moments, constants."""
 
 
 @final
 @dataclass(frozen=True)
-class Learned(Method[RunStatistics]):
-    """Sigma from a tuner, by what the run has shown so far. Extra memory: some sixty bytes per block, and the basis."""
+class Learned(base.Method[RunStatistics]):
+    """MeZO with sigma from a tuner, given the statistics of the run so far."""
 
-    info: ClassVar = MethodInfo("ZO Fine-tuner, arXiv:2510.00419", "some 60 bytes per block, and the basis")
+    info: ClassVar = base.MethodInfo("ZO Fine-tuner, arXiv:2510.00419", "the tuner, and some 50 bytes per block")
+    epsilon: float = field(default=1e-3, kw_only=True)
+    num_directions: int = field(default=1, kw_only=True)
+    distribution: Distribution = field(default="gaussian", kw_only=True)
     tuner: Tuner
-    epsilon: float = 1e-3
-    num_directions: int = 1
-    distribution: Distribution = "gaussian"
     horizon: int | None = None
-    """Steps that the run is to take, for tuners that look at the share that lies behind; None: unknown."""
+    """Steps of the run, for tuners with the fraction of the run as a feature; None: unknown."""
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-        check_counts(num_directions=self.num_directions, horizon=1 if self.horizon is None else self.horizon)
-
-    @property
-    def passes(self) -> float:
-        return 2.0 * self.num_directions
+        super().__post_init__()
+        base.check_counts(horizon=1 if self.horizon is None else self.horizon)
 
     def state_bytes(self, blocks: Blocks) -> int:
-        basis = self.tuner.basis_for(blocks)
-        vectors = () if basis is None else basis.vectors.values()
-        return HISTORY_BYTES * len(blocks) + sum(v.numel() * v.element_size() for v in vectors)
+        held = [*self.tuner.network.parameters(), *(self.tuner.basis or {}).values()]
+        basis = self.tuner.basis_for(blocks)  # cast and on the blocks' device
+        bound = () if basis is None else basis.vectors.values()
+        return STATISTICS_BYTES * len(blocks) + sum(tensor.nbytes for tensor in (*held, *bound))
 
     def init(self, blocks: Blocks) -> RunStatistics:
         self.tuner.rows(blocks.names)
@@ -71,13 +67,23 @@ class Learned(Method[RunStatistics]):
         return Direction(key, dense, self.distribution, factor, state.centre, basis, inside[0])
 
     def update_(
-        self, theta: PerturbedParameters, state: RunStatistics, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: RunStatistics, estimates: base.Estimates, context: base.StepContext
     ) -> RunStatistics:
-        descend(theta, estimates, context.lr)
-        last = estimates[-1].direction
+        base.descend(theta, estimates, context.lr)
+        return self.statistics_after(theta, state, estimates, context, estimates[-1].direction.sigma)
+
+    def statistics_after(
+        self,
+        theta: PerturbedParameters,
+        state: RunStatistics,
+        estimates: base.Estimates,
+        context: base.StepContext,
+        sigma: Sequence[float],
+    ) -> RunStatistics:
+        """The statistics with one more step, after its update; ``sigma`` is the tuner's."""
         return state.after(
-            last.sigma,
-            theta.moments(last),
+            sigma,
+            theta.moments(estimates[-1].direction),
             losses=[(estimate.losses[0], estimate.losses[-1]) for estimate in estimates],
             gradients=[estimate.projected_gradient for estimate in estimates],
             curvature=context.curvature,

@@ -10,16 +10,14 @@ is redrawn too, because each has a stream of its own. V is made anew from its ke
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import Method, MethodInfo, StepContext, check_counts, check_positive, descend
+from l2l.methods import base
 from l2l.noise import Distribution, Key
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
+from l2l.params import Direction, DirectionOperator
 from l2l.params.blocks import Block, Blocks
 from l2l.params.operators import factor, matrices, product, sides
 
@@ -54,38 +52,16 @@ class LowRank(DirectionOperator):
 
 @final
 @dataclass(frozen=True)
-class LOZO(Method[None]):
-    """MeZO along matrices of low rank, whose row space stays for a while. Extra memory: none."""
+class LOZO(base.Method[None]):
+    """MeZO along matrices of low rank, whose row space stays for a while."""
 
-    info: ClassVar = MethodInfo("Chen et al. 2024, arXiv:2410.07698, Algorithm 1", "0P")
-    epsilon: float = 1e-3
-    num_directions: int = 1
-    distribution: Distribution = "gaussian"
+    info: ClassVar = base.MethodInfo("Chen et al. 2024, arXiv:2410.07698, Algorithm 1")
+    counts = ("rank", "interval")
     rank: int = 2
-    """Of a matrix's direction."""
+    """Rank of a matrix's direction."""
     interval: int = 50
     """Steps that share a V."""
 
-    def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-        check_counts(num_directions=self.num_directions, rank=self.rank, interval=self.interval)
-
-    @property
-    def passes(self) -> float:
-        return 2.0 * self.num_directions
-
-    def state_bytes(self, blocks: Blocks) -> int:
-        return 0
-
-    def init(self, blocks: Blocks) -> None:
-        return None
-
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
         since = Key(key.seed, key.step - key.step % self.interval)
-        shape = LowRank(blocks, self.rank, since)
-        return Direction(key, (1.0,) * len(blocks), self.distribution, shape=shape)
-
-    def update_(
-        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
-    ) -> None:
-        descend(theta, estimates, context.lr)
+        return self.unit_direction(blocks, key, LowRank(blocks, self.rank, since))

@@ -1,13 +1,13 @@
-"""PseuZO: what a look does to the model's outputs, weighed with the loss's exact gradient with respect to them.
+"""PseuZO: finite differences of the model's outputs, weighed with the exact gradient of the loss with respect to them.
 
 Yue et al., NeurIPS 2025 (PseuZO). With outputs o at theta, e = dL/do by a backward pass through the loss alone, and o+
 at theta + epsilon z: g = <e, o+ - o> / epsilon. Changes of outputs are kept for a while, (o+ - o) z^T / epsilon being
 an estimate of the model's Jacobian that e of a later batch can weigh as well: theta -= lr * sum_j decay^j <e, (o+ -
-o)_j> / epsilon * z_j. Without a window it is the one-sided estimate but for the bend of the loss in its outputs.
+o)_j> / epsilon * z_j. Without a window it is the one-sided estimate up to the curvature of the loss in its outputs.
 Differs from the released code in that
 - the outputs are found in any closure: all that the loss is made of once the last parameter has been read (logits,
-  say; the code takes the last hidden state, and misses what moving a trained head does). Where a loss cannot be
-  followed, as behind a float or where both passes take different ways, the loss itself is the output: the one-sided
+  say; the code takes the last hidden state, and misses the effect of moving a trained head). Where a loss cannot be
+  followed, as behind a float or where both passes take different paths, the loss itself is the output: the one-sided
   estimate;
 - kept changes are of other batches: they are cut to the common size from their ends in each dimension, as the code
   does with sequences, and left out where there are more or fewer outputs;
@@ -25,115 +25,94 @@ from torch import Tensor
 
 from l2l.estimators.finite_difference import Estimate
 from l2l.estimators.outputs import Outputs
-from l2l.methods.base import (
-    CustomEstimator,
-    LossEvaluator,
-    MethodInfo,
-    StepContext,
-    accumulation_dtype,
-    check_counts,
-    check_positive,
-    descend,
-)
-from l2l.noise import Distribution, Key
+from l2l.methods import base
+from l2l.noise import Key
 from l2l.params import Direction, PerturbedParameters
 from l2l.params.blocks import Blocks
 
 
 @dataclass(frozen=True)
 class PseuZOState:
-    """The window, its youngest change first."""
+    """The window, its newest change first."""
 
     steps: tuple[int, ...] = ()
-    """Of each change, whose keys its direction has."""
+    """Step of each change, from whose key its direction is made."""
     changes: tuple[tuple[Tensor, ...], ...] = ()
-    """Of each output, o+ - o, at least float32."""
+    """o+ - o of each output, at least float32."""
     pulled: tuple[tuple[Direction, float], ...] = ()
-    """The older directions and their weights, while a step is under way."""
+    """The older directions and their weights, within a step."""
 
 
 @final
 @dataclass(frozen=True)
-class PseuZO(CustomEstimator[PseuZOState]):
-    """The loss's exact gradient at the model's outputs, and their changes. Extra memory: the window's changes."""
+class PseuZO(base.CustomEstimator[PseuZOState]):
+    """The exact gradient of the loss at the model's outputs, and finite differences of these."""
 
-    info: ClassVar = MethodInfo("Yue et al., NeurIPS 2025 (PseuZO)", "changes of the outputs, at most window_bytes")
-    epsilon: float = 1e-3
-    distribution: Distribution = "gaussian"
+    info: ClassVar = base.MethodInfo(
+        "Yue et al., NeurIPS 2025 (PseuZO)", "changes of the outputs, at most window_bytes"
+    )
+    counts = ("window", "window_bytes")
+    fractions = ("decay",)
+    num_directions: int = field(default=1, init=False)
     window: int = 4
     """Steps whose changes of outputs are used, this step's among them."""
     decay: float = 0.5
-    """Weight of a change for each step that it is old."""
+    """Weight of a change per step of its age."""
     window_bytes: int = 2**26
-    """Most bytes of changes that are kept: the oldest go first. Where one alone has more (logits of many words), none
-    is kept, and every step is by its own look."""
-    num_directions: int = field(default=1, init=False)
-
-    def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-        check_counts(window=self.window, window_bytes=self.window_bytes)
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay={self.decay} must be at least 0 and below 1")
-
-    @property
-    def passes(self) -> float:
-        return 2.0
+    """Most bytes of changes that are kept: the oldest go first. Where a single one has more (logits of many tokens), none
+    is kept, and every step uses its own change alone."""
 
     def state_bytes(self, blocks: Blocks) -> int:
+        """At most: the size of the outputs is the loss's."""
         return self.window_bytes if self.window > 1 else 0
 
     def init(self, blocks: Blocks) -> PseuZOState:
         return PseuZOState()
 
-    def direction(self, blocks: Blocks, state: PseuZOState, key: Key) -> Direction:
-        return Direction(key, (1.0,) * len(blocks), self.distribution)
-
-    def estimate(self, evaluator: LossEvaluator, state: PseuZOState) -> tuple[tuple[Estimate, ...], PseuZOState]:
-        blocks, at_home, away = evaluator.theta.blocks, Outputs(), Outputs()
+    def estimate(self, evaluator: base.LossEvaluator, state: PseuZOState) -> tuple[base.Estimates, PseuZOState]:
+        blocks, center, plus = evaluator.theta.blocks, Outputs(), Outputs()
         u = evaluator.transform(self.direction(blocks, state, evaluator.key))
         bare = replace(evaluator, transform=lambda direction: direction)
-        watched = replace(bare, closure=lambda: at_home.during(evaluator.closure))
-        # Half precision is read as the copies that looks make: norms and biases are float32 on both sides then.
-        home = watched.center() if evaluator.theta.update is None else watched.along(u, 0.0)
-        pull = at_home.gradients()
-        plus = replace(bare, closure=lambda: away.during(evaluator.closure)).along(u, self.epsilon)
-        changes = _changes(at_home.tensors, away.tensors)
+        watched = replace(bare, closure=lambda: center.during(evaluator.closure))
+        # Half precision is evaluated on the copies that perturbing makes: norms and biases are then float32 in all losses.
+        loss_center = watched.center() if evaluator.theta.update is None else watched.along(u, 0.0)
+        pull = center.gradients()
+        loss_plus = replace(bare, closure=lambda: plus.during(evaluator.closure)).along(u, self.epsilon)
+        changes = _changes(center.tensors, plus.tensors)
         if changes is None:
-            return (Estimate(u, plus, None, (plus - home) / self.epsilon, home),), replace(state, pulled=())
-        older = [
-            (self.decay ** (evaluator.key.step - step) * _weighed(pull, change) / self.epsilon, step)
-            for step, change in zip(state.steps, state.changes, strict=True)
-        ]
-        pulled = tuple(
-            (evaluator.transform(self.direction(blocks, state, Key(evaluator.key.seed, step))), weight)
-            for weight, step in older
-        )
-        seen = Estimate(u, plus, None, _weighed(pull, changes) / self.epsilon, home)
-        steps, kept = (evaluator.key.step, *state.steps), (changes, *state.changes)
-        return (seen,), PseuZOState(steps, kept, pulled)
+            slope = (loss_plus - loss_center) / self.epsilon
+            return (Estimate(u, loss_plus, None, slope, loss_center),), replace(state, pulled=())
+        weighted = []
+        for step, change in zip(state.steps, state.changes, strict=True):
+            direction = evaluator.transform(self.direction(blocks, state, Key(evaluator.key.seed, step)))
+            age = evaluator.key.step - step
+            weighted.append((direction, self.decay**age * _weighed(pull, change) / self.epsilon))
+        estimate = Estimate(u, loss_plus, None, _weighed(pull, changes) / self.epsilon, loss_center)
+        steps, all_changes = (evaluator.key.step, *state.steps), (changes, *state.changes)
+        return (estimate,), PseuZOState(steps, all_changes, tuple(weighted))
 
     def update_(
-        self, theta: PerturbedParameters, state: PseuZOState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: PseuZOState, estimates: base.Estimates, context: base.StepContext
     ) -> PseuZOState:
-        descend(theta, estimates, context.lr)
+        base.descend(theta, estimates, context.lr)
         for direction, weight in state.pulled:
             theta.add(direction, [-rate * weight for rate in context.lr])
-        young = [i for i, step in enumerate(state.steps) if context.key.step - step < self.window - 1]
-        sizes = [sum(tensor.nbytes for tensor in state.changes[i]) for i in young]
-        young = [i for k, i in enumerate(young) if sum(sizes[: k + 1]) <= self.window_bytes]
-        return PseuZOState(tuple(state.steps[i] for i in young), tuple(state.changes[i] for i in young))
+        recent = [i for i, step in enumerate(state.steps) if context.key.step - step < self.window - 1]
+        sizes = [sum(tensor.nbytes for tensor in state.changes[i]) for i in recent]
+        recent = [i for k, i in enumerate(recent) if sum(sizes[: k + 1]) <= self.window_bytes]
+        return PseuZOState(tuple(state.steps[i] for i in recent), tuple(state.changes[i] for i in recent))
 
 
-def _changes(home: Sequence[Tensor], away: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
-    """What a look did to the outputs; None where there are not the same ones."""
-    if [tensor.shape for tensor in home] != [tensor.shape for tensor in away]:
+def _changes(center: Sequence[Tensor], plus: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
+    """o+ - o of each output; None where the two passes have different outputs."""
+    if [tensor.shape for tensor in center] != [tensor.shape for tensor in plus]:
         return None
-    wide = [accumulation_dtype(tensor.dtype) for tensor in home]
-    return tuple(there.to(dtype) - here.to(dtype) for here, there, dtype in zip(home, away, wide, strict=True))
+    wide = [base.accumulation_dtype(tensor.dtype) for tensor in center]
+    return tuple(there.to(dtype) - here.to(dtype) for here, there, dtype in zip(center, plus, wide, strict=True))
 
 
 def _weighed(pull: Sequence[Tensor], changes: Sequence[Tensor]) -> float:
-    """<e, o+ - o>, of what both have; 0 where there are not as many outputs."""
+    """<e, o+ - o> over the common part of both; 0 where the numbers of outputs or dimensions differ."""
     if [tensor.ndim for tensor in pull] != [tensor.ndim for tensor in changes]:
         return 0.0
     total = 0.0

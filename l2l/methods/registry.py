@@ -1,40 +1,44 @@
-"""From what a user names to a method object."""
+"""Method objects from what a user names, and the table of methods that ``l2l methods list`` prints."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any, TypeAlias
 
 from torch import nn
 
 from l2l.aliases import renamed
-from l2l.methods import method_class
+from l2l.methods import method_class, method_names
 from l2l.methods.base import FirstOrder, Method
-from l2l.methods.wrappers import AROUND, split_method_args, split_method_name, wrapper_class
-from l2l.optim import DiZO, MeZO, ZOFineTuner
-from l2l.tuners.model import Tuner
+from l2l.methods.wrappers import AROUND, split_method_args, split_method_name, wrapper_class, wrapper_names
+from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import Level
 
-MethodLike: TypeAlias = str | Method[Any] | FirstOrder[Any] | Callable[..., Any]
-"""``"mezo"``, a method object, or one of ``l2l.MeZO``, ``l2l.DiZO``, ``l2l.ZOFineTuner``. First-order baselines
-(``"adamw"``, ``"sgd"``) come by name or as an object."""
-
-_NAMES = {MeZO: "mezo", DiZO: "dizo", ZOFineTuner: "learned"}
+MethodLike: TypeAlias = str | Method[Any] | FirstOrder[Any] | type[Any] | Callable[..., Any]
+"""A name (``"mezo"``, ``"learned+lozo"``, ``"my_package.my_method"``), a method object, a method class, or an optimizer of
+:mod:`l2l.optimizers` (``l2l.MeZO``)."""
 
 
 def method_name(method: MethodLike) -> str:
-    """The name a run records."""
+    """The name that a run records.
+
+    Raises:
+        ValueError: it is nothing that names a method.
+    """
     if isinstance(method, str):
         return method
-    if isinstance(method, Method | FirstOrder):
-        own = type(method).__module__.rpartition(".")[2]
-        inner = getattr(method, "inner", None)
-        return own if inner is None else f"{own}{AROUND}{method_name(inner)}"
-    if method in _NAMES:
-        return _NAMES[method]
-    raise ValueError(f"method {method!r} is not a name, a method object, or one of l2l's optimizers")
+    kind = _class_of(method) or type(method)
+    if not issubclass(kind, Method | FirstOrder):
+        raise ValueError(f"method {method!r} is not a name, a method, a method class, or one of l2l's optimizers")
+    own = kind.__module__.rpartition(".")[2]
+    inner = getattr(method, "inner", None)
+    return own if inner is None else f"{own}{AROUND}{method_name(inner)}"
+
+
+def _class_of(method: MethodLike) -> type[Any] | None:
+    """The method class that a class or an optimizer names."""
+    return method if isinstance(method, type) else getattr(method, "method_class", None)
 
 
 def build_method(
@@ -49,7 +53,8 @@ def build_method(
     """The method object.
 
     Args:
-        steps: that the run is to take: what a method that looks ahead takes for its ``horizon``, unless told one.
+        args: fields of the method; of a composed name by part, ``{lozo: {rank: 2}}``.
+        steps: of the run: the default of a method's ``horizon``.
         match: how alike the model must be to the tuner's own; see :func:`l2l.tuners.transfer.matched`.
 
     Raises:
@@ -60,42 +65,67 @@ def build_method(
     name = method_name(method)
     around, base = split_method_name(name)
     given = split_method_args(name, args)
-    kinds: list[tuple[str, Any]] = [(base, method_class(base)), *((n, wrapper_class(n)) for n in reversed(around))]
-    wanted = [n for n, kind in kinds if "tuner" in _fields(kind)]
+    kinds: list[tuple[str, Any]] = [(base, _class_of(method) or method_class(base))]
+    kinds += [(wrapper, wrapper_class(wrapper)) for wrapper in reversed(around)]
+    known = {part: set(inspect.signature(kind).parameters) for part, kind in kinds}
+    wanted = any("tuner" in fields for fields in known.values())
     if tuner is None and wanted:
         raise ValueError(f"method {name!r} needs a tuner: give its directory, bundled name or hub id")
     if tuner is not None and not wanted:
-        raise ValueError(
-            f"method {name!r} takes no tuner: leave it out, or use method {'learned' if name == 'mezo' else 'learned+' + name}"
-        )
+        instead = "learned" if name == "mezo" else "learned+" + name
+        raise ValueError(f"method {name!r} takes no tuner: leave it out, or use method {instead}")
     if around and issubclass(kinds[0][1], FirstOrder):
         raise ValueError(
-            f"method {name!r}: a first-order method looks along no directions, and nothing can be put around it"
+            f"method {name!r}: a first-order method evaluates no directions, and nothing can be put around it"
         )
     found: Any = None
     for part, kind in kinds:
-        own = _checked(part, kind, given[part]) | ({} if found is None else {"inner": found})
-        if "horizon" in _fields(kind):
-            own = {"horizon": steps} | own
-        if "tuner" in _fields(kind):
+        own = _checked(part, known[part] - {"inner"}, given[part])
+        defaults = {"epsilon": epsilon, "horizon": steps}
+        own = {field: value for field, value in defaults.items() if field in known[part]} | own
+        if found is not None:
+            own["inner"] = found
+        if "tuner" in known[part]:
             loaded = Tuner.from_pretrained(tuner) if isinstance(tuner, str) else tuner
             assert loaded is not None, "refused above"
             own["tuner"] = loaded.matched(model, match)
-        if "epsilon" in inspect.signature(kind).parameters:
-            own = {"epsilon": epsilon} | own
         found = kind(**own)
     return found
 
 
-def _fields(kind: Any) -> set[str]:
-    return {field.name for field in fields(kind)}
-
-
-def _checked(name: str, kind: Any, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that the part of a method has; ``inner`` is not for the user to give."""
-    known = set(inspect.signature(kind).parameters) - {"inner"}
+def _checked(part: str, known: set[str], args: Mapping[str, Any]) -> dict[str, Any]:
     args = renamed(args, known)
     unknown = sorted(set(args) - known)
     if unknown:
-        raise ValueError(f"method {name!r} has no argument {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    return dict(args)
+        raise ValueError(f"method {part!r} has no argument {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    return args
+
+
+def declared_method(name: str, args: Mapping[str, Any], model: nn.Module) -> Method[Any] | FirstOrder[Any]:
+    """The method of a name with a fresh tuner where it needs one: for its declared costs on this model.
+
+    Raises:
+        ValueError: an unknown name or argument.
+    """
+    tuner = Tuner.for_model(model) if "learned" in name.split(AROUND) else None
+    return build_method(name, 1e-3, args, tuner, model)
+
+
+def method_list() -> list[dict[str, str]]:
+    """A row per method and wrapper, by name: what it is, forward passes per step by default, memory, paper.
+
+    Memory is kept between steps, in copies of the trained weights (``1P``). Rows of wrappers end with ``+…``.
+    """
+    kinds: dict[str, Any] = {name: method_class(name) for name in method_names()}
+    kinds |= {f"{name}{AROUND}…": wrapper_class(name) for name in wrapper_names()}
+    model = nn.Linear(2, 2)
+    return [
+        {
+            "method": name,
+            "what": (kind.__doc__ or "").splitlines()[0],
+            "passes": f"{declared_method(name.replace('…', 'mezo'), {}, model).passes:g}",
+            "memory": kind.info.memory,
+            "paper": kind.info.paper,
+        }
+        for name, kind in kinds.items()
+    ]

@@ -2,22 +2,20 @@
 
 Yu et al. 2024, arXiv:2410.08989. A matrix [m, n] moves along (sqrt(m n) / r) U Z V^T with U [m, r] and V [n, r] of orthonormal
 columns, redrawn every ``interval`` steps, and Z [r, r] fresh noise: a coordinate's mean square is 1. Other blocks move along
-plain noise. U and V are kept, as in the paper: to make them anew at every move would take a QR decomposition each time.
-A matrix with a side of at most r is first read as one that is nearly square, as the paper does with those of LoRA and
-prefixes; where that is too small as well, r is its shorter side.
+plain noise. U and V are kept, as in the paper: making them anew at every move would take a QR decomposition each time.
+A matrix with a side of at most r is first reshaped to be nearly square, as the paper does with those of LoRA and prefixes;
+where that is too small as well, r is its shorter side.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import Method, MethodInfo, StepContext, accumulation_dtype, check_counts, check_positive, descend
+from l2l.methods import base
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, DirectionOperator, PerturbedParameters
 from l2l.params.blocks import Block, Blocks
@@ -32,9 +30,9 @@ class SubZeroState:
     """The subspaces in use."""
 
     subspaces: dict[int, Subspace]
-    """By index of the block; nothing before the first step."""
+    """By index of the block; empty before the first step."""
     since: int
-    """The step that drew them; -1: nothing is drawn."""
+    """The step that drew them; -1 before the first step."""
 
 
 @final
@@ -54,7 +52,7 @@ class InSubspace(DirectionOperator):
         return product(product(u, core.t()), v).view(block.tensor.shape)
 
 
-def drawn(blocks: Blocks, rank: int, key: Key) -> dict[int, Subspace]:
+def sample_subspaces(blocks: Blocks, rank: int, key: Key) -> dict[int, Subspace]:
     """Subspaces of all matrices under ``key``: of Gaussian noise, by a QR decomposition."""
     found: dict[int, Subspace] = {}
     for i in sorted(matrices(blocks)):
@@ -66,7 +64,7 @@ def drawn(blocks: Blocks, rank: int, key: Key) -> dict[int, Subspace]:
 
 
 def folded(block: Block, rank: int) -> tuple[int, int]:
-    """(rows, columns) that a block is read as: its own if both are above ``rank``, else as nearly square as can be."""
+    """(rows, columns) that a block is reshaped to: its own if both are above ``rank``, else as nearly square as can be."""
     m, n = sides(block)
     if min(m, n) > rank:
         return m, n
@@ -76,49 +74,40 @@ def folded(block: Block, rank: int) -> tuple[int, int]:
 
 @final
 @dataclass(frozen=True)
-class SubZero(Method[SubZeroState]):
-    """MeZO inside a small subspace of every matrix. Extra memory: r numbers per row and column."""
+class SubZero(base.Method[SubZeroState]):
+    """MeZO inside a small subspace of every matrix."""
 
-    info: ClassVar = MethodInfo("Yu et al. 2024, arXiv:2410.08989", "r per row and column of a matrix")
-    epsilon: float = 1e-3
-    num_directions: int = 1
-    distribution: Distribution = "gaussian"
+    info: ClassVar = base.MethodInfo("Yu et al. 2024, arXiv:2410.08989", "r per row and column of a matrix")
+    counts = ("rank", "interval")
     rank: int = 24
-    """Of a matrix's subspace on either side."""
+    """Rank of a matrix's subspace on either side."""
     interval: int = 1000
     """Steps that share a subspace."""
-
-    def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon)
-        check_counts(num_directions=self.num_directions, rank=self.rank, interval=self.interval)
-
-    @property
-    def passes(self) -> float:
-        return 2.0 * self.num_directions
 
     def state_bytes(self, blocks: Blocks) -> int:
         total = 0
         for i in matrices(blocks):
             m, n = folded(blocks[i], self.rank)
-            total += min(self.rank, m, n) * (m + n) * accumulation_dtype(blocks[i].tensor.dtype).itemsize
+            total += min(self.rank, m, n) * (m + n) * base.accumulation_dtype(blocks[i].tensor.dtype).itemsize
         return total
 
     def init(self, blocks: Blocks) -> SubZeroState:
         return SubZeroState({}, -1)
 
     def direction(self, blocks: Blocks, state: SubZeroState, key: Key) -> Direction:
-        shape = InSubspace(self._at(blocks, state, key).subspaces)
-        return Direction(key, (1.0,) * len(blocks), self.distribution, shape=shape)
+        return self.unit_direction(blocks, key, InSubspace(self._at(blocks, state, key).subspaces))
 
     def _at(self, blocks: Blocks, state: SubZeroState, key: Key) -> SubZeroState:
-        """The state whose subspaces the key's step uses: this one, or a fresh one."""
+        """The state with the subspaces of the key's step: this one, or a fresh one."""
         since = key.step - key.step % self.interval
-        return state if since == state.since else SubZeroState(drawn(blocks, self.rank, Key(key.seed, since)), since)
+        if since == state.since:
+            return state
+        return SubZeroState(sample_subspaces(blocks, self.rank, Key(key.seed, since)), since)
 
     def update_(
-        self, theta: PerturbedParameters, state: SubZeroState, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: SubZeroState, estimates: base.Estimates, context: base.StepContext
     ) -> SubZeroState:
-        descend(theta, estimates, context.lr)
-        walked, following = estimates[0].direction.shape, self._at(theta.blocks, state, context.key)
-        # The subspaces walked along are the same bits: kept, they lie in memory once.
-        return SubZeroState(walked.subspaces, following.since) if isinstance(walked, InSubspace) else following
+        base.descend(theta, estimates, context.lr)
+        used, following = estimates[0].direction.shape, self._at(theta.blocks, state, context.key)
+        # The direction's subspaces are the same bits: keeping them, and not a copy, holds them in memory once.
+        return SubZeroState(used.subspaces, following.since) if isinstance(used, InSubspace) else following

@@ -10,36 +10,25 @@ them, and in that a matrix's rank follows from its own spectrum, not from the le
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
-from l2l.methods.base import (
-    Method,
-    MethodInfo,
-    StepContext,
-    accumulation_dtype,
-    check_counts,
-    check_positive,
-    descend,
-    gradient,
-)
+from l2l.methods import base
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, DirectionOperator, PerturbedParameters
 from l2l.params.blocks import Block, Blocks
 from l2l.params.operators import factor, matrices, product, sides, spectral_rank
 
-Seen = Sequence[Estimate]
 _MEANS = {"sgd": 0, "momentum": 1, "adam": 2}
 
 
 @dataclass(frozen=True)
 class TeZOState:
-    """The ranks, and what is averaged over time."""
+    """The ranks, and the running means."""
 
     ranks: dict[int, int]
     """Of each matrix, by index of the block."""
@@ -49,7 +38,7 @@ class TeZOState:
 
 @final
 class Fixed(DirectionOperator):
-    """U diag(tau) V^T / sqrt(r) with U and V that a run keeps."""
+    """U diag(tau) V^T / sqrt(r) with U and V of the run's seed."""
 
     def __init__(self, ranks: dict[int, int], seed: int) -> None:
         self.ranks, self._key = ranks, Key(seed)
@@ -67,10 +56,10 @@ class Fixed(DirectionOperator):
         """tau [r]."""
         return factor(block, "weights", key, (self.ranks[index],), distribution)
 
-    def seen(self, block: Block, index: int, estimates: Seen) -> Tensor:
-        """Mean of g * tau [r], tau as long as it was walked."""
-        seen = [(e.direction, e.projected_gradient / len(estimates)) for e in estimates]
-        taus = [self.weights(block, index, u.key, u.distribution).mul_(u.factor * u.sigma[index] * g) for u, g in seen]
+    def mean_weights(self, block: Block, index: int, estimates: base.Estimates) -> Tensor:
+        """Mean of g * tau [r], tau as long as it was in the evaluation."""
+        found = [(e.direction, e.projected_gradient / len(estimates)) for e in estimates]
+        taus = [self.weights(block, index, u.key, u.distribution).mul_(u.factor * u.sigma[index] * g) for u, g in found]
         return torch.stack(taus).sum(0)
 
     def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
@@ -80,49 +69,43 @@ class Fixed(DirectionOperator):
 
 @final
 @dataclass(frozen=True)
-class TeZO(Method[TeZOState]):
-    """MeZO along fixed matrices of rank one with fresh weights. Extra memory: none, or running means of the weights."""
+class TeZO(base.Method[TeZOState]):
+    """MeZO along fixed matrices of rank one with fresh weights."""
 
-    info: ClassVar = MethodInfo(
+    info: ClassVar = base.MethodInfo(
         "Sun et al. 2025, arXiv:2501.19057", "0P; momentum r per matrix, 1P of vectors; Adam twice"
     )
-    epsilon: float = 1e-3
-    num_directions: int = 1
-    distribution: Distribution = "gaussian"
+    positive = ("delta",)
+    counts = ("rank",)
+    fractions = ("threshold",)
     rank: int = 64
-    """Of a matrix's direction, at most."""
+    """Most rank of a matrix's direction."""
     threshold: float = 0.0
-    """A matrix has no more than the number of its singular values above this share of the largest, as it is before the
+    """A matrix has at most the number of its singular values above this fraction of the largest, as it is before the
     first step; 0: ``rank`` everywhere."""
-    update: Literal["sgd", "momentum", "adam"] = "sgd"
+    rule: Literal["sgd", "momentum", "adam"] = "sgd"
+    """How the estimates become a step."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """What momentum and mean squares keep of themselves at each step."""
+    """Decay of momentum and of the mean squares."""
     delta: float = 1e-8
     """Added to Adam's root."""
 
     def __post_init__(self) -> None:
-        check_positive(epsilon=self.epsilon, delta=self.delta)
-        check_counts(num_directions=self.num_directions, rank=self.rank)
-        if self.update not in _MEANS:
-            raise ValueError(f"update={self.update!r} must be 'sgd', 'momentum' or 'adam'")
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold={self.threshold} must be at least 0 and below 1")
+        super().__post_init__()
+        base.check_choice("rule", self.rule, tuple(_MEANS))
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must be two numbers, each at least 0 and below 1")
-        object.__setattr__(self, "step_is_normalized", self.update == "adam")
-        object.__setattr__(self, "leaves_span", self.update == "adam")
-
-    @property
-    def passes(self) -> float:
-        return 2.0 * self.num_directions
+        object.__setattr__(self, "step_is_normalized", self.rule == "adam")
+        object.__setattr__(self, "leaves_span", self.rule == "adam")
 
     def state_bytes(self, blocks: Blocks) -> int:
+        """With a threshold at most: it may lower a rank."""
         whole = matrices(blocks)
         sizes = [
-            (self.rank if i in whole else b.numel) * accumulation_dtype(b.tensor.dtype).itemsize
+            (self.rank if i in whole else b.numel) * base.accumulation_dtype(b.tensor.dtype).itemsize
             for i, b in enumerate(blocks)
         ]
-        return _MEANS[self.update] * sum(sizes)
+        return _MEANS[self.rule] * sum(sizes)
 
     def init(self, blocks: Blocks) -> TeZOState:
         ranks = {i: spectral_rank(blocks[i], self.rank, self.threshold) for i in sorted(matrices(blocks))}
@@ -130,33 +113,38 @@ class TeZO(Method[TeZOState]):
         def empty(index: int) -> Tensor:
             tensor = blocks[index].tensor.detach()
             form = (ranks[index],) if index in ranks else tensor.shape
-            return torch.zeros(form, dtype=accumulation_dtype(tensor.dtype), device=tensor.device)
+            return torch.zeros(form, dtype=base.accumulation_dtype(tensor.dtype), device=tensor.device)
 
-        return TeZOState(ranks, tuple(tuple(map(empty, range(len(blocks)))) for _ in range(_MEANS[self.update])))
+        return TeZOState(ranks, tuple(tuple(map(empty, range(len(blocks)))) for _ in range(_MEANS[self.rule])))
 
     def direction(self, blocks: Blocks, state: TeZOState, key: Key) -> Direction:
-        return Direction(key, (1.0,) * len(blocks), self.distribution, shape=Fixed(state.ranks, key.seed))
+        return self.unit_direction(blocks, key, Fixed(state.ranks, key.seed))
 
-    def update_(self, theta: PerturbedParameters, state: TeZOState, estimates: Seen, context: StepContext) -> TeZOState:
-        if self.update == "sgd":
-            descend(theta, estimates, context.lr)
+    def update_(
+        self, theta: PerturbedParameters, state: TeZOState, estimates: base.Estimates, context: base.StepContext
+    ) -> TeZOState:
+        if self.rule == "sgd":
+            base.descend(theta, estimates, context.lr)
         else:
             shape = Fixed(state.ranks, context.key.seed)
-            theta.add_dense_each(self._mover(theta.blocks, state, shape, estimates), [-rate for rate in context.lr])
+            theta.add_dense_each(self._deltas(theta.blocks, state, shape, estimates), [-rate for rate in context.lr])
         return state
 
-    def _mover(self, blocks: Blocks, state: TeZOState, shape: Fixed, estimates: Seen) -> Callable[[int], Tensor]:
-        """What a block moves by, once what was seen is in its means."""
+    def _deltas(
+        self, blocks: Blocks, state: TeZOState, shape: Fixed, estimates: base.Estimates
+    ) -> Callable[[int], Tensor]:
+        """What each block moves by per learning rate, after its means have taken in the estimates."""
 
-        def move(index: int) -> Tensor:
+        def delta(index: int) -> Tensor:
             block, means = blocks[index], [mean[index] for mean in state.means]
-            seen = shape.seen(block, index, estimates) if shape.covers(index) else gradient(blocks, index, estimates)
-            for mean, beta, value in zip(means, self.betas, (seen, seen * seen), strict=False):
+            low_rank = shape.covers(index)
+            found = shape.mean_weights(block, index, estimates) if low_rank else base.gradient(blocks, index, estimates)
+            for mean, beta, value in zip(means, self.betas, (found, found * found), strict=False):
                 mean.mul_(beta).add_(value, alpha=1 - beta)
-            if shape.covers(index):
+            if low_rank:
                 u, v = shape.sides(block, index, self.distribution)
                 means = [product(u**power * mean, v**power) for power, mean in enumerate(means, 1)]
             moved = means[0] if len(means) == 1 else means[0] / means[1].sqrt().add_(self.delta)
             return moved.view(block.tensor.shape)
 
-        return move
+        return delta

@@ -23,9 +23,9 @@ class DirectionOperator(ABC):
     look or a move along it may still be walked: who changes a tensor that it is made of calls ``theta.restore()`` before.
     """
 
-    @abstractmethod
     def covers(self, index: int) -> bool:
-        """Whether block ``index`` has such a form; the others move along their noise."""
+        """Whether block ``index`` has such a form, by default every block; the others move along their noise."""
+        return True
 
     @abstractmethod
     def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:

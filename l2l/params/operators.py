@@ -101,9 +101,6 @@ class Masked(DirectionOperator):
     def __init__(self, mask: Mask, inner: DirectionOperator | None = None) -> None:
         self.mask, self.inner = mask, inner
 
-    def covers(self, index: int) -> bool:
-        return True
-
     def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
         shaped = self.inner is not None and self.inner.covers(index)
         moved = self.inner.write(block, index, key, distribution) if self.inner and shaped else None

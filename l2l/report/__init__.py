@@ -1,1 +1,1 @@
-"""What a run leaves behind: its directory, metrics, summary, tables and pictures."""
+"""The files of a run: directory, metrics, summary and pictures; and output in the terminal."""

@@ -1,9 +1,4 @@
-"""Keep a library's advice out of a run's output; errors and warnings of ours stay.
-
-A progress bar with loss, steps per second and time left.
-
-Tables in the terminal, and progress bars.
-"""
+"""Output in the terminal: tables, progress bars, and Lightning's messages kept out."""
 
 from __future__ import annotations
 
@@ -16,7 +11,7 @@ from statistics import mean, stdev
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """No tips, device lists and dataloader hints of Lightning inside: the project's own bar and logs say what happens."""
+    """Suppress Lightning's tips, device lists and dataloader hints; its errors and warnings of this package stay."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
     try:
@@ -32,17 +27,11 @@ def quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def progress_bar(label: str, total: int, done: int = 0, visible: bool = True) -> Iterator[Callable[[float], None]]:
-    """A bar over ``total`` steps of which ``done`` lie behind; call what it yields with the loss after each step."""
+    """A bar over ``total`` steps, ``done`` of them before; yields a function to call with the loss after each step."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
+    loss, rate = TextColumn("loss {task.fields[loss]:.4f}"), TextColumn("{task.fields[rate]}")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), loss, rate, TimeRemainingColumn()
     with Progress(*columns, disable=not visible, transient=False) as bar:
         task = bar.add_task(label, total=total, completed=done, loss=float("nan"), rate="")
 
@@ -63,6 +52,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Print rows with the keys of the first as columns, or a single row name by name. Nothing is cut to fit."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     if not rows:
@@ -72,19 +62,13 @@ def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     if len(rows) == 1:
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True)
-        for name, value in rows[0].items():
-            table.add_row(name, _text(value))
+        lines: list[tuple[object, ...]] = list(rows[0].items())
     else:
-        for name in rows[0]:
-            table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*(_text(value) for value in row.values()))
+        for name, value in rows[0].items():
+            table.add_column(name, justify="left" if isinstance(value, str) else "right", no_wrap=True)
+        lines = [tuple(row.values()) for row in rows]
+    for line in lines:
+        # Brackets in a text are no markup.
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else escape(str(cell)) for cell in line))
     width = Console(width=1000).measure(table).maximum
     Console(width=max(width, Console().width)).print(table)
-
-
-def _text(value: object) -> str:
-    """As it stands: brackets are no markup."""
-    from rich.markup import escape
-
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))

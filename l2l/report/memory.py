@@ -1,4 +1,4 @@
-"""How much memory there is, how much is in use, and the most that was in use while something ran."""
+"""How much memory is available, how much is in use, and the most that was in use while something ran."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RESET_SLACK = 64 * 2**20
 _SAMPLE_SECONDS = 0.002
 
 _open: list[PeakMemory] = []
-"""Measurements in progress. The mark belongs to the process: an inner measurement that resets it tells the outer."""
+"""Measurements in progress. The mark belongs to the process: before an inner measurement resets it, outer ones read it."""
 
 
 @final
@@ -50,10 +50,11 @@ class PeakMemory:
     def __enter__(self) -> PeakMemory:
         for outer in _open:
             if outer.device.type == self.device.type:
-                outer._note()
+                outer._read_mark()
         self.start = self.bytes = current_bytes(self.device)
-        if not _reset_peak(self.device) and (_PROC / "statm").exists():
+        if not _reset_peak(self.device) and (_PROC / "status").exists():
             self._sampler = _Sampler()
+            self._sampler.start()
         _open.append(self)
         return self
 
@@ -61,12 +62,12 @@ class PeakMemory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _open.remove(self)
-        self._note()
+        self._read_mark()
         if self._sampler is not None:
             self.bytes = max(self.bytes, self._sampler.end())
 
-    def _note(self) -> None:
-        # A sampled process has no mark of this block's own, only one of its whole life.
+    def _read_mark(self) -> None:
+        # A process that is sampled has no mark of this block's own, only one of its whole life.
         if self._sampler is None:
             self.bytes = max(self.bytes, _peak(self.device))
 
@@ -76,8 +77,7 @@ def current_bytes(device: torch.device | str = "cpu") -> int:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    statm = _PROC / "statm"
-    return _resident(statm) if statm.exists() else _lifetime_peak()
+    return _entry(_PROC / "status", "VmRSS") or _lifetime_peak()
 
 
 def available_bytes(device: torch.device | str = "cpu") -> int:
@@ -87,8 +87,9 @@ def available_bytes(device: torch.device | str = "cpu") -> int:
         # What torch's allocator holds but no tensor uses is free as well.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     rooms = [room for folder in cgroup_folders(_PROC / "cgroup", _CGROUPS) if (room := cgroup_room(folder)) is not None]
-    return min([_free(Path("/proc/meminfo")), *rooms])
+    return min([_entry(Path("/proc/meminfo"), "MemAvailable") or total, *rooms])
 
 
 def cgroup_folders(table: Path, root: Path) -> list[Path]:
@@ -123,32 +124,17 @@ def cgroup_room(folder: Path) -> int | None:
     return None
 
 
-def _entry(stat: Path, name: str) -> int:
-    lines = stat.read_text().splitlines() if stat.exists() else []
-    return next((int(value) for key, value in map(str.split, lines) if key == name), 0)
-
-
-def _resident(statm: Path) -> int:
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _field(name: str, table: Path) -> int:
-    """A row such as ``VmHWM:  1620 kB`` of a file of /proc, in bytes; 0 where there is no such row."""
-    rows = (line.split() for line in table.read_text().splitlines())
-    return next((int(row[1]) * 1024 for row in rows if row and row[0] == f"{name}:"), 0)
-
-
-def _free(meminfo: Path) -> int:
-    if meminfo.exists():
-        return _field("MemAvailable", meminfo)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # no /proc: all there is, used or not
+def _entry(table: Path, name: str) -> int:
+    """Bytes in a row such as ``VmHWM:  1620 kB`` or ``inactive_file 150``; 0 where there is no such row or file."""
+    lines = table.read_text().splitlines() if table.exists() else []
+    rows = (line.replace(":", " ").split() for line in lines if line.startswith(name))
+    return next((int(row[1]) * (1024 if row[2:] == ["kB"] else 1) for row in rows if row[0] == name), 0)
 
 
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = _PROC / "status"
-    return _field("VmHWM", status) if status.exists() else _lifetime_peak()
+    return _entry(_PROC / "status", "VmHWM") or _lifetime_peak()
 
 
 def _reset_peak(device: torch.device) -> bool:
@@ -172,20 +158,20 @@ def _lifetime_peak() -> int:
 
 
 @final
-class _Sampler:
-    """Looks at the resident memory again and again until it is told to end."""
+class _Sampler(threading.Thread):
+    """Samples the resident memory until it is told to end."""
 
     def __init__(self) -> None:
-        self._most = _resident(_PROC / "statm")
+        super().__init__(daemon=True)
+        self._most = current_bytes()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
 
-    def _run(self) -> None:
+    def run(self) -> None:
         while not self._ended.wait(_SAMPLE_SECONDS):
-            self._most = max(self._most, _resident(_PROC / "statm"))
+            self._most = max(self._most, current_bytes())
 
     def end(self) -> int:
+        """Stop; the most bytes that were resident."""
         self._ended.set()
-        self._thread.join()
-        return max(self._most, _resident(_PROC / "statm"))
+        self.join()
+        return max(self._most, current_bytes())

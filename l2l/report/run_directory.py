@@ -1,7 +1,4 @@
-"""A run's directory: who may write into it, and whether what is there is continued.
-
-Scalars of a run, to ``metrics.csv`` and TensorBoard at once.
-"""
+"""A run's directory: whether a run may write into it or continues there; and its scalars, in CSV and TensorBoard."""
 
 from __future__ import annotations
 
@@ -38,6 +35,8 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, config: dict[str, Any], overwrite: bool = False) -> None:
         self.path = Path(path)
+        self.checkpoint = self.path / CHECKPOINT
+        """Present while the run is not finished."""
         self.config = config
         self._overwrite = overwrite
         self.resumed = False
@@ -58,7 +57,7 @@ class RunDirectory:
         self.resumed = self.checkpoint.is_file()
 
     def _entries(self) -> list[Path]:
-        """What lies in the directory, save what a killed process was about to write."""
+        """The files of the directory, without those that a killed process was about to write."""
         found = self.path.iterdir() if self.path.is_dir() else ()
         return [entry for entry in found if not entry.name.startswith(UNFINISHED)]
 
@@ -80,11 +79,6 @@ class RunDirectory:
         write_yaml(self.path / CONFIG, _plain(self.config))
         return self
 
-    @property
-    def checkpoint(self) -> Path:
-        """The checkpoint, present while the run is not finished."""
-        return self.path / CHECKPOINT
-
     def finish(self, summary: dict[str, Any]) -> Path:
         """Write ``summary.json`` and drop the checkpoint."""
         target = write_json(self.path / SUMMARY, {**summary, "environment": environment()})
@@ -94,13 +88,12 @@ class RunDirectory:
 
 def environment() -> dict[str, Any]:
     """Versions and hardware, for a summary."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "machine": platform.machine(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
@@ -121,22 +114,19 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.columns = ("step", *columns)
-        self._path = folder / "metrics.csv"
-        kept = (
-            []
-            if after is None or not self._path.exists()
-            else [r for r in read_metrics(self._path) if int(r["step"]) <= after]
-        )
-        write_whole(self._path, lambda path: self._write(path, kept))
-        self._file = self._path.open("a", newline="")
+        path = folder / METRICS
+        rows = read_metrics(path) if after is not None and path.exists() else []
+
+        def write(target: Path) -> None:
+            with target.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows(row for row in rows if after is not None and int(row["step"]) <= after)
+
+        write_whole(path, write)
+        self._file = path.open("a", newline="")
         self._rows = csv.DictWriter(self._file, self.columns)
         self._board = SummaryWriter(str(folder), purge_step=None if after is None else after + 1)
-
-    def _write(self, path: Path, rows: list[dict[str, str]]) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
 
     def log(self, step: int, **values: float) -> None:
         """One row."""

@@ -106,16 +106,6 @@ def render(task: Task, row: Row, where: str) -> Example:
         ValueError: a field is missing or empty, the task cannot render the row, it gives no option or an empty
             one, or the gold index points past the options.
     """
-    _check_fields(task, row, where)
-    try:
-        example = task.example(row)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{where}: task {task.name!r} cannot render this row: {error}") from error
-    _check_example(task, example, where)
-    return example
-
-
-def _check_fields(task: Task, row: Row, where: str) -> None:
     for name in task.fields:
         if name not in row:
             raise ValueError(
@@ -124,9 +114,10 @@ def _check_fields(task: Task, row: Row, where: str) -> None:
             )
         if row[name] is None:
             raise ValueError(f"{where}: field {name!r} is null; task {task.name!r} needs a value there")
-
-
-def _check_example(task: Task, example: Example, where: str) -> None:
+    try:
+        example = task.example(row)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{where}: task {task.name!r} cannot render this row: {error}") from error
     if not example.options or not all(example.options):
         raise ValueError(
             f"{where}: task {task.name!r} gives the options {list(example.options)}; each must be non-empty"
@@ -137,6 +128,7 @@ def _check_example(task: Task, example: Example, where: str) -> None:
             f"{where}: task {task.name!r} gives the gold indices {list(example.gold)}; "
             f"they must lie in 0..{len(example.options) - 1}"
         )
+    return example
 
 
 def label_index(row: Row, field: str, count: int) -> int:

@@ -241,10 +241,10 @@ def _cut(prefix: Ids, row: Tokenized, max_length: int) -> tuple[EncodedOption, .
 def encode_masked(
     task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[Encoded]:
-    """Tokenise options as verbalizers of a masked model: after the prompt stands a mask token per token of the option.
+    """Tokenise options as verbalizers of a masked model: after the prompt there is a mask token per token of the option.
 
     All of an option's tokens are masked at once, and each is read given the others masked. The tokenizer's special
-    tokens stand around prompt and masks. Options of equally many tokens share a row.
+    tokens surround prompt and masks. Options of equally many tokens share a row.
 
     Raises:
         ValueError: as :func:`encode`.
@@ -367,8 +367,8 @@ def decoder_start(model: Any) -> int:
     """
     configs = (getattr(model, "generation_config", None), model.config)
     names = ("decoder_start_token_id", "pad_token_id", "bos_token_id")
-    told = (getattr(config, name, None) for name in names for config in configs)
-    found = next((index for index in told if isinstance(index, int)), None)
+    given = (getattr(config, name, None) for name in names for config in configs)
+    found = next((index for index in given if isinstance(index, int)), None)
     if found is None:
         raise ValueError(
             f"{type(model).__name__} does not say which token its decoder starts with; set "
@@ -437,19 +437,19 @@ def pays(plain: int, shared: int) -> bool:
 
 def _worthy_tree(inputs: Sequence[Ids], longest: int) -> Tree | None:
     """The tree of an example's inputs, where it pays and is not too long."""
-    _, kept = merge_rows(inputs)
-    if len(kept) == 1:
+    _, merged = merge_rows(inputs)
+    if len(merged) == 1:
         return None
     tree = grow(inputs)
-    return tree if len(tree.ids) <= longest and pays(sum(map(len, kept)), len(tree.ids)) else None
+    return tree if len(tree.ids) <= longest and pays(sum(map(len, merged)), len(tree.ids)) else None
 
 
 def _place(groups: Sequence[Sequence[Ids]], trees: Sequence[Tree | None]) -> Layout:
     """Examples with a tree get its row; all other inputs are merged into plain rows, across examples too."""
     left = [ids for inputs, tree in zip(groups, trees, strict=True) if tree is None for ids in inputs]
-    served, kept = merge_rows(left)
+    served, merged = merge_rows(left)
     plain = iter(served)
-    rows = [chain(ids) for ids in kept]
+    rows = [chain(ids) for ids in merged]
     row_of: list[int] = []
     columns: list[Sequence[int]] = []
     for inputs, tree in zip(groups, trees, strict=True):
@@ -471,9 +471,9 @@ def merge_rows(inputs: Sequence[Ids]) -> tuple[list[int], list[Ids]]:
     for ids in sorted(set(inputs), reverse=True):
         longest = longest if longest[: len(ids)] == ids else ids
         keeper[ids] = longest
-    kept = list(dict.fromkeys(keeper[ids] for ids in inputs))
-    index = {ids: row for row, ids in enumerate(kept)}
-    return [index[keeper[ids]] for ids in inputs], kept
+    merged = list(dict.fromkeys(keeper[ids] for ids in inputs))
+    index = {ids: row for row, ids in enumerate(merged)}
+    return [index[keeper[ids]] for ids in inputs], merged
 
 
 @dataclass(frozen=True)
@@ -549,7 +549,7 @@ def collate(
         layout = lay_out_whole([(option.fed, option.decoder) for option in options])
     else:
         layout = lay_out([[option.fed for option in chosen] for chosen in picked], grouping)
-    lengths = [len(row.ids) for row in layout.rows]
+    ids, mask = pad_rows([row.ids for row in layout.rows], pad_id)
     per_token = [
         (row, where[option.first + slot], target, number, slot)
         for number, (option, row, where) in enumerate(zip(options, layout.row_of, layout.columns, strict=True))
@@ -559,8 +559,8 @@ def collate(
     rows, positions, targets, option_of, token_slot = torch.tensor(per_token).T.contiguous()
     option_example, option_slot = torch.tensor(per_option).T.contiguous()
     return Batch(
-        input_ids=_padded([row.ids for row in layout.rows], pad_id),
-        attention_mask=tree_attention_mask(layout.rows) if layout.branching else _tokens(lengths),
+        input_ids=ids,
+        attention_mask=tree_attention_mask(layout.rows) if layout.branching else mask,
         rows=rows,
         positions=positions,
         targets=targets,
@@ -571,17 +571,15 @@ def collate(
         gold=torch.tensor([0 if form == "lm" else e.gold[0] for e in examples]),
         longest=max(option.length for option in options),
         width=max(map(len, picked)),
-        decoder_ids=_padded(layout.decoders, pad_id) if any(layout.decoders) else None,
+        decoder_ids=pad_rows(layout.decoders, pad_id)[0] if any(layout.decoders) else None,
         pooled=examples[0].pooled,
     ).to(device)
 
 
-def _padded(rows: Sequence[Ids], pad_id: int) -> Tensor:
-    """[R, T] ids, padded on the right."""
+def pad_rows(rows: Sequence[Ids], pad_id: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """[R, T] ids, padded on the right or on the left, and [R, T] int64 mask: 1 on tokens, 0 on padding."""
     columns = max(map(len, rows))
-    return torch.tensor([ids + (pad_id,) * (columns - len(ids)) for ids in rows])
-
-
-def _tokens(lengths: Sequence[int]) -> Tensor:
-    """[R, T] 1 on tokens, 0 on padding."""
-    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    empty = [(pad_id,) * (columns - len(row)) for row in rows]
+    ids = torch.tensor([pad + row if left else row + pad for row, pad in zip(rows, empty, strict=True)])
+    lengths, index = torch.tensor([[len(row)] for row in rows]), torch.arange(columns)
+    return ids, ((index >= columns - lengths) if left else (index < lengths)).long()

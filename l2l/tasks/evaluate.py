@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
 from l2l.models.batching import Grouping
 from l2l.models.heads import generator, token_logprobs, uncompiled
 from l2l.models.load import context_length, kind_of, unwrapped
-from l2l.models.prompt_trees import Ids
 from l2l.tasks.base import Example, Row, Task
 from l2l.tasks.encode import (
-    Batch,
     Encoded,
     collate,
     decoder_start,
     encoder_for,
     lay_out,
+    pad_rows,
     padding_id,
     special_ids,
     tokenize,
@@ -60,8 +58,8 @@ class Scores:
 
     def plain(self) -> dict[str, Any]:
         """The figures of a summary, with the interval in place of the metric of each row."""
-        kept = {name: value for name, value in vars(self).items() if name != "rowwise"}
-        return kept | {"interval": list(self.interval)}
+        figures = {name: value for name, value in vars(self).items() if name != "rowwise"}
+        return figures | {"interval": list(self.interval)}
 
 
 @torch.inference_mode()
@@ -103,7 +101,9 @@ def evaluate(
     bare = without_context(task) if calibrate else None
     limit, encoder = context_length(model, max_length), encoder_for(model)
     score = partial(_score_options, model, encoder.pad_id(tokenizer), batch_size, progress)
-    with _eval_mode(model):
+    was_training = model.training
+    model.eval()
+    try:
         encoded = encoder.encode(task, rows, tokenizer, limit)
         scored = score(task, encoded, _sharing(model, encoded) if grouping is None else replace(grouping, groups=1))
         chosen = scored.chosen
@@ -122,6 +122,8 @@ def evaluate(
             texts = [example.options[choice] for example, choice in zip(examples, chosen, strict=False)]
             value = accuracy(chosen, [example.gold for example in encoded])
             rowwise = [float(choice in example.gold) for choice, example in zip(chosen, encoded, strict=True)]
+    finally:
+        model.train(was_training)
     official = {} if task.official is None else task.official(rows, texts)
     return Scores(scored.loss, task.metric, value, len(rows), official, tuple(rowwise))
 
@@ -165,23 +167,17 @@ def _score_options(
     for start in tqdm(range(0, len(order), batch_size), desc=task.name, disable=not progress):
         indices = order[start : start + batch_size]
         batch = collate([encoded[index] for index in indices], "classification", pad_id, model.device, grouping)
-        batch_total, batch_weight, best, values = _score_batch(model, task, batch)
-        total, weight = total + batch_total, weight + batch_weight
-        for index, choice in zip(indices, best, strict=True):
+        logprobs = token_logprobs(model, batch, batch.parts)
+        scores, values = option_scores(logprobs, batch), option_sums(logprobs, batch).tolist()
+        if task.form == "lm":
+            gold, count = gold_token_sum(logprobs, batch)
+            total, weight = total - gold.item(), weight + int(count)
+        else:
+            total, weight = total + classification_loss(scores, batch).item() * batch.n, weight + batch.n
+        for index, choice in zip(indices, predictions(scores, batch).tolist(), strict=True):
             chosen[index] = choice
             sums[index], values = values[: len(encoded[index].options)], values[len(encoded[index].options) :]
     return _Scored(total / weight, chosen, sums)
-
-
-def _score_batch(model: PreTrainedModel, task: Task, batch: Batch) -> tuple[float, int, list[int], list[float]]:
-    """Summed loss, what to divide it by, the best option per example, and every option's log-probability."""
-    logprobs = token_logprobs(model, batch, batch.parts)
-    scores = option_scores(logprobs, batch)
-    best, sums = predictions(scores, batch).tolist(), option_sums(logprobs, batch).tolist()
-    if task.form == "lm":
-        total, count = gold_token_sum(logprobs, batch)
-        return -total.item(), int(count), best, sums
-    return classification_loss(scores, batch).item() * batch.n, batch.n, best, sums
 
 
 def without_context(task: Task) -> Task:
@@ -214,16 +210,6 @@ def calibrated_choice(sums: Sequence[float], contextless: Sequence[float]) -> in
     return int((torch.tensor(sums) - torch.tensor(contextless)).argmax())
 
 
-@contextmanager
-def _eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
@@ -242,6 +228,8 @@ def generate(
     Raises:
         ValueError: ``max_length`` leaves no room for a prompt, or the model cannot generate.
     """
+    from transformers import GenerationConfig
+
     continue_text, kind = generator(model), kind_of(model)
     if continue_text is None or kind not in ("causal", "seq2seq"):
         raise ValueError(f"{type(model).__name__} cannot generate text; use a causal or seq2seq language model")
@@ -253,7 +241,15 @@ def generate(
             f"max_length {max_length} leaves no room for a prompt beside {max_new_tokens} new tokens; raise max_length"
         )
     inputs = [before + ids[-room:] + (after if opening else ()) for ids in tokenize(tokenizer, list(prompts))]
-    greedy = _greedy(tokenizer, max_new_tokens, opening[0] if opening else None)
+    greedy = GenerationConfig(  # a fresh one: a model's own may ask for sampling, penalties or beams
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=_stop_ids(tokenizer),
+        pad_token_id=padding_id(tokenizer),
+        decoder_start_token_id=opening[0] if opening else None,
+    )
     continue_greedily = partial(continue_text, generation_config=greedy)
     # Prompts of like length go together, which saves padding.
     order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
@@ -261,7 +257,8 @@ def generate(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         # An encoder counts its positions from the left, a decoder goes on at the right.
-        fed = _pad([inputs[index] for index in chosen], padding_id(tokenizer), model.device, left=not opening)
+        ids, mask = pad_rows([inputs[index] for index in chosen], padding_id(tokenizer), left=not opening)
+        fed = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
         if opening:
             fed["decoder_input_ids"] = torch.tensor([opening] * len(chosen), device=model.device)
         with _generation_config(model, greedy), uncompiled(model):  # its key-value cache grows with every token
@@ -285,34 +282,6 @@ def _generation_config(model: object, config: GenerationConfig) -> Iterator[None
         owner.generation_config = own
 
 
-def _greedy(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, start: int | None) -> GenerationConfig:
-    """A fresh config: a model's own may ask for sampling, penalties or beams."""
-    from transformers import GenerationConfig
-
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        eos_token_id=_stop_ids(tokenizer),
-        pad_token_id=padding_id(tokenizer),
-        decoder_start_token_id=start,
-    )
-
-
-def _pad(inputs: list[Ids], pad_id: int, device: torch.device, left: bool) -> dict[str, Tensor]:
-    """Ids and mask [B, T], padded on one side."""
-    columns = max(map(len, inputs))
-
-    def filled(row: Ids, value: int) -> Ids:
-        empty = (value,) * (columns - len(row))
-        return empty + row if left else row + empty
-
-    ids = [filled(row, pad_id) for row in inputs]
-    mask = [filled((1,) * len(row), 0) for row in inputs]
-    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
-
-
 _STOPS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, list[int]]] = WeakKeyDictionary()
 """Size of the vocabulary and tokens that end an answer, per tokenizer: finding them decodes the whole vocabulary."""
 
@@ -321,13 +290,8 @@ def _stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """End of text, and every token whose text contains a newline."""
     size, stops = _STOPS.get(tokenizer, (-1, []))
     if size != len(tokenizer):
-        stops = _find_stops(tokenizer)
+        texts, end = tokenizer.batch_decode([[index] for index in range(len(tokenizer))]), tokenizer.eos_token_id
+        found = {index for index, text in enumerate(texts) if "\n" in text}
+        stops = sorted(found | {end}) if isinstance(end, int) else sorted(found)
         _STOPS[tokenizer] = len(tokenizer), stops
     return stops
-
-
-def _find_stops(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
-    stops = {index for index, text in enumerate(texts) if "\n" in text}
-    end = tokenizer.eos_token_id
-    return sorted(stops | {end}) if isinstance(end, int) else sorted(stops)

@@ -52,10 +52,11 @@ def table_row(task: Task) -> dict[str, str]:
     """A line of ``l2l tasks list``: name and version, kind, options, metric, source, variants."""
     example = _sample_example(task, task.example)
     options = "/".join(option.strip() for option in example.options) if example else "?"
+    options = options if len(options) <= _CELL else options[: _CELL - 1] + "…"
     return {
         "task": task.label,
         "kind": kind(task),
-        "options": "text" if kind(task) == "generate" else _short(options),
+        "options": "text" if kind(task) == "generate" else options,
         "loss": task.form,
         "metric": task.metric,
         "source": source(task),
@@ -119,10 +120,6 @@ def _prompt_lines(title: str, example: Example | None) -> list[str]:
         return [f"{title:<9} needs a real row: see l2l tasks check"]
     prompt = example.prompt.replace("\n", "\n          ")
     return [f"{title:<9} {prompt}", f"options   {' | '.join(map(repr, example.options))}"]
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
 
 
 @dataclass(frozen=True)
@@ -230,18 +227,14 @@ def _facts(
         "validation prompts in train": sum(one.example.prompt in known for one in test),
     }
     if kind(task) == "choose":
-        facts["always the commonest"] = _majority_accuracy([one.example for one in test])
+        # Accuracy of the majority class: by the option's text, or by its index where options differ between rows.
+        golds = [(one.example.options[one.example.gold[0]], one.example.gold[0]) for one in test]
+        most = max(max(Counter(column).values()) for column in zip(*golds, strict=True))
+        facts["always the commonest"] = most / len(test)
     else:
         facts["different answers in train"] = len({one.example.options[0] for one in train})
     note = held_out_note(task) if config.data_dir is None or isinstance(task.source, FileData) else ""
     return facts | ({"held out": note} if note else {})
-
-
-def _majority_accuracy(examples: Sequence[Example]) -> float:
-    """Accuracy of the majority class: of the commonest right option, by text, or by index where options differ by row."""
-    by_text = Counter(example.options[example.gold[0]] for example in examples)
-    by_index = Counter(example.gold[0] for example in examples)
-    return max(*by_text.values(), *by_index.values()) / len(examples)
 
 
 def _options(
@@ -280,7 +273,10 @@ def _warnings(
         )
     if facts["validation prompts in train"]:
         found.append(f"{facts['validation prompts in train']} validation prompts also stand in train: figures flatter")
-    for pair in _same_tokens(options):
+    same: dict[str, list[str]] = {}
+    for line in options:
+        same.setdefault(line["ids"], []).append(line["option"])
+    for pair in (" and ".join(texts) for _, texts in sorted(same.items()) if len(texts) > 1):
         found.append(
             f"the options {pair} have the same tokens for {config.model}: they cannot be told apart; reword one"
         )
@@ -304,12 +300,6 @@ def _warnings(
             f"{double} prompts end in white space before an option's own space; strip one: target_delimiter: ''"
         )
     return found
-
-
-def _same_tokens(options: Sequence[dict[str, Any]]) -> list[str]:
-    """Options that are the same ids."""
-    shared = {line["ids"] for line in options if sum(line["ids"] == other["ids"] for other in options) > 1}
-    return [" and ".join(line["option"] for line in options if line["ids"] == ids) for ids in sorted(shared)]
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,11 @@ def load_rows(
         return _checked(task, hub_rows(task.source, split, order), f"{task.source.path} {split} row ")
     else:
         paths = (_file(task, task.source, split, Path(data_dir)),)
-    rows = [row for path in paths for row in read_rows(task, path)]
+    rows = []
+    for path in paths:
+        for where, row in read_file(path):
+            render(task, row, where)
+            rows.append(row)
     return [rows[index] for index in order(len(rows))]
 
 
@@ -99,11 +103,12 @@ def load_splits(task: Task, data_dir: str | Path | None, train: int, dev: int, t
     for name, count in (("train", train), ("dev", dev), ("test", test)):
         if count < 0:
             raise ValueError(f"the number of {name} rows must not be negative, got {count}")
-    drawn = train + dev * (_SPARE if isinstance(task.source, GeneratedData) else 1)
-    rows = load_rows(task, "train", data_dir, drawn, seed) if drawn else []
+    wanted = train + dev * (_SPARE if isinstance(task.source, GeneratedData) else 1)
+    rows = load_rows(task, "train", data_dir, wanted, seed) if wanted else []
     train_count, dev_count = _share(task, len(rows), train, dev)
     train_rows = rows[:train_count]
-    dev_rows = _unlike(rows[train_count:], train_rows)[:dev_count]
+    seen = set(map(_key, train_rows))
+    dev_rows = [row for row in rows[train_count:] if _key(row) not in seen][:dev_count]
     test_rows = load_rows(task, "validation", data_dir, test, TEST_SEED) if test else []
     note = _note(task, (("train", train, train_rows), ("dev", dev, dev_rows), ("test", test, test_rows)))
     alone = data_dir is None or isinstance(task.source, FileData)
@@ -126,12 +131,6 @@ def _note(task: Task, sizes: tuple[tuple[str, int, list[Row]], ...]) -> str:
             raise ValueError(f"task {task.name!r}: no row is left for {name}, of which {asked} were asked for{why}")
     cut = [f"{len(got)} {name} rows instead of {asked}" for name, asked, got in sizes if len(got) < asked]
     return f"task {task.name!r} has too few rows: {', '.join(cut)}" if cut else ""
-
-
-def _unlike(rows: list[Row], others: list[Row]) -> list[Row]:
-    """The rows that equal none of the others."""
-    seen = {_key(row) for row in others}
-    return [row for row in rows if _key(row) not in seen]
 
 
 def _key(row: Row) -> str:
@@ -168,16 +167,3 @@ def _file(task: Task, source: HubData, split: Split, data_dir: Path) -> Path:
             f"(as in the hub's {source.path}), or leave out the data directory to download it"
         )
     return path
-
-
-def read_rows(task: Task, path: Path) -> list[Row]:
-    """Rows of a file (JSON lines, CSV, TSV or parquet), each rendered once as a check.
-
-    Raises:
-        ValueError: the first line that cannot be read or is not a row of the task, as ``FILE:LINE``.
-    """
-    rows: list[Row] = []
-    for where, row in read_file(path):
-        render(task, row, where)
-        rows.append(row)
-    return rows

@@ -45,7 +45,10 @@ def read_file(path: Path) -> Iterator[tuple[str, Row]]:
     check_suffix(path)
     if path.suffix == ".jsonl":
         return _jsonl(path)
-    return _parquet(path) if path.suffix == ".parquet" else _csv(path)
+    if path.suffix != ".parquet":
+        return _csv(path)
+    rows = (row for batch in _parquet_file(path).iter_batches() for row in batch.to_pylist())
+    return ((f"{path} row {number}", row) for number, row in enumerate(rows))
 
 
 def column_names(path: Path) -> tuple[str, ...]:
@@ -71,19 +74,16 @@ def check_suffix(path: Path) -> None:
 def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip():
-                where = f"{path}:{number}"
-                yield where, _parse(line, where)
-
-
-def _parse(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{where}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
-    return row
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:  # not JSON, or not UTF-8
+                raise ValueError(f"{where}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
+            yield where, row
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Row]]:
@@ -92,11 +92,22 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
         header = _next_cells(path, reader)[1]
-        _check_header(path, header)
-        while (found := _next_cells(path, reader))[1] is not None:
-            where, cells = found
-            if cells and header:
-                yield where, _csv_row(where, header, cells)
+        if not header:
+            raise ValueError(f"{path}:1: the first line must name the columns")
+        twice = next((name for name in header if header.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{path}:1: two columns are named {twice!r}; give each a name of its own")
+        while True:
+            where, cells = _next_cells(path, reader)
+            if cells is None:
+                return
+            if len(cells or header) != len(header):
+                raise ValueError(
+                    f"{where}: {len(cells)} cells, but the first line names {len(header)} columns; "
+                    "put texts that hold the separator between double quotes"
+                )
+            if cells:
+                yield where, dict(zip(header, cells, strict=True))
 
 
 def _next_cells(path: Path, reader: Any) -> tuple[str, list[str] | None]:
@@ -106,31 +117,6 @@ def _next_cells(path: Path, reader: Any) -> tuple[str, list[str] | None]:
         return where, next(reader, None)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{where}: not CSV in UTF-8: {error}") from error
-
-
-def _check_header(path: Path, header: list[str] | None) -> None:
-    if not header:
-        raise ValueError(f"{path}:1: the first line must name the columns")
-    twice = next((name for name in header if header.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{path}:1: two columns are named {twice!r}; give each a name of its own")
-
-
-def _csv_row(where: str, header: list[str], cells: list[str]) -> dict[str, str]:
-    if len(cells) != len(header):
-        raise ValueError(
-            f"{where}: {len(cells)} cells, but the first line names {len(header)} columns; "
-            "put texts that hold the separator between double quotes"
-        )
-    return dict(zip(header, cells, strict=True))
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    number = 0
-    for batch in _parquet_file(path).iter_batches():
-        for row in batch.to_pylist():
-            yield f"{path} row {number}", row
-            number += 1
 
 
 def _parquet_file(path: Path) -> Any:
@@ -166,13 +152,10 @@ def hub_rows(source: HubData, split: Split, order: Callable[[int], list[int]]) -
             raise FileNotFoundError(_absent_message(source, hub_split, error)) from error
         raise ValueError(f"{_named(source, hub_split)}: {_one_line(error)}") from error
     if source.path in _MAY_LACK_LABEL:
-        dataset = _labelled(dataset, _MAY_LACK_LABEL[source.path])
+        labels = dataset[_MAY_LACK_LABEL[source.path]][:]
+        # Only -1 counts as no label, so that any other wrong value is still found and named.
+        dataset = dataset.select([index for index, label in enumerate(labels) if label != -1])
     return [dict(row) for row in dataset.select(order(len(dataset)))]
-
-
-def _labelled(dataset: Any, column: str) -> Any:
-    """The rows with a label. Only -1 counts as none, so that any other wrong value is still found and named."""
-    return dataset.select([index for index, label in enumerate(dataset[column][:]) if label != -1])
 
 
 def _load(source: HubData, hub_split: str) -> Any:
@@ -202,26 +185,20 @@ def _load_by_id(source: HubData, hub_split: str) -> Any:
                 f"revision {source.revision!r} holds a script, which is never run; pin {_PARQUET_COPY!r} instead"
             ) from error
     else:
-        _check_commit(source, dataset)
+        if source.revision is not None and dataset.cache_files:
+            _check_commit(source, source.revision, Path(dataset.cache_files[0]["filename"]).parent.name)
         return dataset
     copy = f"hf://datasets/{source.path}@{_PARQUET_COPY.replace('/', '%2F')}/{source.name or 'default'}/{hub_split}"
     return load_dataset("parquet", data_files={hub_split: f"{copy}/*.parquet"}, split=hub_split)
 
 
-def _check_commit(source: HubData, dataset: Any) -> None:
-    """Refuse rows of another commit: offline, ``datasets`` gives whatever was used last and heeds no revision."""
-    if source.revision is None or not dataset.cache_files:
-        return
-    commit = Path(dataset.cache_files[0]["filename"]).parent.name
-    wanted = source.revision if _COMMIT.fullmatch(source.revision) else _cached_commit(source, source.revision)
+def _check_commit(source: HubData, revision: str, commit: str) -> None:
+    """Refuse rows of another commit: offline, ``datasets`` returns the rows used last, whatever the revision."""
+    # The hub's cache notes the commit of a branch or tag in the name of the snapshot's folder.
+    snapshot = None if _COMMIT.fullmatch(revision) else _snapshot(source, revision)
+    wanted = revision if _COMMIT.fullmatch(revision) else snapshot.name if snapshot is not None else None
     if wanted is not None and _COMMIT.fullmatch(commit) and commit != wanted:
-        raise FileNotFoundError(f"the cache of datasets holds commit {commit}, not revision {source.revision!r}")
-
-
-def _cached_commit(source: HubData, revision: str) -> str | None:
-    """The commit that the hub's cache has noted for a branch or tag."""
-    snapshot = _snapshot(source, revision)
-    return snapshot.name if snapshot is not None else None
+        raise FileNotFoundError(f"the cache of datasets holds commit {commit}, not revision {revision!r}")
 
 
 def _load_snapshot(source: HubData, hub_split: str) -> Any:

@@ -10,9 +10,8 @@ import ast
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -149,9 +148,16 @@ def _renderer(file: Path, fields: Mapping[str, Any], generates: bool) -> RowRend
     with field_errors(file, "doc_to_text"):
         text = _cell(fields["doc_to_text"])
     with field_errors(file, "doc_to_choice"):
-        choices = None if generates else _read_choices(fields["doc_to_choice"])
+        choices: tuple[CompiledTemplate, ...] | Cell | None = None
+        if not generates:
+            given = fields["doc_to_choice"]  # texts to choose from, or where a row has its own
+            choices = tuple(map(_compile_template, _check_choices(given))) if isinstance(given, list) else _cell(given)
     with field_errors(file, "doc_to_target"):
-        target = _read_target(fields["doc_to_target"], choices)
+        target: Cell | int = fields["doc_to_target"]
+        if not isinstance(target, int) or isinstance(target, bool) or choices is None:
+            target = _cell(target)
+        elif isinstance(choices, tuple):
+            target = _gold_index(target, [choice.text for choice in choices])
     with field_errors(file, "target_delimiter"):
         delimiter = fields.get("target_delimiter", " ")
         if not isinstance(delimiter, str):
@@ -165,20 +171,6 @@ def _cell(value: object) -> Cell:
         raise ValueError(f"{value!r} is neither a column's name nor a template such as '{{{{ text }}}}'")
     is_template = any(mark in value for mark in ("{{", "{%", "{#"))
     return _compile_template(value) if is_template else Column(value)
-
-
-def _read_choices(value: object) -> tuple[CompiledTemplate, ...] | Cell:
-    """Texts to choose from, or where a row has its own."""
-    if not isinstance(value, list):
-        return _cell(value)
-    _check_choices(value)
-    return tuple(map(_compile_template, value))
-
-
-def _read_target(value: object, choices: tuple[CompiledTemplate, ...] | Cell | None) -> Cell | int:
-    if isinstance(value, int) and not isinstance(value, bool) and choices is not None:
-        return _gold_index(value, [choice.text for choice in choices]) if isinstance(choices, tuple) else value
-    return _cell(value)
 
 
 def _columns(cell: Sequence[Cell] | Cell | int | None) -> frozenset[str]:
@@ -229,51 +221,33 @@ def _version(file: Path, fields: Mapping[str, Any]) -> int:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     """The fields of a YAML file. Tags that name Python, such as ``!function``, and fields given twice are refused."""
-    text = _read(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"no task file {str(file)!r}; give the path of a YAML file, or the name of a task")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8") from error
     try:
         _check_duplicates(file, yaml.compose(text, yaml.SafeLoader))
         fields = yaml.safe_load(text)
-    except yaml.constructor.ConstructorError as error:
-        raise ValueError(_tag_message(file, text, error)) from error
     except yaml.MarkedYAMLError as error:
-        line = _line(error)
-        raise ValueError(f"{file}:{line}: not YAML: {error.problem}; {_yaml_hint(text, line)}") from error
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        tag = re.search(r"tag '([^']*)'", error.problem or "")
+        if tag is not None and isinstance(error, yaml.constructor.ConstructorError):
+            raise ValueError(
+                f"{file}:{line}: the tag {tag[1]!r} asks for code, and a task file is never run; "
+                "write a template instead, such as doc_to_text: '{{ question }}'"
+            ) from error
+        # The most common syntax error is a bare template: an open brace begins a mapping in YAML.
+        bare = any(_BARE_TEMPLATE.search(one) for one in text.splitlines()[max(0, line - 2) : line])
+        quote = "put templates in quotes, as in doc_to_text: '{{ text }} It was'"
+        hint = quote if bare else "check quotes, colons and indentation there"
+        raise ValueError(f"{file}:{line}: not YAML: {error.problem}; {hint}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{file}: not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{file}: must hold fields such as 'task: name', not {type(fields).__name__}")
     return fields
-
-
-def _read(file: Path) -> str:
-    if not file.is_file():
-        raise FileNotFoundError(f"no task file {str(file)!r}; give the path of a YAML file, or the name of a task")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8") from error
-
-
-def _line(error: yaml.MarkedYAMLError) -> int:
-    return error.problem_mark.line + 1 if error.problem_mark else 1
-
-
-def _yaml_hint(text: str, line: int) -> str:
-    """Advice on a syntax error. The most common one is a bare template: an open brace begins a mapping in YAML."""
-    near = text.splitlines()[max(0, line - 2) : line]
-    if any(_BARE_TEMPLATE.search(one) for one in near):
-        return "put templates in quotes, as in doc_to_text: '{{ text }} It was'"
-    return "check quotes, colons and indentation there"
-
-
-def _tag_message(file: Path, text: str, error: yaml.constructor.ConstructorError) -> str:
-    line, tag = _line(error), re.search(r"tag '([^']*)'", error.problem or "")
-    if tag is None:
-        return f"{file}:{line}: not YAML: {error.problem}; {_yaml_hint(text, line)}"
-    return (
-        f"{file}:{line}: the tag {tag[1]!r} asks for code, and a task file is never run; "
-        "write a template instead, such as doc_to_text: '{{ question }}'"
-    )
 
 
 def _check_duplicates(file: Path, node: yaml.Node | None) -> None:
@@ -303,10 +277,11 @@ def _source(file: Path, fields: Mapping[str, Any]) -> FileData | HubData:
             f"{file}: field 'data_files' is missing; name your files, as in data_files: {{train: train.csv, "
             "validation: validation.csv}, or a data set of the hub by dataset_path"
         )
+    train = _text_field(file, fields, "training_split") or "train"
     return HubData(
         path=_text_field(file, fields, "dataset_path") or "",
         name=_text_field(file, fields, "dataset_name"),
-        splits=_hub_splits(file, fields),
+        splits=(train, _text_field(file, fields, "validation_split") or train),
         revision=_text_field(file, kwargs, "revision"),
     )
 
@@ -345,14 +320,9 @@ def _text_field(file: Path, fields: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
-def _hub_splits(file: Path, fields: Mapping[str, Any]) -> tuple[str, str]:
-    train = _text_field(file, fields, "training_split") or "train"
-    return train, _text_field(file, fields, "validation_split") or train
-
-
 def _file_data(file: Path, fields: Mapping[str, Any], files: object) -> FileData:
-    named = files if isinstance(files, dict) else {_text_field(file, fields, "training_split") or "train": files}
     train = _text_field(file, fields, "training_split") or "train"
+    named = files if isinstance(files, dict) else {train: files}
     validation = _text_field(file, fields, "validation_split") or ("validation" if "validation" in named else train)
     with field_errors(file, "data_files"):
         for split in (train, validation):
@@ -417,22 +387,12 @@ class CompiledTemplate:
 
 def _compile_template(text: str) -> CompiledTemplate:
     """Parse a template without running it."""
-    environment = _environment()
     try:
-        parsed = environment.parse(text)
-        template = environment.from_string(text)
+        parsed, template = _ENVIRONMENT.parse(text), _ENVIRONMENT.from_string(text)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"template syntax, line {error.lineno} of the text: {error.message}") from error
-    names = find_undeclared_variables(parsed) - environment.globals.keys()
+    names = find_undeclared_variables(parsed) - _ENVIRONMENT.globals.keys()
     return CompiledTemplate(text, frozenset(names), template)
-
-
-@cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    """A sandbox: a template can neither reach into Python nor change a row. A last newline is kept."""
-    return ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_not_null
-    )
 
 
 def _not_null(value: object) -> object:
@@ -440,6 +400,12 @@ def _not_null(value: object) -> object:
     if value is None:
         raise ValueError("a value that the template prints is null")
     return value
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_not_null
+)
+"""A sandbox: a template can neither reach into Python nor change a row. A last newline is kept."""
 
 
 @dataclass(frozen=True)
@@ -473,12 +439,12 @@ class RowRenderer:
             prompt = _text(_value(self.text, row), "prompt")
         if self.choices is None:
             with field_errors(self.file, "doc_to_target"):
-                answers = _answers(_target(self.target, row))
+                answers = tuple(_text(one, "answer").strip() for one in _targets(self.target, row, "answer"))
             return Example(prompt, (f"{self.delimiter}{answers[0]}\n",), answers=answers)
         with field_errors(self.file, "doc_to_choice"):
             choices = _check_choices(_choices(self.choices, row))
         with field_errors(self.file, "doc_to_target"):
-            gold = _gold(_target(self.target, row), choices)
+            gold = tuple(_gold_index(one, choices) for one in _targets(self.target, row, "target"))
         return Example(prompt, tuple(self.delimiter + choice for choice in choices), gold)
 
 
@@ -546,17 +512,16 @@ def _value(cell: Cell, row: Row) -> Any:
     return value
 
 
-def _target(target: Cell | int, row: Row) -> Any:
-    """The value of the target; of a template that prints a list, the list."""
-    if isinstance(target, int):
-        return target
-    value = _value(target, row)
+def _targets(target: Cell | int, row: Row, what: str) -> Sequence[Any]:
+    """The values of the target: one, or those of a column that holds a list or of a template that prints one."""
+    value: Any = target if isinstance(target, int) else _value(target, row)
     if isinstance(target, CompiledTemplate) and value.startswith("[") and value.endswith("]"):
-        try:
-            return ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            return value
-    return value
+        with suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values:
+        raise ValueError(f"there is no {what} in this row; give one or drop the row")
+    return values
 
 
 def _text(value: object, what: str) -> str:
@@ -565,13 +530,6 @@ def _text(value: object, what: str) -> str:
     if not str(value).strip():
         raise ValueError(f"the {what} is blank in this row; fill it or drop the row")
     return str(value)
-
-
-def _answers(value: Any) -> tuple[str, ...]:
-    values = value if isinstance(value, list | tuple) else [value]
-    if not values:
-        raise ValueError("there is no answer in this row; give one or drop the row")
-    return tuple(_text(one, "answer").strip() for one in values)
 
 
 def _choices(choices: tuple[CompiledTemplate, ...] | Cell, row: Row) -> Sequence[Any]:
@@ -583,10 +541,3 @@ def _choices(choices: tuple[CompiledTemplate, ...] | Cell, row: Row) -> Sequence
     if not isinstance(value, list | tuple):
         raise ValueError(f"column {choices.name!r} must hold a list of choices, not {value!r}")
     return value
-
-
-def _gold(value: Any, choices: Sequence[str]) -> tuple[int, ...]:
-    values = value if isinstance(value, list | tuple) else [value]
-    if not values:
-        raise ValueError("there is no target in this row; give one or drop the row")
-    return tuple(_gold_index(one, choices) for one in values)

@@ -38,7 +38,7 @@ from l2l.report.console import print_table, progress_bar
 from l2l.report.files import write_json
 from l2l.report.memory import PeakMemory, current_bytes
 from l2l.report.run_directory import RunDirectory, environment
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,7 +1,4 @@
-"""What an estimate is told: the fields of ``l2l estimate``.
-
-``l2l estimate``: what a run would need, from a config and a short measurement.
-"""
+"""``l2l estimate``: peak memory and time per step of a run, from a model's config and a short measurement."""
 
 from __future__ import annotations
 
@@ -10,11 +7,12 @@ from typing import Any, Literal
 
 import torch
 
-from l2l.costs.memory import Load, Plan, inference_bytes
-from l2l.costs.model_shape import ModelShape, config_of, meta_model, model_shape
-from l2l.costs.prediction import Prediction, advice, make_plan, named_method_costs, predict
+from l2l.costs.memory import LOSS_BYTES, Load, Plan, choose_perturb_mode, choose_update, inference_bytes
+from l2l.costs.model_shape import config_of, meta_model, model_shape
+from l2l.costs.prediction import advice, predict
 from l2l.costs.time import forward_flops
 from l2l.methods.base import check_counts
+from l2l.methods.registry import declared_method
 from l2l.models.load import DTYPES
 from l2l.noise import active_backend
 from l2l.params.blocks import Blocks
@@ -39,16 +37,16 @@ class EstimateConfig:
     answer_tokens: int | None = 1
     """Tokens per row whose logits the loss reads; null: every token."""
     method: str = "mezo"
-    """``mezo``, ``dizo``, ``learned``, or the path of a module that defines a method without memory of its own."""
+    """Name of a method, alone or in wrappers (``learned+lozo``), or the path of a module that defines one."""
     method_args: dict[str, Any] = field(default_factory=dict)
-    """Further fields of the method, e.g. ``{interval: 100}`` for dizo or ``{draws: 4}``."""
+    """Further fields of the method, e.g. ``{interval: 100}`` for dizo; of a composed name by part."""
     perturb: Literal["auto", "in_place", "functional"] = "auto"
-    """``in_place`` perturbs the stored weights (float32 only), ``exact`` transient copies; ``auto``: by dtype."""
+    """``in_place`` perturbs the stored weights (float32 only), ``functional`` transient copies; ``auto``: by dtype."""
     update: Literal["auto", "master", "stochastic"] = "auto"
     """Half precision: updates to a float32 ``master`` copy, or rounded ``stochastic``; ``auto``: the master if it
     fits."""
     steps: int = 2000
-    """Steps of the run whose passes and hours are told."""
+    """Steps of the run, for its passes and hours."""
     device: str | None = None
     """Torch device; None: the CPU."""
     revision: str | None = None
@@ -56,7 +54,7 @@ class EstimateConfig:
     out: str | None = None
     """Directory for ``config.yaml`` and ``summary.json``; None: nothing is written."""
     overwrite: bool = False
-    """Remove what an earlier run left in ``out``."""
+    """Remove the files of an earlier run in ``out``."""
 
     def __post_init__(self) -> None:
         answer = 1 if self.answer_tokens is None else self.answer_tokens
@@ -66,7 +64,7 @@ class EstimateConfig:
 
 
 def run_estimate(config: EstimateConfig) -> dict[str, Any]:
-    """Predict; the figures, written to ``out`` where one is given. Nothing but a config is read.
+    """The figures; written to ``out`` where one is given. Of the model only its config is read.
 
     Raises:
         ValueError, FileNotFoundError: bad input, named.
@@ -75,51 +73,28 @@ def run_estimate(config: EstimateConfig) -> dict[str, Any]:
         raise ValueError(f"dtype {config.dtype!r} is not one of {', '.join(DTYPES)}")
     folder = RunDirectory(config.out, asdict(config), config.overwrite) if config.out else None
     device, dtype = _device(config.device), DTYPES[config.dtype]
-    model = meta_model(config_of(config.model, config.revision))
-    _check_length(model, config.length)
+    model = meta_model(config_of(config.model, config.revision), dtype)
+    most: Any = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(most, int) and config.length > most:
+        raise ValueError(f"length {config.length} is more than the {most} positions of the model")
     blocks, shape = Blocks.of(model), model_shape(model)
     load = Load(config.batch_size, config.length, config.batch_size * (config.answer_tokens or config.length))
-    costs = named_method_costs(config.method, config.method_args, model, blocks)
+    method = declared_method(config.method, config.method_args, model)
     room = available_bytes(device)
-    plan = make_plan(shape, dtype, config.perturb, config.update, costs, room)
-    found = predict(shape, load, load, plan, costs, device)
+    left, master = room - shape.parameters * dtype.itemsize, shape.trained * LOSS_BYTES
+    update = choose_update(dtype, config.update, left, master)
+    plan = Plan.of(dtype, choose_perturb_mode(dtype, config.perturb), update, method, blocks)
+    found = predict(shape, load, load, plan, device)
     process = current_bytes(device)  # with the libraries that a step loads: the measurement has used them
-    summary = _summary(config, shape, load, plan, found, process, room)
-    if folder is not None:
-        folder.create().finish(summary)
-    return summary
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or "cpu")
-    except RuntimeError as error:
-        raise ValueError(f"device {name!r} is unknown: use cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} is not there: torch sees no CUDA device; leave --device out for the CPU")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} cannot be measured: use cpu or cuda")
-    return device
-
-
-def _check_length(model: Any, length: int) -> None:
-    most = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(most, int) and length > most:
-        raise ValueError(f"length {length} is more than the {most} positions of the model")
-
-
-def _summary(
-    config: EstimateConfig, shape: ModelShape, load: Load, plan: Plan, found: Prediction, process: int, room: int
-) -> dict[str, Any]:
     seconds = found.seconds_per_step or 0.0
-    return {
+    summary = {
         "model": config.model,
         "parameters": shape.parameters,
         "dtype": str(plan.dtype).removeprefix("torch."),
         "method": config.method,
         "perturb": plan.perturb,
         "update": plan.update,
-        "backend": active_backend(_device(config.device), plan.dtype),
+        "backend": active_backend(device, plan.dtype),
         "threads": torch.get_num_threads(),
         "bytes": {"process": process, **found.parts},
         "peak_bytes": process + found.bytes,
@@ -138,6 +113,21 @@ def _summary(
         "hours": config.steps * seconds / 3600,
         "config": asdict(config),
     }
+    if folder is not None:
+        folder.create().finish(summary)
+    return summary
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} is unknown: use cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} is not there: torch sees no CUDA device; leave --device out for the CPU")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} cannot be measured: use cpu or cuda")
+    return device
 
 
 def estimate_command(config: EstimateConfig) -> None:

@@ -1,15 +1,11 @@
-"""Learning rate and epsilon by tuning scheme: what a run takes where it is told none, and what it is warned about.
+"""The configuration of a fine-tuning run: the fields of ``l2l fine-tune`` and of its YAML, checked when it is made.
 
-The schemes differ by a factor of 10^2 to 10^4, because they train from 10^4 to 10^10 numbers of unlike size: what is right
-for one is without effect, or diverges, in another. Ranges are those that were searched for full, lora and prefix by Malladi
-et al. 2023, arXiv:2305.17333, and for prompt by Zhang et al. 2024, arXiv:2402.11592. For ia3 and head none is published.
-
-What a fine-tuning run is told: the fields of ``l2l fine-tune`` and of its YAML.
+Learning rate and epsilon default to values of the tuning scheme. Schemes train from 10^4 to 10^10 numbers of unlike size,
+so their learning rates differ by a factor of 10^2 to 10^4: a rate of one scheme has no effect, or diverges, in another.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -22,76 +18,61 @@ from l2l.optim import CurvatureLR, LearningRate, Schedule, check_lr, check_sched
 from l2l.train.objectives import check_objective
 from l2l.tuners.transfer import Level, check_level
 
-logger = logging.getLogger(__name__)
-
-MARGIN = 30.0
-"""How far outside the known range a value may lie before it is warned about."""
-_LARGE, _SMALL = 10**9, 10**6
-"""Parameters of a model from which on, and down to which, learning rates depend on its size."""
+PerturbMode: TypeAlias = Literal["auto", "in_place", "functional"]
+Update: TypeAlias = Literal["auto", "master", "stochastic"]
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known to work for a scheme."""
+class KnownValues:
+    """Learning rate and epsilon of a scheme: defaults, and the ranges that were searched in publications."""
 
     lr: float
     epsilon: float
     lr_range: tuple[float, float]
     """For models of a billion parameters and more."""
     epsilon_range: tuple[float, float]
-    grows: bool = False
-    """Whether the lower end grows too as the model gets smaller; the upper end always does."""
+    scales_low: bool = False
+    """Whether the lower end of ``lr_range`` grows, too, as the model gets smaller; the upper end always does."""
 
 
-KNOWN: dict[str, Known] = {
-    "full": Known(1e-6, 1e-3, (1e-7, 1e-6), (1e-3, 1e-3), grows=True),
-    "lora": Known(5e-5, 1e-2, (5e-5, 1e-4), (1e-2, 1e-2)),
-    "prefix": Known(1e-3, 1e-1, (1e-3, 1e-2), (1e-1, 1e-1)),
-    "prompt": Known(1e-4, 1e-2, (1e-6, 1e-4), (1e-4, 1e-2)),
-    "ia3": Known(1e-3, 1e-2, (1e-4, 1e-2), (1e-3, 1e-1)),
-    "head": Known(1e-5, 1e-3, (1e-6, 1e-4), (1e-3, 1e-2)),
+KNOWN: dict[str, KnownValues] = {
+    "full": KnownValues(1e-6, 1e-3, (1e-7, 1e-6), (1e-3, 1e-3), scales_low=True),
+    "lora": KnownValues(5e-5, 1e-2, (5e-5, 1e-4), (1e-2, 1e-2)),
+    "prefix": KnownValues(1e-3, 1e-1, (1e-3, 1e-2), (1e-1, 1e-1)),
+    "prompt": KnownValues(1e-4, 1e-2, (1e-6, 1e-4), (1e-4, 1e-2)),
+    "ia3": KnownValues(1e-3, 1e-2, (1e-4, 1e-2), (1e-3, 1e-1)),
+    "head": KnownValues(1e-5, 1e-3, (1e-6, 1e-4), (1e-3, 1e-2)),
 }
-"""Scheme -> what is known."""
+"""By scheme. Ranges of full, lora and prefix: Malladi et al. 2023, arXiv:2305.17333; of prompt: Zhang et al. 2024,
+arXiv:2402.11592. None is published for ia3 and head."""
 
-
-def resolve(scheme: str, lr: LearningRate | None, epsilon: float | None) -> tuple[LearningRate, float]:
-    """Learning rate and epsilon as given, or where they are None as the scheme has them."""
-    known = KNOWN[scheme]
-    return known.lr if lr is None else lr, known.epsilon if epsilon is None else epsilon
+MARGIN = 30.0
+"""Factor by which a value may lie outside the known range without a warning."""
+_LARGE, _SMALL = 10**9, 10**6
+"""Learning rates depend on a model's size between these numbers of parameters."""
 
 
 def doubts(scheme: str, lr: LearningRate, epsilon: float, parameters: int) -> list[str]:
-    """What speaks against these values, a line each; empty where they lie within :data:`MARGIN` of the known range.
+    """A line for each of ``lr`` and ``epsilon`` that lies further than :data:`MARGIN` outside the scheme's known range.
 
     Args:
-        parameters: of the model, frozen ones included: small models need, and bear, larger learning rates.
+        parameters: of the model, frozen ones included: small models need, and tolerate, larger learning rates.
     """
     known = KNOWN[scheme]
     size = _LARGE / min(max(parameters, _SMALL), _LARGE)
-    low, high = known.lr_range
-    found = [_doubt(scheme, "epsilon", epsilon, known.epsilon_range)]
+    ranges = [("epsilon", epsilon, known.epsilon_range)]
     if not isinstance(lr, str):
-        found.append(_doubt(scheme, "lr", lr, (low * size if known.grows else low, high * size)))
-    return [line for line in found if line]
-
-
-def _doubt(scheme: str, name: str, value: float, known: tuple[float, float]) -> str:
-    low, high = known
-    if low / MARGIN <= value <= high * MARGIN:
-        return ""
-    where, what = ("below", "nothing may happen") if value < low else ("above", "the run may diverge")
-    span = f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
-    return f"{name}={value:g} lies far {where} what is known to work for scheme {scheme!r} here, {span}: {what}"
-
-
-def warn(scheme: str, lr: LearningRate, epsilon: float, parameters: int) -> None:
-    """Log :func:`doubts` as warnings."""
-    for line in doubts(scheme, lr, epsilon, parameters):
-        logger.warning("%s", line)
-
-
-PerturbMode: TypeAlias = Literal["auto", "in_place", "functional"]
-Update: TypeAlias = Literal["auto", "master", "stochastic"]
+        low, high = known.lr_range
+        ranges.append(("lr", lr, (low * size if known.scales_low else low, high * size)))
+    found = []
+    for name, value, (low, high) in ranges:
+        if not low / MARGIN <= value <= high * MARGIN:
+            where, what = ("below", "nothing may happen") if value < low else ("above", "the run may diverge")
+            span = f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
+            found.append(
+                f"{name}={value:g} lies far {where} what is known to work for scheme {scheme!r} here, {span}: {what}"
+            )
+    return found
 
 
 @dataclass(frozen=True)
@@ -104,8 +85,8 @@ class FineTuneConfig:
     """Name of a task; `l2l tasks list` shows them."""
     method: str = "mezo"
     """A name of `l2l methods list`, or the path of a module that defines a method. ``a+b+c`` puts a around b around c:
-    ``learned+lozo``, ``sparse+mezo``. Baselines: ``adamw`` and ``sgd``, by backpropagation, which take a learning rate of
-    their own size; ``zero_shot``, ``icl`` and ``linear_probe``, which take no steps."""
+    ``learned+lozo``, ``sparse+mezo``. Baselines: ``adamw`` and ``sgd`` by backpropagation, which need an ``lr`` of their
+    own; ``zero_shot``, ``icl`` and ``linear_probe``, which take no steps."""
     tuner: str | None = None
     """Directory, bundled name or hub id of the tuner that ``learned`` needs."""
     match: Level = "exact"
@@ -113,44 +94,46 @@ class FineTuneConfig:
     ``shape``: these under other names, or parts of them; ``kind``: any, its blocks take the sigma of similar ones. A
     size-free tuner serves every model."""
     out: str = "runs/fine-tune"
-    """Directory for everything the run leaves. The same command again continues an interrupted run."""
+    """Directory for the run's files. The same command again continues an interrupted run."""
     data_dir: str | None = None
     """Holds ``<task>/{train,validation}.jsonl``; without it rows come from the hub. Embedded tasks need neither."""
     steps: int = 2000
-    """Steps to do; two forward passes each and draw, searches and third losses apart."""
+    """Number of steps, each of two forward passes per direction; searches and curvature measurements need further ones."""
     max_passes: int | None = None
-    """Stop when this many forward passes are spent, however many steps that was: for comparisons at equal passes."""
+    """Stop when this many forward passes are spent, whatever the number of steps: for comparisons at equal passes."""
+    max_seconds: float | None = None
+    """Stop when this many seconds of training are spent, evaluations apart: for comparisons at equal time."""
     lr: LearningRate | None = None
     """Learning rate; None: the scheme's, 1e-6 for ``full`` and 5e-5 for ``lora``. Full fine-tuning of large models: 1e-7 to
-    1e-6; the embedded model: 1e-4 to 1e-3. ``auto``: beta over the mean curvature along the directions, which a third loss
-    at some steps shows."""
+    1e-6; the embedded model: 1e-4 to 1e-3. ``auto``: ``step_fraction`` divided by the mean curvature along the directions,
+    which a third loss at some steps measures."""
     step_fraction: float = 0.1
-    """Under ``lr: auto``, the share to go of the step to the bottom of the parabola seen. Begin with 0.1 or 0.2, whatever
-    the model, task and method."""
+    """Under ``lr: auto``, fraction of the step that would reach the minimum of the parabola fitted along the direction.
+    Begin with 0.1 or 0.2, whatever the model, task and method."""
     curvature_every: int = 5
-    """Under ``lr: auto``, steps from one third loss to the next, a forward pass each; the first 5 steps all have one."""
+    """Under ``lr: auto``, steps between curvature measurements, a forward pass each; the first 5 steps all have one."""
     schedule: Schedule = "constant"
-    """What multiplies the learning rate (under ``auto``, beta) over the run: 1, or from 1 to ``schedule_end`` along a
-    line or half a cosine. The run's share is that of its steps or of its passes, whichever is further."""
+    """Factor of the learning rate (under ``auto``, of ``step_fraction``) over the run: 1, or falling from 1 to
+    ``schedule_end`` linearly or along half a cosine. Progress is that of steps, passes or seconds, whichever is furthest."""
     schedule_end: float = 0.0
-    """Where ``linear`` and ``cosine`` end, as a share of the learning rate."""
+    """Factor at which ``linear`` and ``cosine`` end."""
     epsilon: float | None = None
-    """How far along the direction the loss is looked at; None: the scheme's, 1e-3 for ``full`` and 1e-2 for ``lora``. In
-    bfloat16 under ``lr: auto``, 1e-2: closer, rounding passes for curvature."""
+    """Length of the perturbation along the direction; None: the scheme's, 1e-3 for ``full`` and 1e-2 for ``lora``. In
+    bfloat16 under ``lr: auto``, 1e-2: with less, rounding errors look like curvature."""
     batch_size: int = 16
     """Examples per step."""
     micro_batch: int | None = None
-    """Most examples whose loss is computed at once: the memory of so many, the loss of the whole batch up to rounding.
-    None: the whole batch."""
+    """Most examples per forward pass: bounds memory; the loss is that of the whole batch up to rounding. None: the whole
+    batch."""
     objective: str = "loss"
     """What training minimises. ``loss``: the task's; ``accuracy`` of the best scored option, ``f1`` or ``exact_match`` of
-    generated answers: their negative; or ``package.module:function``, which is called with (model, tokenizer, rows) and
-    gives a float to minimise. None but ``loss`` has a gradient; the best step is then chosen by the objective on dev."""
+    generated answers: their negative; or ``package.module:function``, called with (model, tokenizer, rows), which returns a
+    float to minimise. All but ``loss`` have no gradient; the best step is then chosen by the objective on dev."""
     max_new_tokens: int = 50
-    """Most tokens that are generated for an answer, in training and evaluation."""
+    """Most tokens of a generated answer, in training and evaluation."""
     length_groups: int | None = None
-    """Most forward passes that the rows of a batch are split into by length, so that little padding is fed. The batches
-    stay the same, the loss too, up to rounding. None: up to 6 on the CPU, 1 on other devices."""
+    """Most forward passes into which the rows of a batch are split by length, which saves padding. The batches stay the
+    same, the loss too, up to rounding. None: up to 6 on the CPU, 1 on other devices."""
     share_prompts: bool | None = None
     """Whether options of several tokens share one row with their prompt, which feeds far fewer tokens. The loss is the
     same up to rounding. None: where a probe of the model finds that this is so."""
@@ -158,8 +141,8 @@ class FineTuneConfig:
     """Compile the decoder with torch.compile. The first steps take half a minute or more; on the CPU a C++ compiler is
     needed."""
     perturb: PerturbMode = "auto"
-    """How perturbed weights are made. ``in_place``: the weights are moved and moved back, which in half precision is
-    inexact; ``exact``: transient copies, the stored weights are never touched; ``auto``: ``exact`` for half precision."""
+    """How weights are perturbed. ``in_place``: moved and moved back, which in half precision is inexact; ``functional``:
+    transient copies, the stored weights are never touched; ``auto``: ``functional`` for half precision."""
     update: Update = "auto"
     """How half-precision weights are updated, so that small updates are not lost. ``master``: on a float32 copy;
     ``stochastic``: with stochastic rounding, no copy; ``auto``: ``master`` where memory allows. Float32 weights need
@@ -186,17 +169,17 @@ class FineTuneConfig:
     max_length: int | None = None
     """Most tokens per row; None: the model's context, at most 2048."""
     loop: Literal["bare", "lightning"] = "bare"
-    """Who runs the loop: plain Python, or a Lightning trainer. The losses are the same, bit for bit."""
+    """Plain Python loop, or a Lightning trainer around the same steps. The losses are equal bit for bit."""
     method_args: dict[str, Any] = field(default_factory=dict)
-    """Further fields of the method, e.g. ``{interval: 100}`` for dizo or ``{draws: 4}``; of one put together, by part:
-    ``{lozo: {rank: 4}}``."""
+    """Further fields of the method, e.g. ``{interval: 100}`` for dizo or ``{num_directions: 4}``; of a composed method, by
+    part: ``{lozo: {rank: 4}}``."""
     scheme: Scheme = "full"
     """What is trained: every weight, an adapter (``lora``, ``prefix``, ``prompt``, ``ia3``) beside a frozen base, or the
     output ``head`` alone."""
     scheme_args: dict[str, Any] = field(default_factory=dict)
     """Further fields of peft's configuration of the scheme, e.g. ``{r: 16}`` for lora or ``{num_virtual_tokens: 20}``."""
     freeze: str | None = None
-    """Regular expression: parameters whose name it finds stay as they are."""
+    """Regular expression: parameters in whose name it is found are not trained."""
     quantize: Quantize = "none"
     """Load the frozen base in 4 or 8 bits: ``bnb4``, ``bnb8`` or ``torchao-int8``. Adapters stay float32."""
     dtype: str = "float32"
@@ -204,7 +187,7 @@ class FineTuneConfig:
     device: str | None = None
     """Torch device; None: the CPU."""
     device_map: str | None = None
-    """``auto`` and the like spread the layers over the devices there are; needs ``accelerate``. Not beside ``device``."""
+    """``auto`` and the like spread the layers over the available devices; needs ``accelerate``. Not beside ``device``."""
     revision: str | None = None
     """Revision of a hub model."""
     head: Head = "auto"
@@ -230,49 +213,22 @@ class FineTuneConfig:
             raise ValueError(
                 f"method {self.method!r} takes a learning rate of its own size, and lr is not given: try 1e-5"
             )
-        lr, epsilon = resolve(self.scheme, self.lr, self.epsilon)
-        object.__setattr__(self, "lr", lr)  # what is recorded is what runs
+        lr = KNOWN[self.scheme].lr if self.lr is None else self.lr
+        epsilon = KNOWN[self.scheme].epsilon if self.epsilon is None else self.epsilon
+        object.__setattr__(self, "lr", lr)  # config.yaml and summary.json record the values that are used
         object.__setattr__(self, "epsilon", epsilon)
         check_lr(lr=lr)
-        check_positive(epsilon=epsilon, step_fraction=self.step_fraction)
+        seconds = 1.0 if self.max_seconds is None else self.max_seconds
+        check_positive(epsilon=epsilon, step_fraction=self.step_fraction, max_seconds=seconds)
         check_schedule(self.schedule, self.schedule_end)
-        _check_choice("perturb", self.perturb, get_args(PerturbMode))
-        _check_choice("update", self.update, get_args(Update))
-        check_counts(
-            steps=self.steps,
-            batch_size=self.batch_size,
-            train_size=self.train_size,
-            dev_size=self.dev_size,
-            test_size=self.test_size,
-            eval_every=self.eval_every,
-            checkpoint_every=self.checkpoint_every,
-            log_every=self.log_every,
-            curvature_every=self.curvature_every,
-            length_groups=1 if self.length_groups is None else self.length_groups,
-            max_passes=1 if self.max_passes is None else self.max_passes,
-            max_new_tokens=self.max_new_tokens,
-        )
+        for name, allowed in (("perturb", get_args(PerturbMode)), ("update", get_args(Update))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
+        counts = "steps batch_size train_size dev_size test_size eval_every checkpoint_every log_every curvature_every"
+        optional = [name for name in ("length_groups", "max_passes") if getattr(self, name) is not None]
+        check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", *optional)})
         check_objective(self.objective, self.micro_batch, self.batch_size)
 
-    def loading(self) -> dict[str, Any]:
-        """What :func:`l2l.load_model` is told besides the name."""
-        names = (
-            "dtype",
-            "device",
-            "device_map",
-            "revision",
-            "head",
-            "attn_implementation",
-            "trust_remote_code",
-            "seed",
-        )
-        return {name: getattr(self, name) for name in (*names, "quantize")}
-
     def curvature_lr(self) -> CurvatureLR | None:
-        """Step control where the learning rate is ``auto``."""
+        """The controller of the step size where the learning rate is ``auto``, else None."""
         return CurvatureLR(self.step_fraction, self.curvature_every) if self.lr == "auto" else None
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; use one of {', '.join(allowed)}")

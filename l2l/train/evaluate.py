@@ -1,4 +1,4 @@
-"""``l2l evaluate``: how good a model is on a task as it stands."""
+"""``l2l evaluate``: loss and metric of a model on a task."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class EvaluateConfig:
     num_labels: int | None = None
     """Classes of a classifier; None: what its config says."""
     attn_implementation: str | None = None
-    """``eager``, ``sdpa``, ... as transformers names them; None lets it choose."""
+    """``eager``, ``sdpa``, … as transformers names them; None lets it choose."""
     trust_remote_code: bool = False
     """Whether code that comes with a checkpoint may run."""
     quantize: Quantize = "none"
@@ -69,11 +69,6 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_counts(rows=self.rows, batch_size=self.batch_size)
 
-    def loading(self) -> dict[str, Any]:
-        """What :func:`l2l.load_model` is told besides the name."""
-        names = ("dtype", "device", "device_map", "revision", "head", "num_labels", "attn_implementation")
-        return {name: getattr(self, name) for name in (*names, "trust_remote_code", "quantize")}
-
 
 def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate; the figures, written to ``out`` where one is given. ``interval`` is the metric's, at 95 %.
@@ -82,21 +77,19 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         ValueError, FileNotFoundError: bad input, named, before anything is written.
     """
     folder = RunDirectory(config.out, asdict(config), config.overwrite) if config.out else None
-    task = get_task(config.task)
-    wanted = {"train": config.rows, "dev": config.rows, "test": 0} if config.split == "dev" else {}
-    splits = load_splits(
-        task, config.data_dir, **(wanted or {"train": 0, "dev": 0, "test": config.rows}), seed=config.seed
-    )
-    model = load_model(config.model, **config.loading())
+    task, is_dev = get_task(config.task), config.split == "dev"
+    # Dev rows are split off the train rows, so that some have to be train rows.
+    train, dev, test = (config.rows, config.rows, 0) if is_dev else (0, 0, config.rows)
+    splits = load_splits(task, config.data_dir, train, dev, test, config.seed)
+    names = "dtype device device_map revision head num_labels attn_implementation trust_remote_code quantize"
+    model = load_model(config.model, **{name: getattr(config, name) for name in names.split()})
     if config.compile:
         compile_decoder(model)
     tokenizer = load_tokenizer(config.model, config.revision, trust_remote_code=config.trust_remote_code)
-    rows = splits.dev if config.split == "dev" else splits.test
-    limits = {"batch_size": config.batch_size, "max_length": config.max_length}
-    scores = evaluate(model, tokenizer, task, rows, **limits, progress=config.progress, calibrate=config.calibrate)
+    rows, limits = splits.dev if is_dev else splits.test, (config.batch_size, config.max_length)
+    scores = evaluate(model, tokenizer, task, rows, *limits, progress=config.progress, calibrate=config.calibrate)
     found = {"task": task.label, "split": config.split, "rows": scores.n, "loss": scores.loss}
-    found[scores.metric] = scores.value
-    found["interval"] = list(scores.interval)
+    found |= {scores.metric: scores.value, "interval": list(scores.interval)}
     found |= {f"official_{name}": value for name, value in scores.official.items()}
     if folder is not None:
         folder.create()

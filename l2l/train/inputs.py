@@ -1,20 +1,17 @@
-"""Which examples a step sees: a pure function of (rows, batch size, seed, step), so that resuming needs no state.
+"""Inputs of a run: model, tokenizer, task, rows, the batches of each step and the closures that an optimizer evaluates.
 
-What an optimizer is given in each step: the objective on the step's examples, whole or from pieces.
-
-What every run stands on, whether it trains or only measures: model, tokenizer, task and rows.
+Which examples a step gets is a pure function of (rows, batch size, seed, step), so that resuming needs no state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from l2l.estimators.finite_difference import Closure, MicroBatched
 from l2l.methods.base import FirstOrder
@@ -23,13 +20,61 @@ from l2l.models.load import load_model, load_tokenizer
 from l2l.tasks import get_task
 from l2l.tasks.base import Row, Task
 from l2l.tasks.encode import Batch, Encoded, Form, collate
+from l2l.tasks.evaluate import Scores, evaluate
 from l2l.tasks.losses import batch_loss
 from l2l.tasks.rows import Splits, load_splits
 from l2l.train.config import FineTuneConfig
 from l2l.train.objectives import LOSS, Objective, find_objective
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 _FURTHER = 1
-"""Word that sets the stream of further batches apart from the epochs' permutations."""
+"""Word of the seed that sets the stream of further batches apart from the permutations of epochs."""
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run works on, whether it trains or only measures."""
+
+    config: FineTuneConfig
+    model: PreTrainedModel
+    """In eval mode: with dropout, two losses of one batch would differ."""
+    tokenizer: PreTrainedTokenizerBase
+    task: Task
+    splits: Splits
+
+    @property
+    def reported_train(self) -> list[Row]:
+        """The train rows on which losses are reported: at most as many as there are test rows."""
+        return self.splits.train[: self.config.test_size]
+
+    def score(self, rows: Sequence[Row], grouping: Grouping, task: Task | None = None) -> Scores:
+        """Loss and metric of the model on rows of the run's task, or of ``task``."""
+        limits = {"max_length": self.config.max_length, "max_new_tokens": self.config.max_new_tokens}
+        return evaluate(self.model, self.tokenizer, task or self.task, rows, grouping=grouping, **limits)
+
+
+def load_run_inputs(
+    config: FineTuneConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> RunInputs:
+    """Load task and rows, and model and tokenizer where they are not given.
+
+    Raises:
+        ValueError, FileNotFoundError: one of them cannot be loaded; the message says which.
+    """
+    task = get_task(config.task)
+    splits = load_splits(task, config.data_dir, config.train_size, config.dev_size, config.test_size, config.seed)
+    if model is None:
+        labels = len(task.example(splits.train[0]).options)
+        names = "dtype device device_map revision head attn_implementation trust_remote_code seed quantize"
+        options = {name: getattr(config, name) for name in names.split()}
+        model = load_model(config.model, num_labels=labels, **options)
+    if tokenizer is None:
+        source = model.config._name_or_path or config.model
+        tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
+    model.eval()
+    return RunInputs(config, model, tokenizer, task, splits)
 
 
 @lru_cache(maxsize=8)
@@ -38,15 +83,9 @@ def _permutation(rows: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def batch_indices(rows: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Indices of a step's batch: epochs without replacement, each in an order of its own, batches crossing their ends."""
+    """Indices of a step's batch: each epoch is a permutation of its own, and batches continue across epochs."""
     wanted = range(step * batch_size, (step + 1) * batch_size)
     return [_permutation(rows, seed, i // rows)[i % rows] for i in wanted]
-
-
-def further_indices(rows: int, batch_size: int, seed: int, step: int, number: int) -> list[int]:
-    """Indices of the ``number``-th further batch of a step, for methods that search on other batches than the step's."""
-    generator = np.random.default_rng((seed, step, number, _FURTHER))
-    return generator.choice(rows, size=batch_size, replace=rows < batch_size).tolist()
 
 
 @final
@@ -61,149 +100,94 @@ class Batcher:
     seed: int
     device: torch.device | str = "cpu"
     grouping: Grouping = field(default_factory=Grouping)
-    """How rows are laid out and split for feeding; which examples a step sees does not depend on it."""
+    """How rows are laid out and split into forward passes; which examples a step gets does not depend on it."""
 
     def at(self, step: int) -> Batch:
         """The batch of a step."""
-        return self._collate(batch_indices(len(self.examples), self.batch_size, self.seed, step))
+        return self.batch(self.indices(step))
 
     def further(self, step: int, number: int) -> Batch:
-        """A further batch of the same step."""
-        return self._collate(further_indices(len(self.examples), self.batch_size, self.seed, step, number))
+        """The ``number``-th further batch of a step, for methods that search on other batches than the step's."""
+        return self.batch(self.indices(step, number))
 
-    def _collate(self, indices: list[int]) -> Batch:
+    def indices(self, step: int, further: int | None = None) -> list[int]:
+        """Indices of the examples of a step's batch, or of one of its further batches."""
+        rows = len(self.examples)
+        if further is None:
+            return batch_indices(rows, self.batch_size, self.seed, step)
+        generator = np.random.default_rng((self.seed, step, further, _FURTHER))
+        return generator.choice(rows, size=self.batch_size, replace=rows < self.batch_size).tolist()
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """These examples as one batch."""
         batch = collate([self.examples[i] for i in indices], self.form, self.pad_id, grouping=self.grouping)
         return replace(batch, parts=self.grouping.split(batch)).to(self.device)
-
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @final
 @dataclass(frozen=True)
 class Closures:
-    """The closures of a run, by step; which examples a step sees depends on the feeder alone."""
+    """The closures of a run by step: the objective on the step's examples, whole or in micro-batches."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    feeder: Batcher
+    batcher: Batcher
     rows: Sequence[Row]
-    """The rows that the feeder's examples were made from, in the same order."""
+    """The rows that the batcher's examples were made from, in the same order."""
     objective: Objective | None = None
     """None: the task's loss."""
     micro_batch: int | None = None
-    """Most examples whose loss is computed at once; None: the whole batch."""
+    """Most examples per forward pass; None: the whole batch."""
 
     def at(self, step: int) -> Closure:
         """The objective on a step's batch."""
-        feeder = self.feeder
-        if self._whole:
-            return self._loss(feeder.at(step))
-        return self._on(batch_indices(len(feeder.examples), feeder.batch_size, feeder.seed, step))
+        return self._on(self.batcher.indices(step))
 
     def further(self, step: int, number: int) -> Closure:
         """The objective on a further batch of the same step."""
-        feeder = self.feeder
-        if self._whole:
-            return self._loss(feeder.further(step, number))
-        return self._on(further_indices(len(feeder.examples), feeder.batch_size, feeder.seed, step, number))
+        return self._on(self.batcher.indices(step, number))
 
     def value(self, rows: Sequence[Row]) -> float | None:
-        """The objective on any rows; None where it is the task's loss, which an evaluation gives anyway."""
+        """The objective on any rows; None where it is the task's loss, which an evaluation computes anyway."""
         return None if self.objective is None else float(self.objective(self.model, self.tokenizer, rows))
-
-    @property
-    def _whole(self) -> bool:
-        return self.objective is None and self.micro_batch is None
 
     def _on(self, indices: Sequence[int]) -> Closure:
         if self.objective is not None:
             return partial(self.objective, self.model, self.tokenizer, [self.rows[i] for i in indices])
-        examples = [self.feeder.examples[i] for i in indices]
-        size = self.micro_batch or len(examples)
-        chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
-        total = self._weight(examples)
-        return MicroBatched(tuple(self._piece(chunk, self._weight(chunk) / total) for chunk in chunks))
+        if self.micro_batch is None:
+            return partial(batch_loss, self.model, self.batcher.batch(indices), self.batcher.form)
+        starts = range(0, len(indices), self.micro_batch)
+        chunks = [[self.batcher.examples[i] for i in indices[start : start + self.micro_batch]] for start in starts]
+        weights = [self._weight(chunk) for chunk in chunks]
+        pairs = zip(chunks, weights, strict=True)
+        return MicroBatched(tuple(self._micro_loss(chunk, weight / sum(weights)) for chunk, weight in pairs))
 
     def _weight(self, examples: Sequence[Encoded]) -> int:
-        """What the mean of the task's loss is taken over: examples, or the tokens of their gold options."""
-        if self.feeder.form == "classification":
+        """The number that the mean of the task's loss is taken over: examples, or tokens of their gold options."""
+        if self.batcher.form == "classification":
             return len(examples)
         return sum(len(example.options[example.gold[0]].targets) for example in examples)
 
-    def _piece(self, examples: Sequence[Encoded], share: float) -> Closure:
-        # A feeder of these examples alone, whose first batch is all of them, lays them out as it does whole batches.
-        batch = replace(self.feeder, examples=examples, batch_size=len(examples)).at(0)
-        loss = self._loss(batch)
+    def _micro_loss(self, examples: Sequence[Encoded], share: float) -> Closure:
+        # The first batch of a batcher of these examples alone holds all of them.
+        batch = replace(self.batcher, examples=examples, batch_size=len(examples)).at(0)
+        loss = partial(batch_loss, self.model, batch, self.batcher.form)
         return lambda: share * loss()
 
-    def _loss(self, batch: Batch) -> Callable[[], Tensor]:
-        return partial(batch_loss, self.model, batch, self.feeder.form)
 
-
-def choose_closures(
-    config: FineTuneConfig,
-    method: object,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    rows: Sequence[Row],
-    feeder: Batcher,
-) -> Closures:
-    """The closures that a configuration asks for, on the train rows.
+def make_closures(inputs: RunInputs, method: object, batcher: Batcher) -> Closures:
+    """The closures of the configured objective on the train rows.
 
     Raises:
         ValueError: no such objective, one that the task has no answers or options for, or one without a gradient for a
             method that needs one.
     """
+    config, rows = inputs.config, inputs.splits.train
     if config.objective != LOSS and (isinstance(method, FirstOrder) or getattr(method, "differentiates", False)):
         raise ValueError(
             f"method {config.method!r} needs the gradient of what it minimises, and objective {config.objective!r} has "
             "none: use objective loss, or a method of forward passes"
         )
-    objective = find_objective(
-        config.objective,
-        task,
-        rows[0],
-        config.max_length,
-        config.max_new_tokens,
-        config.micro_batch,
-        feeder.grouping,
-    )
-    return Closures(model, tokenizer, feeder, rows, objective, config.micro_batch)
-
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class RunInputs:
-    """Loaded, and not yet touched."""
-
-    model: PreTrainedModel
-    """In eval mode: two looks at one batch must not differ by dropout."""
-    tokenizer: PreTrainedTokenizerBase
-    task: Task
-    splits: Splits
-
-
-def load_run_inputs(
-    config: FineTuneConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
-) -> RunInputs:
-    """Load what is not given.
-
-    Raises:
-        ValueError, FileNotFoundError: task, rows, model or tokenizer cannot be had; the message says which.
-    """
-    task = get_task(config.task)
-    splits = load_splits(task, config.data_dir, config.train_size, config.dev_size, config.test_size, config.seed)
-    if model is None:
-        labels = len(task.example(splits.train[0]).options)
-        model = load_model(config.model, num_labels=labels, **config.loading())
-    if tokenizer is None:
-        source = model.config._name_or_path or config.model
-        tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
-    model.eval()
-    return RunInputs(model, tokenizer, task, splits)
+    limits = config.max_length, config.max_new_tokens, config.micro_batch
+    objective = find_objective(config.objective, inputs.task, rows[0], *limits, batcher.grouping)
+    return Closures(inputs.model, inputs.tokenizer, batcher, rows, objective, config.micro_batch)

@@ -1,7 +1,7 @@
-"""What training minimises, where it is not the task's loss: scores of generated answers, of options, or any callable.
+"""Objectives other than the task's loss: accuracy of scored options, scores of generated answers, or any callable.
 
-None of these need have a gradient. A zeroth-order method only asks for numbers, so what is minimised can be what is
-reported. Malladi et al. 2023, arXiv:2305.17333, Section 3.3, trains on accuracy and F1 in this way."""
+None of them needs a gradient, because a zeroth-order method only evaluates the objective: the reported metric itself can be
+minimised. Malladi et al. 2023, arXiv:2305.17333, Section 3.3, trains on accuracy and F1 in this way."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Objective: TypeAlias = Callable[[Any, Any, Sequence[Row]], float]
-"""``objective(model, tokenizer, rows)``: a finite float to minimise, of the model as it stands, on a batch's rows as the
-data have them. It is called once per look and must give the same number for the same weights."""
+"""``objective(model, tokenizer, rows)``: a finite float to minimise, of the model's current weights on the rows of a batch.
+It is called once per evaluation and must return the same number for the same weights."""
 
 LOSS = "loss"
 OPTIONS = ("accuracy",)
 ANSWERS = ("f1", "exact_match")
 AT_ONCE = 32
-"""Rows fed together where no ``micro_batch`` is given."""
+"""Rows per forward pass where no ``micro_batch`` is given."""
 
 
 def check_objective(name: str, micro_batch: int | None, batch_size: int) -> None:
@@ -61,11 +61,11 @@ def find_objective(
     Args:
         name: ``loss``; ``accuracy`` of the best scored option; ``f1`` or ``exact_match`` of generated answers; or the
             path of a callable. The built-in scores are negated means, so that less is better.
-        task: what is trained on.
+        task: of the run.
         example_row: one of its rows, which shows whether there are answers to compare with.
         max_length: most tokens per row; None: the model's context, at most 2048.
-        max_new_tokens: most tokens that are generated for an answer.
-        micro_batch: rows fed at once; None: 32.
+        max_new_tokens: most tokens of a generated answer.
+        micro_batch: rows per forward pass; None: 32.
         grouping: how options may share rows; see :func:`l2l.tasks.evaluate.evaluate`.
 
     Raises:
@@ -75,33 +75,27 @@ def find_objective(
         return None
     if ":" in name:
         return imported(name)
-    _check_fits(name, task, example_row)
-    size = micro_batch or AT_ONCE
+    generated, size = bool(task.example(example_row).answers), micro_batch or AT_ONCE
+    if name in ANSWERS and not generated:
+        raise ValueError(
+            f"objective {name!r} compares generated answers, and task {task.name!r} has options: use accuracy or loss"
+        )
     if name in OPTIONS:
+        if generated or task.metric != "accuracy":
+            raise ValueError(
+                f"objective {name!r} compares options, and task {task.name!r} generates answers: use f1, exact_match or loss"
+            )
         return lambda model, tokenizer, rows: (
             -evaluate(model, tokenizer, task, rows, size, max_length, grouping=grouping).value
         )
-    which = ANSWERS.index(name)
 
     def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> float:
         examples = [task.example(row) for row in rows]
         limit, prompts = context_length(model, max_length), [example.prompt for example in examples]
         texts = generate(model, tokenizer, prompts, limit, max_new_tokens=max_new_tokens, batch_size=size)
-        return -answer_scores(texts, [example.answers for example in examples])[which]
+        return -answer_scores(texts, [example.answers for example in examples])[ANSWERS.index(name)]
 
     return answers
-
-
-def _check_fits(name: str, task: Task, row: Row) -> None:
-    generated = bool(task.example(row).answers)
-    if name in ANSWERS and not generated:
-        raise ValueError(
-            f"objective {name!r} compares generated answers, and task {task.name!r} has options: use accuracy or loss"
-        )
-    if name in OPTIONS and (generated or task.metric != "accuracy"):
-        raise ValueError(
-            f"objective {name!r} compares options, and task {task.name!r} generates answers: use f1, exact_match or loss"
-        )
 
 
 def imported(path: str) -> Objective:

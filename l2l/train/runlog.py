@@ -1,4 +1,4 @@
-"""The run log: per step what is needed to rebuild the weights from the base model, and nothing more."""
+"""The run log ``steps.jsonl``: what is needed to rebuild the weights of each step from the base model."""
 
 from __future__ import annotations
 
@@ -14,29 +14,27 @@ NAME = "steps.jsonl"
 
 @final
 class RunLog:
-    """One JSON line per step: step, lr used, and for each draw its projected gradient and losses; curvature where it was
-    measured; of a first-order step the loss. The head names the rest.
+    """One JSON line per step.
+
+    ``step``, ``lr``, ``passes``, and ``directions``: for each direction its projected gradient and the losses on both
+    sides. ``curvature`` where it was measured; of a first-order step ``loss``.
 
     Args:
-        head: seed, method, tuner hash: what fixes directions and sigma.
+        head: the first line: seed, epsilon, method and tuner hash, which fix directions and sigma.
         after: keep the lines up to this step of an interrupted run; None starts a new log.
     """
 
     def __init__(self, folder: Path, head: dict[str, Any], after: int | None = None) -> None:
         path = folder / NAME
-        kept = (
-            []
-            if after is None or not path.exists()
-            else [line for line in read_run_log(path)[1] if line["step"] <= after]
-        )
-        lines = "".join(json.dumps(line) + "\n" for line in [head, *kept])
-        write_whole(path, lambda target: target.write_text(lines))
+        steps = [] if after is None or not path.exists() else read_run_log(path)[1]
+        lines = [head, *(line for line in steps if after is not None and line["step"] <= after)]
+        write_whole(path, lambda target: target.write_text("".join(json.dumps(line) + "\n" for line in lines)))
         self._file = path.open("a")
 
     def append(self, report: StepReport) -> None:
-        """One step."""
-        seen = [[e.projected_gradient, e.loss_plus, e.loss_minus] for e in report.estimates]
-        line = {"step": report.key.step, "lr": report.lr[0], "passes": report.passes, "draws": seen}
+        """Append one step."""
+        directions = [[e.projected_gradient, e.loss_plus, e.loss_minus] for e in report.estimates]
+        line = {"step": report.key.step, "lr": report.lr[0], "passes": report.passes, "directions": directions}
         if report.loss_center is not None:
             line["loss"] = report.loss_center
         if report.curvature is not None:
@@ -44,7 +42,7 @@ class RunLog:
         self._file.write(json.dumps(line) + "\n")
 
     def flush(self) -> None:
-        """Bring what was appended to disk: before a checkpoint that counts on it."""
+        """Write what was appended to disk: a checkpoint must not be ahead of its log."""
         self._file.flush()
 
     def close(self) -> None:
@@ -53,7 +51,8 @@ class RunLog:
 
 
 def read_run_log(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Head and steps of a log; a last line that a crash cut short is left out."""
+    """Head and steps of a log, without a last line that a crash cut short. ``draws`` is the old name of ``directions``."""
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     head, *steps = [json.loads(line) for line in lines]
-    return head, steps
+    renamed = [{"directions" if key == "draws" else key: value for key, value in step.items()} for step in steps]
+    return head, renamed

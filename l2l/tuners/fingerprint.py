@@ -1,4 +1,4 @@
-"""Which model a tuner belongs to: names, shapes and kinds of its blocks, what is tied, and what the weights were."""
+"""Identity of the model that a tuner belongs to: names, shapes and kinds of its blocks, its ties, a hash of its weights."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from torch import Tensor, nn
 from l2l.params.blocks import Block, Blocks
 from l2l.tuners.features import KINDS, kind_of
 
+CHUNK = 1 << 20
+"""Coordinates that are converted at a time: bounds the memory of :func:`weights_hash`."""
+
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Names and shapes of all blocks of the model that a tuner was made for, frozen ones included."""
+    """Names and shapes of all blocks of a model, frozen ones included. Kinds, ties and weights are not compared by ``==``.
+
+    Raises:
+        ValueError: a name occurs twice, or a value is not of its type.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     kinds: tuple[str, ...] = field(default=(), compare=False)
-    """What :func:`kind_of` says of each block; empty where the tuner was saved without."""
+    """:func:`l2l.tuners.features.kind_of` each block; empty for tuners saved without."""
     ties: tuple[tuple[str, ...], ...] | None = field(default=None, compare=False)
-    """Names that share a tensor, the block's own first; None: not looked at."""
+    """Names that share a tensor, the block's own first; None: unknown."""
     weights: str | None = field(default=None, compare=False)
-    """:func:`weights_hash` of the model as it was; None: not looked at."""
+    """:func:`weights_hash` of the model; None: unknown."""
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
@@ -43,20 +50,19 @@ class Fingerprint:
         """Fingerprint of a model.
 
         Args:
-            identity: look at ties and weights too, which takes a pass over the weights.
+            identity: record ties and the hash of the weights too, which takes a pass over the weights.
         """
         blocks = Blocks.of(model, trainable=False)
         shapes = tuple(tuple(block.tensor.shape) for block in blocks)
-        kinds = tuple(kind_of(block) for block in blocks)
-        found = Fingerprint(blocks.names, shapes, kinds)
+        found = Fingerprint(blocks.names, shapes, tuple(map(kind_of, blocks)))
         return found.identified(model) if identity else found
 
     def identified(self, model: nn.Module) -> Fingerprint:
-        """The same, with what a model's ties and weights are."""
+        """The same with ties and weights of a model."""
         return replace(self, ties=ties_of(model), weights=weights_hash(Blocks.of(model, trainable=False)))
 
     def identity(self) -> dict[str, Any]:
-        """Ties and weights as JSON values; empty where neither was looked at."""
+        """Ties and weights as JSON values; empty where neither is known."""
         if self.ties is None and self.weights is None:
             return {}
         return {"ties": [list(group) for group in self.ties or ()], "weights": self.weights}
@@ -70,18 +76,19 @@ class Fingerprint:
         )
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """What ``other`` lacks, has beside, or has in another shape; empty if they match. Order does not matter."""
+        """Blocks that ``other`` lacks, has in addition, or has in another shape; empty if they match in any order."""
         mine = dict(zip(self.names, self.shapes, strict=True))
         theirs = dict(zip(other.names, other.shapes, strict=True))
-        missing = [name for name in mine if name not in theirs]
-        extra = [name for name in theirs if name not in mine]
-        other_shape = [name for name in mine if name in theirs and mine[name] != theirs[name]]
-        labels = ("missing in the model", missing), ("not in the tuner", extra), ("of another shape", other_shape)
-        return [f"{len(names)} {label}: {format_names(names)}" for label, names in labels if names]
+        lists = {
+            "missing in the model": [name for name in mine if name not in theirs],
+            "not in the tuner": [name for name in theirs if name not in mine],
+            "of another shape": [name for name in mine if name in theirs and mine[name] != theirs[name]],
+        }
+        return [f"{len(names)} {label}: {format_names(names)}" for label, names in lists.items() if names]
 
 
 def ties_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Names of parameters that share a tensor, group by group; the first of each is the block's."""
+    """Groups of parameter names that share a tensor; the first of each is the block's name."""
     groups: dict[object, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         memory = parameter.data_ptr()
@@ -89,32 +96,24 @@ def ties_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
-PIECE = 1 << 20
-"""Coordinates that are looked at together."""
-
-
 def weights_hash(blocks: Blocks) -> str | None:
-    """Hash of the blocks' statistics, whatever their names and order: 32 digits; None without readable weights.
+    """Hash of the blocks' weights, independent of names and order: 32 digits; None without readable weights.
 
-    Per block the sum, and the sum of squares, of the bits of its weights in bfloat16, as whole numbers: the same on every
-    device, and the same for a checkpoint loaded in float32 and in bfloat16.
+    It is taken of each block's sum, and sum of squares, of the bits of its weights in bfloat16 as whole numbers: equal on
+    every device, and for a checkpoint loaded in float32 and in bfloat16.
     """
     found: list[str] = []
     for block in blocks:
         tensor = block.tensor.detach()
         if type(tensor) is not Tensor or tensor.is_meta or not tensor.is_floating_point():
             return None
-        found.append(f"{list(tensor.shape)} {_bit_sums(tensor.reshape(-1))}")
+        total = squares = 0
+        for chunk in tensor.reshape(-1).split(CHUNK):
+            bits = chunk.to(torch.bfloat16).view(torch.int16).to(torch.int64)
+            total += int(bits.sum())
+            squares += int((bits * bits).sum())
+        found.append(f"{list(tensor.shape)} {(total, squares)}")
     return hashlib.blake2b("\n".join(sorted(found)).encode(), digest_size=16).hexdigest()
-
-
-def _bit_sums(flat: Tensor) -> tuple[int, int]:
-    total = squares = 0
-    for piece in flat.split(PIECE):
-        bits = piece.to(torch.bfloat16).view(torch.int16).to(torch.int64)
-        total += int(bits.sum())
-        squares += int((bits * bits).sum())
-    return total, squares
 
 
 def format_names(names: Sequence[str], most: int = 3) -> str:

@@ -1,17 +1,13 @@
-"""The basis of a tuner: for some weight matrices [m, n], a few orthonormal input-side columns V [n, r] by block name.
+"""The tuner without input and output: a network over block features, its normalizer, its basis, and the blocks it is for.
 
-The tuner: a network over block features, its normaliser, its basis, and the model that it belongs to.
+A basis holds, for some weight matrices [m, n], a few orthonormal input-side columns V [n, r] by block name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, field
-from functools import cached_property
-from importlib import import_module
-from pathlib import Path
-from typing import Any, Literal, final
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,7 +17,7 @@ from l2l.params.basis import Basis
 from l2l.params.blocks import Blocks
 from l2l.tuners.features import FEATURES, RunStatistics, feature_set
 from l2l.tuners.fingerprint import Fingerprint, format_names
-from l2l.tuners.networks import TunerNetwork, build_network
+from l2l.tuners.networks import TunerNetwork, build_network, current_network
 from l2l.tuners.normalize import EnergyNormalizer, Normalizer
 from l2l.tuners.schedule import BlockSchedule
 
@@ -37,22 +33,20 @@ def random_basis(blocks: Blocks, r: int | Mapping[str, int], seed: int = 0) -> d
     Raises:
         ValueError: a rank is below 1, or a block named is not there or no matrix of that width.
     """
-    matrices = {block.name: block.tensor.shape[1] for block in blocks if block.tensor.ndim == 2}
+    widths = {block.name: block.tensor.shape[1] for block in blocks if block.tensor.ndim == 2}
     if isinstance(r, Mapping):
         wanted = dict(r)
     else:
-        wanted = {b.name: min(r, matrices[b.name]) for b in blocks if b.name in matrices and not b.embedding}
+        wanted = {b.name: min(r, widths[b.name]) for b in blocks if b.name in widths and not b.embedding}
     for name, rank in wanted.items():
-        if not 1 <= rank <= matrices.get(name, 0):
+        if not 1 <= rank <= widths.get(name, 0):
             raise ValueError(f"no basis of rank {rank} for block {name!r}: the rank is 1 to the width of a matrix")
     generator = torch.Generator().manual_seed(seed)
-    return {name: _columns(matrices[name], rank, generator) for name, rank in wanted.items()}
-
-
-def _columns(n: int, rank: int, generator: torch.Generator) -> Tensor:
-    # in float64, so that what is rounded to float32 is orthonormal to its last bits
-    drawn = torch.randn(n, rank, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(drawn).Q.float().contiguous()
+    found: dict[str, Tensor] = {}
+    for name, rank in wanted.items():  # in float64, so that the columns are orthonormal to the last bits of float32
+        normal = torch.randn(widths[name], rank, generator=generator, dtype=torch.float64)
+        found[name] = torch.linalg.qr(normal).Q.float().contiguous()
+    return found
 
 
 def ranks(basis: Mapping[str, Tensor]) -> dict[str, int]:
@@ -61,20 +55,13 @@ def ranks(basis: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def bind(basis: Mapping[str, Tensor], blocks: Blocks) -> Basis | None:
-    """The basis of those of these blocks that have one, where walking wants it; None if none has."""
+    """The basis of those of these blocks that have one, on their devices; None if none has."""
     found = {i: basis[b.name].to(b.tensor.device) for i, b in enumerate(blocks) if b.name in basis}
     return Basis(found) if found else None
 
 
-def checked(basis: Mapping[str, Tensor], blocks: Blocks) -> dict[str, Tensor]:
-    """A copy of the basis in float32, each block's in memory of its own.
-
-    Args:
-        blocks: all blocks of the model; they need no memory.
-
-    Raises:
-        ValueError: a block is unknown or no matrix, or columns are not finite and orthonormal.
-    """
+def _checked(basis: Mapping[str, Tensor], blocks: Blocks) -> dict[str, Tensor]:
+    """A float32 copy of the basis, checked against all blocks of the model, which need no memory."""
     index = {block.name: i for i, block in enumerate(blocks)}
     unknown = [name for name in basis if name not in index]
     if unknown:
@@ -82,19 +69,14 @@ def checked(basis: Mapping[str, Tensor], blocks: Blocks) -> dict[str, Tensor]:
             f"the tuner's basis is for a block {unknown[0]!r} that the model does not have: give it one of this model "
             "(Tuner.with_basis)"
         )
-    kept = {
-        name: vectors.detach().float().clone(memory_format=torch.contiguous_format) for name, vectors in basis.items()
-    }
-    Basis({index[name]: vectors for name, vectors in kept.items()}).check(blocks)
-    return kept
-
-
-__all__ = ["Fingerprint", "Provenance", "Tuner", "build_network", "load_weights"]
+    own = {name: v.detach().float().clone(memory_format=torch.contiguous_format) for name, v in basis.items()}
+    Basis({index[name]: vectors for name, vectors in own.items()}).check(blocks)
+    return own
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a tuner comes from; free-form values are kept in its card."""
+    """Origin of a tuner, kept in its config and card."""
 
     base_model: str = "unknown"
     revision: str | None = None
@@ -102,82 +84,57 @@ class Provenance:
     results: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class _Bound:
-    """What a tuner needs of the blocks of a run, found once."""
-
-    normalizer: Normalizer
-    counts: Tensor
-    basis: Basis | None
-
-
-@final
-class Tuner:
-    """Sigma per block from features per block, and where it has a basis sigma inside that. Small, inert on disk.
+@dataclass(eq=False)
+class TunerModel:
+    """Sigma per block from features per block, and, where it has a basis, sigma along that. Users have :class:`l2l.Tuner`.
 
     Bound to the blocks of one base model, unless it is size-free.
 
     Args:
-        architecture: name of the network's module in ``l2l.tuners``.
+        architecture: name of the network, see :func:`l2l.tuners.networks.network_class`.
         architecture_args: JSON values that a fresh network of the kind is built from.
-        features: name of what the network sees, in :data:`l2l.tuners.features.FEATURE_SETS`.
-        basis: for some blocks [m, n], orthonormal columns [n, r] by name; the network then needs two outputs.
-        turns: groups of blocks of which one moves at a time; None: all move together.
+        feature_set: name of the network's inputs in :data:`l2l.tuners.features.FEATURE_SETS`.
+        basis: for some blocks [m, n], orthonormal columns [n, r] by name, copied; the network then needs two outputs.
+        block_schedule: groups of blocks of which one moves at a time; None: all move together.
 
     Raises:
-        ValueError: unknown features, a network for another number of them, or a basis or turns that do not fit.
+        ValueError: unknown features, a network for another number of them, or a basis or schedule that does not fit.
     """
 
-    def __init__(
-        self,
-        network: TunerNetwork,
-        fingerprint: Fingerprint,
-        normalizer: Normalizer,
-        architecture: str,
-        architecture_args: dict[str, Any],
-        provenance: Provenance | None = None,
-        features: str = "paper",
-        basis: Mapping[str, Tensor] | None = None,
-        turns: BlockSchedule | None = None,
-    ) -> None:
-        self.network = network
-        self.fingerprint = fingerprint
-        self.normalizer = normalizer
-        self.architecture = architecture
-        self.architecture_args = architecture_args
-        self.provenance = provenance or Provenance()
-        self._features = feature_set(features)
-        self.feature_set = features
-        self._basis = checked(basis, fingerprint.blocks()) if basis else None
-        self._bound: WeakKeyDictionary[Blocks, _Bound] = WeakKeyDictionary()
-        self._found: dict[tuple[str, ...], tuple[list[int] | None, Tensor | None]] = {}
-        self.block_schedule = turns
-        self._check_sizes()
-        self._check_turns()
+    network: TunerNetwork
+    fingerprint: Fingerprint
+    normalizer: Normalizer
+    architecture: str
+    architecture_args: dict[str, Any]
+    provenance: Provenance = field(default_factory=Provenance)
+    feature_set: str = "paper"
+    basis: Mapping[str, Tensor] | None = None
+    block_schedule: BlockSchedule | None = None
 
-    def _check_sizes(self) -> None:
+    def __post_init__(self) -> None:
+        self._features = feature_set(self.feature_set)
+        self.basis = _checked(self.basis, self.fingerprint.blocks()) if self.basis else None
+        self._bound: WeakKeyDictionary[Blocks, tuple[Normalizer, Tensor, Basis | None]] = WeakKeyDictionary()
+        self._selected: dict[tuple[str, ...], tuple[list[int] | None, Tensor | None]] = {}
         inputs, width = self.architecture_args.get("inputs", FEATURES), len(self._features.columns)
         if inputs != width:
             raise ValueError(f"the tuner's network takes {inputs} features, but {self.feature_set!r} has {width}")
-        if self._basis is not None and self.outputs != 2:
+        if self.basis is not None and self.outputs != 2:
             raise ValueError("the tuner has a basis, but its network gives no sigma for it: make it with outputs=2")
-
-    def _check_turns(self) -> None:
-        grouped = (
-            {name for group in self.block_schedule.groups for name in group}
-            if self.block_schedule
-            else set(self.fingerprint.names)
-        )
+        if self.block_schedule is None:
+            return
+        grouped = {name for group in self.block_schedule.groups for name in group}
         odd = sorted(grouped.symmetric_difference(self.fingerprint.names))
         if odd:
             raise ValueError(
-                f"the tuner's turns and its blocks do not agree on {format_names(odd)}: every block needs a group"
+                f"the tuner's block schedule and its blocks do not agree on {format_names(odd)}: every block needs a group"
             )
-        if self.block_schedule and self.size_free:
-            raise ValueError("a size-free tuner belongs to no blocks, and turns name them: leave turns out")
+        if self.size_free:
+            raise ValueError("a size-free tuner belongs to no blocks, which a block schedule names: leave it out")
 
-    @staticmethod
+    @classmethod
     def for_model(
+        cls,
         model: nn.Module,
         architecture: str = "per_block_mlp",
         seed: int = 0,
@@ -185,58 +142,46 @@ class Tuner:
         provenance: Provenance | None = None,
         features: str = "paper",
         basis: Mapping[str, Tensor] | None = None,
-        turns: BlockSchedule | None = None,
+        block_schedule: BlockSchedule | None = None,
         **architecture_args: Any,
-    ) -> Tuner:
+    ) -> Self:
         """A fresh tuner for the blocks of a model, in general randomly initialised.
 
         Args:
-            architecture: name of a module in ``l2l.tuners``.
+            architecture: ``per_block_mlp``, ``shared_mlp``, ``table``, or ``package.module[:Class]``.
             seed: of the initialisation; the global random state is not touched.
+            normalizer: None: :class:`l2l.tuners.normalize.EnergyNormalizer`.
             features: ``paper`` or ``standard``.
             basis: columns [n, r] by block; gives the network a second output.
-            turns: e.g. ``Turns.by_role(Blocks.of(model, trainable=False))``.
+            block_schedule: e.g. ``BlockSchedule.by_role(Blocks.of(model, trainable=False))``.
             architecture_args: e.g. ``hidden=64``.
         """
         fingerprint = Fingerprint.of(model)
         width = len(feature_set(features).columns)
         sizes = ({"inputs": width} if width != FEATURES else {}) | ({"outputs": 2} if basis else {})
+        architecture, architecture_args = current_network(architecture, architecture_args)
         args = {**sizes, **architecture_args, "blocks": len(fingerprint.names), "seed": seed}
         config = getattr(model, "config", None)
-        found = provenance or Provenance(
+        origin = provenance or Provenance(
             base_model=getattr(config, "_name_or_path", None) or type(model).__name__,
             revision=getattr(config, "_commit_hash", None),
         )
+        network = build_network(architecture, args, trusted=True)
         normalizer = normalizer or EnergyNormalizer()
-        network = build_network(architecture, args)
-        return Tuner(network, fingerprint, normalizer, architecture, args, found, features, basis, turns)
-
-    @staticmethod
-    def from_pretrained(name: str | Path, revision: str | None = None) -> Tuner:
-        """Load a tuner: a directory, the name of a bundled tuner, or a hub id. See :func:`l2l.tuners.io.load`."""
-        return import_module("l2l.tuners.io").load(name, revision)
-
-    def save_pretrained(self, directory: str | Path) -> Path:
-        """Write ``tuner.safetensors``, ``config.json`` and a card. See :func:`l2l.tuners.io.save`."""
-        return import_module("l2l.tuners.io").save(self, Path(directory))
-
-    def push_to_hub(
-        self, repo_id: str, private: bool = False, revision: str | None = None, licence: str | None = None
-    ) -> str:
-        """Upload the saved form to the hub; gives the commit's address. See :func:`l2l.tuners.sources.push`."""
-        return import_module("l2l.tuners.sources").push(self, repo_id, private, revision, licence)
+        return cls(network, fingerprint, normalizer, architecture, args, origin, features, basis, block_schedule)
 
     @property
     def outputs(self) -> int:
-        """Scales per block that the network gives: 1, or 2 with that of the basis."""
+        """Outputs of the network per block: 1, or 2 with sigma along the basis."""
         return self.architecture_args.get("outputs", 1)
 
     @property
-    def basis(self) -> dict[str, Tensor] | None:
-        """Columns [n, r] float32 by block name; None: the tuner has none. Not to be written: see :meth:`with_basis`."""
-        return self._basis
+    def size_free(self) -> bool:
+        """Whether no parameter belongs to a block, so that the network serves any model."""
+        names = {name for name, _ in self.network.named_parameters()}
+        return bool(names) and names <= self.network.shared
 
-    def with_basis(self, basis: Mapping[str, Tensor] | None, model: nn.Module | None = None) -> Tuner:
+    def with_basis(self, basis: Mapping[str, Tensor] | None, model: nn.Module | None = None) -> Self:
         """A tuner of the same network, not a copy of it, with another basis.
 
         Args:
@@ -245,38 +190,24 @@ class Tuner:
         Raises:
             ValueError: the basis does not fit, or the tuner does not serve the model.
         """
-        prints = self.fingerprint if model is None else Fingerprint.of(model)
+        fingerprint = self.fingerprint if model is None else Fingerprint.of(model)
         if not self.size_free:
-            self._check_fingerprint(prints)
-        args = {**self.architecture_args, "blocks": len(prints.names)}
-        known = (self.normalizer, self.architecture, args, self.provenance, self.feature_set)
-        return Tuner(self.network, prints, *known, basis, self.block_schedule)
+            self._check_fingerprint(fingerprint)
+        args = {**self.architecture_args, "blocks": len(fingerprint.names)}
+        return replace(self, fingerprint=fingerprint, architecture_args=args, basis=basis)
 
-    def with_turns(self, turns: BlockSchedule | None) -> Tuner:
-        """A tuner of the same network, not a copy of it, whose blocks take other turns."""
-        found = copy(self)
-        found.block_schedule = turns
-        found._check_turns()
-        return found
-
-    def matched(self, model: nn.Module, match: Literal["exact", "shape", "kind"] = "exact") -> Tuner:
-        """The tuner bound to the blocks of a model that is like its own. See :func:`l2l.tuners.transfer.matched`."""
-        return import_module("l2l.tuners.transfer").matched(self, model, match)
-
-    @property
-    def size_free(self) -> bool:
-        """Whether no parameter belongs to a block, so that the network serves any model."""
-        names = {name for name, _ in self.network.named_parameters()}
-        return bool(names) and names <= self.network.shared
+    def with_block_schedule(self, block_schedule: BlockSchedule | None) -> Self:
+        """A tuner of the same network, not a copy of it, with another block schedule."""
+        return replace(self, block_schedule=block_schedule)
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError, naming blocks, unless the tuner serves this model.
 
-        A size-free tuner serves any whose blocks its basis and its normaliser, if they belong to blocks, know.
+        A size-free tuner serves any model whose blocks its basis and its normalizer, if they belong to blocks, know.
         """
         if self.size_free:
-            checked(self._basis or {}, Fingerprint.of(model).blocks())
-            self.normalizer.counts(Blocks.of(model), self._basis or ())
+            _checked(self.basis or {}, Fingerprint.of(model).blocks())
+            self.normalizer.counts(Blocks.of(model), self.basis or ())
         else:
             self._check_fingerprint(Fingerprint.of(model))
 
@@ -288,45 +219,37 @@ class Tuner:
                 f"{'; '.join(found)}. Use a tuner of this model, or learn one with `l2l meta-train`"
             )
 
-    @cached_property
-    def _row(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.fingerprint.names)}
-
     def rows(self, names: Sequence[str]) -> list[int]:
-        """Rows of the network that belong to these blocks; of a size-free one, which has none, their places.
+        """The network's rows of these blocks; of a size-free one, which has none, their positions.
 
         Raises:
             ValueError: a block is unknown to the tuner.
         """
         if self.size_free:
             return list(range(len(names)))
-        unknown = [name for name in names if name not in self._row]
+        row_of = {name: row for row, name in enumerate(self.fingerprint.names)}
+        unknown = [name for name in names if name not in row_of]
         if unknown:
             raise ValueError(f"the tuner for {self.provenance.base_model!r} has no block {format_names(unknown)}")
-        return [self._row[name] for name in names]
+        return [row_of[name] for name in names]
 
-    def features(self, history: RunStatistics) -> Tensor:
-        """Features [blocks, features] of what the history remembers."""
-        return self._features.compute(history)
+    def features(self, statistics: RunStatistics) -> Tensor:
+        """[blocks, features] float32 of a run's record."""
+        return self._features.compute(statistics)
 
     def scales(self, features: Tensor, names: Sequence[str]) -> Tensor:
-        """What the network gives, before normalisation: sigma [blocks], or with two outputs [blocks, 2].
+        """Output of the network before normalisation: sigma [blocks], or with two outputs [blocks, 2].
 
-        The second column is sigma inside the basis, 0 where a block has none. Differentiable in the network's weights.
+        The second column is sigma along the basis, 0 where a block has none. Differentiable in the network's weights.
         """
         key = tuple(names)
-        if key not in self._found:
-            self._found[key] = self._find(key)
-        rows, inside = self._found[key]
+        if key not in self._selected:
+            rows, everything = self.rows(key), self.size_free or key == self.fingerprint.names
+            mask = torch.tensor([[1.0, float(name in (self.basis or {}))] for name in key])
+            self._selected[key] = None if everything else rows, mask if self.outputs == 2 else None
+        rows, mask = self._selected[key]
         found = self.network(features, rows)
-        return found if inside is None else found * inside
-
-    def _find(self, names: tuple[str, ...]) -> tuple[list[int] | None, Tensor | None]:
-        """Rows of the blocks, None for all in order; and, with two outputs, a mask [blocks, 2] of what there is."""
-        rows = self.rows(names)
-        everything = self.size_free or names == self.fingerprint.names
-        mask = torch.tensor([[1.0, float(name in (self._basis or {}))] for name in names])
-        return None if everything else rows, mask if self.outputs == 2 else None
+        return found if mask is None else found * mask
 
     def sigma(self, features: Tensor, names: Sequence[str]) -> Tensor:
         """Sigma [blocks] of the dense noise before normalisation; differentiable in the network's weights."""
@@ -334,28 +257,31 @@ class Tuner:
         return found if found.ndim == 1 else found[:, 0]
 
     def factor(self, sigma: Tensor, blocks: Blocks) -> float:
-        """The normaliser's common factor for these blocks, of sigma [blocks] or of :meth:`scales` [blocks, 2]."""
-        counts = self._bind(blocks).counts
+        """The normalizer's common factor for these blocks, of sigma [blocks] or of :meth:`scales` [blocks, 2]."""
+        _, counts, _ = self._bind(blocks)
         if sigma.ndim == 2 and counts.ndim == 1:
             sigma = sigma[:, 0]
         return self.normalizer.factor(sigma, counts if sigma.ndim == counts.ndim else counts[:, 0])
 
     def basis_for(self, blocks: Blocks) -> Basis | None:
-        """The basis of these blocks as directions take it, the same object at every call; None where none has one."""
-        return self._bind(blocks).basis
+        """The basis of these blocks for directions, the same object at every call; None where no block has one."""
+        return self._bind(blocks)[2]
 
-    def _bind(self, blocks: Blocks) -> _Bound:
+    def _bind(self, blocks: Blocks) -> tuple[Normalizer, Tensor, Basis | None]:
+        """What depends on the blocks of a run alone, computed once: the normalizer, its counts, and the basis."""
         bound = self._bound.get(blocks)
-        if bound is None or bound.normalizer is not self.normalizer:
-            present = {name for name in blocks.names if name in (self._basis or {})}
-            basis = bound.basis if bound else bind(self._basis or {}, blocks)
-            bound = _Bound(self.normalizer, self.normalizer.counts(blocks, present), basis)
-            self._bound[blocks] = bound
+        if bound is None or bound[0] is not self.normalizer:
+            counts = self.normalizer.counts(blocks, self.basis or ())
+            bound = self._bound[blocks] = (
+                self.normalizer,
+                counts,
+                bound[2] if bound else bind(self.basis or {}, blocks),
+            )
         return bound
 
 
-def load_weights(tuner: Tuner, weights: dict[str, Tensor]) -> None:
-    """Put weights into a tuner's network after checking names, shapes and finiteness.
+def load_weights(tuner: TunerModel, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into a tuner's network after checking names, shapes and finiteness.
 
     Raises:
         ValueError: they do not fit or are not finite.
@@ -367,4 +293,4 @@ def load_weights(tuner: Tuner, weights: dict[str, Tensor]) -> None:
     broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
         raise ValueError(f"tuner weights {broken} are not finite: the file is broken, get it again")
-    tuner.network.load_state_dict(weights)
+    tuner.network.load_state_dict(dict(weights))

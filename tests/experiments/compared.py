@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from l2l.experiments.runner import Cell, Executor, Job, Record, Result, Work
+from l2l.experiments import runner
+from l2l.experiments.runner import Record, Trial
 from l2l.experiments.spec import CompareConfig
-from l2l.experiments.stats import Run
+from l2l.experiments.stats import Cell, Run
 
 TASK = "world_stars"
 SMALL: dict[str, Any] = {
@@ -29,21 +30,13 @@ SMALL: dict[str, Any] = {
 TOY = '''
 from dataclasses import dataclass
 from l2l.methods.base import MethodInfo, Method
-from l2l.methods.mezo import MeZO
 
 @dataclass(frozen=True)
 class Toy(Method):
-    """MeZO along plus and minus one. Extra memory: none."""
+    """MeZO along plus and minus one."""
 
     info = MethodInfo("nobody, nowhere", "nothing at all")
-    epsilon: float = 1e-3
-    draws: int = 1
     distribution: str = "rademacher"
-    passes = MeZO.passes
-    state_bytes = MeZO.state_bytes
-    init = MeZO.init
-    direction = MeZO.direction
-    update_ = MeZO.update_
 '''
 
 
@@ -53,26 +46,24 @@ def small(out: object, **given: Any) -> CompareConfig:
 
 
 @dataclass
-class Here(Executor):
-    """Runs jobs in this process; after ``most`` of them, Ctrl-C."""
+class Here:
+    """An executor in this process; after ``most`` trials, Ctrl-C."""
 
     done: list[str] = field(default_factory=list)
     most: int = 1000
-    instead: Callable[[Job], dict[str, Any]] | None = None
 
-    def run(self, jobs: Sequence[Job], work: Work, after_each: Callable[[Record], None]) -> list[Record]:
+    def __call__(self, trials: Sequence[Trial], after_each: Callable[[Record], None]) -> list[Record]:
         records = []
-        for job in jobs:
+        for trial in trials:
             if len(self.done) == self.most:
                 raise KeyboardInterrupt
-            records.append((self.instead or work)(job))
+            records.append(runner.run_trial(trial))
             after_each(records[-1])
-            self.done.append(job.out)
+            self.done.append(trial.out)
         return records
 
 
-def result(cell: Cell, label: str, loss: float, accuracy: float = 0.5, seed: int = 0, **run: Any) -> Result:
+def result(cell: Cell, label: str, loss: float, accuracy: float = 0.5, seed: int = 0, **given: Any) -> Run:
     """A run of the table that ended with this loss."""
-    given = {"train_loss": loss, "accuracy": accuracy, "passes": 100, "seconds": 2.0, **run}
-    same = (cell.setting, "model", cell.task, label, "tuner", seed, False, {"lr": 1e-3})
-    return Result(cell, label, Run(*same, **given), 2**20)
+    given = {"train_loss": loss, "accuracy": accuracy, "passes": 100, "seconds": 2.0, "peak_bytes": 2**20, **given}
+    return Run(cell, "model", label, "tuner", label, None, seed, False, {"lr": 1e-3}, **given)

@@ -8,12 +8,18 @@ import pytest
 from compared import TASK, TOY, small
 
 import l2l.methods
-from l2l.experiments.spec import MethodEntry, SchemeEntry, contenders, plain_methods, points
-from l2l.experiments.validation import check_all
+from l2l.experiments import validation
+from l2l.experiments.spec import CompareConfig, Contender, Place, SchemeEntry, plain_methods
 from l2l.methods import method_class, method_names
 from l2l.methods.base import FirstOrder
 
 SETTING = {"name": "tiny", "tasks": [TASK]}
+
+
+def check_all(config: CompareConfig) -> list[Place]:
+    return validation.check_all(config, config.contenders)
+
+
 AUTO = {"label": "auto", "method": "mezo", "options": {"lr": "auto"}}
 
 
@@ -37,6 +43,8 @@ AUTO = {"label": "auto", "method": "mezo", "options": {"lr": "auto"}}
         ({"seeds": 0}, "seeds=0"),
         ({"grid": []}, "grid"),
         ({"executor": "slurm"}, "'slurm'"),
+        ({"seconds": 0.0}, "seconds=0.0"),
+        ({"seconds": 1.0, "settings": [SETTING | {"passes": 5}]}, "limited by seconds"),
     ],
 )
 def test_bad_configurations_are_refused_and_named(given, said, tmp_path):
@@ -73,7 +81,7 @@ def test_what_cannot_run_is_refused_and_named_before_anything_is_written(given, 
 
 
 def test_all_are_the_zeroth_order_methods_that_need_nothing_but_a_learning_rate(tmp_path):
-    found = [entry.label for entry in contenders(small(tmp_path, methods="all"))]
+    found = [entry.label for entry in small(tmp_path, methods="all").contenders]
     assert found == plain_methods()
     assert {"mezo", "dizo"} <= set(found) <= set(method_names())
     assert "learned" not in found
@@ -84,33 +92,32 @@ def test_a_new_file_among_the_methods_is_one_of_all(tmp_path: Path, monkeypatch)
     before = plain_methods()
     (tmp_path / "toy.py").write_text(TOY)
     monkeypatch.setattr(l2l.methods, "__path__", [*l2l.methods.__path__, str(tmp_path)])
-    found = [entry.label for entry in contenders(small(tmp_path, methods="all"))]
+    found = [entry.label for entry in small(tmp_path, methods="all").contenders]
     assert sorted([*before, "toy"]) == found
-    assert "toy" not in [entry.label for entry in contenders(small(tmp_path, methods="all", exclude=["toy"]))]
+    assert "toy" not in [entry.label for entry in small(tmp_path, methods="all", exclude=["toy"]).contenders]
 
 
 def test_a_list_holds_all_beside_others_and_an_entry_takes_the_place_of_its_label(tmp_path):
     found = {
-        e.label: e
-        for e in contenders(small(tmp_path, methods=["all", {"method": "dizo", "scale": 3.0}, AUTO, "adamw"]))
+        e.label: e for e in small(tmp_path, methods=["all", {"method": "dizo", "scale": 3.0}, AUTO, "adamw"]).contenders
     }
     assert list(found) == [*plain_methods(), "auto", "adamw"]
     assert (found["dizo"].scale, found["mezo"].scale) == (3.0, 1.0)
-    assert [entry.label for entry in contenders(small(tmp_path, methods="dizo, mezo"))] == ["dizo", "mezo"]
+    assert [entry.label for entry in small(tmp_path, methods="dizo, mezo").contenders] == ["dizo", "mezo"]
 
 
 def test_the_grid_is_shared_up_to_the_scales_of_method_and_scheme(tmp_path):
     config = small(tmp_path, grid=[3e-4, 1e-4])
     (setting,) = config.settings
 
-    def sizes(entry: MethodEntry, scheme: SchemeEntry) -> list[object]:
-        return [point.get("step_fraction", point["lr"]) for point in points(config, setting, scheme, entry)]
+    def sizes(entry: Contender, scheme: SchemeEntry) -> list[object]:
+        return [point.get("step_fraction", point["lr"]) for point in config.points(setting, scheme, entry)]
 
-    assert sizes(MethodEntry("mezo"), SchemeEntry()) == [1e-4, 3e-4]
-    assert sizes(MethodEntry("mezo", scale=0.1), SchemeEntry()) == [1e-5, 3e-5]
-    assert sizes(MethodEntry("mezo", scale=0.1), SchemeEntry("lora", scale=30)) == [3e-4, 9e-4]
-    assert sizes(MethodEntry("mezo", grid=[1.0, 2.0]), SchemeEntry()) == [1.0, 2.0]
-    assert sizes(MethodEntry("mezo", options={"lr": "auto"}), SchemeEntry("lora", scale=30)) == [0.1, 0.2]
+    assert sizes(Contender("mezo", "mezo"), SchemeEntry()) == [1e-4, 3e-4]
+    assert sizes(Contender("mezo", "mezo", scale=0.1), SchemeEntry()) == [1e-5, 3e-5]
+    assert sizes(Contender("mezo", "mezo", scale=0.1), SchemeEntry("lora", scale=30)) == [3e-4, 9e-4]
+    assert sizes(Contender("mezo", "mezo", grid=[1.0, 2.0]), SchemeEntry()) == [1.0, 2.0]
+    assert sizes(Contender("mezo", "mezo", options={"lr": "auto"}), SchemeEntry("lora", scale=30)) == [0.1, 0.2]
 
 
 def test_a_method_that_a_scheme_refuses_is_left_out_there_with_the_reason_and_runs_elsewhere(tmp_path):
@@ -118,5 +125,5 @@ def test_a_method_that_a_scheme_refuses_is_left_out_there_with_the_reason_and_ru
     full, lora = check_all(small(tmp_path, methods=["mezo", learned], schemes=["full", "lora"]))
     assert (list(full.entries), list(lora.entries)) == (["mezo", "learned"], ["mezo"])
     assert "scheme 'lora'" in lora.left_out["learned"]
-    assert full.steps == {"learned": 2}  # four passes of two each: what is ahead of a method that looks there
-    assert full.facts["mezo"].trained_bytes > lora.facts["mezo"].trained_bytes > 0
+    assert [entry.steps for entry in full.entries.values()] == [None, 2]  # the learned one: four passes, two a step
+    assert full.entries["mezo"].costs.trained_bytes > lora.entries["mezo"].costs.trained_bytes > 0

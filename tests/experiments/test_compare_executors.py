@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from types import ModuleType
 from typing import Any
 
 import pytest
-from compared import small
+from compared import result, small
 
 from l2l.experiments import runner as executors
-from l2l.experiments.compare import run_comparison
-from l2l.experiments.runner import Job, Local, Ray, executor_of
+from l2l.experiments.presets.compare import run_comparison
+from l2l.experiments.runner import Trial, executor_of
+from l2l.experiments.stats import Cell
 
-JOBS = [Job(f"job {number}", "t", "mezo", 1e-3, number, "") for number in range(5)]
+TRIALS = [Trial(result(Cell("s", "full", "t"), "mezo", 1.0, seed=number), {}, "") for number in range(5)]
 
 
 class Cluster(ModuleType):
@@ -63,28 +65,30 @@ def cluster(monkeypatch) -> Cluster:
     return found
 
 
-def seed_of(job: Job) -> dict[str, Any]:
-    return {"seed": job.seed}
+def seed_of(trial: Trial) -> dict[str, Any]:
+    return {"seed": trial.head.seed}
 
 
-def third_fails(job: Job) -> dict[str, Any]:
-    if job.seed == 2:
+def third_fails(trial: Trial) -> dict[str, Any]:
+    if trial.head.seed == 2:
         raise RuntimeError("out of luck")
-    return seed_of(job)
+    return seed_of(trial)
 
 
-def test_ray_gives_the_records_in_the_order_of_the_jobs_and_runs_so_many_at_a_time(cluster):
+def test_ray_gives_the_records_in_the_order_of_the_trials_and_runs_so_many_at_a_time(cluster, monkeypatch):
+    monkeypatch.setattr(executors, "run_trial", seed_of)
     arrived: list[int] = []
-    found = executor_of("ray", 2).run(JOBS, seed_of, lambda record: arrived.append(record["seed"]))
+    found = executor_of("ray", 2)(TRIALS, lambda record: arrived.append(record["seed"]))
     assert [record["seed"] for record in found] == [0, 1, 2, 3, 4]
     assert sorted(arrived) == [0, 1, 2, 3, 4] != arrived
     assert cluster.most == 2
     assert cluster.options["num_cpus"] == 1
 
 
-def test_a_task_that_fails_ends_the_others(cluster):
+def test_a_task_that_fails_ends_the_others(cluster, monkeypatch):
+    monkeypatch.setattr(executors, "run_trial", third_fails)
     with pytest.raises(RuntimeError, match="out of luck"):
-        Ray(3).run(JOBS, third_fails, lambda record: None)
+        executor_of("ray", 3)(TRIALS, lambda record: None)
     assert len(cluster.cancelled) == 2
 
 
@@ -96,17 +100,14 @@ def test_without_ray_one_line_says_what_to_install_before_anything_is_written(tm
 
 
 def test_a_process_that_was_killed_is_told_of_with_the_way_on(monkeypatch):
-    def broken(*_: Any) -> None:
-        raise BrokenProcessPool("terminated abruptly")
+    def submit(*_: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(BrokenProcessPool("terminated abruptly"))
+        return future
 
-    monkeypatch.setattr(executors, "run_jobs", broken)
+    monkeypatch.setattr(executors.ProcessPoolExecutor, "submit", submit)
     with pytest.raises(ValueError, match="the same command continues"):
-        Local(2).run(JOBS, seed_of, lambda record: None)
-
-
-def test_the_local_executor_needs_no_ray(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert executor_of("local", 3) == Local(3)
+        executor_of("local", 2)(TRIALS, lambda record: None)
 
 
 def test_a_comparison_runs_over_ray_by_the_same_code(cluster, tmp_path):

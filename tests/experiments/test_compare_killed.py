@@ -16,7 +16,7 @@ import pytest
 import yaml
 from compared import SMALL, Here, small
 
-from l2l.experiments import compare
+from l2l.experiments.presets import compare
 
 GIVEN: dict[str, Any] = {"methods": ["mezo", "dizo"], "passes": 6}
 RUNS = 2 * (2 + 1)

@@ -14,22 +14,22 @@ import pytest
 from compared import result
 
 from l2l.experiments.plots import clock, draw_curves, mean_curves
-from l2l.experiments.results import write_records
-from l2l.experiments.runner import Cell, step_curve
+from l2l.experiments.runner import step_curve
+from l2l.experiments.stats import Cell, RunTable
 from l2l.experiments.tables import (
-    Field,
-    Sheet,
+    Table,
     Text,
     figures,
+    html,
     markdown,
+    markdown_table,
     memory,
-    page,
     standing,
     standings,
     step_sizes,
-    table,
+    write_records,
 )
-from l2l.experiments.validation import MethodFacts
+from l2l.experiments.validation import MethodCosts
 from l2l.train.runlog import NAME
 
 ONE, TWO = Cell("tiny", "full", "one"), Cell("tiny", "full", "two")
@@ -46,16 +46,16 @@ RESULTS = [
     result(TWO, "dizo", 0.5, 0.8),
     result(TWO, "dizo", 0.5, 0.8, seed=1),
 ]
-FIELD = Field.of(RESULTS, [ONE, TWO], LABELS)
+RUNS = RunTable.of(RESULTS, [ONE, TWO], LABELS)
 
 
-def texts(sheet: Sheet) -> list[list[str]]:
-    return [[text.text for text in row] for row in sheet.rows]
+def texts(table: Table) -> list[list[str]]:
+    return [[text.text for text in row] for row in table.rows]
 
 
 def test_ranks_are_those_of_methods_that_ran_in_every_cell_and_the_others_stand_below():
-    sheet = standing(FIELD, "mezo")
-    rows = {row[0]: row for row in texts(sheet)}
+    table = standing(RUNS, "mezo")
+    rows = {row[0]: row for row in texts(table)}
     assert list(rows) == ["mezo", "dizo", "lozo"]
     assert rows["mezo"][1] == rows["dizo"][1] == "1.50"
     assert rows["dizo"][3:6] == ["1 of 2", "2 of 2", "1"]  # wins, cells, diverged
@@ -66,18 +66,18 @@ def test_ranks_are_those_of_methods_that_ran_in_every_cell_and_the_others_stand_
 
 def test_within_a_model_those_are_ranked_that_ran_there():
     other = Cell("large", "full", "one")
-    field = Field.of(
+    runs = RunTable.of(
         [*RESULTS, result(other, "mezo", 1.0), result(other, "mezo", 1.0, seed=1)], [ONE, TWO, other], LABELS
     )
-    everything, tiny, large = standings(field, "mezo")
-    assert [sheet.title for sheet in (everything, tiny, large)] == ["All cells", "tiny, full", "large, full"]
+    everything, tiny, large = standings(runs, "mezo")
+    assert [table.title for table in (everything, tiny, large)] == ["All cells", "tiny, full", "large, full"]
     assert {row[0]: row[1] for row in texts(everything)} == {"mezo": "1.00", "dizo": "-", "lozo": "-"}
     assert {row[0]: row[1] for row in texts(tiny)} == {"mezo": "1.50", "dizo": "1.50", "lozo": "-"}
-    assert [sheet.title for sheet in standings(FIELD, "mezo")] == ["All cells"]
+    assert [table.title for table in standings(RUNS, "mezo")] == ["All cells"]
 
 
 def test_a_table_has_mean_and_spread_says_what_diverged_and_marks_the_best_mean():
-    (loss,) = figures(FIELD, "train_loss", "loss", lowest=True)
+    (loss,) = figures(RUNS, "train_loss", "loss", lowest=True)
     assert loss.columns == ["method", "one", "two"]
     assert texts(loss) == [
         ["mezo", "2.500 ± 0.707", "1.000 ± 0.000"],
@@ -85,22 +85,22 @@ def test_a_table_has_mean_and_spread_says_what_diverged_and_marks_the_best_mean(
         ["lozo", "1.500 ± 0.707", "-"],
     ]
     assert [[text.best for text in row[1:]] for row in loss.rows] == [[False, False], [False, True], [True, False]]
-    (accuracy,) = figures(FIELD, "accuracy", "accuracy", lowest=False)
+    (accuracy,) = figures(RUNS, "accuracy", "accuracy", lowest=False)
     assert [[text.best for text in row[1:]] for row in accuracy.rows] == [[False, True], [False, True], [True, False]]
 
 
 def test_a_cell_in_which_all_diverged_has_no_best():
     lost = [result(ONE, "mezo", inf, 0.0, diverged=True)]
-    field = Field.of(lost, [ONE], ["mezo"])
-    (sheet,) = figures(field, "train_loss", "loss", lowest=True)
-    assert sheet.rows == [[Text("mezo"), Text("diverged")]]
-    assert texts(standing(field, "mezo"))[0][5:] == ["1", "-", "-"]
+    runs = RunTable.of(lost, [ONE], ["mezo"])
+    (table,) = figures(runs, "train_loss", "loss", lowest=True)
+    assert table.rows == [[Text("mezo"), Text("diverged")]]
+    assert texts(standing(runs, "mezo"))[0][5:] == ["1", "-", "-"]
 
 
 def test_memory_has_what_a_method_says_and_what_was_seen():
-    sheet = memory(FIELD, {"mezo": MethodFacts("0P", "", 0, 400), "dizo": MethodFacts("a copy", "", 200, 400)})
-    assert texts(sheet)[:2] == [["mezo", "0P", "0.00", "1"], ["dizo", "a copy", "0.50", "1"]]
-    assert texts(sheet)[2] == ["lozo", "-", "-", "1"]
+    table = memory(RUNS, {"mezo": MethodCosts("0P", "", 0, 400), "dizo": MethodCosts("a copy", "", 200, 400)})
+    assert texts(table)[:2] == [["mezo", "0P", "0.00", "1"], ["dizo", "a copy", "0.50", "1"]]
+    assert texts(table)[2] == ["lozo", "-", "-", "1"]
 
 
 def test_step_sizes_at_the_end_of_a_grid_are_marked():
@@ -108,14 +108,14 @@ def test_step_sizes_at_the_end_of_a_grid_are_marked():
         (ONE, "mezo"): ({"lr": 1e-3}, [1e-4, 1e-3]),
         (ONE, "dizo"): ({"lr": "auto", "step_fraction": 0.2}, [0.1, 0.2, 0.3]),
     }
-    found = texts(step_sizes(Field([ONE], LABELS, {}), chosen))
-    assert [row[1] for row in found] == ["lr 0.001 *", "beta 0.2", "-"]
+    found = texts(step_sizes(RunTable([ONE], LABELS, {}), chosen))
+    assert [row[1] for row in found] == ["lr 0.001 *", "step_fraction 0.2", "-"]
 
 
 def test_markdown_has_the_best_in_bold_and_no_text_ends_a_field():
-    sheet = Sheet("t|t", ["method", "a_b"], [[Text("m|x"), Text("1 <b>", best=True)]])
-    assert table(sheet) == "| method | a_b |\n| --- | --: |\n| m\\|x | **1 &lt;b>** |"
-    assert markdown("A", ["said"], [sheet]).startswith("# A\n\nsaid\n\n## t\\|t\n\n| method")
+    table = Table("t|t", ["method", "a_b"], [[Text("m|x"), Text("1 <b>", best=True)]])
+    assert markdown_table(table) == "| method | a_b |\n| --- | --: |\n| m\\|x | **1 &lt;b>** |"
+    assert markdown("A", ["said"], [table]).startswith("# A\n\nsaid\n\n## t\\|t\n\n| method")
 
 
 RECORDS = [
@@ -155,20 +155,20 @@ class Sources(HTMLParser):
 def test_the_page_fetches_nothing_and_escapes_every_text(tmp_path):
     evil = "<script>alert('x')</script> & {{ 1 + 1 }}"
     (tmp_path / "a.png").write_bytes(b"picture")
-    sheet = Sheet(evil, [evil], [[Text(evil, best=True)]], evil)
-    html = page(evil, [evil], [sheet], {evil: tmp_path / "a.png"}, {evil: evil})
+    table = Table(evil, [evil], [[Text(evil, best=True)]], evil)
+    page = html(evil, [evil], [table], {evil: tmp_path / "a.png"}, {evil: evil})
     seen = Sources()
-    seen.feed(html)
+    seen.feed(page)
     assert seen.found == ["data:image/png;base64,cGljdHVyZQ=="]
     assert not seen.tags & {"script", "link", "iframe"}
-    assert not re.search(r"https?://|url\(|@import", html)
-    assert html.count("&lt;script&gt;") == 11
-    assert "{{ 1 + 1 }}" in html  # nothing in a text is a template
+    assert not re.search(r"https?://|url\(|@import", page)
+    assert evil not in page
+    assert "{{ 1 + 1 }}" in page  # nothing in a text is a template
 
 
 def logged(folder: Path, num_directions: list[list[list[float | None]]], loss: float | None = None) -> None:
     folder.mkdir()
-    steps = [{"step": k, "lr": 1.0, "passes": 2, "num_directions": one} for k, one in enumerate(num_directions)]
+    steps = [{"step": k, "lr": 1.0, "passes": 2, "draws": one} for k, one in enumerate(num_directions)]
     steps = [step | ({} if loss is None else {"loss": loss}) for step in steps]
     (folder / NAME).write_text("".join(json.dumps(line) + "\n" for line in [{"seed": 0}, *steps]))
     (folder / "metrics.csv").write_text("step,passes,seconds,dev_loss\n0,2,1.0,\n1,4,3.0,0.5\n")
@@ -187,10 +187,14 @@ def test_curves_are_means_over_the_seeds_against_passes_and_against_the_mean_of_
     logged(tmp_path / "a", [[[0.1, 1.0, 1.0]], [[0.1, 2.0, 2.0]]])
     logged(tmp_path / "b", [[[0.1, 3.0, 3.0]], [[0.1, 4.0, 4.0]]])
     (tmp_path / "b" / "metrics.csv").write_text("step,passes,seconds,dev_loss\n0,2,3.0,\n1,4,5.0,0.5\n")
-    runs = [result(ONE, "mezo", 1.0, seed=n, passes=4, folder=str(tmp_path / name)) for n, name in enumerate("ab")]
+    folders = [tmp_path / name for name in "ab"]
+    runs = [
+        result(ONE, "mezo", 1.0, seed=n, passes=4, folder=str(folder), curve=step_curve(folder))
+        for n, folder in enumerate(folders)
+    ]
     lost = result(ONE, "dizo", inf, diverged=True, folder=str(tmp_path / "nowhere"))
-    field = Field.of([*runs, lost], [ONE], ["mezo", "dizo"])
-    found = mean_curves(field, ONE)
+    runs = RunTable.of([*runs, lost], [ONE], ["mezo", "dizo"])
+    found = mean_curves(runs, ONE)
     assert found == {"passes": {"mezo": [(2.0, 2.0), (4.0, 3.0)]}, "seconds": {"mezo": [(2.0, 2.0), (4.0, 3.0)]}}
     assert clock(tmp_path / "b") == [(0.0, 0.0), (2.0, 3.0), (4.0, 5.0)]
     target = draw_curves(tmp_path / "curves.png", {"one": found["passes"]}, ["mezo", "dizo"], "forward passes")

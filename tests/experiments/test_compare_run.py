@@ -12,11 +12,11 @@ from compared import TASK, TOY, Here, small
 
 import l2l.methods
 from l2l.cli import main
-from l2l.experiments import compare
-from l2l.experiments import runner as trials
-from l2l.experiments.runner import Executor, Job, run_cell, run_job
-from l2l.experiments.spec import CompareConfig, contenders, plain_methods
-from l2l.experiments.verdict import finite
+from l2l.experiments import runner
+from l2l.experiments.presets import compare
+from l2l.experiments.runner import Trial, execute
+from l2l.experiments.spec import CompareConfig, plain_methods
+from l2l.experiments.tables import finite
 from l2l.methods.mezo import MeZO
 
 
@@ -27,7 +27,7 @@ def here(monkeypatch) -> Here:
     return found
 
 
-def use(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+def use(executor: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "executor_of", lambda name, processes: executor)
 
 
@@ -92,6 +92,15 @@ def test_an_interrupted_comparison_continues_and_a_finished_one_takes_what_is_ne
     assert (tmp_path / "out" / "summary.json").exists()
 
 
+def test_at_equal_seconds_a_run_ends_with_the_step_that_spends_them(here, tmp_path):
+    compare.run_comparison(small(tmp_path / "out", methods=["mezo"], grid=[1e-3], seconds=0.05))
+    (row,) = read_parquet(tmp_path / "out")
+    config = json.loads((Path(row["folder"]) / "summary.json").read_text())["config"]
+    assert (config["max_seconds"], config["max_passes"]) == (0.05, None)
+    assert row["seconds"] >= 0.05 and row["passes"] == 2 * row["steps"]
+    assert "methods at 0.05 seconds of training" in (tmp_path / "out" / "compare.md").read_text()
+
+
 def test_a_method_of_another_package_takes_part_by_its_path_and_edited_it_runs_again(here, tmp_path, monkeypatch):
     (tmp_path / "some_package").mkdir()
     source = tmp_path / "some_package" / "toy_of_mine.py"
@@ -108,12 +117,12 @@ def test_a_method_of_another_package_takes_part_by_its_path_and_edited_it_runs_a
 
 
 def test_a_run_that_diverges_is_a_bad_cell_and_not_a_crash(here, tmp_path, monkeypatch):
-    def too_far(job: Job) -> dict[str, Any]:
-        if job.method == "dizo" and job.seed == 1:
+    def too_far(trial: Trial) -> dict[str, Any]:
+        if trial.head.method == "dizo" and trial.head.seed == 1:
             raise FloatingPointError("the loss is nan")
-        return run_job(job)
+        return execute(trial)
 
-    monkeypatch.setattr(trials, "run_job", too_far)
+    monkeypatch.setattr(runner, "execute", too_far)
     found = compare.run_comparison(small(tmp_path / "out", grid=[1e-3], seeds=2))
     assert found["average_rank"] == {"mezo": 1.0, "dizo": 2.0}
     assert (found["diverged"], found["diverged_while_tuning"]) == (1, 0)
@@ -122,17 +131,13 @@ def test_a_run_that_diverges_is_a_bad_cell_and_not_a_crash(here, tmp_path, monke
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["average_rank"] == finite(found)["average_rank"]
 
 
-def test_a_run_that_is_refused_says_why_and_the_others_go_on(tmp_path, monkeypatch):
-    def refuse(job: Job) -> dict[str, Any]:
-        if job.method != "dizo":
-            return run_cell(job)
-        monkeypatch.setattr(trials, "run_job", lambda _: (_ for _ in ()).throw(ValueError("not\nhere")))
-        try:
-            return run_cell(job)
-        finally:
-            monkeypatch.setattr(trials, "run_job", run_job)
+def test_a_run_that_is_refused_says_why_and_the_others_go_on(here, tmp_path, monkeypatch):
+    def refuse(trial: Trial) -> dict[str, Any]:
+        if trial.head.method == "dizo":
+            raise ValueError("not\nhere")
+        return execute(trial)
 
-    use(Here(instead=refuse), monkeypatch)
+    monkeypatch.setattr(runner, "execute", refuse)
     found = compare.run_comparison(small(tmp_path / "out", grid=[1e-3]))
     assert (found["refused"], list(found["average_rank"])) == (1, ["mezo"])
     assert "refused: dizo tiny full world_stars not here" in (tmp_path / "out" / "compare.md").read_text()
@@ -153,7 +158,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yam
 def test_the_check_is_of_what_the_long_comparison_ran_and_on_other_tasks():
     configs = {path.stem: CompareConfig(**yaml.safe_load(path.read_text())) for path in CONFIGS}
     long, check = configs["all"], configs["fresh"]
-    theirs, own = ({entry.label: entry for entry in contenders(config)} for config in (long, check))
+    theirs, own = ({entry.label: entry for entry in config.contenders} for config in (long, check))
     assert own and all(theirs[label] == entry for label, entry in own.items())
     assert (long.grid, long.passes, long.train_size) == (check.grid, check.passes, check.train_size)
     seen, new = ({task for setting in config.settings for task in setting.tasks} for config in (long, check))
@@ -179,7 +184,7 @@ def test_a_configuration_is_one_and_begins_with_its_command(path, capsys):
 def test_the_short_configuration_is_two_embedded_tasks_and_one_seed():
     (tiny,) = (CompareConfig(**yaml.safe_load(path.read_text())) for path in CONFIGS if path.stem == "tiny")
     assert ([setting.tasks for setting in tiny.settings], tiny.seeds) == ([["world_stars", "world_opposite"]], 1)
-    assert {"learned", "mezo", "mezo auto"} <= {entry.label for entry in contenders(tiny)}
+    assert {"learned", "mezo", "mezo auto"} <= {entry.label for entry in tiny.contenders}
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):

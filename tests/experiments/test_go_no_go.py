@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from compared import Here
 
-from l2l.experiments.tuner_test import (
+from l2l.experiments.presets import tuner_test
+from l2l.experiments.presets.tuner_test import (
     PICTURE,
     PLAIN,
     TUNER,
     GoNoGoConfig,
-    jobs_of,
     judge,
     report,
     run_tuner_test,
@@ -23,7 +24,7 @@ from l2l.experiments.tuner_test import (
 )
 from l2l.models.load import load_model, load_tokenizer
 from l2l.models.shapes import tiny_random
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import identified
 
 
@@ -56,15 +57,14 @@ def test_a_tuner_that_diverges_where_sigma_1_does_not_never_goes():
     assert judge([inf] * 2, [inf] * 2)["verdict"] == "undecided"
 
 
-def test_both_have_the_same_seeds_passes_and_step_control(tmp_path: Path):
-    config = GoNoGoConfig(passes=300, seeds=3)
-    jobs = jobs_of(config, "t", tmp_path)
-    assert len({job.out for job in jobs}) == 6
-    for tuned, plain in zip(jobs[::2], jobs[1::2], strict=True):
-        assert (tuned.label, plain.label, tuned.method, plain.method) == (TUNER, PLAIN, "learned", "mezo")
-        assert (tuned.tuner, plain.tuner, tuned.lr, plain.lr) == ("t", None, "auto", "auto")
-        assert (tuned.seed, tuned.task, tuned.options) == (plain.seed, plain.task, plain.options)
-    assert jobs[0].options["max_passes"] == 300
+def test_both_have_the_same_seeds_passes_and_step_control():
+    experiment = GoNoGoConfig(passes=300, seeds=3).experiment("t")
+    tuned, plain = experiment.contenders
+    assert (tuned.label, plain.label, tuned.method, plain.method) == (TUNER, PLAIN, "learned", "mezo")
+    assert (tuned.tuner, plain.tuner, tuned.options, plain.options) == ("t", None, {"lr": "auto"}, {"lr": "auto"})
+    (setting,), (scheme,) = experiment.settings, experiment.tuning_schemes
+    assert experiment.points(setting, scheme, tuned) == [{"lr": "auto", "step_fraction": 0.2}]
+    assert (experiment.seeds, experiment.budget(setting)["max_passes"]) == (3, 300)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,8 @@ def learn_something_else(model: Any) -> None:
         optimizer.step()
 
 
-def test_on_a_derivative_of_the_embedded_model_it_prints_the_gain_with_its_interval(tmp_path: Path):
+def test_on_a_derivative_of_the_embedded_model_it_prints_the_gain_with_its_interval(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(tuner_test, "executor_of", lambda name, processes: Here())
     model = load_model("l2l/tiny")
     own = identified(Tuner.from_pretrained("l2l-tiny"), model).save_pretrained(tmp_path / "tuner")
     learn_something_else(model)
@@ -101,16 +102,16 @@ def test_on_a_derivative_of_the_embedded_model_it_prints_the_gain_with_its_inter
         tuner=str(own),
         model=str(tmp_path / "derivative"),
         out=str(tmp_path / "out"),
-        passes=12,
+        passes=6,
         seeds=2,
         **small,
     )
     found = run_tuner_test(config)
     assert found["relation"].startswith("derivative: ")
     assert found["interval"][0] <= found["gain"] <= found["interval"][1]
-    assert all(record["passes"] <= 12 for record in found["runs"])
+    assert all(record["passes"] <= 6 for record in found["runs"])
     text = report(found)
-    assert f"gain over sigma = 1 after 12 passes: {found['gain']:+.4f} nats" in text
+    assert f"gain over sigma = 1 after 6 passes: {found['gain']:+.4f} nats" in text
     assert f"verdict: {found['verdict']}" in text
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["gain"] == found["gain"]
     assert (tmp_path / "out" / PICTURE).is_file()

@@ -8,26 +8,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from compared import Here, result
 
 import l2l
-from l2l.experiments import meta_evaluate as evaluate
-from l2l.experiments import runner as trials
-from l2l.experiments.meta_evaluate import run_meta_evaluation
-from l2l.experiments.runner import Job, run_job, run_tolerantly
+from l2l.experiments import runner
+from l2l.experiments.presets import meta_evaluate as evaluate
+from l2l.experiments.presets.meta_evaluate import run_meta_evaluation
+from l2l.experiments.runner import Trial, execute, run_trial
 from l2l.experiments.spec import CONTROLS, Contender, MetaEvaluateConfig, Setting
-from l2l.experiments.verdict import finite
+from l2l.experiments.stats import Cell
+from l2l.experiments.tables import finite
 from l2l.params.blocks import Blocks
 from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
-from l2l.tuners.model import Provenance, Tuner, random_basis
+from l2l.tuners.api import Tuner
+from l2l.tuners.model import Provenance, random_basis
 
 SMALL: dict[str, Any] = {
-    "passes": 8,
+    "passes": 4,
     "seeds": 2,
     "train_size": 16,
     "dev_size": 8,
@@ -64,17 +67,15 @@ def configured(tuner, tmp_path) -> Callable[..., MetaEvaluateConfig]:
     return configure
 
 
-def in_this_process(done: list[str], most: int = 1000) -> Callable[..., None]:
-    """Runs jobs here; after ``most`` of them, Ctrl-C."""
+@pytest.fixture(autouse=True)
+def here(monkeypatch) -> Here:
+    """Runs trials in this process."""
+    return use(Here(), monkeypatch)
 
-    def run_jobs(jobs: Sequence[Job], processes: int, after_each: Callable[[dict[str, Any]], None], work: Any) -> None:
-        for job in jobs:
-            if len(done) == most:
-                raise KeyboardInterrupt
-            after_each(work(job))
-            done.append(job.out)
 
-    return run_jobs
+def use(executor: Here, monkeypatch: pytest.MonkeyPatch) -> Here:
+    monkeypatch.setattr(evaluate, "executor_of", lambda name, processes: executor)
+    return executor
 
 
 @pytest.mark.parametrize(
@@ -144,26 +145,24 @@ def test_a_tuner_that_was_chosen_by_a_held_out_task_is_refused(configured, tmp_p
 
 
 def test_an_interrupted_evaluation_continues_and_repeats_no_run(configured, tmp_path, monkeypatch, capsys):
-    config, first, second = configured(), [], []
-    monkeypatch.setattr(evaluate, "run_jobs", in_this_process(first, most=3))
+    config, first = configured(seeds=1), use(Here(most=3), monkeypatch).done
     with pytest.raises(KeyboardInterrupt):
         run_meta_evaluation(config)
     assert not (tmp_path / "out" / "meta_evaluate.json").exists()
-    monkeypatch.setattr(evaluate, "run_jobs", in_this_process(second))
+    second = use(Here(), monkeypatch).done
     found = run_meta_evaluation(config)
-    assert "continuing: 3 of 4 runs for the learning rates are done" in capsys.readouterr().out
+    assert "continuing: 3 of 4 runs for the step sizes are done" in capsys.readouterr().out
     assert len(first) == 3
-    assert len(second) == 4 + 2 * 2 - 3  # two contenders: two points each on the tuning seed, then two seeds each
+    assert len(second) == 4 + 2 - 3  # two contenders: two points each on the tuning seed, then one seed each
     assert not set(first) & set(second)
     assert json.loads((tmp_path / "out" / "meta_evaluate.json").read_text()) == finite(found)
     with pytest.raises(ValueError, match="finished"):
         run_meta_evaluation(config)
 
 
-def test_it_leaves_a_verdict_records_and_pictures(configured, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "run_jobs", in_this_process([]))
-    run_meta_evaluation(configured(seeds=1))
-    out = tmp_path / "out"
+def test_it_leaves_a_verdict_records_and_pictures_and_shares_its_runs(here, configured, tmp_path):
+    out, shared = tmp_path / "out", tmp_path / "shared"
+    run_meta_evaluation(configured(seeds=1, runs=str(shared)))
     assert {"config.yaml", "summary.json", "losses-tiny.png", "wins.png"} <= {path.name for path in out.iterdir()}
     found = json.loads((out / "meta_evaluate.json").read_text())
     assert found["win_rate_over_mezo"] in (0.0, 1.0)
@@ -175,37 +174,30 @@ def test_it_leaves_a_verdict_records_and_pictures(configured, tmp_path, monkeypa
         ("MeZO", False, 0),
         ("tuner", False, 0),
     ]
-    assert all(row["passes"] >= 8 and row["train_loss"] > 0 for row in found["runs"])
+    assert all(row["passes"] >= 4 and row["train_loss"] > 0 for row in found["runs"])
     chosen = {row["contender"]: row for row in found["protocol"]["chosen"]}
     by_dev = {row["lr"]: row["dev_loss"] for row in found["runs"] if row["tuning"] and row["contender"] == "MeZO"}
     assert chosen["MeZO"]["lr"] == min(by_dev, key=lambda lr: by_dev[lr])
     assert chosen["tuner"]["lr"] == "auto"
     assert found["departures"][1:] == [
-        *("passes 8 instead of 1000", "train_size 16 instead of 1000", "dev_size 8 instead of 200"),
+        *("passes 4 instead of 1000", "train_size 16 instead of 1000", "dev_size 8 instead of 200"),
         *("test_size 8 instead of 500", "1 seeds instead of 3", "no DiZO"),
     ]
-    summary = json.loads(next((out / "runs" / "tiny").glob("*/summary.json")).read_text())
-    assert summary["config"]["max_passes"] == 8
+    summary = json.loads(next((shared / "tiny").glob("*/summary.json")).read_text())
+    assert summary["config"]["max_passes"] == 4
     assert summary["config"]["test_size"] == 8
-
-
-def test_evaluations_that_share_their_runs_do_none_of_them_twice(configured, tmp_path, monkeypatch):
-    first, second, shared = [], [], str(tmp_path / "shared")
-    monkeypatch.setattr(evaluate, "run_jobs", in_this_process(first))
-    run_meta_evaluation(configured(seeds=1, runs=shared))
-    monkeypatch.setattr(evaluate, "run_jobs", in_this_process(second))
-    run_meta_evaluation(configured(seeds=2, runs=shared, out=str(tmp_path / "again")))
-    assert (len(first), len(second)) == (6, 2)
+    assert len(here.done) == 6
+    run_meta_evaluation(configured(seeds=2, runs=str(shared), out=str(tmp_path / "again")))
+    assert len(here.done) == 6 + 2
 
 
 def test_a_learning_rate_that_diverges_is_a_bad_one_and_not_an_error(configured, tmp_path, monkeypatch):
-    def too_far(job: Job) -> dict[str, Any]:
-        if job.lr == 10.0:
+    def too_far(trial: Trial) -> dict[str, Any]:
+        if trial.head.point["lr"] == 10.0:
             raise FloatingPointError("the loss is nan")
-        return run_job(job)
+        return execute(trial)
 
-    monkeypatch.setattr(evaluate, "run_jobs", in_this_process([]))
-    monkeypatch.setattr(trials, "run_job", too_far)
+    monkeypatch.setattr(runner, "execute", too_far)
     found = run_meta_evaluation(configured(seeds=1, grid=[1e-4, 10.0]))
     runs = {(row["contender"], row["tuning"], row["size"]): row for row in found["runs"]}
     assert runs["MeZO", True, 10.0]["diverged"]
@@ -213,13 +205,13 @@ def test_a_learning_rate_that_diverges_is_a_bad_one_and_not_an_error(configured,
     written = json.loads((tmp_path / "out" / "meta_evaluate.json").read_text())
     assert [row["train_loss"] for row in written["runs"] if row["diverged"]] == [None]
     (note,) = (tmp_path / "out" / "runs" / "tiny").glob("*.diverged.json")
-    monkeypatch.setattr(trials, "run_job", lambda _: pytest.fail("what is known is not tried again"))
-    job = Job("MeZO", TASK, "mezo", 10.0, 100, str(note).removesuffix(".diverged.json"))
-    assert run_tolerantly(job) == {"final_loss": float("inf")}
+    monkeypatch.setattr(runner, "execute", lambda _: pytest.fail("what is known is not tried again"))
+    head = result(Cell("tiny", "full", TASK), "MeZO", 1.0)
+    trial = Trial(head, {}, str(note).removesuffix(".diverged.json"))
+    assert run_trial(trial) == {"final_loss": float("inf"), "refused": ""}
 
 
 def test_all_controls_are_built_and_run(configured, tuner, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "run_jobs", in_this_process([]))
     judged = {"label": "tuner", "method": "learned", "tuner": {"tiny": tuner}, "options": {"lr": "auto"}}
     pooled = SETTING | {"pool": ["world_topic"]}
     one = {"seeds": 1, "grid": [1e-4], "step_fraction_grid": [0.1], "controls": list(CONTROLS), "passes": 4}
@@ -238,7 +230,6 @@ def test_all_controls_are_built_and_run(configured, tuner, tmp_path, monkeypatch
 
 
 def test_a_control_that_has_no_meaning_for_a_tuner_is_left_out_with_the_reason(configured, monkeypatch):
-    monkeypatch.setattr(evaluate, "run_jobs", in_this_process([]))
     plain = {"label": "tuner", "method": "learned", "tuner": "l2l-tiny"}
     wanted = ["mezo_step_control", "dizo_step_control", "random_basis"]
     found = run_meta_evaluation(configured(contenders=[MEZO, plain], controls=wanted, seeds=1, grid=[1e-4], passes=4))
@@ -262,8 +253,8 @@ def test_a_configuration_is_one(path):
 KILLED = """
 import sys, yaml
 from l2l.experiments.spec import MetaEvaluateConfig
-from l2l.experiments.meta_evaluate import run
-run(MetaEvaluateConfig(**yaml.safe_load(sys.argv[1])))
+from l2l.experiments.presets.meta_evaluate import run_meta_evaluation
+run_meta_evaluation(MetaEvaluateConfig(**yaml.safe_load(sys.argv[1])))
 """
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf, nan
 from typing import Any
 
 import numpy as np
 import pytest
 
+from l2l.experiments.presets.meta_evaluate import Evidence, judge, pair_rows
 from l2l.experiments.stats import (
+    Cell,
     Run,
+    RunTable,
     accuracy_counts,
     at_edge,
-    beats,
     choose,
     estimate,
     interval,
@@ -23,18 +26,22 @@ from l2l.experiments.stats import (
     pass_ratios,
     passes_to,
     smoothed,
-    values,
     win_rate,
+    win_shares,
 )
-from l2l.experiments.verdict import VerdictField, judge, pair_rows, win_matrix
 
 ROLES = {"MeZO": "baseline-mezo", "DiZO": "baseline-dizo", "tuner": "tuner", "a": "control", "b": "control"}
-PAIRS = [("s", "t"), ("s", "u")]
+PAIRS = [Cell("s", "full", "t"), Cell("s", "full", "u")]
 
 
 def run(contender: str = "MeZO", task: str = "t", seed: int = 0, **given: Any) -> Run:
     same: dict[str, Any] = {"tuning": False, "point": {"lr": 1e-4}, "passes": 100, "train_loss": 1.0, "accuracy": 0.5}
-    return Run("s", "m", task, contender, ROLES.get(contender, "tuner"), seed, **same | given)
+    role = ROLES.get(contender, "tuner")
+    return Run(Cell("s", "full", task), "m", contender, role, "mezo", None, seed, **same | given)
+
+
+def table(runs: list[Run], cells: list[Cell] = PAIRS) -> RunTable:
+    return RunTable.of(runs, cells, list(ROLES))
 
 
 def tuned(lr: float, dev_loss: float) -> Run:
@@ -69,16 +76,9 @@ def test_a_choice_at_the_end_of_the_grid_is_told():
 def test_values_are_ordered_by_pair_and_seed_and_leave_tuning_runs_out():
     runs = [run(seed=1, train_loss=2.0), run(seed=0, train_loss=1.0), run(seed=100, tuning=True, train_loss=9.0)]
     runs += [run(task="u", seed=seed, train_loss=3.0 + seed) for seed in (0, 1)]
-    assert values(runs, "MeZO", PAIRS, "train_loss").tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert table(runs).values("MeZO", "train_loss").tolist() == [[1.0, 2.0], [3.0, 4.0]]
     with pytest.raises(ValueError, match="'MeZO'"):
-        values(runs[1:], "MeZO", PAIRS, "train_loss")
-
-
-def test_a_contender_beats_another_by_its_mean_over_the_seeds_and_a_tie_is_no_win():
-    mine, other = np.array([[1.0, 3.0], [1.0, 1.0], [inf, 0.0]]), np.array([[2.5, 2.5], [1.0, 1.0], [1.0, 1.0]])
-    assert beats(mine, other).tolist() == [True, False, False]
-    assert beats(other, mine).tolist() == [False, False, True]
-    assert not beats(np.array([[inf]]), np.array([[inf]])).any()
+        table(runs[1:]).values("MeZO", "train_loss")
 
 
 STEEP = [(float(passes), 10.0 - passes) for passes in range(2, 12, 2)]
@@ -113,10 +113,10 @@ def test_pass_ratios_hold_runs_of_equal_seed_against_mezos_own_way_to_its_final_
     mine = [early, never, early]
     runs += [run("tuner", seed=seed, curve=curve, diverged=seed == 2) for seed, curve in enumerate(mine)]
     # A window of 10 passes is full of ones 8 passes after the first: at 58 and at 28.
-    assert pass_ratios(runs, "tuner", "MeZO", PAIRS[:1]).tolist() == [[28 / 58, inf, inf]]
-    assert pass_ratios(runs, "MeZO", "MeZO", PAIRS[:1]).tolist() == [[1.0, 1.0, 1.0]]
+    assert pass_ratios(table(runs, PAIRS[:1]), "tuner", "MeZO").tolist() == [[28 / 58, inf, inf]]
+    assert pass_ratios(table(runs, PAIRS[:1]), "MeZO", "MeZO").tolist() == [[1.0, 1.0, 1.0]]
     fell = [run(seed=0, curve=flat, diverged=True), run("tuner", curve=early)]
-    assert np.isnan(pass_ratios(fell, "tuner", "MeZO", PAIRS[:1])).all()
+    assert np.isnan(pass_ratios(table(fell, PAIRS[:1]), "tuner", "MeZO")).all()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_median_over_infinities_is_infinite_only_where_most_are():
     assert estimate(np.array([[[0.2], [inf], [inf]]]), median_ratio) == inf
 
 
-def made_by_hand() -> VerdictField:
+def made_by_hand() -> Evidence:
     """Two pairs, two seeds. The tuner beats MeZO on t only, DiZO and control a on both, b on none."""
     losses = {"MeZO": (2.0, 1.0), "DiZO": (3.0, 3.0), "tuner": (1.0, 2.0), "a": (4.0, 4.0), "b": (0.5, 0.5)}
     accuracy = {"MeZO": (0.7, 0.51), "tuner": (0.8, 0.9)}
@@ -189,7 +189,7 @@ def made_by_hand() -> VerdictField:
         for i, task in enumerate("tu")
         for seed in range(2)
     ]
-    return VerdictField(runs, ROLES, PAIRS, dict.fromkeys(PAIRS, 0.5))
+    return Evidence(table(runs), ROLES, dict.fromkeys(PAIRS, 0.5))
 
 
 def test_the_verdict_of_runs_made_by_hand():
@@ -208,18 +208,18 @@ def test_the_verdict_of_runs_made_by_hand():
 
 
 def test_pairs_and_matrix_say_what_the_verdict_is_made_of():
-    field = made_by_hand()
-    first, second = pair_rows(field, "tuner")
+    evidence = made_by_hand()
+    first, second = pair_rows(evidence, "tuner")
     assert (first["accuracy"], second["accuracy"]) == ("counted", "chance")
     assert first["mean_train_loss"]["tuner"] == 1.0
     assert first["pass_ratio_to_mezo_loss"] == [1.0, 1.0]
-    matrix = win_matrix(field)
+    matrix = win_shares(evidence.runs.losses)
     assert [matrix[i][i] for i in range(5)] == [0.0] * 5
     assert (matrix[2][0], matrix[0][2], matrix[4][2]) == (0.5, 0.5, 1.0)
 
 
 def test_without_dizo_and_controls_their_figures_are_left_empty():
-    field = made_by_hand()
-    found = judge(VerdictField(field.runs, {"MeZO": "baseline-mezo", "tuner": "tuner"}, PAIRS, field.majority), "tuner")
+    evidence = made_by_hand()
+    found = judge(replace(evidence, roles={"MeZO": "baseline-mezo", "tuner": "tuner"}), "tuner")
     assert found["win_rate_over_dizo"] is found["win_rate_over_controls"] is None
     assert found["win_rate_over_mezo"] == 0.5

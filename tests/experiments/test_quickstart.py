@@ -11,7 +11,7 @@ import yaml
 
 import l2l
 from l2l.cli import main
-from l2l.experiments.quickstart import RECIPE, QuickstartConfig
+from l2l.experiments.presets.quickstart import RECIPE, QuickstartConfig
 from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
 
 SHORT = shlex.split("--seeds 1 --passes 16 --meta-steps 4 --progress false --processes 1")
@@ -47,7 +47,7 @@ def test_its_tuner_loads_and_fits_the_embedded_model(done):
     tuner.check(l2l.load_model("l2l/tiny"))
     assert tuner.provenance.recipe["steps"] == 4
     assert not set(tuner.provenance.recipe["tasks"]) & set(QuickstartConfig().tasks)
-    assert l2l.Tuner.from_pretrained(summary["random_sigma"]).architecture == "fixed"
+    assert l2l.Tuner.from_pretrained(summary["random_sigma"]).architecture == "table"
 
 
 def test_it_leaves_a_picture_and_its_configuration(done):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from compared import Here
+
 import l2l
-from l2l.experiments import meta_evaluate as evaluate
-from l2l.experiments.meta_evaluate import run_meta_evaluation
+from l2l.experiments.presets import meta_evaluate as evaluate
 from l2l.experiments.spec import MetaEvaluateConfig
 from l2l.params.blocks import Blocks
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.schedule import BlockSchedule
 
 SMALL: dict[str, Any] = {
@@ -29,19 +30,17 @@ SMALL: dict[str, Any] = {
 
 
 def test_a_tuner_that_takes_turns_meets_random_groups_and_tables_that_take_none(tmp_path: Path, monkeypatch):
-    def in_this_process(jobs: Any, processes: int, after_each: Any, work: Any) -> None:
-        for job in jobs:
-            after_each(work(job))
-
-    monkeypatch.setattr(evaluate, "run_jobs", in_this_process)
+    monkeypatch.setattr(evaluate, "executor_of", lambda name, processes: Here())
     model = l2l.load_model("l2l/tiny")
     turns = BlockSchedule.by_role(Blocks.of(model))
-    Tuner.for_model(model, "table", turns=turns).save_pretrained(tmp_path / "turns")
+    Tuner.for_model(model, "table", block_schedule=turns).save_pretrained(tmp_path / "turns")
     contenders = [
         {"label": "MeZO", "method": "mezo", "role": "baseline-mezo"},
         {"label": "tuner", "method": "learned", "tuner": str(tmp_path / "turns")},
     ]
-    found = run_meta_evaluation(MetaEvaluateConfig(**SMALL | {"contenders": contenders, "out": str(tmp_path / "out")}))
+    found = evaluate.run_meta_evaluation(
+        MetaEvaluateConfig(**SMALL | {"contenders": contenders, "out": str(tmp_path / "out")})
+    )
     assert set(found["win_rate_over_each_control"]) == {"random sigma", "turns of random groups"}
     kept = [Tuner.from_pretrained(path).block_schedule for path in (tmp_path / "out" / "runs" / "_tuners").iterdir()]
     (dealt,) = [one for one in kept if one and one != turns]

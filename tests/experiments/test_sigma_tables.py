@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from l2l.experiments.controls import BOOST, LEAST, boosted, gradient_agreement, sigma_from
+from l2l.experiments.controls import BOOST, MIN_SIGMA, boosted, gradient_agreement, sigma_from
 from l2l.params.blocks import Blocks
 
 
@@ -43,7 +43,7 @@ def test_sigma_squared_is_agreement_per_coordinate_with_a_floor_and_mean_square_
     sigma = sigma_from([torch.tensor([3.0, 8.0], dtype=torch.float64)], blocks)
     assert (sigma[1] / sigma[0]) ** 2 == pytest.approx(4.0)
     assert float(3 * sigma[0] ** 2 + 2 * sigma[1] ** 2) == pytest.approx(5.0)
-    assert sigma_from([torch.tensor([3.0, -8.0])], blocks)[1] == pytest.approx(LEAST)
+    assert sigma_from([torch.tensor([3.0, -8.0])], blocks)[1] == pytest.approx(MIN_SIGMA)
 
 
 def test_tasks_weigh_alike_whatever_the_size_of_their_gradients():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from l2l.experiments.quickstart import best_lr, table
+from l2l.experiments.presets.quickstart import best_lr, table
 
 
 def record(method: str, lr: float, **values: Any) -> dict[str, Any]:

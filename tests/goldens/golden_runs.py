@@ -208,14 +208,14 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def log_columns(path: Path) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """The head of a run log, and its columns: a value per step, or per draw of every step."""
+    """The head of a run log, and its columns: a value per step, or per direction of every step."""
     head, *lines = [json.loads(line) for line in path.read_text().splitlines()]
-    draws = [draw for line in lines for draw in line.get("draws", [])]
+    directions = [each for line in lines for each in line.get("directions", line.get("draws", []))]  # draws: old logs
     columns = {
         "lr": [line["lr"] for line in lines],
-        "projected_gradient": [draw[0] for draw in draws],
-        "loss_plus": [draw[1] for draw in draws],
-        "loss_minus": [draw[2] for draw in draws],
+        "projected_gradient": [each[0] for each in directions],
+        "loss_plus": [each[1] for each in directions],
+        "loss_minus": [each[2] for each in directions],
         "loss": [line["loss"] for line in lines if "loss" in line],
         "curvature": [line["curvature"] for line in lines if "curvature" in line],
     }

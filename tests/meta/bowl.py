@@ -14,8 +14,8 @@ from l2l.methods.learned import Learned
 from l2l.noise import Key
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Tuner
 
 SIZES = (6 * 5, 4)
 

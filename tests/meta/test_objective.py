@@ -22,8 +22,8 @@ from l2l.models.shapes import tiny_random
 from l2l.noise import Key, standard_noise
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Tuner
 
 
 def language_loss(model: nn.Module, ids: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def run(model: nn.Module, method: Method[Any], steps: int = 10, seed: int = SEED
 
 
 def assert_same_run(
-    model: nn.Module, method: Method[Any], dense_step: Callable[[Loss, Weights, Key], Weights], steps: int = 20
+    model: nn.Module, method: Method[Any], dense_step: Callable[[Loss, Weights, Key], Weights], steps: int = 12
 ) -> None:
     """The method's weights are those of the dense steps, to 1e-6, after every step."""
     loss, at = loss_of(model), weights(model)

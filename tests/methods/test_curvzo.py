@@ -1,4 +1,4 @@
-"""CurvZO against its paper's step, dense; and that its estimate is right on average, whatever is drawn."""
+"""CurvZO against its paper's step, dense; and that its estimate is right on average, whatever blocks are sampled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cases import Quadratic, TiedLM, same_bits, weights
 from torch import nn
 from torch.func import functional_call
 
-from l2l.methods.curvzo import CurvZO, CurvZOState, adapted, drawn, inclusion
+from l2l.methods.curvzo import CurvZO, CurvZOState, adapt_budget, inclusion, sample_blocks
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
 from l2l.optim import ZOOptimizer
@@ -50,7 +50,7 @@ def test_twenty_four_steps_are_those_of_the_paper(kind: type[nn.Module]):
         optimizer.step(model)
         key, pi = Key(SEED, step), dense_inclusion(s, budget, mixture)
         given = [p / (1 - math.prod(1 - q for q in pi)) for p in pi]
-        part = drawn(torch.tensor(pi, dtype=torch.float64), optimizer.blocks, key)
+        part = sample_blocks(torch.tensor(pi, dtype=torch.float64), optimizer.blocks, key)
         z = {n: standard_noise(n, key, at[n].shape, dtype=torch.float64) * (i in part) for i, n in enumerate(names)}
         plus, minus = (
             functional_call(twin, {n: at[n] + by * z[n] for n in at}, (), tie_weights=True).item()
@@ -97,12 +97,12 @@ def test_blocks_take_part_as_often_as_their_probability_given_that_some_do():
     pi = torch.tensor([0.5, 0.1, 0.3, 0.05, 0.2, 0.02], dtype=torch.float64)
     found = torch.zeros(6, dtype=torch.float64)
     for step in range(4000):
-        found[list(drawn(pi, blocks, Key(0, step)))] += 1 / 4000
+        found[list(sample_blocks(pi, blocks, Key(0, step)))] += 1 / 4000
     torch.testing.assert_close(found, pi / (1 - torch.prod(1 - pi)), rtol=0, atol=0.03)
 
 
 def test_its_estimate_of_a_linear_loss_is_right_on_average():
-    """Over every set that may be drawn, and over rademacher noise, whose mean is taken by hand: E[z z^T] = 1."""
+    """Over every set that may be sampled, and over rademacher noise, whose mean is taken by hand: E[z z^T] = 1."""
     pi = inclusion(state_of([0.01, 0.5, 2.0], 0.5))
     slopes = torch.tensor([3.0, -1.0, 0.5], dtype=torch.float64)  # one coordinate in each block
     given, mean = pi / (1 - torch.prod(1 - pi)), torch.zeros(3, dtype=torch.float64)
@@ -120,7 +120,7 @@ def test_only_the_blocks_drawn_are_perturbed_and_moved():
     optimizer = ZOOptimizer(model, CurvZO(), LR)
     looked = []
     optimizer.step(lambda: (looked.append(weights(model)), model())[1])
-    part = drawn(inclusion(CurvZO().init(optimizer.blocks)), optimizer.blocks, Key(0))
+    part = sample_blocks(inclusion(CurvZO().init(optimizer.blocks)), optimizer.blocks, Key(0))
     for i, name in enumerate(optimizer.blocks.names):
         assert torch.equal(start[name], looked[0][name]) == (i not in part)
         assert torch.equal(start[name], weights(model)[name]) == (i not in part)
@@ -128,10 +128,10 @@ def test_only_the_blocks_drawn_are_perturbed_and_moved():
 
 def test_the_budget_falls_towards_few_sensitive_blocks_and_rises_towards_many():
     even, uneven = state_of([1.0] * 20), state_of([1e-6] * 19 + [1.0])
-    assert adapted(even).budget > 0.4 > adapted(uneven).budget
-    assert adapted(even).mixture == 0.05 and adapted(uneven).mixture == 0.5
+    assert adapt_budget(even).budget > 0.4 > adapt_budget(uneven).budget
+    assert adapt_budget(even).mixture == 0.05 and adapt_budget(uneven).mixture == 0.5
     for _ in range(200):
-        even, uneven = adapted(even), adapted(uneven)
+        even, uneven = adapt_budget(even), adapt_budget(uneven)
     assert 0.1 <= uneven.budget < even.budget <= 0.8
 
 

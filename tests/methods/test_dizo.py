@@ -8,7 +8,7 @@ from cases import TiedLM, farthest, weights
 from torch import Tensor, nn
 
 from l2l.methods.dizo import DiZO as Method
-from l2l.methods.dizo import clipped_draw, projected_blocks
+from l2l.methods.dizo import clipped_normal, projected_blocks
 from l2l.models.shapes import tiny_random
 from l2l.noise import Key
 from l2l.optim import DiZO, MeZO
@@ -106,7 +106,7 @@ def test_a_flat_loss_leaves_theta_within_rounding(search: str):
 
 
 def test_the_draw_of_the_search_is_clipped_and_is_not_the_blocks_own_noise():
-    values = [clipped_draw(Key(0, step), "w", 0.5) for step in range(200)]
+    values = [clipped_normal(Key(0, step), "w", 0.5) for step in range(200)]
     assert max(map(abs, values)) == 0.5
     assert len({value for value in values if abs(value) < 0.5}) > 20
     assert {value > 0 for value in values} == {True, False}
@@ -118,7 +118,7 @@ def test_the_draw_of_the_search_is_clipped_and_is_not_the_blocks_own_noise():
         ({"interval": 0}, "interval=0 must be a whole number"),
         ({"iterations": -1}, "iterations=-1 must be a whole number"),
         ({"clip": float("nan")}, "clip=nan must be positive and finite"),
-        ({"search": "bo"}, "search='bo' must be 'zo' or 'fo'"),
+        ({"search": "bo"}, "search='bo' must be one of zo, fo"),
         ({"epsilon": 0.0}, r"epsilon=0.0 must be positive"),
     ],
 )

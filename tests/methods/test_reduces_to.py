@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 import pytest
@@ -14,10 +15,12 @@ from l2l.methods.base import Method
 from l2l.methods.dizo import DiZO
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
+from l2l.noise import Key
 from l2l.optim import ZOOptimizer
 from l2l.params import Direction
 from l2l.params.blocks import Blocks
-from l2l.tuners.model import Fingerprint, Tuner
+from l2l.tuners.api import Tuner
+from l2l.tuners.fingerprint import Fingerprint
 from l2l.tuners.networks import TunerNetwork
 from l2l.tuners.normalize import EnergyNormalizer
 
@@ -67,34 +70,17 @@ def test_scaling_every_sigma_changes_nothing_once_normalised(problem: Problem):
 
 
 @final
+@dataclass(frozen=True)
 class SameDrawEveryTime(Method[None]):
-    """MeZO whose draws are all the first one."""
+    """MeZO whose directions are all the first one."""
 
-    epsilon = 1e-3
-
-    def __init__(self, num_directions: int) -> None:
-        self.num_directions = num_directions
-
-    @property
-    def passes(self) -> float:
-        return 2.0 * self.num_directions
-
-    def state_bytes(self, blocks: Blocks) -> int:
-        return 0
-
-    def init(self, blocks: Blocks) -> None:
-        return None
-
-    def direction(self, blocks: Blocks, state: None, key) -> Direction:
-        return MeZO().direction(blocks, state, key.with_draw(0))
-
-    def update_(self, theta, state, estimates, context) -> None:
-        MeZO().update_(theta, state, estimates, context)
+    def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
+        return super().direction(blocks, state, key.with_draw(0))
 
 
 def test_the_same_draw_taken_four_times_is_that_draw_taken_once(problem: Problem):
     once, often = problem.make().double(), problem.make().double()
-    left, right = run(once, MeZO(), 3), run(often, SameDrawEveryTime(4), 3)
+    left, right = run(once, MeZO(), 3), run(often, SameDrawEveryTime(num_directions=4), 3)
     for name in left:
         torch.testing.assert_close(left[name], right[name], rtol=1e-9, atol=1e-11)
 

@@ -16,8 +16,8 @@ from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
 from l2l.optim import ZOOptimizer
-from l2l.tuners.model import Tuner
-from l2l.tuners.per_block_mlp import PerBlockMLP
+from l2l.tuners.api import Tuner
+from l2l.tuners.networks import PerBlockMLP
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]
@@ -127,7 +127,7 @@ def test_dizo(model: nn.Module):
 def test_learned(model: nn.Module):
     tuner = Tuner.for_model(model, seed=3)
     loss, at = loss_of(model), weights(model)
-    optimizer = ZOOptimizer(model, Learned(tuner, EPSILON), LR, SEED)
+    optimizer = ZOOptimizer(model, Learned(tuner, epsilon=EPSILON), LR, SEED)
     embeddings = {block.name for block in optimizer.blocks if block.embedding}
     last = (0.0, 0.0, [1.0] * len(at))
     for step in range(5):

@@ -23,8 +23,8 @@ RANK, BETAS, DELTA = 3, (0.8, 0.9), 1e-6
 class Paper:
     """z = U diag(tau) V^T / sqrt(r); M and S of tau, (U * U) diag(S) (V * V)^T under Adam's root."""
 
-    def __init__(self, update: str) -> None:
-        self.update = update
+    def __init__(self, rule: str) -> None:
+        self.rule = rule
         self.first: Weights = {}
         self.second: Weights = {}
 
@@ -47,8 +47,8 @@ class Paper:
             seen = g * tau[name]
             self.first[name] = BETAS[0] * self.first.get(name, torch.zeros_like(seen)) + (1 - BETAS[0]) * seen
             self.second[name] = BETAS[1] * self.second.get(name, torch.zeros_like(seen)) + (1 - BETAS[1]) * seen**2
-            change[name] = self.out(name, value, seen if self.update == "sgd" else self.first[name])
-            if self.update == "adam":
+            change[name] = self.out(name, value, seen if self.rule == "sgd" else self.first[name])
+            if self.rule == "adam":
                 change[name] = change[name] / (self.out(name, value, self.second[name], 2).sqrt() + DELTA)
         return moved(at, -LR, change)
 
@@ -58,22 +58,22 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return request.param().double()
 
 
-@pytest.mark.parametrize("update", ["sgd", "momentum", "adam"])
-def test_it_takes_the_steps_of_the_paper(model: nn.Module, update: Any):
-    method = TeZO(EPSILON, rank=RANK, update=update, betas=BETAS, delta=DELTA)
-    assert_same_run(model, method, Paper(update).step)
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam"])
+def test_it_takes_the_steps_of_the_paper(model: nn.Module, rule: Any):
+    method = TeZO(EPSILON, rank=RANK, rule=rule, betas=BETAS, delta=DELTA)
+    assert_same_run(model, method, Paper(rule).step)
 
 
 def test_momentum_that_keeps_nothing_is_plain(model: nn.Module):
     other = type(model)().double()
-    run(model, TeZO(EPSILON, num_directions=2, rank=RANK, update="momentum", betas=(0.0, 0.9)))
+    run(model, TeZO(EPSILON, num_directions=2, rank=RANK, rule="momentum", betas=(0.0, 0.9)))
     run(other, TeZO(EPSILON, num_directions=2, rank=RANK))
     assert_near(weights(model), weights(other), 1e-10, 1e-13)
 
 
 def test_adam_that_keeps_nothing_moves_by_the_sign_of_every_coordinate_at_rank_one(model: nn.Module):
     before = weights(model)
-    optimizer = run(model, TeZO(EPSILON, rank=1, update="adam", betas=(0.0, 0.0), delta=1e-12), steps=1)
+    optimizer = run(model, TeZO(EPSILON, rank=1, rule="adam", betas=(0.0, 0.0), delta=1e-12), steps=1)
     assert optimizer.report is not None
     (seen,) = optimizer.report.estimates
     for i, block in enumerate(optimizer.blocks):
@@ -116,24 +116,24 @@ def test_the_rank_of_a_matrix_may_follow_from_its_spectrum(threshold: float, ran
     assert TeZO(rank=2, threshold=threshold).init(blocks).ranks == {0: min(rank, 2)}
 
 
-@pytest.mark.parametrize(("update", "copies"), [("sgd", 0), ("momentum", 1), ("adam", 2)])
-def test_it_keeps_r_numbers_per_matrix_and_a_copy_of_vectors_for_every_mean(update: Any, copies: int):
-    method, blocks = TeZO(rank=RANK, update=update), Blocks.of(Quadratic())
+@pytest.mark.parametrize(("rule", "copies"), [("sgd", 0), ("momentum", 1), ("adam", 2)])
+def test_it_keeps_r_numbers_per_matrix_and_a_copy_of_vectors_for_every_mean(rule: Any, copies: int):
+    method, blocks = TeZO(rank=RANK, rule=rule), Blocks.of(Quadratic())
     state = method.init(blocks)
     assert [[tuple(mean.shape) for mean in means] for means in state.means] == [[(RANK,), (6,)]] * copies
     assert method.state_bytes(blocks) == copies * 4 * (RANK + 6)
 
 
 def test_only_adam_has_steps_of_a_length_of_its_own():
-    assert [TeZO(update=update).step_is_normalized for update in ("sgd", "momentum", "adam")] == [False, False, True]
+    assert [TeZO(rule=rule).step_is_normalized for rule in ("sgd", "momentum", "adam")] == [False, False, True]
     with pytest.raises(ValueError, match="lr='auto' is a share"):
-        ZOOptimizer(Quadratic(), TeZO(update="adam"), "auto")
+        ZOOptimizer(Quadratic(), TeZO(rule="adam"), "auto")
 
 
-@pytest.mark.parametrize("update", ["sgd", "momentum"])
-def test_a_tuner_scales_what_is_walked_and_what_is_moved(update: str):
+@pytest.mark.parametrize("rule", ["sgd", "momentum"])
+def test_a_tuner_scales_what_is_walked_and_what_is_moved(rule: str):
     model = TiedLM().double()
-    before, own = weights(model), {"rank": 3, "update": update, "betas": (0.0, 0.0)}
+    before, own = weights(model), {"rank": 3, "rule": rule, "betas": (0.0, 0.0)}
     optimizer = run(model, MethodCase("learned+tezo", {"tezo": own}).make(model), steps=1)
     assert optimizer.report is not None
     (seen,) = optimizer.report.estimates
@@ -149,7 +149,7 @@ def test_a_tuner_scales_what_is_walked_and_what_is_moved(update: str):
         ({"rank": 0}, "rank=0 must be a whole number, at least 1"),
         ({"threshold": 1.0}, r"threshold=1\.0 must be at least 0 and below 1"),
         ({"betas": (0.9, 1.0)}, r"betas=\(0\.9, 1\.0\) must be two numbers"),
-        ({"update": "adamw"}, "update='adamw' must be 'sgd', 'momentum' or 'adam'"),
+        ({"rule": "adamw"}, "rule='adamw' must be one of sgd, momentum, adam"),
     ],
 )
 def test_values_out_of_range_are_refused(wrong: dict[str, Any], message: str):

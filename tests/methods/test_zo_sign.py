@@ -79,7 +79,7 @@ def test_the_default_is_the_reading_of_the_papers_and_says_whether_it_leaves_the
 
 def test_another_reading_and_lr_auto_are_refused():
     bad: Any = "both"
-    with pytest.raises(ValueError, match="reading='both' must be 'scalar' or 'element'"):
+    with pytest.raises(ValueError, match="reading='both' must be one of scalar, element"):
         Sign(reading=bad)
     with pytest.raises(ValueError, match="give lr as a number"):
         ZOOptimizer(Quadratic(), Sign(), "auto")

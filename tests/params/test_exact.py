@@ -19,7 +19,7 @@ from l2l.noise import Key, standard_noise
 from l2l.optim import MeZO, ZOOptimizer, choose_update
 from l2l.params import Direction, PerturbedParameters
 from l2l.params.blocks import Blocks
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 FAMILIES = ("opt", "llama", "qwen2", "mistral", "gpt2", "gemma2", "phi", "gpt_neox", "mixtral")
 UPDATES: tuple[Any, ...] = ("master", "stochastic")
@@ -103,7 +103,7 @@ class HalfLM(TiedLM):
 
 
 @pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize("make", [lambda _: MeZOMethod(epsilon=1e-2), lambda m: Learned(Tuner.for_model(m), 1e-2)])
+@pytest.mark.parametrize("make", [lambda _: MeZOMethod(epsilon=1e-2), lambda m: Learned(Tuner.for_model(m), epsilon=1e-2)])
 def test_half_precision_descends(make: Any, update: Any):
     model = HalfLM().to(torch.bfloat16)
     optimizer = ZOOptimizer(model, make(model), lr=0.01, update=update)

@@ -155,6 +155,7 @@ def test_what_is_not_in_the_cache_is_named_with_the_command_that_fetches_it(home
     assert split.startswith("ValueError data set 'me/moods', config 'plain', split 'dev': Unknown split")
 
 
+@pytest.mark.slow  # a process of its own, which imports all libraries
 def test_datasets_own_switch_is_respected_too(home):
     found = ask(home, ("rows('me/moods', 'plain')", "rows('me/none')"), HF_DATASETS_OFFLINE="1")
     assert found["rows('me/moods', 'plain')"] == ["new"]

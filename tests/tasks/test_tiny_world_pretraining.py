@@ -40,6 +40,7 @@ def test_the_corpus_encoder_agrees_with_the_tokenizer(tokenizer):
         assert pretrain.encode(NeverSpell(), document, tokenizer.get_vocab()) == expected
 
 
+@pytest.mark.slow  # starts a process
 def test_batches_do_not_depend_on_the_number_of_workers(tokenizer):
     alone, shared = (list(islice(pretrain.stream(3, tokenizer.get_vocab(), 4096, workers), 5)) for workers in (0, 1))
     assert alone == shared

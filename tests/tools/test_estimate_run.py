@@ -46,14 +46,15 @@ def test_what_is_written_is_what_is_given(tmp_path: Path):
 def test_methods_differ_by_what_they_declare():
     mezo, dizo, learned = (estimate(method=name) for name in ("mezo", "dizo", "learned"))
     attention = 2 * 4 * 64 * 64 * 4
-    assert (dizo["bytes"]["method"], dizo["bytes"]["search"]) == (attention, attention)
+    assert dizo["bytes"]["method"] == attention
+    assert attention < dizo["bytes"]["scratch"] < 3 * attention
     assert dizo["passes_per_step"] == pytest.approx(2 + 2 * 10 / 50)
     assert 0 < learned["bytes"]["method"] < 10**6
     assert mezo["bytes"]["method"] == 0
     assert estimate(method="mezo", method_args={"num_directions": 3})["passes_per_step"] == 6
 
 
-def test_half_precision_is_walked_exactly_with_a_master_where_there_is_room():
+def test_half_precision_is_perturbed_functionally_with_a_master_where_there_is_room():
     found = estimate(dtype="bf16")
     assert (found["perturb"], found["update"]) == ("functional", "master")
     assert found["bytes"]["master"] == 2 * found["bytes"]["weights"]

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from l2l.experiments.runner import Job
+from l2l.experiments import runner
+from l2l.experiments.runner import Record, Trial
+from l2l.experiments.stats import Cell, Run
 from l2l.meta.config import MetaTrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
@@ -27,15 +29,20 @@ def loaded(name: str) -> ModuleType:
     module: Any = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    module.done = []
-
-    def in_process(jobs: list[Job], processes: int, after_each: Any, work: Any) -> list[dict[str, Any]]:
-        records = [work(job) for job in jobs]
-        module.done.append([record.get("seconds") for record in records])
-        return records
-
-    module.run_jobs = in_process
     return module
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Folders of the trials that were run, in this process."""
+    found: list[str] = []
+
+    def executor(trials: list[Trial], after_each: Any) -> list[Record]:
+        found.extend(trial.out for trial in trials)
+        return [runner.run_trial(trial) for trial in trials]
+
+    monkeypatch.setattr(runner, "executor_of", lambda name, processes: executor)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -48,64 +55,64 @@ def table() -> ModuleType:
     return loaded("schemes_table")
 
 
-def jobs(*lrs: Any) -> dict[Any, list[Job]]:
-    return {lr: [Job("", "t", "mezo", lr, seed, f"{lr}-{seed}") for seed in (0, 1)] for lr in lrs}
+def runs(losses: dict[Any, tuple[float, float]]) -> dict[Any, list[Run]]:
+    head = (Cell("s", "full", "t"), "m", "mezo", "tuner", "mezo", None)
+    return {
+        lr: [Run(*head, seed, False, {"lr": lr}, train_loss=loss) for seed, loss in enumerate(own)]
+        for lr, own in losses.items()
+    }
 
 
 @pytest.mark.parametrize(("last", "good"), [(0.54, "yes"), (0.58, "no")])
 def test_auto_is_held_against_the_best_mean_of_the_grid(auto: ModuleType, last: float, good: str):
-    losses = {"0.1-0": 0.9, "0.1-1": 0.7, "0.2-0": 0.4, "0.2-1": 0.6, "0.3-0": 0.3, "0.3-1": float("inf")}
-    row = auto.compared("t", "full", jobs(0.1, 0.2, 0.3, "auto"), losses | {"auto-0": last, "auto-1": last})
+    losses = {0.1: (0.9, 0.7), 0.2: (0.4, 0.6), 0.3: (0.3, float("inf")), "auto": (last, last)}
+    row = auto.compared("t", "full", runs(losses))
     assert (row["best lr"], row["edge"], row["best of grid"]) == (0.2, "no", pytest.approx(0.5))
     assert row["ratio"] == pytest.approx(last / 0.5)
     assert row["within 10 %"] == good
 
 
 def test_auto_that_diverges_and_a_best_value_at_the_edge_show(auto: ModuleType):
-    losses = {"0.1-0": 0.4, "0.1-1": 0.4, "0.2-0": 0.5, "0.2-1": 0.5, "auto-0": 0.4, "auto-1": float("inf")}
-    row = auto.compared("t", "full", jobs(0.1, 0.2, "auto"), losses)
+    row = auto.compared("t", "full", runs({0.1: (0.4, 0.4), 0.2: (0.5, 0.5), "auto": (0.4, float("inf"))}))
     assert (row["edge"], row["auto"], row["within 10 %"]) == ("yes", float("inf"), "no")
 
 
 def test_grids_and_epsilons_are_by_scheme_and_bad_ones_are_named(auto: ModuleType):
     words = "--grid prefix=1e-2,1e-3 --epsilon lora=1e-2 --schemes lora prefix --tasks rte"
     given = auto.parser().parse_args(words.split())
-    found = auto.jobs_of(given)
-    assert list(found) == [("rte", "lora"), ("rte", "prefix")]
-    assert list(found["rte", "prefix"]) == [1e-3, 1e-2, "auto"]
-    assert found["rte", "lora"]["auto"][0].options["epsilon"] == 1e-2
-    assert "epsilon" not in found["rte", "prefix"]["auto"][0].options
+    lora, prefix = auto.experiment(given).tuning_schemes
+    assert [point["lr"] for point in auto.points(given)["prefix"]] == [1e-3, 1e-2, "auto"]
+    assert (lora.options, prefix.options) == ({"epsilon": 1e-2}, {})
     with pytest.raises(ValueError, match="'ia3' has no grid"):
-        auto.jobs_of(auto.parser().parse_args(["--schemes", "ia3"]))
+        auto.points(auto.parser().parse_args(["--schemes", "ia3"]))
     for word in ("full", "full=a", "=1"):
         with pytest.raises(ValueError, match="--grid"):
             auto.by_scheme([word], "grid")
 
 
-def test_the_script_runs_and_runs_again_without_doing_anything_twice(auto: ModuleType, tmp_path, monkeypatch):
+def test_the_script_runs_and_runs_again_without_doing_anything_twice(auto: ModuleType, done, tmp_path, monkeypatch):
     words = f"--model l2l/tiny --tasks world_topic --schemes full --grid full=1e-4,3e-4 --tiny --out {tmp_path}"
     monkeypatch.setattr(sys, "argv", ["lr_auto.py", *words.split()])
     auto.main()
     auto.main()
-    assert auto.done[-1] == auto.done[-2]
-    assert len(auto.done[-1]) == 3
+    assert len(done) == len(set(done)) == 3
     found = json.loads((tmp_path / "lr_auto.json").read_text())
     assert found["rows"][0]["task"] == "world_topic"
     assert set(found["losses"]["world_topic full"]) == {"0.0001", "0.0003", "auto"}
-    summaries = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/summary.json")]
-    assert all(8 <= summary["passes"] <= 10 for summary in summaries)
+    summaries = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/*/summary.json")]
+    assert len(summaries) == 3 and all(8 <= summary["passes"] <= 10 for summary in summaries)
 
 
 def test_the_plan_for_stories260k_covers_what_was_asked_for(table: ModuleType):
     plan = table.read_plan(PLAN)
-    groups = table.groups_of(plan, ".", Path("runs"))
-    pairs = {(task, scheme) for task in ("sst2", "trec", "ag_news", "rte") for scheme in ("full", "lora")}
-    assert {names for names in groups if names[1] != "none"} == {
-        (*pair, method) for pair in pairs for method in ("adamw", "mezo", "learned")
-    }
+    config = table.experiment(plan, ".", Path("runs"))
+    assert set(plan.tasks) == {"sst2", "trec", "ag_news", "rte"}
+    assert [scheme.name for scheme in config.tuning_schemes] == ["full", "lora"]
+    assert list(plan.methods) == ["adamw", "mezo", "learned"]
+    assert table.points_of(plan, "lora", "adamw") == [{"lr": 3e-3}, {"lr": 1e-2}]
+    assert table.points_of(plan, "full", "learned") == [{"lr": "auto", "step_fraction": 0.1}]
     MetaTrainConfig(out="x", **plan.tuner)
-    assert not {task for task, _ in pairs} & set(plan.tuner["tasks"])
-    assert groups["rte", "lora", "learned"]["auto"][0].tuner == str(Path("runs") / "tuner")
+    assert not set(plan.tasks) & set(plan.tuner["tasks"])
 
 
 @pytest.mark.parametrize(
@@ -130,7 +137,7 @@ def test_a_bad_plan_is_named(table: ModuleType, change: dict[str, Any], message:
         table.read_plan(path)
 
 
-def test_one_file_runs_all_methods_on_all_schemes_into_one_table(table: ModuleType, tmp_path, monkeypatch):
+def test_one_file_runs_all_methods_on_all_schemes_into_one_table(table: ModuleType, done, tmp_path, monkeypatch):
     plan: dict[str, Any] = {
         "model": "l2l/tiny",
         "tasks": ["world_topic"],
@@ -151,7 +158,7 @@ def test_one_file_runs_all_methods_on_all_schemes_into_one_table(table: ModuleTy
     monkeypatch.setattr(sys, "argv", ["schemes_table.py", str(path), "--out", str(tmp_path / "out")])
     table.main()
     table.main()
-    assert table.done[-1] == table.done[-2]
+    assert len(done) == len(set(done)) == 1 + 4 + 3
     plan["tuner"]["steps"] = 3
     path.write_text(yaml.safe_dump(plan, sort_keys=False))
     with pytest.raises(SystemExit, match="learned with another 'steps'"):

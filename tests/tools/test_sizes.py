@@ -13,7 +13,7 @@ from l2l.costs.memory import (
     choose_update,
     inference_bytes,
     memory_parts,
-    passing_bytes,
+    transient_bytes,
 )
 from l2l.costs.model_shape import ModelShape, config_of, meta_model, model_shape
 from l2l.models.shapes import shape_config, tiny_random
@@ -92,20 +92,20 @@ def test_in_place_in_float32_a_step_needs_no_more_than_a_forward_pass():
     assert sum(parts.values()) == inference_bytes(parts)
 
 
-def test_exact_walking_adds_two_blocks_and_the_master_if_chosen():
+def test_functional_perturbing_adds_two_blocks_and_the_master_if_chosen():
     stochastic = memory_parts(SHAPE, LOAD, Plan(torch.bfloat16, "functional", "stochastic"))
     master = memory_parts(SHAPE, LOAD, Plan(torch.bfloat16, "functional", "master"))
     assert stochastic["weights"] == 2000
-    assert stochastic["walk"] == 2 * (600 + 300)
+    assert stochastic["perturb"] == 2 * (600 + 300)
     assert stochastic["master"] == 0
     assert sum(master.values()) - sum(stochastic.values()) == master["master"] == 4000
 
 
-def test_a_method_adds_its_copies_and_its_tuner():
-    plan = Plan(torch.float32, "in_place", "direct", anchor=100, search=50, scratch=10**6, tuner=7)
+def test_a_method_adds_its_state_and_what_a_step_holds_for_it():
+    plan = Plan(torch.float32, "in_place", "direct", state=428, scratch=10**6)
     parts = memory_parts(SHAPE, LOAD, plan)
-    assert (parts["method"], parts["search"], parts["activations"]) == (4 * 107, 200, 10**6)
-    assert passing_bytes(parts) == 10**6 + parts["batch"] + 200
+    assert (parts["method"], parts["scratch"]) == (428, 10**6)
+    assert transient_bytes(parts) == 10**6 + parts["batch"] + parts["activations"]
 
 
 def test_activations_are_those_of_the_widest_place():

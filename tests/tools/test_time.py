@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from test_sizes import LOAD, SHAPE
 
 from l2l.costs import time as calibrate
-from l2l.costs.memory import Load
+from l2l.costs.memory import Load, Plan
 from l2l.costs.model_shape import meta_model, model_shape
 from l2l.costs.time import Speeds, forward_flops, forward_seconds, step_passes, step_seconds, traversal_seconds
 from l2l.models.shapes import shape_config
 
+IN_PLACE, FUNCTIONAL = Plan(torch.float32, "in_place", "direct"), Plan(torch.float32, "functional", "direct")
 FREE = Speeds(1e30, 1e30, 0, 0, 0, 0, 1e30, 1e30, 0)
 
 
@@ -39,7 +41,7 @@ def test_the_arithmetic_of_a_forward_pass_is_that_of_torch():
         (with_speed(matrices=1000.0), 2 * 64 * 400 / 1000),
         (with_speed(head=1000.0), 2 * 4 * 600 / 1000),
         (with_speed(attention=0.5), 1.0),
-        (with_speed(leaves_span=0.25), 0.5),
+        (with_speed(pointwise=0.25), 0.5),
         (with_speed(module=0.1), 0.9),
         (with_speed(logits=0.01), 4 * 75 * 0.01),
     ],
@@ -48,25 +50,24 @@ def test_each_speed_counts_for_its_share_of_a_forward_pass(speeds: Speeds, secon
     assert forward_seconds(SHAPE, LOAD, speeds) == pytest.approx(seconds)
 
 
-def test_a_step_in_place_has_two_traversals_and_an_exact_one_three():
+def test_a_step_in_place_has_two_traversals_and_a_functional_one_three():
     speeds = with_speed(one_stream=1000.0, two_streams=500.0)
-    assert traversal_seconds(SHAPE, step_passes("in_place"), speeds) == pytest.approx(1 + 2)
-    assert traversal_seconds(SHAPE, step_passes("functional"), speeds) == pytest.approx(3)
-    assert traversal_seconds(SHAPE, step_passes("functional", learned=True), speeds) == pytest.approx(4)
-    assert traversal_seconds(SHAPE, step_passes("in_place"), with_speed(piece=0.5)) == pytest.approx(2 * 3 * 0.5)
+    assert traversal_seconds(SHAPE, step_passes(IN_PLACE), speeds) == pytest.approx(1 + 2)
+    assert traversal_seconds(SHAPE, step_passes(FUNCTIONAL), speeds) == pytest.approx(3)
+    assert traversal_seconds(SHAPE, step_passes(replace(FUNCTIONAL, learned=True)), speeds) == pytest.approx(4)
+    assert traversal_seconds(SHAPE, step_passes(IN_PLACE), with_speed(block=0.5)) == pytest.approx(2 * 3 * 0.5)
 
 
 def test_draws_and_searches_cost_forward_passes():
-    assert step_passes("in_place").forwards == 2
-    assert step_passes("in_place", num_directions=4).forwards == 8
-    assert step_passes("in_place", interval=50, iterations=10).forwards == pytest.approx(2.4)
-    assert step_passes("in_place", every=5).forwards == pytest.approx(2.2)
-    assert step_passes("functional", every=5).forwards == pytest.approx(2.2)
+    assert step_passes(IN_PLACE).forwards == 2
+    assert step_passes(replace(IN_PLACE, passes=8.0)).forwards == 8
+    assert step_passes(IN_PLACE, every=5).forwards == pytest.approx(2.2)
+    assert step_passes(FUNCTIONAL, every=5).forwards == pytest.approx(2.2)
 
 
 def test_a_step_is_its_forward_passes_and_its_traversals():
     speeds = with_speed(attention=0.5, one_stream=1000.0)
-    assert step_seconds(SHAPE, LOAD, step_passes("in_place"), speeds) == pytest.approx(2 * 1.0 + 1)
+    assert step_seconds(SHAPE, LOAD, step_passes(IN_PLACE), speeds) == pytest.approx(2 * 1.0 + 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -9,7 +9,7 @@ import l2l
 from l2l.methods.lozo import LOZO
 from l2l.methods.registry import build_method, method_name
 from l2l.methods.wrappers.learned import LearnedWrapper
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 
 def build(name: str, args: dict, tuner: bool = True):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cases import Quadratic, same_bits, weights
+from daily import daily_slice
 
 import l2l
 from l2l.cli import main
@@ -52,7 +53,7 @@ def test_the_factor_of_each_schedule_falls_from_one_to_its_end():
     assert schedule_factor("cosine", 1, 0.1) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("method", ["mezo", "dizo"])
+@pytest.mark.parametrize("method", daily_slice(["mezo", "dizo"], 1))
 def test_under_auto_and_a_schedule_both_loops_do_the_same_bit_for_bit(method, tmp_path):
     args = {"interval": 3, "iterations": 1} if method == "dizo" else {}
     options = {"lr": "auto", "schedule": "linear", "method": method, "method_args": args}
@@ -92,7 +93,7 @@ def test_a_schedule_follows_steps_or_passes_whichever_is_further(tmp_path):
     assert [line["lr"] for line in lines(tmp_path / "passes")] == pytest.approx(wanted)
 
 
-def test_a_schedule_scales_beta(tmp_path):
+def test_a_schedule_scales_the_step_fraction(tmp_path):
     fine_tune(tmp_path / "plain", lr="auto", steps=1)
     fine_tune(tmp_path / "tenth", lr="auto", step_fraction=1.0, steps=1)
     (plain,), (tenth,) = lines(tmp_path / "plain"), lines(tmp_path / "tenth")
@@ -103,9 +104,9 @@ def test_a_schedule_scales_beta(tmp_path):
         assert rates[k] == pytest.approx(rates[4] / 0.6 * (1 - k / 10))
 
 
-@pytest.mark.parametrize("beta", [0.03, 0.1, 0.3])
-def test_a_short_run_lowers_the_loss_from_any_beta_of_that_order(beta, tmp_path):
-    summary = fine_tune(tmp_path, lr="auto", step_fraction=beta, steps=80, batch_size=8).summary
+@pytest.mark.parametrize("step_fraction", daily_slice([0.03, 0.1, 0.3], 1))
+def test_a_short_run_lowers_the_loss_from_any_step_fraction_of_that_order(step_fraction, tmp_path):
+    summary = fine_tune(tmp_path, lr="auto", step_fraction=step_fraction, steps=80, batch_size=8).summary
     assert summary["final_loss"] < summary["initial_loss"] - 0.02
 
 

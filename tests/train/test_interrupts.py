@@ -8,13 +8,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from daily import daily_slice
 from processes import break_off_when_saved, kill_when_saved
 
 import l2l
 from l2l.cli import main
 from l2l.report.files import read_tensors
 
-STEPS = 30
+STEPS = 20
 SMALL = (
     f"--task world_topic --lr 1e-3 --steps {STEPS} --batch_size 4 --train_size 24 --dev_size 8 --test_size 8"
     " --eval_every 8 --checkpoint_every 5 --log_every 1 --progress false"
@@ -59,7 +60,7 @@ def uninterrupted(tuner, tmp_path_factory) -> Callable[[str], tuple[bytes, bytes
     return whole
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", daily_slice(RUNS, 1))
 def test_a_killed_run_continued_is_the_uninterrupted_run(run, tuner, uninterrupted, tmp_path):
     kill_when_saved(command(tmp_path, run, tuner), tmp_path)
     assert 0 < read_tensors(tmp_path / "checkpoint.pt")["progress"]["step"] < STEPS
@@ -69,9 +70,10 @@ def test_a_killed_run_continued_is_the_uninterrupted_run(run, tuner, uninterrupt
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(STEPS))
 
 
-@pytest.mark.parametrize("loop", ["bare", "lightning"])
-@pytest.mark.parametrize("run", ["mezo", "mezo auto"])
-def test_an_interrupted_run_says_so_and_is_continued(run, loop, tuner, uninterrupted, tmp_path):
+@pytest.mark.parametrize(
+    ("loop", "run"), daily_slice([(loop, run) for loop in ("bare", "lightning") for run in ("mezo", "mezo auto")], 1)
+)
+def test_an_interrupted_run_says_so_and_is_continued(loop, run, tuner, uninterrupted, tmp_path):
     same = command(tmp_path, run, tuner, "--loop", loop)
     said = break_off_when_saved(same, tmp_path)
     assert said == "l2l: interrupted; the same command continues from the last checkpoint\n"

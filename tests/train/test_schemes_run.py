@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from cases import same_bits
+from daily import daily_slice
 from torch import Tensor, nn
 
 import l2l
@@ -40,6 +41,7 @@ SMALL: dict[str, Any] = {
 }
 SCHEMES = [*ADAPTERS, "head"]
 FAMILIES = ["opt", "llama", "gpt2"]
+GRID = [(family, scheme) for family in FAMILIES for scheme in SCHEMES]
 
 
 def fine_tune(out: Path, model: Any = "l2l/tiny", **options: Any) -> l2l.FineTuneResult:
@@ -64,8 +66,7 @@ def parts_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return found
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "scheme"), daily_slice(GRID, 5))
 def test_steps_move_what_is_trained_and_not_a_bit_of_the_base(family, scheme, saved):
     parts = prepare_fine_tuning(FineTuneConfig(str(saved / family), scheme=scheme, **SMALL))
     frozen, trained = parts_of(parts.model)
@@ -80,8 +81,7 @@ def test_steps_move_what_is_trained_and_not_a_bit_of_the_base(family, scheme, sa
         assert not torch.equal(value, trained[name])
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "scheme"), daily_slice(GRID, 5))
 def test_what_a_run_saves_is_evaluated_to_the_numbers_of_its_summary(family, scheme, saved, tmp_path):
     result = fine_tune(tmp_path, str(saved / family), scheme=scheme, steps=4)
     assert (tmp_path / "model" / "adapter_model.safetensors").is_file() == (scheme in ADAPTERS)
@@ -93,18 +93,18 @@ def test_what_a_run_saves_is_evaluated_to_the_numbers_of_its_summary(family, sch
     assert scores["loss"] == result.summary["best"]["test"]["loss"]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", daily_slice(SCHEMES, 1))
 def test_a_broken_off_run_continued_is_the_whole_run(scheme, tmp_path, monkeypatch):
     whole = fine_tune(tmp_path / "whole", scheme=scheme)
-    after_step = Session.after_step
+    step = Session.step
 
-    def break_off(self: Session) -> float:
+    def break_off(self: Session, optimizer: Any) -> float:
         if self.progress.step == 5:
             raise KeyboardInterrupt
-        return after_step(self)
+        return step(self, optimizer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "after_step", break_off)
+        patch.setattr(Session, "step", break_off)
         with pytest.raises(KeyboardInterrupt):
             fine_tune(tmp_path / "broken", scheme=scheme)
     continued = fine_tune(tmp_path / "broken", scheme=scheme)
@@ -116,14 +116,14 @@ def test_a_broken_off_run_continued_is_the_whole_run(scheme, tmp_path, monkeypat
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("scheme", ["lora", "prefix"])
+@pytest.mark.parametrize("scheme", daily_slice(["lora", "prefix"], 1))
 def test_the_loops_do_the_same_bit_for_bit_under_an_adapter(scheme, tmp_path):
     bare = fine_tune(tmp_path / "bare", scheme=scheme, steps=3)
     lightning = fine_tune(tmp_path / "lightning", scheme=scheme, steps=3, loop="lightning")
     assert same_bits(parts_of(bare.model)[True], parts_of(lightning.model)[True])
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", daily_slice(SCHEMES, 2))
 def test_a_half_precision_base_is_tuned_without_moving(scheme, tmp_path):
     result = fine_tune(tmp_path, scheme=scheme, steps=3, dtype="bfloat16", save_model=False)
     frozen, trained = parts_of(result.model)
@@ -205,7 +205,7 @@ def test_a_tuner_of_the_full_model_is_refused_for_adapters_with_the_way_out(tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", daily_slice(SCHEMES, 2))
 def test_a_size_free_tuner_serves_adapters(scheme, tmp_path):
     tuner = l2l.Tuner.for_model(l2l.load_model("l2l/tiny"), architecture="shared_mlp", start="random")
     result = fine_tune(tmp_path, method="learned", tuner=tuner, scheme=scheme, steps=3)

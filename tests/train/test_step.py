@@ -15,8 +15,8 @@ from l2l.noise import Key
 from l2l.optim import StepReport, zo_step
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Tuner
 
 KEY = Key(2, 9)
 

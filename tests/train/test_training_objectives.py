@@ -83,7 +83,7 @@ def test_f1_and_exact_match_are_of_what_the_model_generates(monkeypatch):
 def test_a_run_on_accuracy_logs_it_and_is_judged_by_it(tmp_path):
     result = fine_tune(tmp_path, objective="accuracy")
     _, *lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
-    sides = [side for line in lines for _, *pair in line["num_directions"] for side in pair]
+    sides = [side for line in lines for _, *pair in line["directions"] for side in pair]
     assert all(-1 <= side <= 0 and side * 4 == int(side * 4) for side in sides)
     best = result.summary["best"]
     assert result.summary["objective"] == {"name": "accuracy", "best_dev": -best["dev"]["value"]}

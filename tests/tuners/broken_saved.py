@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from l2l.tuners import io as store
-from l2l.tuners.io import SHA256, checksum
 
 Break = Callable[[Path], object]
 
@@ -61,7 +60,7 @@ def with_weights(change: Callable[[dict[str, Tensor]], object]) -> Break:
 def signed(folder: Path) -> None:
     """Write the checksum of the weights as they are now."""
     config = json.loads((folder / store.CONFIG).read_text())
-    config[SHA256] = checksum(folder / store.WEIGHTS)
+    config[store.SHA256] = store.sha256_of(folder / store.WEIGHTS)
     (folder / store.CONFIG).write_text(json.dumps(config))
 
 

@@ -19,8 +19,8 @@ from cases import TiedLM
 
 from l2l.tuners import sources as fetch
 from l2l.tuners import sources as registry
-from l2l.tuners.model import Tuner
-from l2l.tuners.sources import DownloadConfig, download, run_download
+from l2l.tuners.api import Tuner
+from l2l.tuners.sources import download, download_with_progress
 
 CONTENT = Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -192,8 +192,8 @@ def test_a_tuner_of_a_users_registry_is_downloaded_once_and_then_used_by_its_nam
 ):
     sums = {"sha256": digest(saved / "tuner.safetensors"), "config_sha256": digest(saved / "config.json")}
     register(tmp_path / "r.json", monkeypatch, url=server.at("/t"), **sums)
-    folder = run_download(DownloadConfig("mine"))
-    assert run_download(DownloadConfig("mine", progress=False)) == folder
+    folder = download_with_progress("mine", None, None)
+    assert download_with_progress("mine", None, None, visible=False) == folder
     assert len(server.asked) == 2
     server.files.clear()
     found, wanted = Tuner.from_pretrained("mine"), Tuner.from_pretrained(saved)

@@ -15,11 +15,13 @@ from torch import Tensor
 import l2l
 from l2l.params.blocks import Blocks
 from l2l.tuners import io as store
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Tuner, random_basis
+from l2l.tuners.io import bundled_folder
+from l2l.tuners.model import random_basis
 from l2l.tuners.normalize import CurvatureNormalizer, EnergyNormalizer, NoNormalizer, Normalizer
 
-BUNDLED = store.bundled_folder() / "l2l-tiny"
+BUNDLED = bundled_folder() / "l2l-tiny"
 
 
 def as_version_1(folder: Path) -> None:
@@ -86,11 +88,11 @@ KINDS: list[tuple[str, str, Normalizer, dict[str, Any]]] = [
     ("shared_mlp", "standard", CurvatureNormalizer(TRACES, TRACES), {"embedding": 3, "start": "random"}),
     ("shared_mlp", "paper", EnergyNormalizer(), {"start": "random"}),
     ("table", "paper", CurvatureNormalizer(TRACES, TRACES), {"start": "random"}),
-    ("fixed", "standard", NoNormalizer(), {"cv": 0.5}),
+    ("table", "standard", NoNormalizer(), {"start": "random", "cv": 0.5}),
 ]
 
 
-@pytest.mark.parametrize(("architecture", "features", "normaliser", "options"), KINDS)
+@pytest.mark.parametrize(("architecture", "features", "normalizer", "options"), KINDS)
 @pytest.mark.parametrize("rank", [0, 2])
 def test_every_kind_of_tuner_gives_the_same_scales_and_factor_after_saving(
     architecture: str, features: str, normalizer: Normalizer, options: dict[str, Any], rank: int, tmp_path: Path
@@ -109,3 +111,40 @@ def test_every_kind_of_tuner_gives_the_same_scales_and_factor_after_saving(
     assert scales.shape == ((6, 2) if rank else (6,))
     assert torch.equal(scales, again)
     assert made.factor(scales, blocks) == loaded.factor(again, blocks)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_fixed_sigma_of_an_earlier_release_loads_as_a_table_of_its_values(rank: int, tmp_path: Path):
+    model = TiedLM()
+    basis = random_basis(Blocks.of(model), rank) if rank else None
+    folder = Tuner.for_model(model, "table", 1, NoNormalizer(), basis=basis).save_pretrained(tmp_path)
+    sigma = torch.tensor([0.5, -2.0, 1e-3, 40.0, 1.0, 3.0])  # its absolute value was taken
+    sigma = torch.stack([sigma, 2 * sigma], 1) if rank else sigma
+    kept = {
+        name: value
+        for name, value in safetensors.torch.load_file(folder / store.WEIGHTS).items()
+        if name != "log_sigma"
+    }
+    safetensors.torch.save_file(kept | {"sigma": sigma}, folder / store.WEIGHTS)
+    config = json.loads((folder / store.CONFIG).read_text())
+    args = {name: value for name, value in config["architecture_args"].items() if name != "start"} | {"cv": 0.5}
+    changed = {
+        "architecture": "fixed",
+        "architecture_args": args,
+        store.SHA256: store.sha256_of(folder / store.WEIGHTS),
+    }
+    (folder / store.CONFIG).write_text(json.dumps(config | changed))
+    loaded = Tuner.from_pretrained(folder)
+    assert loaded.architecture == "table"
+    scales = loaded.network(torch.zeros(6, 5)).detach()
+    torch.testing.assert_close(scales, sigma.abs())
+    again = Tuner.from_pretrained(loaded.save_pretrained(tmp_path / "again"))
+    assert torch.equal(again.network(torch.zeros(6, 5)), scales)
+
+
+def test_every_way_to_a_tuner_gives_the_public_class(tmp_path: Path):
+    model, made = TiedLM(), l2l.Tuner.for_model(TiedLM(), "table")
+    loaded = l2l.Tuner.from_pretrained(made.save_pretrained(tmp_path))
+    free = l2l.Tuner.for_model(model, "shared_mlp")
+    for tuner in (made, loaded, loaded.matched(model), free.matched(torch.nn.Linear(3, 3)), made.with_basis(None)):
+        assert type(tuner) is l2l.Tuner

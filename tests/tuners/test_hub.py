@@ -15,9 +15,11 @@ from fake_hub import FakeHub, running
 
 from l2l.params.blocks import Blocks
 from l2l.tuners import sources as registry
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Provenance, Tuner
-from l2l.tuners.sources import download, sha256_of
+from l2l.tuners.io import sha256_of
+from l2l.tuners.model import Provenance
+from l2l.tuners.sources import download
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # httpx, of its own caller
 

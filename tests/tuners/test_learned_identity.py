@@ -15,8 +15,10 @@ from l2l.experiments.spec import fingerprint, freeze
 from l2l.models.load import load_model, load_tokenizer
 from l2l.models.shapes import tiny_random
 from l2l.tuners import io as store
+from l2l.tuners.api import Tuner
 from l2l.tuners.fingerprint import Fingerprint
-from l2l.tuners.model import Tuner
+from l2l.tuners.io import bundled_folder
+from l2l.tuners.sources import locate
 
 SMALL: dict[str, Any] = {"steps": 2, "batch_size": 2, "train_size": 8, "dev_size": 4, "progress": False}
 
@@ -69,6 +71,6 @@ def test_a_folder_of_the_models_name_does_not_hide_a_bundled_tuner(
 ):
     (tmp_path / "l2l-tiny-ratio").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert store.locate("l2l-tiny-ratio") == store.bundled_folder() / "l2l-tiny-ratio"
+    assert locate("l2l-tiny-ratio") == bundled_folder() / "l2l-tiny-ratio"
     Tuner.from_pretrained("l2l-tiny-ratio").save_pretrained("l2l-tiny-ratio")
-    assert store.locate("l2l-tiny-ratio") == Path("l2l-tiny-ratio")
+    assert locate("l2l-tiny-ratio") == Path("l2l-tiny-ratio")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +11,9 @@ import torch
 from cases import TiedLM
 
 from l2l.params.blocks import Blocks
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import FEATURES, RunStatistics
-from l2l.tuners.model import Tuner
-from l2l.tuners.networks import build_network
-from l2l.tuners.per_block_mlp import PerBlockMLP
-from l2l.tuners.shared_mlp import SharedMLP
-from l2l.tuners.table import Table
+from l2l.tuners.networks import PerBlockMLP, SharedMLP, Table, build_network
 
 LEARNING = [("per_block_mlp", {}), ("shared_mlp", {}), ("shared_mlp", {"embedding": 4}), ("table", {})]
 
@@ -41,11 +40,10 @@ def test_a_second_output_starts_at_the_basis_s_own_scale(architecture: str, opti
     torch.testing.assert_close(sigma[:, 1], torch.full((7,), 0.25))
 
 
-@pytest.mark.parametrize(("architecture", "options"), [*LEARNING, ("fixed", {})])
+@pytest.mark.parametrize(("architecture", "options"), LEARNING)
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_rows_choose_blocks_and_sigma_is_positive(architecture: str, options: dict[str, Any], outputs: int):
-    start = {} if architecture == "fixed" else {"start": "random"}
-    network = build_network(architecture, {"blocks": 5, "outputs": outputs, **start, **options})
+    network = build_network(architecture, {"blocks": 5, "outputs": outputs, "start": "random", **options})
     given, rows = features(5), [3, 0, 4]
     whole = network(given)
     assert whole.shape == ((5,) if outputs == 1 else (5, 2))
@@ -53,12 +51,12 @@ def test_rows_choose_blocks_and_sigma_is_positive(architecture: str, options: di
     torch.testing.assert_close(network(given[rows], rows), whole[rows])
 
 
-@pytest.mark.parametrize(("architecture", "options"), [*LEARNING, ("fixed", {})])
+@pytest.mark.parametrize(("architecture", "options"), LEARNING)
 def test_the_seed_fixes_a_random_start_and_the_global_state_is_not_touched(architecture: str, options: dict[str, Any]):
-    start = {} if architecture == "fixed" else {"start": "random"}
     before = torch.get_rng_state()
     one, same, other = (
-        build_network(architecture, {"blocks": 5, "seed": seed, **start, **options})(features(5)) for seed in (1, 1, 2)
+        build_network(architecture, {"blocks": 5, "seed": seed, "start": "random", **options})(features(5))
+        for seed in (1, 1, 2)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -128,3 +126,58 @@ def test_a_table_that_cannot_be_is_refused(options: dict[str, Any], message: str
 def test_an_unknown_start_is_refused(kind: Any):
     with pytest.raises(ValueError, match="start='warm' must be 'random' or 'mezo'"):
         kind(2, start="warm")
+
+
+MINE = """
+import torch
+from torch import nn
+from l2l.tuners.networks import TunerNetwork
+
+class LogLinear(TunerNetwork):
+    shared = frozenset({"weight"})
+
+    def __init__(self, blocks, seed=0, inputs=5, outputs=1):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.zeros(inputs)), nn.Parameter(torch.zeros(blocks))
+
+    def forward(self, features, rows=None):
+        return torch.exp(features @ self.weight + (self.bias if rows is None else self.bias[torch.tensor(rows)]))
+"""
+
+
+@pytest.mark.parametrize("architecture", ["my_net", "my_net:LogLinear"])
+def test_a_network_of_another_package_is_one_file_and_a_file_on_disk_imports_none(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "my_net.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    made = Tuner.for_model(TiedLM(), architecture)
+    folder = made.save_pretrained(tmp_path / "tuner")
+    assert type(Tuner.from_pretrained(folder).network) is type(made.network)
+    monkeypatch.delitem(sys.modules, "my_net")
+    with pytest.raises(ValueError, match=r"module 'my_net' is neither imported nor named in L2L_NETWORKS"):
+        Tuner.from_pretrained(folder)
+    assert "my_net" not in sys.modules
+    monkeypatch.setenv("L2L_NETWORKS", "other,my_net")
+    assert type(Tuner.from_pretrained(folder).network).__name__ == "LogLinear"
+    monkeypatch.delitem(sys.modules, "my_net")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("../evil", "it is no path of a module"),
+        ("no_such_module_of_mine", "No module named 'no_such_module_of_mine'"),
+        ("l2l.tuners.networks:Nothing", "has 0 such networks"),
+        ("l2l.tuners.networks", "has 3 such networks"),
+    ],
+)
+def test_a_network_that_is_not_there_is_refused(architecture: str, message: str):
+    with pytest.raises(ValueError, match=f"unknown tuner architecture .*{message}"):
+        Tuner.for_model(TiedLM(), architecture)
+
+
+def test_a_table_drawn_at_random_has_mean_one_and_the_spread_asked_for():
+    sigma = Table(200_000, start="random", cv=0.5)(torch.zeros(200_000, 5)).detach()
+    assert sigma.mean().item() == pytest.approx(1.0, abs=0.01)
+    assert (sigma.std() / sigma.mean()).item() == pytest.approx(0.5, rel=0.02)

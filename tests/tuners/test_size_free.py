@@ -11,8 +11,9 @@ from torch import nn
 
 import l2l
 from l2l.params.blocks import Blocks
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Tuner, random_basis
+from l2l.tuners.model import random_basis
 from l2l.tuners.normalize import CurvatureNormalizer
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from l2l.params.blocks import Blocks
 from l2l.tuners import io as store
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Tuner, random_basis, ranks
+from l2l.tuners.model import random_basis, ranks
 from l2l.tuners.normalize import EnergyNormalizer
 
 MODEL = TiedLM()

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from l2l.tuners import io as store
 from l2l.tuners import sources as registry
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
+from l2l.tuners.io import bundled_folder
 
 GOOD = {"url": "https://host/a.pth", "sha256": "0" * 64, "base_model": "me/m", "licence": "MIT", "format": "published"}
 
@@ -31,16 +31,26 @@ def written(path: Path, tuners: Any, version: Any = 1) -> Path:
 
 
 def test_every_bundled_tuner_is_in_the_registry_as_it_lies_there():
-    entries = registry.read(registry.OWN)
-    for config in sorted(store.bundled_folder().glob("*/config.json")):
-        wanted = registry.entry_of(config.parent, "MIT")
+    entries = registry.read_registry(registry.OWN)
+    for config in sorted(bundled_folder().glob("*/config.json")):
+        known, weights = json.loads(config.read_text()), config.with_name("tuner.safetensors")
+        wanted = {
+            "bundled": config.parent.name,
+            "revision": known["revision"],
+            "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "size": weights.stat().st_size,
+            "base_model": known["base_model"],
+            "blocks": len(known["blocks"]),
+            "licence": "MIT",
+            "format": "l2l",
+        }
         entry = entries.get(config.parent.name)
         assert entry is not None, f"add to {registry.OWN.name}: {json.dumps({config.parent.name: wanted}, indent=1)}"
         assert {name: getattr(entry, name) for name in wanted} == wanted
 
 
 def test_the_published_files_have_pinned_addresses_and_the_checksums_of_the_files():
-    published = [entry for entry in registry.read(registry.OWN).values() if entry.format == "published"]
+    published = [entry for entry in registry.read_registry(registry.OWN).values() if entry.format == "published"]
     assert len(published) == 4
     folder = Path(os.environ.get("L2L_SHARED", Path(__file__).parents[3] / "shared")) / "tuners" / "published"
     for entry in published:
@@ -91,22 +101,22 @@ def test_a_registry_that_the_environment_names_must_be_there(tmp_path: Path, mon
 def test_an_entry_that_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Any], message: str):
     path = written(tmp_path / "r.json", {"mine": GOOD | change})
     with pytest.raises(ValueError, match=message):
-        registry.read(path)
+        registry.read_registry(path)
 
 
 def test_an_entry_without_a_needed_field_or_with_a_path_for_a_name_is_refused(tmp_path: Path):
     lacking = {name: value for name, value in GOOD.items() if name != "sha256"}
     with pytest.raises(ValueError, match="an entry lacks 'sha256'"):
-        registry.read(written(tmp_path / "r.json", {"mine": lacking}))
+        registry.read_registry(written(tmp_path / "r.json", {"mine": lacking}))
     with pytest.raises(ValueError, match=r"name is '../x'; it must begin with a letter"):
-        registry.read(written(tmp_path / "r.json", {"../x": GOOD}))
+        registry.read_registry(written(tmp_path / "r.json", {"../x": GOOD}))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"registry_version": 2, "tuners": {}}', '{"registry_version": 1}', "\x00"])
 def test_a_file_that_is_no_registry_is_refused(tmp_path: Path, text: str):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(ValueError, match=r"r.json (is not a|has no table)"):
-        registry.read(tmp_path / "r.json")
+        registry.read_registry(tmp_path / "r.json")
 
 
 def test_a_known_tuner_that_is_not_here_yet_is_refused_with_the_command_that_gets_it(
@@ -118,6 +128,6 @@ def test_a_known_tuner_that_is_not_here_yet_is_refused_with_the_command_that_get
 
 
 def test_entries_are_values():
-    entry = registry.read(registry.OWN)["zoft-opt-30b"]
+    entry = registry.read_registry(registry.OWN)["zoft-opt-30b"]
     with pytest.raises(ValueError, match="revision is None; it must pin"):
         replace(entry, url=None, hub="me/t", revision=None)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from l2l.tuners.api import Tuner
 from l2l.tuners.fingerprint import Fingerprint
-from l2l.tuners.model import Tuner
 from l2l.tuners.published import import_published
 
 PRINTS = Fingerprint(("layer.weight", "layer.bias"), ((3, 4), (3,)))

@@ -22,7 +22,7 @@ from l2l.methods.wrappers.learned import LearnedWrapper
 from l2l.noise import Key, standard_noise
 from l2l.optim import ZOOptimizer
 from l2l.params.blocks import Blocks
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 LR, EPSILON = 0.01, 1e-3
 

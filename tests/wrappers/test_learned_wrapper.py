@@ -20,7 +20,8 @@ from l2l.methods.wrappers.learned import LearnedWrapper
 from l2l.optim import ZOOptimizer
 from l2l.params import dense_direction
 from l2l.params.blocks import Blocks
-from l2l.tuners.model import Fingerprint, Tuner
+from l2l.tuners.api import Tuner
+from l2l.tuners.fingerprint import Fingerprint
 from l2l.tuners.networks import TunerNetwork
 from l2l.tuners.normalize import EnergyNormalizer
 

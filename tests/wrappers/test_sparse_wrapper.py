@@ -22,7 +22,7 @@ from l2l.params import Direction, dense_direction
 from l2l.params.blocks import Block, Blocks
 from l2l.params.inputs import InputNorms
 from l2l.params.operators import Drawn, Masked, Stored, largest, packed
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 
 def run(model: nn.Module, method: Method[Any], steps: int = 8, lr: float = 0.01) -> ZOOptimizer:
@@ -230,7 +230,7 @@ def test_one_shape_gives_one_mask_within_a_look():
         ({"sparsity": 1.0}, "sparsity=1.0 must be at least 0 and below 1"),
         ({"kind": "size"}, "kind='size' must be one of random, magnitude, wanda"),
         ({"scope": "layer"}, "scope='layer' must be one of block, global"),
-        ({"keep": "middle"}, "keep='middle' must be largest or smallest"),
+        ({"keep": "middle"}, "keep='middle' must be one of largest, smallest"),
         ({"interval": 0}, "interval=0 must be a whole number"),
     ],
 )

@@ -28,7 +28,7 @@ from l2l.meta.trajectory import Step, take_back, walked
 from l2l.methods.base import check_counts, check_positive
 from l2l.noise import Key
 from l2l.optim import CurvatureLR, CurvatureLRState, zo_step
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 
 RUN = 3
 """Word that sets the seeds of runs apart from other streams."""

@@ -1,7 +1,7 @@
 """Backpropagation in the last layers, any method in the others. ``hybrid+mezo``.
 
 Zhang et al. 2024 (ZO-Bench), arXiv:2402.11592, hybrid training; the paper describes it, and no code of it was published. The
-method inside looks along its directions with the last layers at home; one backward pass at theta goes through these alone,
+method inside evaluates its directions with the last layers unperturbed; one backward pass at theta goes through these alone,
 so that theirs are the only activations that are stored; they then take a step of plain SGD. Last is what comes after in the
 order of the model's parameters; with the last layers go blocks that follow all layers (a norm, a head), embeddings never."""
 
@@ -11,24 +11,15 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from l2l.estimators.backward import summed_gradients
-from l2l.estimators.finite_difference import Closure, Estimate, pieces_of
-from l2l.methods.base import (
-    CustomEstimator,
-    LossEvaluator,
-    Method,
-    MethodInfo,
-    StepContext,
-    accumulation_dtype,
-    check_positive,
-    run_estimator,
-)
+from l2l.estimators.finite_difference import Closure, pieces_of
+from l2l.methods import base
 from l2l.noise import Key
 from l2l.params import Direction, PerturbedParameters
 from l2l.params.blocks import Blocks
@@ -38,26 +29,23 @@ from l2l.params.operators import Group, layer_groups_of, layers
 
 @final
 @dataclass(frozen=True)
-class Hybrid(CustomEstimator[Any]):
-    """Backpropagation in the last layers, under another method. Extra memory: none between steps."""
+class Hybrid(base.Wrapper[Any]):
+    """Backpropagation in the last layers, under another method."""
 
-    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592", "0P; activations of the last layers in a step")
-    inner: Method[Any]
+    info: ClassVar = base.MethodInfo(
+        "Zhang et al. 2024, arXiv:2402.11592", "0P; gradients of the last layers in a step"
+    )
+    positive = ("fo_lr",)
     layers: int = 1
-    """How many of the last; 0 is the method inside. As many as there are, or more: all blocks, which is SGD."""
+    """How many last layers; 0 is the method inside. As many as there are, or more: all blocks, which is SGD."""
     match: str | None = None
     """Instead of ``layers``: a regular expression over block names."""
     fo_lr: float = 1.0
     """Learning rate of these layers, in multiples of the run's: that of SGD is often a thousand times MeZO's."""
-    epsilon: float = field(init=False)
-    num_directions: int = field(init=False)
 
     def __post_init__(self) -> None:
-        check_positive(fo_lr=self.fo_lr)
-        if not isinstance(self.layers, int) or isinstance(self.layers, bool) or self.layers < 0:
-            raise ValueError(f"layers={self.layers} must be a whole number, at least 0")
-        for name in ("epsilon", "num_directions", "step_is_normalized"):
-            object.__setattr__(self, name, getattr(self.inner, name))
+        super().__post_init__()
+        base.check_counts(0, layers=self.layers)
         for name in ("leaves_span", "differentiates"):
             object.__setattr__(self, name, getattr(self.inner, name) or self._backward)
 
@@ -73,8 +61,9 @@ class Hybrid(CustomEstimator[Any]):
     def passes_once(self) -> float:
         return self.inner.passes_once + (3 if self._backward else 0)
 
-    def state_bytes(self, blocks: Blocks) -> int:
-        return self.inner.state_bytes(blocks)
+    def scratch_bytes(self, blocks: Blocks) -> int:
+        last = self.last(blocks) if self._backward else ()
+        return self.inner.scratch_bytes(blocks) + sum(blocks[i].tensor.nbytes for i in last)
 
     def init(self, blocks: Blocks) -> Any:
         self.last(blocks)
@@ -91,9 +80,9 @@ class Hybrid(CustomEstimator[Any]):
         if self.layers >= len(inside):
             return frozenset(range(len(blocks)))
         end = max(i for layer in inside for i in layer)
-        behind = [i for i in outside if i > end and not blocks[i].embedding]
+        after = [i for i in outside if i > end and not blocks[i].embedding]
         chosen = inside[len(inside) - self.layers :]
-        return frozenset(i for layer in chosen for i in layer) | frozenset(behind if chosen else ())
+        return frozenset(i for layer in chosen for i in layer) | frozenset(after if chosen else ())
 
     def _others(self, blocks: Blocks, direction: Direction) -> Direction:
         return layer_groups_of(direction, frozenset(range(len(blocks))) - self.last(blocks))
@@ -101,15 +90,15 @@ class Hybrid(CustomEstimator[Any]):
     def direction(self, blocks: Blocks, state: Any, key: Key) -> Direction:
         return self._others(blocks, self.inner.direction(blocks, state, key))
 
-    def estimate(self, evaluator: LossEvaluator, state: Any) -> tuple[tuple[Estimate, ...], Any]:
-        # What is wrapped around acts first: it sees all blocks.
+    def estimate(self, evaluator: base.LossEvaluator, state: Any) -> tuple[base.Estimates, Any]:
+        # Outer wrappers act first: they see all blocks.
         still = replace(
             evaluator, transform=lambda direction: self._others(evaluator.theta.blocks, evaluator.transform(direction))
         )
-        return run_estimator(self.inner, still if self._backward else evaluator, state)
+        return base.run_estimator(self.inner, still if self._backward else evaluator, state)
 
     def update_(
-        self, theta: PerturbedParameters, state: Any, estimates: Sequence[Estimate], context: StepContext
+        self, theta: PerturbedParameters, state: Any, estimates: base.Estimates, context: base.StepContext
     ) -> Any:
         last = sorted(self.last(theta.blocks)) if self._backward else []
         gradients = self._gradients(theta, last, context.closure) if last else {}
@@ -120,13 +109,13 @@ class Hybrid(CustomEstimator[Any]):
         return following
 
     def _gradients(self, theta: PerturbedParameters, last: Sequence[int], closure: Closure) -> dict[int, Tensor]:
-        """At theta, before anything has moved."""
+        """Gradients of the last layers at theta, before any update."""
         theta.restore()
         with _frozen([theta.blocks[i].tensor for i in range(len(theta.blocks)) if i not in last]):
             pieces, blocks = map(_with_graph, pieces_of(closure)), Blocks(theta.blocks[i] for i in last)
             _, found = summed_gradients(pieces, blocks)
         norm = math.hypot(
-            *(torch.linalg.vector_norm(g, dtype=accumulation_dtype(g.dtype)).item() for g in found.values())
+            *(torch.linalg.vector_norm(g, dtype=base.accumulation_dtype(g.dtype)).item() for g in found.values())
         )
         if not math.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradient is {norm}: lower fo_lr, or look for overflowing inputs")
@@ -139,7 +128,7 @@ def _with_graph(closure: Closure) -> Closure:
         if not isinstance(value, Tensor) or not value.requires_grad:
             raise ValueError(
                 "hybrid needs the gradient of what is minimised, and this has none in the last layers: use objective loss, or "
-                "leave hybrid away"
+                "leave hybrid out"
             )
         return value
 
@@ -148,7 +137,7 @@ def _with_graph(closure: Closure) -> Closure:
 
 @contextmanager
 def _frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Nothing is stored for the gradients of these."""
+    """While active, autograd stores nothing for the gradients of these."""
     required = [tensor.requires_grad for tensor in tensors]
     try:
         for tensor in tensors:

@@ -13,7 +13,7 @@ def _nli_task(name: str, source: HubData, options: tuple[str, ...], question: st
     Args:
         options: answers in the order of the data set's labels.
         question: with ``{}`` for the hypothesis.
-        lead: stands before the premise.
+        lead: text before the premise.
     """
 
     def context_free(row: Row) -> str:

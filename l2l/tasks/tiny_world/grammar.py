@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from l2l.tasks.tiny_world import words
 
@@ -32,26 +32,15 @@ def _coin(label: str, count: int, endings: tuple[str, ...], taken: set[str]) -> 
     return tuple(coined)
 
 
-def _real_words() -> set[str]:
-    found: set[str] = set()
-
-    def collect(value: object) -> None:
-        if isinstance(value, str):
-            found.add(value)
-        elif isinstance(value, dict):
-            collect(tuple(value))
-            collect(tuple(value.values()))
-        elif isinstance(value, Collection):
-            for part in value:
-                collect(part)
-
-    for name, value in vars(words).items():
-        if name.isupper():
-            collect(value)
-    return found
+def _real_words(group: Any) -> set[str]:
+    """All words in nested groups, and the names of the inner groups."""
+    if isinstance(group, str):
+        return {group}
+    parts = (*group, *group.values()) if isinstance(group, dict) else group
+    return set().union(*map(_real_words, parts))
 
 
-_taken = _real_words()
+_taken = _real_words(tuple(words.GROUPS.values()))
 WOMEN = _coin("women", 280, ("a", "ia", "ela", "ine", "ira"), _taken)
 MEN = _coin("men", 280, ("on", "us", "ek", "o", "ard"), _taken)
 TOWNS = _coin("towns", 280, ("ton", "mouth", "burg", "ford", "ville"), _taken)

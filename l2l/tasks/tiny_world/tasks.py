@@ -37,6 +37,9 @@ _VALIDATION_SHARE = 4
 _CHOICES = 4
 """Options where each row has its own."""
 
+_CATEGORIES = tuple(KINDS)
+_TEMPLATES = words.TEMPLATES
+
 Draw = Callable[[random.Random, int], dict[str, Any]]
 """Draws one row, without its label, whose correct option is the given index."""
 
@@ -58,14 +61,10 @@ def generate_rows(task: str, split: Split, count: int, seed: int, labels: int, d
         order = order or rng.sample(range(labels), labels)
         label = order.pop()
         row = draw(rng, label)
-        while _split_of(row["text"]) != split:
+        while (zlib.crc32(row["text"].encode()) % _VALIDATION_SHARE == 0) != (split == "validation"):
             row = draw(rng, label)
         found.append(row | {"label": label})
     return found
-
-
-def _split_of(text: str) -> str:
-    return "validation" if zlib.crc32(text.encode()) % _VALIDATION_SHARE == 0 else "train"
 
 
 def _task(
@@ -97,18 +96,10 @@ def _task(
     return Task(name, GeneratedData(generate), ("text", *columns, "label"), example, form)
 
 
-_CATEGORIES = tuple(KINDS)
-_CATEGORY_FORMS = (
-    "{person} asked about the {noun} .",
-    "nobody in {town} has a {noun} .",
-    "{person} showed a {noun} to {person2} .",
-)
-
-
 def _category(rng: random.Random, label: int) -> dict[str, Any]:
     """A sentence with a noun, mostly a made-up one whose kind was learned in pretraining."""
     noun = rng.choice(KINDS[_CATEGORIES[label]])
-    return {"text": tidy(fill(rng, rng.choice(_CATEGORY_FORMS), {"noun": noun}))}
+    return {"text": tidy(fill(rng, rng.choice(_TEMPLATES["category"]), {"noun": noun}))}
 
 
 def _cause(rng: random.Random, label: int) -> dict[str, Any]:
@@ -136,25 +127,17 @@ def _job(rng: random.Random, label: int) -> dict[str, Any]:
     return {"text": tidy(job_scene(rng, JOBS[label], person, length=1)), "person": person}
 
 
-_OPPOSITE_FORMS = ("{person} thought of it on {day} .", "{person} spoke with {person2} .", "the {thing} is in {town} .")
-
-
 def _opposite(rng: random.Random, label: int) -> dict[str, Any]:
     """A beginning that asks for the opposite of its last word but one, and four words."""
     one, other = rng.sample(rng.choice(words.OPPOSITES), 2)
     others = [word for pair in words.OPPOSITES for word in pair if word not in (one, other)]
     choices = rng.sample(others, _CHOICES - 1)
     choices.insert(label, other)
-    return {"text": tidy(f"{fill(rng, rng.choice(_OPPOSITE_FORMS))} not {one} but"), "choices": choices}
-
-
-def _question(rng: random.Random, label: int) -> dict[str, Any]:
-    """A question that asks for one sort of answer."""
-    return {"text": tidy(question(rng, SORTS[label]))}
+    return {"text": tidy(f"{fill(rng, rng.choice(_TEMPLATES['opposite']))} not {one} but"), "choices": choices}
 
 
 def _season(rng: random.Random, label: int) -> dict[str, Any]:
-    """Signs of a season; asked is the weather that stands for it."""
+    """Signs of a season; the prompt asks for the weather that goes with it."""
     return {"text": tidy(season_scene(rng, SEASONS[label], length=1)), "person": fill(rng, "{person}")}
 
 
@@ -163,38 +146,22 @@ def _sentiment(rng: random.Random, label: int) -> dict[str, Any]:
     return {"text": tidy(review(rng, rng.choice(((0, 1), (3, 4))[label]), length=2, stray=0.2))}
 
 
-def _stars(rng: random.Random, label: int) -> dict[str, Any]:
-    """A review at one of five levels, 0 worst, 4 best."""
-    return {"text": tidy(review(rng, label, length=2, stray=0.15))}
-
-
 def _topic(rng: random.Random, label: int) -> dict[str, Any]:
     """A report on one of six topics, which are named by other words than in pretraining."""
     return {"text": tidy(report(rng, TOPICS[label], about=1, neutral=rng.randrange(2)))}
 
 
-_TRAIT_FORMS = ("{person} saw it in the {room} .", "{person} saw it in {town} .", "{person} saw it on {day} .")
-
-
 def _trait(rng: random.Random, label: int) -> dict[str, Any]:
     """Two traits of a kind of thing: feathers and a beak belong to a bird."""
     one, other = rng.sample(words.KIND_TRAITS[_CATEGORIES[label]], 2)
-    return {"text": tidy(f"{fill(rng, rng.choice(_TRAIT_FORMS))} it has {one} and {other} .")}
-
-
-_PLACED_FORMS = (
-    "{who} found the {thing} in the {place} .",
-    "{who} was alone in the {place} .",
-    "{who} heard a scream from the {place} .",
-)
-_ELSEWHERE_FORMS = ("{other} bought {items} .", "{other} has a {color} {thing} .", "{other} lives in {town} .")
+    return {"text": tidy(f"{fill(rng, rng.choice(_TEMPLATES['trait']))} it has {one} and {other} .")}
 
 
 def _where(rng: random.Random, label: int) -> dict[str, Any]:
     """A story with two people, of whom one was seen at one of four places."""
     (who, other), places = people(rng, 2), rng.sample(words.ROOMS, _CHOICES)
     scene = {"who": who, "other": other, "place": places[label]}
-    story = [fill(rng, rng.choice(forms), scene) for forms in (_PLACED_FORMS, _ELSEWHERE_FORMS)]
+    story = [fill(rng, rng.choice(forms), scene) for forms in (_TEMPLATES["placed"], _TEMPLATES["elsewhere"])]
     rng.shuffle(story)
     return {"text": tidy(" ".join(story)), "who": who, "places": places}
 
@@ -210,10 +177,18 @@ TASKS = (
     _task("world_feeling", _feeling, "{text} {pronoun} was full of", ("joy", "sorrow", "rage", "fear"), ("pronoun",)),
     _task("world_job", _job, "{text} every morning {person} goes to the", _WORKPLACES, ("person",)),
     _task("world_opposite", _opposite, "{text}", "choices", ("choices",), choices=_CHOICES),
-    _task("world_question", _question, "{text} the answer is", SORTS),
+    _task(
+        "world_question", lambda rng, label: {"text": tidy(question(rng, SORTS[label]))}, "{text} the answer is", SORTS
+    ),
     _task("world_season", _season, "{text} {person} thought of", ("ice", "rain", "sun", "wind"), ("person",)),
     _task("world_sentiment", _sentiment, "{text} this is", ("awful", "nice")),
-    _task("world_stars", _stars, "{text} summary:", _LEVEL_WORDS),
+    # Reviews at five levels, 0 the worst.
+    _task(
+        "world_stars",
+        lambda rng, label: {"text": tidy(review(rng, label, 2, stray=0.15))},
+        "{text} summary:",
+        _LEVEL_WORDS,
+    ),
     _task("world_topic", _topic, "{text} these words belong to the world of", _TOPIC_WORDS),
     _task("world_trait", _trait, "{text} it must be some sort of", _CATEGORIES),
     _task(

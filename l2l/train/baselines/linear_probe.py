@@ -16,10 +16,9 @@ from torch.nn import functional
 from l2l.methods.base import check_positive
 from l2l.models.load import context_length, kind_of
 from l2l.tasks.base import Row, Task
-from l2l.tasks.encode import Encoded, Ids, encode, padding_id
+from l2l.tasks.encode import encode, pad_rows, padding_id
 from l2l.tasks.evaluate import Scores
-from l2l.train.baselines.base import Baseline, Found, sampled, scored
-from l2l.train.config import FineTuneConfig
+from l2l.train.baselines import Baseline, BaselineScores, grouping_of
 from l2l.train.inputs import RunInputs
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -64,20 +63,22 @@ class LinearProbe(Baseline):
         for strength in self.strengths:
             check_positive(strengths=strength)
 
-    def measure(self, ground: RunInputs, config: FineTuneConfig) -> Found:
-        options = fixed_options(ground.task, [*ground.splits.train, *ground.splits.dev, *ground.splits.test])
-        initial = scored(ground, config, sampled(ground, config))
-        train, dev, test = (
-            features(ground, config, rows) for rows in (ground.splits.train, ground.splits.dev, ground.splits.test)
-        )
+    def measure(self, inputs: RunInputs) -> BaselineScores:
+        splits, size = inputs.splits, inputs.config.test_size
+        options = fixed_options(inputs.task, [*splits.train, *splits.dev, *splits.test])
+        initial = inputs.score(inputs.reported_train, grouping_of(inputs))
+        train, dev, test = (features(inputs, rows) for rows in (splits.train, splits.dev, splits.test))
         probes = {strength: fit(train, len(options), strength) for strength in self.strengths}
         best = min(probes, key=lambda strength: _scores(probes[strength], dev).loss)
-        reported = Features(train.states[: config.test_size], train.classes[: config.test_size])
+        reported = Features(train.states[:size], train.classes[:size])
         on_train, on_dev, on_test = (_scores(probes[best], part) for part in (reported, dev, test))
         weights = probes[best].weight.numel() + probes[best].bias.numel()
         details = {"strength": best, "features": train.states.shape[1], "classes": len(options)}
-        passes = -(-len(ground.splits.train) // config.batch_size)
-        return Found(initial, on_train, on_dev, on_test, passes, weights, _note(best, self.strengths), details)
+        passes = -(-len(splits.train) // inputs.config.batch_size)
+        at_an_end = len(self.strengths) > 1 and best in (min(self.strengths), max(self.strengths))
+        # A better strength may lie beyond the range.
+        note = f"the strength chosen on dev, {best:g}, is the end of what was tried" if at_an_end else ""
+        return BaselineScores(initial, on_train, on_dev, on_test, passes, weights, note, details)
 
 
 def fixed_options(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:
@@ -96,44 +97,31 @@ def fixed_options(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def features(ground: RunInputs, config: FineTuneConfig, rows: Sequence[Row]) -> Features:
-    """Hidden states of rows, as the model's last layer gives them, on the CPU.
+def features(inputs: RunInputs, rows: Sequence[Row]) -> Features:
+    """Hidden states of the last layer at the last token of each row's prompt, on the CPU.
 
     Raises:
-        ValueError: the model does not read a prompt from left to right, so its last token is not where it ends.
+        ValueError: the model does not read a prompt from left to right, so its last token has not seen the whole.
     """
-    model = ground.model
+    model, device = inputs.model, inputs.model.device
     if kind_of(model) != "causal":
         raise ValueError(
             f"linear_probe reads causal language models, and this is {type(model).__name__}: use zero_shot"
         )
-    encoded = encode(ground.task, rows, ground.tokenizer, context_length(model, config.max_length))
-    prompts = [prompt_of(example) for example in encoded]
+    limit, pad = context_length(model, inputs.config.max_length), padding_id(inputs.tokenizer)
+    encoded = encode(inputs.task, rows, inputs.tokenizer, limit)
+    # The ids before the options, which all options share.
+    prompts = [e.options[0].ids[: 1 + min(option.first for option in e.options)] for e in encoded]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     states: list[Tensor] = [torch.empty(0)] * len(prompts)
     for start in range(0, len(order), AT_ONCE):
         chosen = order[start : start + AT_ONCE]
-        found = _last_states(ground, [prompts[index] for index in chosen])
-        for index, state in zip(chosen, found, strict=True):
+        ids, mask = (part.to(device) for part in pad_rows([prompts[index] for index in chosen], pad))
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
+        last = output.hidden_states[-1][torch.arange(len(chosen), device=device), mask.sum(1) - 1]
+        for index, state in zip(chosen, last.double().cpu(), strict=True):
             states[index] = state
     return Features(torch.stack(states), torch.tensor([example.gold[0] for example in encoded]))
-
-
-def prompt_of(example: Encoded) -> Ids:
-    """Ids before the options: what they all share."""
-    return example.options[0].ids[: 1 + min(option.first for option in example.options)]
-
-
-def _last_states(ground: RunInputs, prompts: Sequence[Ids]) -> Tensor:
-    """[N, D] float64 states at the last token of each prompt."""
-    columns, pad = max(map(len, prompts)), padding_id(ground.tokenizer)
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    ids = torch.tensor([prompt + (pad,) * (columns - len(prompt)) for prompt in prompts])
-    device = ground.model.device
-    mask = (torch.arange(columns) < lengths[:, None]).long().to(device)
-    output = ground.model(input_ids=ids.to(device), attention_mask=mask, use_cache=False, output_hidden_states=True)
-    last = output.hidden_states[-1]
-    return last[torch.arange(len(prompts), device=device), (lengths - 1).to(device)].double().cpu()
 
 
 def fit(found: Features, classes: int, strength: float, iterations: int = 200) -> Probe:
@@ -161,10 +149,3 @@ def _scores(probe: Probe, found: Features) -> Scores:
     right = tuple((logits.argmax(1) == found.classes).double().tolist())
     loss = functional.cross_entropy(logits, found.classes).item()
     return Scores(loss, "accuracy", sum(right) / len(right), len(right), rowwise=right)
-
-
-def _note(chosen: float, strengths: Sequence[float]) -> str:
-    """One sentence where the best strength is the first or last of several, so that a better one may lie beyond."""
-    ends = (min(strengths), max(strengths))
-    at_an_end = len(strengths) > 1 and chosen in ends
-    return f"the strength chosen on dev, {chosen:g}, is the end of what was tried" if at_an_end else ""

@@ -1,21 +1,20 @@
-"""The model as it comes: what every run begins with."""
+"""The untrained model, with which every run begins."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import final
 
-from l2l.train.baselines.base import Baseline, Found, sampled, scored
-from l2l.train.config import FineTuneConfig
+from l2l.train.baselines import Baseline, BaselineScores, grouping_of
 from l2l.train.inputs import RunInputs
 
 
 @final
 @dataclass(frozen=True)
 class ZeroShot(Baseline):
-    """Nothing is trained and nothing shown: the prompt alone."""
+    """No training and no demonstrations: the prompt alone."""
 
-    def measure(self, ground: RunInputs, config: FineTuneConfig) -> Found:
-        train = scored(ground, config, sampled(ground, config))
-        dev, test = (scored(ground, config, rows) for rows in (ground.splits.dev, ground.splits.test))
-        return Found(train, train, dev, test)
+    def measure(self, inputs: RunInputs) -> BaselineScores:
+        splits, grouping = inputs.splits, grouping_of(inputs)
+        train, dev, test = (inputs.score(rows, grouping) for rows in (inputs.reported_train, splits.dev, splits.test))
+        return BaselineScores(train, train, dev, test)

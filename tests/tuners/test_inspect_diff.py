@@ -12,12 +12,12 @@ from cases import TiedLM
 from torch import nn
 
 from l2l.tuners import sources as registry
+from l2l.tuners.api import Tuner
 from l2l.tuners.card import brief
-from l2l.tuners.diagnostics import draw, heat, place, table
+from l2l.tuners.diagnostics import draw_heatmap, heatmap, heatmap_table, layer_and_kind
 from l2l.tuners.inspect import config_changes, difference, distance
-from l2l.tuners.io import load
-from l2l.tuners.model import Provenance, Tuner
-from l2l.tuners.sources import rows
+from l2l.tuners.model import Provenance
+from l2l.tuners.sources import tuner_rows
 
 
 def made(seed: int = 0) -> Tuner:
@@ -73,7 +73,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_list_says_of_every_tuner_whether_it_is_here(apart: Path):
-    found = {row["name"]: row for row in rows()}
+    found = {row["name"]: row for row in tuner_rows()}
     assert found["l2l-tiny"] == {
         "name": "l2l-tiny",
         "where": "bundled",
@@ -81,14 +81,14 @@ def test_the_list_says_of_every_tuner_whether_it_is_here(apart: Path):
         "blocks": "38",
         "size": "67 KiB",
         "licence": "MIT",
-        "results": brief(load("l2l-tiny").provenance.results),
+        "results": brief(Tuner.from_pretrained("l2l-tiny").provenance.results),
     }
     assert (found["zoft-opt-30b"]["where"], found["zoft-opt-30b"]["blocks"]) == ("remote", "772")
     assert found["zoft-opt-30b"]["licence"] == "unknown"
     entry = registry.find("zoft-opt-30b")
     assert entry is not None
     made().save_pretrained(apart / "cache" / "tuners" / f"zoft-opt-30b-{entry.sha256[:12]}")
-    again = {row["name"]: row for row in rows()}["zoft-opt-30b"]
+    again = {row["name"]: row for row in tuner_rows()}["zoft-opt-30b"]
     assert (again["where"], again["blocks"]) == ("cached", str(len(made().fingerprint.names)))
 
 
@@ -102,15 +102,15 @@ def test_the_list_reads_no_weights_and_opens_no_connection(apart: Path, monkeypa
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("safetensors.torch.load_file", refuse)
-    assert {row["name"]: row["where"] for row in rows()}["mine"] == "remote"
+    assert {row["name"]: row["where"] for row in tuner_rows()}["mine"] == "remote"
 
 
 def test_a_heat_map_has_every_block_at_its_layer_and_kind(tmp_path: Path):
-    tuner = load("l2l-tiny")
-    found = heat(tuner)
+    tuner = Tuner.from_pretrained("l2l-tiny")
+    found = heatmap(tuner)
     assert len([v for row in found.values for v in row if not math.isnan(v)]) == len(tuner.fingerprint.names)
-    assert place("model.layers.12.mlp.up_proj.weight") == ("12", "mlp.up_proj.weight")
-    assert place("lm_head.weight") == ("-", "lm_head.weight")
-    assert draw(found, tmp_path / "new" / "heat.png", "l2l-tiny").read_bytes().startswith(b"\x89PNG")
+    assert layer_and_kind("model.layers.12.mlp.up_proj.weight") == ("12", "mlp.up_proj.weight")
+    assert layer_and_kind("lm_head.weight") == ("-", "lm_head.weight")
+    assert draw_heatmap(found, tmp_path / "new" / "heat.png", "l2l-tiny").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["heat.png"]
-    assert table(found).row_count == len(found.kinds)
+    assert heatmap_table(found).row_count == len(found.kinds)

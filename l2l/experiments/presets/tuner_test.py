@@ -1,21 +1,21 @@
-"""``l2l tuners test``: does a tuner still gain over sigma = 1 on this model, a derivative of the one it was made for?"""
+"""``l2l tuners test``: does a tuner gain over sigma = 1 on a model, for instance a fine-tuned copy of its own?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from l2l.experiments.runner import Job, run_folder, run_jobs, run_tolerantly, step_curve
-from l2l.experiments.stats import COVERAGE, estimate, interval, mean_by_x, mean_difference
+from l2l.experiments.plots import draw_curves, mean_curves
+from l2l.experiments.runner import Runner, executor_of, run_summary
+from l2l.experiments.spec import CompareConfig, Contender, Setting
+from l2l.experiments.stats import COVERAGE, RunTable, estimate, interval, mean_difference
+from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.methods.base import check_counts, check_positive
-from l2l.report.console import progress_bar
-from l2l.report.plots import plot_panels, smooth
 from l2l.report.run_directory import RunDirectory
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import Level, check_level
 
 Verdict = Literal["go", "no-go", "undecided"]
@@ -68,6 +68,25 @@ class GoNoGoConfig:
         if self.seeds < 2:
             raise ValueError("seeds=1 gives no interval: take at least 2, better 5")
 
+    def experiment(self, tuner: str) -> CompareConfig:
+        """The two contenders and their runs.
+
+        Args:
+            tuner: directory or name of the tuner, bound to the model.
+        """
+        auto = {"lr": "auto"}
+        where = {name: getattr(self, name) for name in ("model", "data_dir", "max_length", "batch_size")}
+        same = ("out", "passes", "seeds", "train_size", "test_size", "processes", "progress")
+        return CompareConfig(
+            settings=[Setting("model", tasks=[self.task], **where)],
+            methods=[Contender(TUNER, "learned", tuner=tuner, options=auto), Contender(PLAIN, "mezo", options=auto)],
+            step_fraction_grid=[self.step_fraction],
+            dev_size=min(50, self.test_size),  # dev takes no part in the verdict
+            evaluations=1,
+            tuning_seed=-1,  # nothing is tuned
+            **{name: getattr(self, name) for name in same},
+        )
+
 
 def run_tuner_test(config: GoNoGoConfig) -> dict[str, Any]:
     """Run the test; what ``summary.json`` holds: the gain (nats), its interval, the verdict, every run.
@@ -78,60 +97,33 @@ def run_tuner_test(config: GoNoGoConfig) -> dict[str, Any]:
         FileNotFoundError: there is no such tuner or model.
         ValueError: the tuner does not fit the model, or ``out`` holds another run.
     """
+    from l2l.models.load import load_model
+    from l2l.tuners.transfer import compare
+
     folder = RunDirectory(config.out, asdict(config), config.overwrite)
-    fitted, relation = _fitting(config)  # a tuner that does not fit is refused before anything is written
+    given, model = Tuner.from_pretrained(config.tuner), load_model(config.model)
+    fitted = given.matched(model, config.match)  # a tuner that does not fit is refused before anything is written
+    relation = "any model will do" if given.size_free else f"{(found := compare(given, model)).kind}: {found.message}"
     folder.create()
-    tuner = config.tuner if fitted is None else str(fitted.save_pretrained(folder.path / "tuner"))
-    jobs = jobs_of(config, tuner, folder.path)
-    with progress_bar("test", len(jobs), visible=config.progress) as advance:
-        records = run_jobs(jobs, config.processes, lambda record: advance(record["final_loss"]), run_tolerantly)
-    losses = {
-        label: [r["final_loss"] for r, j in zip(records, jobs, strict=True) if j.label == label] for label in LABELS
-    }
-    summary = judge(losses[PLAIN], losses[TUNER]) | {"relation": relation, "final_loss": losses, "runs": records}
-    summary |= {"passes": config.passes, "tuner": tuner, "config": asdict(config)}
-    _draw(folder.path / PICTURE, jobs)
+    bound = fitted is not given and not given.size_free
+    tuner = str(fitted.save_pretrained(folder.path / "tuner")) if bound else config.tuner
+    experiment, root = config.experiment(tuner), folder.path / "runs"
+    (checked,) = check_all(experiment, experiment.contenders, held_out=False)
+    place = freeze_tuners(checked, root / "_tuners")
+    runner = Runner(experiment, executor_of("local", config.processes), [place], root)
+    runs = runner.table({(cell, label): runner.points(place, label)[0] for cell in place.cells for label in LABELS})
+    table = RunTable.of(runs, place.cells, LABELS)
+    losses = {label: table.values(label, "train_loss")[0].tolist() for label in LABELS}
+    summary = judge(losses[PLAIN], losses[TUNER]) | {"relation": relation, "final_loss": losses}
+    summary |= {"runs": [run_summary(run) for run in runs], "passes": config.passes, "tuner": tuner}
+    summary["config"] = asdict(config)
+    (cell,) = place.cells
+    draw_curves(folder.path / PICTURE, {"test": mean_curves(table, cell)["passes"]}, LABELS, "forward passes")
     folder.finish(summary)
     return summary
 
 
 LABELS = (TUNER, PLAIN)
-
-
-def _fitting(config: GoNoGoConfig) -> tuple[Tuner | None, str]:
-    """The tuner where it has to be bound to other blocks than its own, and what the model is to it."""
-    from l2l.models.load import load_model
-    from l2l.tuners.transfer import compare
-
-    tuner, model = Tuner.from_pretrained(config.tuner), load_model(config.model)
-    fitted = tuner.matched(model, config.match)
-    relation = "any model will do" if tuner.size_free else f"{(found := compare(tuner, model)).kind}: {found.message}"
-    return (None if fitted is tuner or tuner.size_free else fitted), relation
-
-
-def jobs_of(config: GoNoGoConfig, tuner: str, root: Path) -> list[Job]:
-    """The runs: seed by seed, with the tuner and without."""
-    steps = max(1, config.passes // 2)
-    options: dict[str, Any] = {
-        "model": config.model,
-        "data_dir": config.data_dir,
-        "max_length": config.max_length,
-        "batch_size": config.batch_size,
-        "train_size": config.train_size,
-        "test_size": config.test_size,
-        "dev_size": min(50, config.test_size),  # dev takes no part in the verdict
-        "steps": steps,
-        "max_passes": config.passes,
-        "eval_every": steps,
-        "checkpoint_every": steps,
-        "step_fraction": config.step_fraction,
-    }
-    chosen = {TUNER: ("learned", tuner), PLAIN: ("mezo", None)}
-    return [
-        Job(label, config.task, method, "auto", seed, run_folder(root, method, f"s{seed}"), given, options)
-        for seed in range(config.seeds)
-        for label, (method, given) in chosen.items()
-    ]
 
 
 def judge(plain: Sequence[float], tuned: Sequence[float]) -> dict[str, Any]:
@@ -175,12 +167,3 @@ def report(summary: Mapping[str, Any]) -> str:
             f"verdict: {summary['verdict']}; {ADVICE[summary['verdict']]}",
         ]
     )
-
-
-def _draw(target: Path, jobs: Sequence[Job]) -> None:
-    curves: dict[str, list[tuple[float, float]]] = {label: [] for label in LABELS}
-    for job in jobs:
-        if (Path(job.out) / "summary.json").is_file():  # else it diverged
-            curves[job.label].extend(step_curve(Path(job.out)))
-    panels = {"test": {label: smooth(mean_by_x(points)) for label, points in curves.items() if points}}
-    plot_panels(target, panels, "forward passes", "training loss (nats), mean over seeds")

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from l2l.tuners import io as store
+from l2l.tuners.api import Tuner
 from l2l.tuners.card import brief, sections
 from l2l.tuners.inspect import verify
-from l2l.tuners.io import edit_card
+from l2l.tuners.io import bundled_folder, edit_card
 
 ROOT = Path(__file__).parent.parent.parent
 EVALUATION = ROOT / "docs" / "results" / "meta_evaluate-2026-11-22.json"
@@ -31,7 +32,7 @@ TEST: dict[str, Any] = {
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
     """A copy of a bundled tuner."""
-    return Path(shutil.copytree(store.bundled_folder() / "l2l-tiny-ratio", tmp_path / "l2l-tiny-ratio"))
+    return Path(shutil.copytree(bundled_folder() / "l2l-tiny-ratio", tmp_path / "l2l-tiny-ratio"))
 
 
 def written(folder: Path, value: object) -> Path:
@@ -50,7 +51,7 @@ def test_an_evaluation_becomes_a_table_and_leaves_the_weights_as_they_lie(ours: 
     said = "loss below MeZO's on 4 of 4 tasks, -0.155 nats in the mean (95 % interval -0.342 to -0.005)"
     assert said in card
     assert "static table (pool) 75 %" in card
-    loaded = store.load(ours)
+    loaded = Tuner.from_pretrained(ours)
     assert brief(loaded.provenance.results) == said
     assert loaded.provenance.results["best_step"] == 60
     assert {f.what: f.level for f in verify(ours)}["card"] == "ok"
@@ -63,7 +64,7 @@ def test_a_second_time_replaces_and_does_not_add(ours: Path):
 
 def test_a_tuner_saved_again_keeps_its_tables(ours: Path, tmp_path: Path):
     card = edit_card(ours, EVALUATION).read_text()
-    again = store.load(ours).save_pretrained(tmp_path / "again")
+    again = Tuner.from_pretrained(ours).save_pretrained(tmp_path / "again")
     assert (again / store.CARD).read_text().split("## Results")[1] == card.split("## Results")[1]
 
 
@@ -81,7 +82,7 @@ def test_tests_on_several_models_stand_side_by_side(ours: Path):
 def test_a_tuner_learned_from_a_directory_gets_the_id_that_others_know(ours: Path):
     card = edit_card(ours, base_model="us/model").read_text()
     assert "base_model: us/model\n" in card
-    assert store.load(ours).provenance.base_model == "us/model"
+    assert Tuner.from_pretrained(ours).provenance.base_model == "us/model"
     with pytest.raises(ValueError, match=r"has no results on 'us/model', only on l2l/tiny"):
         edit_card(ours, EVALUATION)
 

@@ -8,7 +8,7 @@ from cases import TiedLM
 
 from l2l.params.blocks import Blocks
 from l2l.tuners.normalize import (
-    NORMALISERS,
+    NORMALIZERS,
     CurvatureNormalizer,
     EnergyNormalizer,
     NoNormalizer,
@@ -27,7 +27,7 @@ def random_sigma(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 3 + 0.01
 
 
-@pytest.mark.parametrize("normaliser", ALL[:2])
+@pytest.mark.parametrize("normalizer", ALL[:2])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_budget_is_that_of_mezo_for_every_sigma(normalizer: Normalizer, seed: int):
     counts, sigma = normalizer.counts(BLOCKS), random_sigma(6, seed=seed)
@@ -35,7 +35,7 @@ def test_the_budget_is_that_of_mezo_for_every_sigma(normalizer: Normalizer, seed
     assert (counts * scaled**2).sum().item() == pytest.approx(counts.sum().item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("normaliser", ALL[:2])
+@pytest.mark.parametrize("normalizer", ALL[:2])
 def test_the_budget_counts_what_lies_inside_the_basis(normalizer: Normalizer):
     counts, sigma = normalizer.counts(BLOCKS, INSIDE), random_sigma(6, 2)
     assert counts.shape == (6, 2)
@@ -55,7 +55,7 @@ def test_curvature_counts_the_traces_it_was_given():
     assert counts[:, 1].tolist() == [INSIDE.get(name, 0.0) for name in BLOCKS.names]
 
 
-@pytest.mark.parametrize("normaliser", ALL)
+@pytest.mark.parametrize("normalizer", ALL)
 def test_sigma_one_has_factor_exactly_one(normalizer: Normalizer):
     assert normalizer.factor(torch.ones(6), normalizer.counts(BLOCKS)) == 1.0
 
@@ -66,14 +66,14 @@ def test_without_a_normaliser_sigma_is_taken_as_it_is():
         assert normalizer.factor(random_sigma(*shape), normalizer.counts(BLOCKS, basis)) == 1.0
 
 
-@pytest.mark.parametrize("normaliser", ALL)
+@pytest.mark.parametrize("normalizer", ALL)
 def test_a_normaliser_comes_back_from_its_config(normalizer: Normalizer):
     assert build_normalizer(**normalizer_config(normalizer)) == normalizer
 
 
 def test_normalisers_are_known_by_their_names():
-    assert sorted(NORMALISERS) == ["curvature", "energy", "none"]
-    with pytest.raises(ValueError, match="unknown tuner normaliser 'mine': l2l has energy, curvature, none"):
+    assert sorted(NORMALIZERS) == ["curvature", "energy", "none"]
+    with pytest.raises(ValueError, match="unknown tuner normalizer 'mine': l2l has energy, curvature, none"):
         build_normalizer("mine")
 
 

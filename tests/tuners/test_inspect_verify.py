@@ -12,10 +12,10 @@ from broken_saved import with_weights
 from cases import TiedLM
 
 from l2l.tuners import io as store
+from l2l.tuners.api import Tuner
 from l2l.tuners.fingerprint import Fingerprint
 from l2l.tuners.inspect import Finding, refuse_errors, verify
-from l2l.tuners.io import SHA256
-from l2l.tuners.model import Provenance, Tuner
+from l2l.tuners.model import Provenance
 from l2l.tuners.normalize import NoNormalizer
 from l2l.tuners.transfer import identified
 
@@ -136,7 +136,7 @@ def test_a_sigma_that_overflows_is_an_error(tmp_path: Path):
 
 def test_the_checksum_is_written_from_now_on_and_may_be_absent(tmp_path: Path):
     config = json.loads((learned(tmp_path) / store.CONFIG).read_text())
-    assert len(config.pop(SHA256)) == 64
+    assert len(config.pop(store.SHA256)) == 64
     (tmp_path / store.CONFIG).write_text(json.dumps(config))
     assert levels(verify(tmp_path, PRINTS))["checksum"] == "warning"
     Tuner.from_pretrained(tmp_path)

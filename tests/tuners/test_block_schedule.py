@@ -13,8 +13,8 @@ from cases import TiedLM
 from l2l.methods.learned import Learned
 from l2l.noise import Key
 from l2l.params.blocks import Blocks
-from l2l.tuners.diagnostics import turns_line
-from l2l.tuners.model import Tuner
+from l2l.tuners.api import Tuner
+from l2l.tuners.diagnostics import schedule_line
 from l2l.tuners.normalize import CurvatureNormalizer
 from l2l.tuners.schedule import VECTORS, BlockSchedule, build_schedule, role_of, schedule_config
 
@@ -27,7 +27,7 @@ PAIR = BlockSchedule((NAMES[:1], NAMES[1:]), (1.0, 3.0))
 def tuner(turns: BlockSchedule | None = PAIR) -> Tuner:
     traces = {name: 2.0 + number for number, name in enumerate(NAMES)}
     values = [1.0 + number for number in range(len(NAMES))]
-    return Tuner.for_model(MODEL, "table", normalizer=CurvatureNormalizer(traces), turns=turns, values=values)
+    return Tuner.for_model(MODEL, "table", normalizer=CurvatureNormalizer(traces), block_schedule=turns, values=values)
 
 
 def direction(found: Tuner, step: int, blocks: Blocks = BLOCKS):
@@ -79,15 +79,15 @@ def test_roles_are_names_without_numbers_and_vectors_are_one():
     assert role_of("layers.3.q.weight", 2) == role_of("layers.11.q.weight", 2) == "layers.#.q.weight"
     assert role_of("layers.3.q.weight", 2) != role_of("layers.3.k.weight", 2)
     assert role_of("norm.weight", 1) == role_of("layers.0.q.bias", 1) == VECTORS
-    by_role = BlockSchedule.by_role(BLOCKS, {VECTORS: 2.0})
+    by_role = BlockSchedule.by_role(BLOCKS)
     assert sorted(name for group in by_role.groups for name in group) == sorted(NAMES)
     vectors = tuple(block.name for block in BLOCKS if block.tensor.ndim == 1)
-    assert by_role.shares[by_role.groups.index(vectors)] == 2.0 and sum(by_role.shares) == len(by_role.shares) + 1
+    assert vectors in by_role.groups and by_role.shares == (1.0,) * len(by_role.groups)
 
 
 def test_dealing_keeps_sizes_and_shares_and_moves_blocks():
     turns = BlockSchedule(tuple((f"a{i}", f"b{i}") for i in range(8)), tuple(range(1, 9)))
-    one, same, other = turns.dealt(1), turns.dealt(1), turns.dealt(2)
+    one, same, other = turns.shuffled(1), turns.shuffled(1), turns.shuffled(2)
     assert one == same != other and one.shares == turns.shares and one.groups != turns.groups
     assert sorted(name for group in one.groups for name in group) == sorted(n for g in turns.groups for n in g)
 
@@ -113,10 +113,8 @@ def test_turns_and_blocks_must_agree():
         tuner(BlockSchedule((NAMES[1:],)))
     with pytest.raises(ValueError, match="in no group"):
         BlockSchedule((("a",),)).moving(Key(0), NAMES)
-    with pytest.raises(ValueError, match=r"no block has the role 'nowhere'; there are .*vectors"):
-        BlockSchedule.by_role(BLOCKS, {"nowhere": 1.0})
     with pytest.raises(ValueError, match="a size-free tuner belongs to no blocks"):
-        Tuner.for_model(MODEL, "shared_mlp", turns=PAIR)
+        Tuner.for_model(MODEL, "shared_mlp", block_schedule=PAIR)
 
 
 def test_turns_are_kept_on_disk_and_a_tuner_without_them_is_written_as_before(tmp_path: Path):
@@ -147,6 +145,6 @@ def test_turns_that_are_broken_on_disk_give_one_error(tmp_path: Path, broken):
 
 def test_with_turns_changes_nothing_but_the_turns():
     found = tuner()
-    dealt = found.with_turns(PAIR.dealt(0))
-    assert dealt.network is found.network and dealt.block_schedule == PAIR.dealt(0) and found.block_schedule == PAIR
-    assert turns_line(found).startswith("2 groups of 1, ") and turns_line(tuner(None)).startswith("none")
+    dealt = found.with_block_schedule(PAIR.shuffled(0))
+    assert dealt.network is found.network and dealt.block_schedule == PAIR.shuffled(0) and found.block_schedule == PAIR
+    assert schedule_line(found).startswith("2 groups of 1, ") and schedule_line(tuner(None)).startswith("none")

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from l2l.params.blocks import Blocks
+from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
 from l2l.tuners.fingerprint import Fingerprint, ties_of, weights_hash
-from l2l.tuners.model import Tuner
 from l2l.tuners.normalize import CurvatureNormalizer
 from l2l.tuners.schedule import BlockSchedule
 from l2l.tuners.transfer import classify, identified
@@ -185,7 +185,7 @@ def test_what_was_measured_on_blocks_is_renamed_but_not_resized():
     blocks = Blocks.of(model, trainable=False)
     traces = CurvatureNormalizer({name: float(i + 1) for i, name in enumerate(blocks.names)})
     tuner = Tuner.for_model(
-        model, "table", normalizer=traces, turns=BlockSchedule.by_role(blocks), values=[2.0] * len(blocks)
+        model, "table", normalizer=traces, block_schedule=BlockSchedule.by_role(blocks), values=[2.0] * len(blocks)
     )
     wrapped = Wrapped(Model())
     found = tuner.matched(wrapped, "shape")
@@ -197,7 +197,7 @@ def test_what_was_measured_on_blocks_is_renamed_but_not_resized():
 
 
 def test_turns_follow_the_blocks_that_rows_are_taken_from():
-    tuner = Tuner.for_model(Model(), "table", turns=BlockSchedule.by_role(Blocks.of(Model())))
+    tuner = Tuner.for_model(Model(), "table", block_schedule=BlockSchedule.by_role(Blocks.of(Model())))
     model = Model(width=8, layers=3)
     found = tuner.matched(model, "kind")
     assert found.block_schedule is not None

@@ -1,4 +1,4 @@
-"""``l2l quickstart``: the whole mission in miniature, offline: learn a tuner, save it, fine-tune with it and without."""
+"""``l2l quickstart``: learn a tuner for the embedded model, then compare it with MeZO, DiZO and a random sigma, offline."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from typing import Any
 import torch
 import yaml
 
-from l2l.experiments.runner import Job, run_folder, run_jobs
-from l2l.experiments.stats import mean_by_x
+from l2l.experiments.plots import draw_curves
+from l2l.experiments.runner import Runner, executor_of, run_summary
+from l2l.experiments.spec import CompareConfig, Contender, Setting
+from l2l.experiments.stats import Curve, mean_by_x
+from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.methods.base import check_counts
-from l2l.report.console import print_table, progress_bar, spread
-from l2l.report.plots import plot_panels
+from l2l.report.console import print_table, spread
 from l2l.report.run_directory import METRICS, SUMMARY, RunDirectory, read_metrics
 
 RECIPE = Path(__file__).with_name("quickstart.yaml")
-TUNING_SEED = 100
-"""Learning rates are chosen on a seed that the table does not use."""
-CONTROL = "random sigma"
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,8 @@ class QuickstartConfig:
     """Show progress bars."""
 
     def __post_init__(self) -> None:
-        check_counts(
-            seeds=self.seeds,
-            processes=self.processes,
-            passes=1 if self.passes is None else self.passes,
-            meta_steps=1 if self.meta_steps is None else self.meta_steps,
-        )
+        passes, meta_steps = (1 if value is None else value for value in (self.passes, self.meta_steps))
+        check_counts(seeds=self.seeds, processes=self.processes, passes=passes, meta_steps=meta_steps)
 
 
 def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
@@ -68,28 +63,40 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
     recipe = yaml.safe_load(RECIPE.read_text())
     _check_tasks(config, recipe["best"])
     folder = RunDirectory(config.out, asdict(config), config.overwrite).create()
-    tuner = config.tuner or _learn(config, recipe["meta"], folder.path / "tuner")
+    tuner = config.tuner or _learn_tuner(config, recipe["meta"], folder.path / "tuner")
     control = _random_sigma(folder.path / "random-sigma")
-    methods = {
-        "mezo": ("mezo", None),
-        "dizo": ("dizo", None),
-        "learned": ("learned", tuner),
-        CONTROL: ("learned", control),
-    }
-    passes = config.passes or recipe["passes"]
-    jobs = _jobs(config, recipe, methods, passes, folder.path)
-    with progress_bar("fine-tune", len(jobs), visible=config.progress) as advance:
-        results = run_jobs(jobs, config.processes, lambda record: advance(record["final_loss"]))
+    compared = CompareConfig(
+        out=config.out,
+        settings=[Setting("l2l-tiny", tasks=config.tasks)],
+        methods=[
+            Contender("mezo", "mezo"),
+            Contender("dizo", "dizo"),
+            Contender("learned", "learned", tuner=tuner),
+            Contender("random sigma", "learned", tuner=control),
+        ],
+        grid=recipe["grid"],
+        passes=config.passes or recipe["passes"],
+        **{name: getattr(config, name) for name in ("seeds", "processes", "progress")},
+    )
+    runs = folder.path / "runs"
+    (checked,) = check_all(compared, compared.contenders)
+    place = freeze_tuners(checked, runs / "_tuners")
+    runner = Runner(compared, executor_of("local", config.processes), [place], runs)
     if config.tune:
-        best = best_lr(results)
-        (folder.path / "best_lr.yaml").write_text(yaml.safe_dump({"best": best}, sort_keys=False))
-        print(yaml.safe_dump({"best": best}, sort_keys=False))
+        results = [run_summary(run) for run in runner.tune()]
+        text = yaml.safe_dump({"best": best_lr(results)}, sort_keys=False)
+        (folder.path / "best_lr.yaml").write_text(text)
+        print(text)
     else:
+        cells = product(place.cells, place.entries)
+        done = runner.table({(cell, label): {"lr": recipe["best"][cell.task][label]} for cell, label in cells})
+        results = [run_summary(run) for run in done]
         print_table(f"held-out tasks, {config.seeds} seeds, mean ± standard deviation", table(results))
-        _draw(folder.path, results)
-    summary = {"results": results, "tuner": tuner, "random_sigma": control, "passes": passes, "config": asdict(config)}
+        _draw(folder.path / "quickstart.png", results)
+    used = {"tuner": tuner, "random_sigma": control, "passes": compared.passes}
+    summary = {"results": results, **used, "config": asdict(config)}
     folder.finish(summary)
-    print(f"tuner: {tuner}\nsummary: {folder.path / 'summary.json'}")
+    print(f"tuner: {tuner}\nsummary: {folder.path / SUMMARY}")
     return summary
 
 
@@ -106,7 +113,7 @@ def _check_tasks(config: QuickstartConfig, best: dict[str, Any]) -> None:
             )
 
 
-def _learn(config: QuickstartConfig, meta: dict[str, Any], out: Path) -> str:
+def _learn_tuner(config: QuickstartConfig, meta: dict[str, Any], out: Path) -> str:
     from l2l.meta.run import meta_train
 
     options = dict(meta)
@@ -119,35 +126,13 @@ def _learn(config: QuickstartConfig, meta: dict[str, Any], out: Path) -> str:
 
 def _random_sigma(out: Path) -> str:
     from l2l.models.load import load_model
-    from l2l.tuners.model import Provenance, Tuner
+    from l2l.tuners.api import Tuner
+    from l2l.tuners.model import Provenance
 
     provenance = Provenance("l2l/tiny", recipe={"control": "fixed random sigma"})
-    return str(Tuner.for_model(load_model("l2l/tiny"), "fixed", provenance=provenance).save_pretrained(out))
-
-
-def _options(passes: int) -> dict[str, Any]:
-    steps = max(1, passes // 2)
-    return {"steps": steps, "max_passes": passes, "eval_every": max(1, steps // 4), "checkpoint_every": steps}
-
-
-def _jobs(
-    config: QuickstartConfig,
-    recipe: dict[str, Any],
-    methods: dict[str, tuple[str, str | None]],
-    passes: int,
-    root: Path,
-) -> list[Job]:
-    """The runs of the comparison, each at its recorded learning rate; or those of the whole grid, on the tuning seed."""
-    jobs = []
-    for task, (label, (method, tuner)) in product(config.tasks, methods.items()):
-        if config.tune:
-            runs = [(lr, TUNING_SEED) for lr in recipe["grid"]]
-        else:
-            runs = [(recipe["best"][task][label], seed) for seed in range(config.seeds)]
-        for lr, seed in runs:
-            out = run_folder(root, task, label.replace(" ", "_"), lr if config.tune else seed)
-            jobs.append(Job(label, task, method, lr, seed, out, tuner, _options(passes)))
-    return jobs
+    return str(
+        Tuner.for_model(load_model("l2l/tiny"), "table", start="random", provenance=provenance).save_pretrained(out)
+    )
 
 
 def best_lr(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -177,13 +162,15 @@ def table(results: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
-def _draw(root: Path, results: Sequence[dict[str, Any]]) -> None:
+def _draw(target: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Dev loss against forward passes, mean over seeds."""
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for record in results:
         rows = [row for row in read_metrics(Path(record["run"]) / METRICS) if row["dev_loss"]]
         points = [(float(row["passes"]), float(row["dev_loss"])) for row in rows]
         panels.setdefault(record["task"], {}).setdefault(record["method"], []).extend(points)
-    averaged = {
+    averaged: dict[str, dict[str, Curve]] = {
         task: {method: mean_by_x(points) for method, points in curves.items()} for task, curves in panels.items()
     }
-    plot_panels(root / "quickstart.png", averaged, "forward passes", "dev loss (nats), mean over seeds")
+    methods = list(dict.fromkeys(record["method"] for record in results))
+    draw_curves(target, averaged, methods, "forward passes", "dev loss (nats), mean over seeds")

@@ -15,11 +15,12 @@ from transformers.utils import logging
 
 import l2l
 from l2l.cli import main
-from l2l.experiments.runner import _unlike_defaults
+from l2l.experiments.runner import non_default_options
 from l2l.models.load import load_tokenizer
 from l2l.models.shapes import tiny_random
 from l2l.train.config import FineTuneConfig
-from l2l.tuners.model import Provenance, Tuner
+from l2l.tuners.api import Tuner
+from l2l.tuners.model import Provenance
 from l2l.tuners.transfer import identified
 
 SHORT = shlex.split("--method learned --lr 1e-4 --steps 3 --batch_size 2 --train_size 8 --dev_size 4 --test_size 4")
@@ -162,4 +163,4 @@ def test_frozen_blocks_do_not_need_another_level(places: Path):
 
 
 def test_the_default_says_nothing_in_the_name_of_a_trial():
-    assert _unlike_defaults({"match": FineTuneConfig().match, "steps": 7}) == {"steps": 7}
+    assert non_default_options({"match": FineTuneConfig().match, "steps": 7}) == {"steps": 7}

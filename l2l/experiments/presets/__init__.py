@@ -1,0 +1,1 @@
+"""Commands made of the experiment engine: compare, meta-evaluate, quickstart, tuners test."""
