@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "meta": TRAINING | {"train"},
     "experiments": TRAINING | {"train", "meta"},
     "tools": TRAINING | {"train", "meta"},
+    "tuner_commands": TRAINING | {"experiments"},
     "cli": {"aliases", ""},
     "__main__": {"cli"},
     "": TRAINING | {"optimizers", "train", "meta", "experiments"},
