@@ -1,4 +1,4 @@
-"""Where a zeroth-order step could gain: gradient against curvature by the role of the block, task by task.
+"""The progress of zeroth-order steps: gradient against curvature by the role of the block, task by task.
 
 With the learning rate tuned, a step along directions of block energies lambda gains
 (sum lambda G)^2 / (2 sum lambda G' sum lambda T): G the squared norm of the full gradient, G' that of one batch's, T the
@@ -23,10 +23,10 @@ from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
 from l2l.meta.config import MetaTrainConfig
-from l2l.meta.labels import sampled_loss
-from l2l.meta.objectives.runs import first_of_role
+from l2l.meta.curvature import sampled_loss
+from l2l.meta.objectives.evolution import first_of_role
 from l2l.meta.pool import PoolTask, load_pool
-from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
+from l2l.meta.trajectory import momentum_step, zero_velocity
 from l2l.models.load import context_length, load_model, load_tokenizer
 from l2l.noise import Key
 from l2l.params import PerturbedParameters
@@ -59,8 +59,8 @@ class Figures:
 
 
 def measure(model: Any, theta: PerturbedParameters, task: PoolTask, batches: int) -> Figures:
-    """The figures of a task where theta stands."""
-    blocks, feeder = theta.blocks, task.feeder
+    """The figures of a task at the current parameters."""
+    blocks, batcher = theta.blocks, task.batcher
     total = {i: torch.zeros_like(block.tensor, dtype=torch.float64) for i, block in enumerate(blocks)}
     own, trace = torch.zeros(2, len(blocks), dtype=torch.float64)
     loss = 0.0
@@ -69,14 +69,14 @@ def measure(model: Any, theta: PerturbedParameters, task: PoolTask, batches: int
         into[index] += weight * torch.sum(gradient.double() ** 2).item()
 
     for number in range(batches):
-        batch = feeder.at(number)
+        batch = batcher.at(number)
 
         def take(index: int, gradient: Tensor) -> None:
             total[index] += gradient
             squares(own, index, gradient, 1.0)
 
-        loss += consume_gradients(partial(batch_loss, model, batch, feeder.form), blocks, take) / batches
-        drawn = sampled_loss(model, batch, feeder.form, Key(0, number))
+        loss += consume_gradients(partial(batch_loss, model, batch, batcher.form), blocks, take) / batches
+        drawn = sampled_loss(model, batch, batcher.form, Key(0, number))
         share = drawn.count / batches
         consume_gradients(drawn.closure, blocks, lambda i, g, share=share: squares(trace, i, g, share))
     squared = torch.tensor([torch.sum(total[i] ** 2).item() for i in range(len(blocks))], dtype=torch.float64)
@@ -90,41 +90,45 @@ def by_role(blocks: Blocks) -> dict[str, Tensor]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the script is told."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", default="l2l/tiny")
-    options.add_argument("--data_dir")
-    options.add_argument("--tasks", nargs="+", help="default: the embedded pool and its validation tasks")
-    options.add_argument("--points", nargs="+", type=int, default=[0, 5, 20], help="first-order steps before measuring")
-    options.add_argument("--inner_lr", type=float, default=3e-3, help="of the first-order trajectory")
-    options.add_argument("--batches", type=int, default=10)
-    options.add_argument("--batch_size", type=int, default=16)
-    options.add_argument("--max_length", type=int)
-    options.add_argument("--out", default="runs/block-progress")
-    return options
+    """The options of the script."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--model", default="l2l/tiny")
+    found.add_argument("--data_dir")
+    found.add_argument("--tasks", nargs="+", help="default: the embedded pool and its validation tasks")
+    found.add_argument("--points", nargs="+", type=int, default=[0, 5, 20], help="first-order steps before measuring")
+    found.add_argument("--inner_lr", type=float, default=3e-3, help="of the first-order trajectory")
+    found.add_argument("--batches", type=int, default=10)
+    found.add_argument("--batch_size", type=int, default=16)
+    found.add_argument("--max_length", type=int)
+    found.add_argument("--out", default="runs/block-progress")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, write; gives what is written."""
     from l2l.tasks.tiny_world import POOL, VALIDATION
 
-    told = parser().parse_args(argv)
-    names = told.tasks or [*POOL, *VALIDATION]
-    model, tokenizer = load_model(told.model), load_tokenizer(told.model)
+    options = parser().parse_args(argv)
+    names = options.tasks or [*POOL, *VALIDATION]
+    model, tokenizer = load_model(options.model), load_tokenizer(options.model)
     model.eval()
     config = MetaTrainConfig(
-        model=told.model, tasks=names, data_dir=told.data_dir, batch_size=told.batch_size, max_length=told.max_length
+        model=options.model,
+        tasks=names,
+        data_dir=options.data_dir,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
     )
-    pool = load_pool(names, config, model, tokenizer, context_length(model, told.max_length))
+    pool = load_pool(names, config, model, tokenizer, context_length(model, options.max_length))
     theta = PerturbedParameters(Blocks.of(model))
     start = {block.name: block.tensor.detach().clone() for block in theta.blocks}
     found: list[dict[str, Any]] = []
     for task in pool:
         theta.assign(start)
-        found += list(along(model, theta, task, sorted(told.points), told.inner_lr, told.batches))
+        found += list(along(model, theta, task, sorted(options.points), options.inner_lr, options.batches))
     print_table("progress of a tuned step that moves one role only, over one that moves all blocks alike", rows(found))
-    result = {"blocks": list(theta.blocks.names), "settings": vars(told), "found": found}
-    write_json(Path(told.out) / "block_progress.json", result)
+    result = {"blocks": list(theta.blocks.names), "settings": vars(options), "found": found}
+    write_json(Path(options.out) / "block_progress.json", result)
     return result
 
 
@@ -133,11 +137,11 @@ def along(
 ) -> Iterator[dict[str, Any]]:
     """The figures at each point of a first-order trajectory, which theta follows."""
     roles, everything = by_role(theta.blocks), torch.ones(len(theta.blocks), dtype=torch.float64)
-    travel, velocity, done = TrajectoryConfig(lr=inner_lr, momentum=0.9), at_rest(theta.blocks), 0
+    velocity, done = zero_velocity(theta.blocks), 0
     for point in points:
         for number in range(done, point):
-            closure = partial(batch_loss, model, task.feeder.at(APART + number), task.feeder.form)
-            momentum_step(closure, theta, velocity, inner_lr, travel)
+            closure = partial(batch_loss, model, task.batcher.at(APART + number), task.batcher.form)
+            momentum_step(closure, theta, velocity, inner_lr, momentum=0.9)
         done, figures = point, measure(model, theta, task, batches)
         plain = figures.gain(everything)
         yield {

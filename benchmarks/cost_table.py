@@ -85,9 +85,9 @@ class Cost:
     adamw: int
     """Fine-tuning by backpropagation with AdamW in float32."""
     meta: int
-    """Meta-training with the objective ``published`` in float32."""
+    """Meta-training with the objective ``one_step_loss`` in float32."""
     ratio: int
-    """With the objective ``ratio``, which holds a gradient of the model as well."""
+    """With the objective ``log_progress_rate``, which holds a gradient of the model as well."""
 
 
 def cost(config: PreTrainedConfig) -> Cost:
@@ -132,8 +132,8 @@ def row(name: str, found: Cost) -> dict[str, str]:
         "MeZO or a tuner, bf16": found.learned_half,
         "MeZO or a tuner, fp32": found.learned,
         "AdamW, fp32": found.adamw,
-        "learn a tuner (`published`)": found.meta,
-        "learn a tuner (`ratio`)": found.ratio,
+        "learn a tuner (`one_step_loss`)": found.meta,
+        "learn a tuner (`log_progress_rate`)": found.ratio,
     }
     return {
         "model": name,
@@ -147,10 +147,10 @@ def row(name: str, found: Cost) -> dict[str, str]:
 RESTS_ON = f"""GiB of tensors at the peak, for batches of {ROWS} examples of {LENGTH} tokens, of which the loss reads one each.
 **Computed, not measured**: `python benchmarks/cost_table.py --out docs/learn-a-tuner.md` writes this table with the formulas of
 `l2l estimate`, from shapes without weights. Interpreter, libraries and the allocator's slack come on top; nothing is recomputed
-or offloaded. MeZO needs what a tuner needs, but for the tuner itself. In bf16, weights are perturbed as transient copies, and
+or offloaded. MeZO needs what a tuner needs, but for the tuner itself. In bf16, weights are perturbed in transient copies, and
 updates rounded stochastically. AdamW holds all gradients and two moments. Meta-training holds the weights, a velocity as large
-as they are, and gradients block by block; the objective `ratio` holds one gradient of the whole model as well, unless
-`--objective_args '{{keep: false}}'` has it go back a third time."""
+as they are, and gradients block by block; the objective `log_progress_rate` holds one gradient of the whole model as well,
+unless `--objective_args '{{keep: false}}'` has it take a third backward pass instead."""
 
 
 def text() -> str:

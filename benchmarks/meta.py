@@ -25,8 +25,8 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from l2l.meta.config import MetaTrainConfig
-from l2l.meta.module import MetaLearner, MetaParts
-from l2l.meta.pool import PoolTask
+from l2l.meta.module import MetaTraining
+from l2l.meta.pool import MetaInputs, PoolTask
 from l2l.models.shapes import shape_config
 from l2l.noise import Key, standard_noise
 from l2l.params.blocks import Blocks
@@ -40,7 +40,7 @@ from l2l.train.inputs import Batcher
 from l2l.tuners.api import Tuner
 
 Step: TypeAlias = Callable[[], float]
-"""Takes one outer step; gives the meta-loss: the loss behind the zeroth-order step."""
+"""Takes one outer step; returns the meta-loss: the loss after the zeroth-order step."""
 
 SHARED, OWN, TEXTBOOK = "ours, shared gradient", "ours, own gradient", "textbook"
 CPU = torch.device("cpu")
@@ -50,14 +50,14 @@ NEVER = 10**6
 NOTE = (
     "Medians over {repeats} rounds in which every contender takes its turn; ratios within a round. Random weights in "
     "fp32, {batch}x{length} tokens, {threads} threads. Both of ours compute logits where the loss reads them, the "
-    "textbook everywhere. `shared` takes the model's gradient behind the zeroth-order step, where the objective needs "
+    "textbook everywhere. `shared` takes the model's gradient after the zeroth-order step, where the objective needs "
     "one anyway; `own` takes it before, as the textbook does. Peak memory: weights counted, interpreter and libraries "
     "not, two steps in a fresh process for each. Meta-loss: after the first step; noise {noise}."
 )
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the script is told."""
+    """The options of the script."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--model", default="opt-125m-shape")
     options.add_argument("--batch_size", type=int, default=8)
@@ -93,8 +93,8 @@ def ours(gradient: str, given: argparse.Namespace, answer: int) -> Step:
     ids = rows_of_tokens(given, model.config.vocab_size)
     examples = [Encoded((EncodedOption(tuple(row), answer or given.length),), (0,)) for row in ids.tolist()]
     pool = [PoolTask(get_task("copa"), Batcher(examples, "lm", 0, given.batch_size, 0), [])]
-    parts = MetaParts(model, None, tuner, pool, [])  # pyright: ignore[reportArgumentType]  # nothing is tokenised
-    learner = MetaLearner(parts, config(given, gradient), RunDirectory("unused", {}))
+    inputs = MetaInputs(model, None, tuner, pool, [])  # pyright: ignore[reportArgumentType]  # nothing is tokenised
+    learner = MetaTraining(inputs, config(given, gradient), RunDirectory("unused", {}))
     sgd = torch.optim.SGD(tuner.network.parameters(), lr=learner.config.outer_lr)
     numbers = iter(range(NEVER))
 
@@ -104,7 +104,7 @@ def ours(gradient: str, given: argparse.Namespace, answer: int) -> Step:
         sgd.zero_grad()
         outcome.surrogate.backward()
         sgd.step()
-        learner.travel(number, closure, outcome)
+        learner.inner_step(number, closure, outcome)
         return outcome.loss
 
     return step
@@ -146,15 +146,15 @@ class Textbook:
 
     def teach(self) -> float:
         """Update the networks by the gradient of the loss after the step; that loss."""
-        home = {name: value.detach().clone() for name, value in self.model.named_parameters()}
-        noise = {name: self.noise(name, value) for name, value in home.items()}
-        sigma = {name: n(f).abs() for n, (name, f) in zip(self.networks, self.features(home).items(), strict=True)}
+        start = {name: value.detach().clone() for name, value in self.model.named_parameters()}
+        noise = {name: self.noise(name, value) for name, value in start.items()}
+        sigma = {name: n(f).abs() for n, (name, f) in zip(self.networks, self.features(start).items(), strict=True)}
         self.sigma = [value.item() for value in sigma.values()]
         energy = sum(n * s**2 for n, s in zip(self.counts.tolist(), self.sigma, strict=True))
         factor, epsilon = (self.counts.sum().item() / energy) ** 0.5, self.config.epsilon
 
         def moved(distance: float) -> dict[str, Tensor]:
-            return {name: home[name] + distance * factor * sigma[name] * noise[name] for name in home}
+            return {name: start[name] + distance * factor * sigma[name] * noise[name] for name in start}
 
         with torch.no_grad():
             self.losses = self.loss(moved(epsilon)).item(), self.loss(moved(-epsilon)).item()
@@ -168,11 +168,11 @@ class Textbook:
         """Gaussian noise; or that of our step, to compare the losses."""
         return standard_noise(name, Key(0, self.number), like.shape) if self.same_noise else torch.randn_like(like)
 
-    def features(self, home: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def features(self, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """[5] per block: mean, variance, last losses, last sigma."""
         return {
             name: torch.tensor([value.mean().item(), value.var().item(), *self.losses, sigma])
-            for (name, value), sigma in zip(home.items(), self.sigma, strict=True)
+            for (name, value), sigma in zip(start.items(), self.sigma, strict=True)
         }
 
     def loss(self, parameters: dict[str, Tensor] | None = None) -> Tensor:

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
-from l2l.meta.closed_form import Form, first_order, outcome_of, probe_step, second_order
-from l2l.meta.config import MetaTrainConfig
-from l2l.meta.curvature import traces
-from l2l.meta.module import MetaLearner
+from l2l.meta.config import MetaTrainConfig, with_defaults
+from l2l.meta.curvature import hessian_traces
+from l2l.meta.module import MetaTraining
 from l2l.meta.objectives import make_objective
-from l2l.meta.objectives.base import MetaLoss, MetaState
-from l2l.meta.objectives.published import OneStepLoss
-from l2l.meta.objectives.ratio import log_ratio
-from l2l.meta.run import prepare_meta_training, with_defaults
+from l2l.meta.objectives.expected import ClosedForm, closed_form_loss, first_order, probe_step, second_order
+from l2l.meta.objectives.log_progress_rate import log_progress_rate
+from l2l.meta.objectives.one_step_loss import OneStepLoss
+from l2l.meta.run import prepare_meta_training
+from l2l.meta.state import MetaLoss, MetaState
 from l2l.meta.trajectory import momentum_step
 from l2l.report.console import print_table
 from l2l.report.files import write_json
@@ -34,31 +34,31 @@ from l2l.report.run_directory import RunDirectory
 from l2l.tools.bench import hardware
 
 OBJECTIVES = (
-    "published",
-    "held_out",
+    "one_step_loss",
+    "held_out_loss",
     "expected",
     'expected_curvature {"trace": "fisher"}',
     'expected_curvature {"trace": "hutchinson"}',
     'expected_curvature {"trace": "seen"}',
-    'ratio {"trace": "fisher"}',
-    'unrolled {"steps": 4}',
+    'log_progress_rate {"trace": "fisher"}',
+    'unrolled_loss {"steps": 4}',
     'evolution {"population": 2, "steps": 2}',
 )
-SECOND_ORDER = {"expected_curvature": "second order", "ratio": "ratio"}
-"""Which of the references an objective aims at; the others aim at the first."""
+SECOND_ORDER = {"expected_curvature": "second order", "log_progress_rate": "log progress rate"}
+"""Which of the references an objective is compared with; the others with the first order."""
 PLAIN, FAR = "first order", 10**6
 """Outer steps of measurements are counted from here, so that no key or batch is one that led to the point."""
 
 NOTE = (
     "signal/noise: |mean|^2 / variance of the gradient in the tuner's weights over repeated keys and batches, the share of "
     "the mean that is noise taken off; one step's. cosine: of one gradient, and of the mean, with the closed form from "
-    "{reference} batches: for expected_curvature and ratio that of their own formula, else of the first order; for "
+    "{reference} batches: for expected_curvature and log_progress_rate that of their own formula, else of the first order; for "
     "evolution through the normaliser, which it sees. Means over {places} places (points x tasks), {repeats} repeats each."
 )
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the script is told."""
+    """The options of the script."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--model", default="l2l/tiny")
     options.add_argument("--tasks", nargs="+", default=["world_topic", "world_job"])
@@ -80,15 +80,15 @@ def parser() -> argparse.ArgumentParser:
 
 @dataclass
 class Samples:
-    """What an objective showed at one place."""
+    """Gradients and costs of an objective at one place."""
 
     gradients: list[Tensor] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     passes: int = 0
 
 
-def learner_of(given: argparse.Namespace) -> MetaLearner:
-    """A learner whose model walks along the teacher's trajectory."""
+def learner_of(given: argparse.Namespace) -> MetaTraining:
+    """Meta-training whose model follows the first-order trajectory."""
     config = MetaTrainConfig(
         model=given.model,
         tasks=given.tasks,
@@ -102,7 +102,7 @@ def learner_of(given: argparse.Namespace) -> MetaLearner:
         seed=given.seed,
     )
     config = with_defaults(config)
-    return MetaLearner(prepare_meta_training(config, None, None), config, RunDirectory("unused", {}))
+    return MetaTraining(prepare_meta_training(config, None, None), config, RunDirectory("unused", {}))
 
 
 def named(text: str) -> tuple[str, dict[str, Any]]:
@@ -111,16 +111,16 @@ def named(text: str) -> tuple[str, dict[str, Any]]:
     return name, json.loads(args) if args else {}
 
 
-def weights_gradient(outcome: MetaLoss, learner: MetaLearner) -> Tensor:
+def weights_gradient(outcome: MetaLoss, learner: MetaTraining) -> Tensor:
     """The meta-gradient in the tuner's weights, [weights] float64."""
-    found = torch.autograd.grad(outcome.surrogate, list(learner.parts.tuner.network.parameters()))
+    found = torch.autograd.grad(outcome.surrogate, list(learner.inputs.tuner.network.parameters()))
     return torch.cat([value.reshape(-1) for value in found]).double()
 
 
-def references(learner: MetaLearner, point: MetaState, batches: int) -> dict[str, Tensor]:
+def references(learner: MetaTraining, point: MetaState, batches: int) -> dict[str, Tensor]:
     """Gradients in the tuner's weights of the closed forms, their statistics from many batches."""
-    seen = probe_step(point)
-    components, blocks = seen.components, point.theta.blocks
+    probe = probe_step(point)
+    components, blocks = probe.components, point.theta.blocks
     halves = [{i: torch.zeros_like(block.tensor.detach()) for i, block in enumerate(blocks)} for _ in range(2)]
     noisy, trace = components.zeros(), components.zeros()
     for number in range(batches):
@@ -132,32 +132,32 @@ def references(learner: MetaLearner, point: MetaState, batches: int) -> dict[str
 
         consume_gradients(closure, blocks, take)
         at = replace(point, closure=closure, key=point.key.with_draw(number))
-        trace += traces(at, components, seen.direction, "hutchinson", 1)[0] / batches
+        trace += hessian_traces(at, components, probe.direction, "hutchinson", 1)[0] / batches
     signal = components.zeros()
     for index in range(len(blocks)):
         components.add(signal, index, halves[0][index], halves[1][index])
     forms = {
-        PLAIN: first_order(seen.energies, signal, point.lr),
-        "second order": second_order(seen.energies, signal, noisy, trace, point.lr),
-        "ratio": log_ratio(seen.energies, signal, noisy, trace, 0.01),
+        PLAIN: first_order(probe.energies, signal, point.lr),
+        "second order": second_order(probe.energies, signal, noisy, trace, point.lr),
+        "log progress rate": log_progress_rate(probe.energies, signal, noisy, trace, 0.01),
     }
 
-    def gradient(form: Form, through: bool) -> Tensor:
-        return weights_gradient(outcome_of(point, seen, form, 0.0, 0, through), learner)
+    def gradient(form: ClosedForm, through: bool) -> Tensor:
+        return weights_gradient(closed_form_loss(point, probe, form, 0.0, 0, through), learner)
 
     return {name: gradient(form, False) for name, form in forms.items()} | {"evolution": gradient(forms[PLAIN], True)}
 
 
 def measured(
-    learner: MetaLearner, given: argparse.Namespace, index: int
+    learner: MetaTraining, given: argparse.Namespace, index: int
 ) -> tuple[dict[str, Samples], dict[str, Tensor]]:
-    """Every objective in turn, over and over, where the model stands, on one task; and what they are compared with."""
-    first = learner.point(FAR, index, 0)
+    """Every objective in turn, repeatedly, at the current weights on one task; and the references."""
+    first = learner.meta_state(FAR, index, 0)
     history = OneStepLoss()(first).history
     objectives = {text: make_objective(named(text)[0], **named(text)[1]) for text in given.objectives}
     found = {text: Samples() for text in objectives}
     for repeat in range(given.repeats):
-        point = replace(learner.point(FAR + 1 + repeat, index, 1 + repeat), history=history)
+        point = replace(learner.meta_state(FAR + 1 + repeat, index, 1 + repeat), history=history)
         for text, objective in objectives.items():
             began = time.perf_counter()
             outcome = objective(point)
@@ -186,27 +186,27 @@ def figures(samples: Samples, reference: Tensor) -> dict[str, float]:
     }
 
 
-def travelled(learner: MetaLearner, start: int, end: int) -> None:
+def move_model(learner: MetaTraining, start: int, end: int) -> None:
     """First-order steps of the model, the tasks in turn."""
     for step in range(start, end):
-        index, number = learner.turn(step)
-        closure = learner.point(step, index, number).closure
-        momentum_step(closure, learner.theta, learner.velocity, learner.trajectory.lr_at(step), learner.trajectory)
+        index, number = learner.task_of(step)
+        closure = learner.meta_state(step, index, number).closure
+        momentum_step(closure, learner.theta, learner.velocity, learner.config.inner_lr_at(step))
 
 
-def walk(given: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_places(given: argparse.Namespace) -> list[dict[str, Any]]:
     """All places: one entry per point, task and objective."""
     learner, at, entries = learner_of(given), 0, []
     for point in sorted(given.points):
-        travelled(learner, at, point)
+        move_model(learner, at, point)
         at = point
         for index, task in enumerate(given.tasks):
-            found, aims = measured(learner, given, index)
+            found, references_found = measured(learner, given, index)
             for text, samples in found.items():
                 name = named(text)[0]
-                aim = "evolution" if name == "evolution" else SECOND_ORDER.get(name, PLAIN)
-                place = {"point": point, "task": task, "objective": text, "reference": aim}
-                entries.append(place | figures(samples, aims[aim]))
+                reference = "evolution" if name == "evolution" else SECOND_ORDER.get(name, PLAIN)
+                place = {"point": point, "task": task, "objective": text, "reference": reference}
+                entries.append(place | figures(samples, references_found[reference]))
     return entries
 
 
@@ -241,7 +241,7 @@ def main() -> None:
         make_objective(named(text)[0], **named(text)[1])  # unknown ones show before long work
     torch.set_num_threads(given.threads)
     machine, began = hardware(), time.perf_counter()
-    entries = walk(given)
+    entries = measure_places(given)
     rows = summary(entries, given.objectives)
     print_table(f"meta-objectives on {given.model}", rows)
     places = len(given.points) * len(given.tasks)

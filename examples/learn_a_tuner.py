@@ -17,7 +17,7 @@ tuner = l2l.meta_train(
     "l2l/tiny",
     tasks=POOL,
     steps=20,
-    objective="ratio",  # progress of a step at its best learning rate: it does not reward a sigma that is merely larger
+    objective="log_progress_rate",  # at the best learning rate: it does not reward a sigma that is merely larger
     architecture="table",  # a number per block; other networks see the losses and the weights' moments as well
     outer_optimizer="adam",
     outer_lr=0.03,

@@ -20,7 +20,14 @@ KEYS = {
 }
 """Old key -> key. A method that has a field of the old name (momentum's ``beta``) keeps it."""
 
-VALUES = {("perturb", "exact"): "functional"}
+VALUES = {
+    ("perturb", "exact"): "functional",
+    ("objective", "published"): "one_step_loss",
+    ("objective", "held_out"): "held_out_loss",
+    ("objective", "unrolled"): "unrolled_loss",
+    ("objective", "ratio"): "log_progress_rate",
+    ("objective", "runs"): "es_full_run",
+}
 """(key, old value) -> value."""
 
 

@@ -142,7 +142,7 @@ def step_curve(folder: Path) -> Curve:
 
 
 def _step_loss(step: Mapping[str, Any]) -> float:
-    directions = step["directions"] if "directions" in step else step["directions"]  # the name in logs of earlier versions
+    directions = step["directions"] if "directions" in step else step["draws"]  # the name in logs of earlier versions
     losses = [loss for _, *sides in directions for loss in sides if loss is not None]
     return sum(losses) / len(losses) if losses else float(step["loss"])
 

@@ -1,1 +1,1 @@
-"""Learning a tuner: objective, trajectory of the model meanwhile, task pool, validation, Lightning shell."""
+"""Meta-training: learning a tuner over a pool of tasks."""

@@ -1,7 +1,7 @@
-"""Where a tuner's basis comes from: a few input-side directions V [n, r] of each weight matrix [m, n], seen on the pool.
+"""A tuner's basis: a few input-side directions V [n, r] of each weight matrix [m, n], computed on the task pool.
 
 ``gradients``: the leading right singular directions of the tasks' mean gradients, at the initial weights and some
-first-order steps further. ``activations``: the principal directions of what linear layers are fed, as in AGZO; forward passes
+first-order steps further. ``activations``: the principal directions of the inputs of linear layers, as in AGZO; forward passes
 only. ``random``: the control.
 """
 
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.finite_difference import Closure
+from l2l.meta.config import MetaTrainConfig
 from l2l.meta.pool import PoolTask
-from l2l.meta.trajectory import TrajectoryConfig, at_rest, momentum_step
+from l2l.meta.trajectory import momentum_step, zero_velocity
 from l2l.models.heads import TokenQuery, token_logprobs
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
-from l2l.tasks.losses import batch_loss
 from l2l.tuners.model import random_basis
 
 if TYPE_CHECKING:
@@ -30,29 +30,31 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = Literal["gradients", "activations", "random"]
 BATCHES = 8
-"""Batches of every task that are looked at, at every point."""
+"""Batches of every task that are measured at every point."""
 POINTS = (0, 4, 12)
-"""First-order steps of a task after which its gradients are looked at."""
+"""First-order steps of a task after which its gradients are measured."""
 ROWS = 4096
 """Rows of a matrix that are widened to float64 at a time."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The batches of a task: ``at(i)`` is the loss of the i-th where theta stands; the first ``looked_at`` share no example."""
+    """The losses of a task's batches."""
 
     name: str
     at: Callable[[int], Closure]
-    looked_at: int = BATCHES
+    """``at(i)`` is the loss of the i-th batch at the current parameters."""
+    measured: int = BATCHES
+    """The first so many share no example; gradients are measured on them."""
 
 
 @dataclass(frozen=True)
-class Feed:
-    """A forward pass."""
+class ForwardPass:
+    """A forward pass whose layer inputs are measured."""
 
     run: Callable[[], object]
     tokens: Tensor | None = None
-    """[R, T] bool: which of the positions fed are tokens, not padding. None: all."""
+    """[R, T] bool: which positions are tokens, not padding. None: all."""
 
 
 def pool_basis(
@@ -63,16 +65,15 @@ def pool_basis(
     seed: int = 0,
     batches: int = BATCHES,
     points: Sequence[int] = POINTS,
-    trajectory: TrajectoryConfig | None = None,
+    config: MetaTrainConfig | None = None,
 ) -> dict[str, Tensor]:
-    """Orthonormal columns [n, rank] float32 on the CPU, by block name. The model's weights are as before, bit for bit.
-
-    Blocks that get one: matrices [m, n] with n > 2 * rank that are no embeddings; for ``activations``, those of nn.Linear.
+    """Orthonormal columns [n, rank] float32 on the CPU, by block name: of matrices [m, n] with n > 2 * rank that are no
+    embeddings; for ``activations``, those of nn.Linear. The model's weights are as before, bit for bit.
 
     Args:
         seed: of ``random``.
         batches: of every task at every point, fewer where a task has not so many distinct ones, but at least two.
-        points, trajectory: for ``gradients``, see :func:`gradient_basis`.
+        points, config: for ``gradients``, see :func:`gradient_basis`.
 
     Raises:
         ValueError: no block can have such a basis.
@@ -83,10 +84,13 @@ def pool_basis(
     if source == "random":
         return random_basis(blocks, {blocks[i].name: rank for i in indices}, seed)
     if source == "activations":
-        owned = owners(model, blocks, indices)
-        return activation_basis(blocks, owned, [_feeds(model, task, batches) for task in pool], rank)
-    losses = [_losses(model, task, batches) for task in pool]
-    return gradient_basis(PerturbedParameters(blocks), losses, rank, points, trajectory or TrajectoryConfig())
+        layers = linear_layers(model, blocks, indices)
+        return activation_basis(blocks, layers, [_forward_passes(model, task, batches) for task in pool], rank)
+    losses = [
+        Losses(task.task.name, lambda i, task=task: task.loss(model, task.batcher.at(i)), _distinct(task, batches))
+        for task in pool
+    ]
+    return gradient_basis(PerturbedParameters(blocks), losses, rank, points, config)
 
 
 def candidates(blocks: Blocks, rank: int) -> list[int]:
@@ -108,65 +112,54 @@ def gradient_basis(
     tasks: Sequence[Losses],
     rank: int,
     points: Sequence[int] = POINTS,
-    trajectory: TrajectoryConfig | None = None,
+    config: MetaTrainConfig | None = None,
 ) -> dict[str, Tensor]:
-    """Leading right singular directions of the tasks' mean gradients, every task and every point having one vote.
+    """Leading right singular directions of the tasks' mean gradients, every task and every point with equal weight.
 
-    Memory beside the model: a copy and a velocity, where a point is not 0; one gradient; two [n, n] float64 per block.
+    Memory beside the model: a copy and a velocity, unless the only point is 0; one gradient; two [n, n] float64 per block.
 
     Args:
-        points: first-order steps on a task, from the weights as they stand, after which its gradients are looked at.
-        trajectory: how the model moves between the points.
+        points: first-order steps on a task, from the current weights, after which its gradients are measured.
+        config: its ``inner_`` fields say how these steps are taken; None: the defaults.
 
     Raises:
-        ValueError: no point, or one before the start; or no block can have such a basis.
+        ValueError: no point, or a negative one; or no block can have such a basis.
         FloatingPointError: a loss or a gradient is not finite. The weights are back.
     """
     if not points or min(points) < 0:
         raise ValueError(f"points={list(points)} must name numbers of steps, at least 0")
-    trajectory, indices = trajectory or TrajectoryConfig(), candidates(theta.blocks, rank)
-    total = _squares(theta.blocks, indices)
+    config, indices, blocks = config or MetaTrainConfig(), candidates(theta.blocks, rank), theta.blocks
+    total, last = _zero_grams(blocks, indices), max(points)
     for task in tasks:
-        with _visited(theta, task, moving=max(points) > 0):
-            for _ in _inner_step(theta, task, sorted(set(points)), trajectory):
-                closures = [task.at(i) for i in range(task.looked_at)]
-                _accumulate(total, mean_gradient_grams(theta.blocks, closures, indices))
-    return _columns(theta.blocks, total, rank)
-
-
-def _inner_step(
-    theta: PerturbedParameters, task: Losses, points: Sequence[int], trajectory: TrajectoryConfig
-) -> Iterator[int]:
-    """Stand at every point in turn, having stepped on batches behind those that are looked at."""
-    velocity = at_rest(theta.blocks) if points[-1] else {}
-    for step in range(points[-1] + 1):
-        if step in points:
-            yield step
-        if step < points[-1]:
-            momentum_step(task.at(task.looked_at + step), theta, velocity, trajectory.lr_at(step), trajectory)
-
-
-@contextmanager
-def _visited(theta: PerturbedParameters, task: Losses, moving: bool) -> Iterator[None]:
-    """On the way out the weights are back; an error names the task."""
-    kept = {block.name: block.tensor.detach().clone() for block in theta.blocks} if moving else {}
-    try:
-        yield
-    except FloatingPointError as error:
-        raise FloatingPointError(f"task {task.name!r}, gradients for the basis: {error}; or lower inner_lr") from error
-    finally:
-        if moving:
-            theta.assign(kept)
+        kept = {block.name: block.tensor.detach().clone() for block in blocks} if last else {}
+        velocity = zero_velocity(blocks) if last else {}
+        try:
+            for step in range(last + 1):
+                if step in points:
+                    closures = [task.at(i) for i in range(task.measured)]
+                    for index, gram in mean_gradient_grams(blocks, closures, indices).items():
+                        total[index].add_(gram)
+                if step < last:
+                    motion = config.inner_lr_at(step), config.inner_momentum, config.inner_clip
+                    momentum_step(task.at(task.measured + step), theta, velocity, *motion)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"task {task.name!r}, gradients for the basis: {error}; or lower inner_lr"
+            ) from error
+        finally:
+            if last:
+                theta.assign(kept)
+    return _leading_columns(blocks, total, rank)
 
 
 def mean_gradient_grams(blocks: Blocks, closures: Sequence[Closure], indices: Sequence[int]) -> dict[int, Tensor]:
     """G^T G [n, n] float64 of each block's mean gradient G over independent batches, in units of its own trace.
 
-    Of k batch gradients g_i with the sum S, (S^T S - sum g_i^T g_i) / (k (k - 1)) is the mean of g_i^T g_j over i != j: what
-    differs between batches has no part in it, up to chance. Its trace may be near 0, or below, where chance is all
-    there is; then the unit is what chance leaves in the mean, sum |g_i|^2 / k^2. A block without a gradient is left out.
+    Of k batch gradients g_i with the sum S, (S^T S - sum g_i^T g_i) / (k (k - 1)) is the mean of g_i^T g_j over i != j, an
+    unbiased estimate without the sampling noise of single batches. Where noise is all there is, its trace is near 0 or below;
+    then the unit is the noise left in the mean, sum |g_i|^2 / k^2. A block without a gradient is left out.
     """
-    k, grams = len(closures), _squares(blocks, indices)
+    k, grams = len(closures), _zero_grams(blocks, indices)
     sums = {i: torch.zeros_like(blocks[i].tensor.detach()) for i in indices}
 
     def take(index: int, gradient: Tensor) -> None:
@@ -187,28 +180,29 @@ def mean_gradient_grams(blocks: Blocks, closures: Sequence[Closure], indices: Se
 
 
 def activation_basis(
-    blocks: Blocks, owned: Sequence[tuple[int, nn.Module]], tasks: Sequence[Sequence[Feed]], rank: int
+    blocks: Blocks, layers: Sequence[tuple[int, nn.Module]], tasks: Sequence[Sequence[ForwardPass]], rank: int
 ) -> dict[str, Tensor]:
-    """Principal directions of the second moment of the layers' inputs, every task having one vote.
+    """Principal directions of the second moment of the layers' inputs, every task with equal weight.
 
-    AGZO perturbs along those of the batch at hand; here they are those of the pool, and stay.
+    AGZO perturbs along those of each batch; here they are those of the pool, and fixed.
     """
-    indices = sorted({index for index, _ in owned})
-    total = _squares(blocks, indices)
-    for feeds in tasks:
-        moments = _squares(blocks, indices)
-        for feed in feeds:
-            with _watching(owned, moments, feed.tokens), torch.no_grad():
-                feed.run()
-        sizes = {i: moment.trace().item() for i, moment in moments.items()}
-        _accumulate(total, {i: moment / sizes[i] for i, moment in moments.items() if sizes[i] != 0})
-    return _columns(blocks, total, rank)
+    indices = sorted({index for index, _ in layers})
+    total = _zero_grams(blocks, indices)
+    for passes in tasks:
+        moments = _zero_grams(blocks, indices)
+        for forward in passes:
+            with _gathering_inputs(layers, moments, forward.tokens), torch.no_grad():
+                forward.run()
+        for index, moment in moments.items():
+            size = moment.trace().item()
+            if size != 0:
+                total[index].add_(moment / size)
+    return _leading_columns(blocks, total, rank)
 
 
-def owners(model: nn.Module, blocks: Blocks, indices: Sequence[int]) -> list[tuple[int, nn.Module]]:
-    """(block, layer) for the layers that multiply their inputs with the rows of these blocks: nn.Linear.
-
-    A layer that keeps its weight the other way round, [inputs, outputs], is fed along the rows, where no basis is.
+def linear_layers(model: nn.Module, blocks: Blocks, indices: Sequence[int]) -> list[tuple[int, nn.Module]]:
+    """(block, layer) of the nn.Linear layers with these weights. A layer that keeps its weight as [inputs, outputs] has its
+    inputs along the rows, where there is no basis.
 
     Raises:
         ValueError: there are none.
@@ -222,20 +216,20 @@ def owners(model: nn.Module, blocks: Blocks, indices: Sequence[int]) -> list[tup
 
 
 @contextmanager
-def _watching(
-    owned: Sequence[tuple[int, nn.Module]], moments: Mapping[int, Tensor], tokens: Tensor | None
+def _gathering_inputs(
+    layers: Sequence[tuple[int, nn.Module]], moments: Mapping[int, Tensor], tokens: Tensor | None
 ) -> Iterator[None]:
-    """Take each layer's inputs into its moment as it has run: a hook before it would see positions that others drop."""
-
-    def take(index: int, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        rows = args[0] if args else named["input"]
-        padded = tokens is not None and rows.shape[:-1] == tokens.shape
-        add_gram(moments[index], rows[tokens] if padded else rows.reshape(-1, rows.shape[-1]), 1.0)
+    """Add each layer's inputs to its moment after it has run: before, other hooks may still drop positions."""
 
     def hook(index: int) -> Callable[..., None]:
-        return lambda module, args, named, output: take(index, args, named)
+        def take(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: object) -> None:
+            rows = args[0] if args else named["input"]
+            padded = tokens is not None and rows.shape[:-1] == tokens.shape
+            add_gram(moments[index], rows[tokens] if padded else rows.reshape(-1, rows.shape[-1]), 1.0)
 
-    handles = [module.register_forward_hook(hook(index), with_kwargs=True) for index, module in owned]
+        return take
+
+    handles = [module.register_forward_hook(hook(index), with_kwargs=True) for index, module in layers]
     try:
         yield
     finally:
@@ -246,8 +240,8 @@ def _watching(
 def add_gram(into: Tensor, rows: Tensor, scale: float) -> None:
     """Add scale * rows^T rows to ``into`` [n, n] float64."""
     with torch.no_grad():
-        for some in rows.split(ROWS):
-            wide = some.double()
+        for chunk in rows.split(ROWS):
+            wide = chunk.double()
             into.addmm_(wide.t(), wide, alpha=scale)
 
 
@@ -256,44 +250,32 @@ def leading(gram: Tensor, rank: int) -> Tensor:
     return torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1).float().contiguous()
 
 
-def _squares(blocks: Blocks, indices: Sequence[int]) -> dict[int, Tensor]:
-    """Zeros [n, n] for each."""
+def _zero_grams(blocks: Blocks, indices: Sequence[int]) -> dict[int, Tensor]:
+    """Zeros [n, n] float64 for each of these blocks [m, n]."""
     widths = {i: blocks[i].tensor.shape[1] for i in indices}
     return {i: torch.zeros(n, n, dtype=torch.float64, device=blocks[i].tensor.device) for i, n in widths.items()}
 
 
-def _accumulate(total: Mapping[int, Tensor], found: Mapping[int, Tensor]) -> None:
-    for index, gram in found.items():
-        total[index].add_(gram)
-
-
-def _columns(blocks: Blocks, total: Mapping[int, Tensor], rank: int) -> dict[str, Tensor]:
-    """Of blocks of which nothing was seen, none."""
+def _leading_columns(blocks: Blocks, total: Mapping[int, Tensor], rank: int) -> dict[str, Tensor]:
+    """:func:`leading` of each matrix by block name; blocks whose matrix is zero have none."""
     for index, gram in total.items():
         if not bool(torch.isfinite(gram).all()):
-            raise FloatingPointError(f"what the basis of block {blocks[index].name!r} is made from is not finite")
+            raise FloatingPointError(
+                f"the gradients or inputs of block {blocks[index].name!r} for the basis are not finite"
+            )
     return {blocks[i].name: leading(gram, rank).cpu() for i, gram in total.items() if bool(gram.any())}
 
 
-def _losses(model: PreTrainedModel, task: PoolTask, batches: int) -> Losses:
-    def at(number: int) -> Closure:
-        batch = task.feeder.at(number)
-        return lambda: batch_loss(model, batch, task.feeder.form)
-
-    return Losses(task.task.name, at, _distinct(task, batches))
-
-
-def _feeds(model: PreTrainedModel, task: PoolTask, batches: int) -> list[Feed]:
-    def feed(part: TokenQuery) -> Feed:
+def _forward_passes(model: PreTrainedModel, task: PoolTask, batches: int) -> list[ForwardPass]:
+    def forward(part: TokenQuery) -> ForwardPass:
         mask = part.attention_mask
-        return Feed(
-            lambda: token_logprobs(model, part), (mask if mask.ndim == 2 else mask.diagonal(dim1=1, dim2=2)) > 0
-        )
+        tokens = (mask if mask.ndim == 2 else mask.diagonal(dim1=1, dim2=2)) > 0
+        return ForwardPass(lambda: token_logprobs(model, part), tokens)
 
-    chosen = [task.feeder.at(number) for number in range(_distinct(task, batches))]
-    return [feed(part) for batch in chosen for part in batch.parts or (batch,)]
+    chosen = [task.batcher.at(number) for number in range(_distinct(task, batches))]
+    return [forward(part) for batch in chosen for part in batch.parts or (batch,)]
 
 
 def _distinct(task: PoolTask, batches: int) -> int:
-    """Batches without a common example: as many as wanted, or as there are; two at least, or noise is all there is."""
-    return max(2, min(batches, len(task.feeder.examples) // task.feeder.batch_size))
+    """Batches without a common example: as many as wanted, or as there are, but at least two: one gives only noise."""
+    return max(2, min(batches, len(task.batcher.examples) // task.batcher.batch_size))

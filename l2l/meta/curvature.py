@@ -1,26 +1,46 @@
-"""Traces of the Hessian's blocks, per component of the direction: three estimates."""
+"""Traces of the Hessian's blocks, per component of the direction: three estimates, and their mean over a task pool.
+
+Under labels that the model draws itself, per-example gradients have mean zero and are independent, so n * ||gradient of the
+mean loss of n examples||^2 is an unbiased estimate of the trace of the mean loss's Gauss-Newton matrix, from one backward pass.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, TypeAlias, final, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
-from l2l.meta.objectives.base import MetaState
+from l2l.meta.pool import PoolTask
+from l2l.meta.state import MetaState, SampledLoss
 from l2l.meta.statistics import Components, NoiseDots, squared_norms
 from l2l.methods.base import check_counts
+from l2l.models.heads import token_logprobs
+from l2l.noise import Key, standard_noise
 from l2l.params import Direction
+from l2l.params.blocks import Blocks
+from l2l.tasks.encode import Batch, Form
+from l2l.tasks.losses import classification_loss, lm_loss, option_scores, predictions
+from l2l.tuners.model import bind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Trace: TypeAlias = Literal["fisher", "hutchinson", "seen"]
-"""``fisher``: squared gradient norms under labels that the model draws; the Gauss-Newton matrix, never negative.
-``hutchinson``: curvature along Rademacher noise of all blocks; the Hessian itself. ``seen``: curvature along the noise of
-the deployed step, so that what is measured is the very direction that is walked."""
+"""``fisher``: squared gradient norms under labels drawn from the model: the Gauss-Newton matrix, never negative.
+``hutchinson``: curvature along Rademacher noise of all blocks: the Hessian itself. ``seen``: curvature along the direction of
+the zeroth-order step, so that the very direction is measured that theta moves along."""
 
 PROBES = 2**20
-"""Draw from which the probes' keys begin: no method looks along so many directions in a step."""
+"""Draw number at which the keys of Rademacher probes begin: beyond the directions of any method's step."""
+BATCHES = 8
+"""Batches of every task that the curvature of the normalizer is averaged over."""
+FLOOR = 1e-6
+"""Least trace of a block, as a share of the mean over the blocks. A block that the loss does not reach has none, up to
+rounding, and could otherwise be given a sigma without bounds."""
 
 
 def check_trace(trace: str, probes: int) -> None:
@@ -30,79 +50,127 @@ def check_trace(trace: str, probes: int) -> None:
         raise ValueError(f"trace={trace!r} must be one of {', '.join(get_args(Trace))}")
 
 
-def traces(
+def hessian_traces(
     point: MetaState, components: Components, direction: Direction, trace: Trace, probes: int
 ) -> tuple[Tensor, int]:
-    """[components] float64 estimates of trace(P_k H), averaged over the probes, and the passes they took.
+    """[components] float64 estimates of trace(P_k H), averaged over the probes, and the forward passes they took.
 
     Args:
-        direction: of the deployed step at theta.
-        probes: sets of drawn labels, Rademacher directions, or (``seen``) batches, A being the first.
+        direction: of the zeroth-order step at theta.
+        probes: draws of labels, Rademacher directions, or (``seen``) batches, A being the first.
 
     Raises:
-        ValueError: labels are to be drawn and the point does not say how.
+        ValueError: labels are to be drawn and the state offers no way to.
     """
     found, passes = components.zeros(), 0
     for probe in range(probes):
-        one, cost = _PROBES[trace](point, components, direction, probe)
+        if trace == "fisher":
+            if point.sampled is None:
+                raise ValueError(
+                    "trace='fisher' draws labels from the model, which this task offers no way to: use 'hutchinson'"
+                )
+            sampled = point.sampled(probe)
+            one = sampled.count * squared_norms(point.theta.blocks, components, sampled.closure)
+            cost = sampled.passes
+        elif trace == "hutchinson":
+            rademacher = Direction(point.key.with_draw(PROBES + probe), (1.0,) * len(point.theta.blocks), "rademacher")
+            one, cost = _curvature_along(point, components, rademacher, 0), 6
+        else:
+            # u = factor * (sigma_b z_b + ...), so <z_b, (H u)_b> has the mean factor * sigma_b * trace(H_b).
+            scale = direction.factor * torch.tensor(
+                [direction.sigma[i] for i, _ in components.parts], dtype=torch.float64
+            )
+            bend = _curvature_along(point, components, direction, probe)
+            one, cost = torch.where(scale > 0, bend / scale, torch.zeros_like(bend)), 6
         found, passes = found + one / probes, passes + cost
     return found, passes
 
 
-def _fisher(point: MetaState, components: Components, direction: Direction, probe: int) -> tuple[Tensor, int]:
-    if point.sampled is None:
-        raise ValueError(
-            "trace='fisher' draws labels from the model, which this task offers no way to: use 'hutchinson'"
-        )
-    sampled = point.sampled(probe)
-    return sampled.count * squared_norms(point.theta.blocks, components, sampled.closure), sampled.passes
-
-
-def _hutchinson(point: MetaState, components: Components, direction: Direction, probe: int) -> tuple[Tensor, int]:
-    key = point.key.with_draw(PROBES + probe)
-    rademacher = Direction(key, (1.0,) * len(point.theta.blocks), "rademacher")
-    return _bend(point, components, rademacher, 0), 6
-
-
-def _seen(point: MetaState, components: Components, direction: Direction, probe: int) -> tuple[Tensor, int]:
-    """u = factor * (sigma_b z_b + ...): <z_b, (H u)_b> has the mean factor * sigma_b * trace(H_b). A block that does not
-    move shows nothing: 0."""
-    reach = direction.factor * components.blocks_scales(direction)
-    bend = _bend(point, components, direction, probe)
-    return torch.where(reach > 0, bend / reach, torch.zeros_like(bend)), 6
-
-
-_PROBES = {"fisher": _fisher, "hutchinson": _hutchinson, "seen": _seen}
-
-
-def _bend(point: MetaState, components: Components, direction: Direction, number: int) -> Tensor:
-    """<z_b, (H u)_b> and its like inside the bases, from gradients at both sides of theta along u; two backward passes."""
+def _curvature_along(point: MetaState, components: Components, direction: Direction, number: int) -> Tensor:
+    """<z_b, (H u)_b> under every component [components], from gradients at both sides of theta along u, for batch A or the
+    further batch ``number - 1``. Two forward and backward passes."""
     closure = point.closure if number == 0 else point.further(number - 1)
-    found, epsilon = components.zeros(), point.method.epsilon
+    found, epsilon, blocks = components.zeros(), point.method.epsilon, point.theta.blocks
+    kind = direction.distribution
     with point.theta.step():
         for side in (1.0, -1.0):
-            dots = _Projected(components, direction)
+            dense = NoiseDots(blocks, replace(direction, basis=None, basis_sigma=()))
+            products = components.zeros()
+
+            def take(index: int, gradient: Tensor, dense: NoiseDots = dense, products: Tensor = products) -> None:
+                dense.take(index, gradient)
+                if index in components.bases:
+                    name, shape = blocks[index].name, gradient.shape
+                    z = standard_noise(name, direction.key, shape, kind, gradient.dtype, gradient.device)
+                    products[components.inside[index]] += components.basis_product(index, z, gradient)
+
             point.theta.perturb(direction, side * epsilon)
-            consume_gradients(closure, point.theta.blocks, dots.take)
-            found += side * dots.values() / (2 * epsilon)
+            consume_gradients(closure, blocks, take)
+            products[: len(blocks)] = dense.values()
+            found += side * products / (2 * epsilon)
     return found
 
 
-@final
-class _Projected:
-    """Inner products of gradients with a direction's dense noise, under every component of the block."""
+def sampled_loss(model: PreTrainedModel, batch: Batch, form: Form, key: Key) -> SampledLoss:
+    """The loss of a batch under labels drawn from the model at its current parameters.
 
-    def __init__(self, components: Components, direction: Direction) -> None:
-        self._components, self._direction = components, direction
-        self._dense = NoiseDots(components.blocks, replace(direction, basis=None, basis_sigma=()))
-        self._found = components.zeros()
+    For classification the option is drawn from the softmax of the options' scores. For ``lm`` each gold token is drawn
+    given the true ones before it, which takes one more forward pass, with logits at all positions.
+    """
+    seed = key.words("drawn labels")[0]
+    if form == "lm":
+        gold = batch.option_slot == batch.gold[batch.option_example]
+        return SampledLoss(lambda: _token_loss(model, batch, seed), int(gold[batch.options].sum()), 4)
+    return SampledLoss(lambda: _option_loss(model, batch, seed), batch.n, 3)
 
-    def take(self, index: int, gradient: Tensor) -> None:
-        """Note a block's gradient."""
-        self._dense.take(index, gradient)
-        self._components.inside(self._found, index, self._direction, gradient, 1.0)
 
-    def values(self) -> Tensor:
-        """[components] float64."""
-        self._found[: len(self._components.blocks)] = self._dense.values()
-        return self._found
+def _gumbel(like: Tensor, seed: int) -> Tensor:
+    """Gumbel noise: the largest of scores with it added is a draw from their softmax."""
+    draw = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(like.shape, generator=draw, dtype=torch.float64).clamp_(1e-300, 1 - 1e-16)
+    return -torch.log(-torch.log(uniform)).to(like.device)
+
+
+def _option_loss(model: PreTrainedModel, batch: Batch, seed: int) -> Tensor:
+    scores = option_scores(token_logprobs(model, batch, batch.parts), batch)
+    labels = predictions(scores.detach().double() + _gumbel(scores, seed), batch)
+    return classification_loss(scores, replace(batch, gold=labels))
+
+
+def _token_loss(model: PreTrainedModel, batch: Batch, seed: int) -> Tensor:
+    with torch.no_grad():
+        rows = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        logits = rows[batch.rows, batch.positions].double()
+        targets = (logits + _gumbel(logits, seed)).argmax(-1)
+    parts = tuple(replace(part, targets=targets[part.tokens]) for part in batch.parts)
+    sampled = replace(batch, targets=targets, parts=parts)
+    return lm_loss(token_logprobs(model, sampled, sampled.parts), sampled)
+
+
+def pool_traces(
+    model: PreTrainedModel,
+    pool: Sequence[PoolTask],
+    seed: int,
+    batches: int = BATCHES,
+    basis: Mapping[str, Tensor] | None = None,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Traces of the Gauss-Newton matrix by block, and (n / r) E|g V|^2 by block with a basis: what the curvature normalizer
+    holds. Means over the tasks' first batches; one forward and backward pass per batch."""
+    blocks = Blocks.of(model)
+    bound = bind(basis or {}, blocks)
+    components = Components(blocks, bound.vectors if bound else None)
+    total = components.zeros()
+    for index, task in enumerate(pool):
+        for number in range(batches):
+            sampled = sampled_loss(model, task.batcher.at(number), task.batcher.form, Key(seed, number, index))
+            total += sampled.count * squared_norms(blocks, components, sampled.closure)
+    found = floored(total / (batches * len(pool)), len(blocks)).tolist()
+    dense, inside = found[: len(blocks)], found[len(blocks) :]
+    return dict(zip(blocks.names, dense, strict=True)), {
+        blocks.names[i]: trace for i, trace in zip(components.bases, inside, strict=True)
+    }
+
+
+def floored(traces: Tensor, blocks: int) -> Tensor:
+    """[components] traces, each at least ``FLOOR`` of the mean over the first ``blocks``. NaN stays."""
+    return traces.clamp(min=FLOOR * traces[:blocks].mean().item())

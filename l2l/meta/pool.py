@@ -1,25 +1,33 @@
-"""The task pool: one source of batches per task, taken in turn or drawn."""
+"""The task pool: one source of batches per task, and which task an outer step takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import nn
 
+from l2l.estimators.finite_difference import Closure
 from l2l.models.batching import Grouping
 from l2l.tasks import get_task
 from l2l.tasks.base import Row, Task
-from l2l.tasks.encode import encoder_for
+from l2l.tasks.encode import Batch, encoder_for
+from l2l.tasks.losses import batch_loss
 from l2l.tasks.rows import load_splits
 from l2l.train.inputs import Batcher
+from l2l.tuners.api import Tuner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from l2l.meta.config import MetaTrainConfig
+
+_TASKS = 3
+"""Sets the random stream of sampled tasks apart from that of batches."""
+_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,25 @@ class PoolTask:
     """A task of the pool, or one to validate on."""
 
     task: Task
-    feeder: Batcher
+    batcher: Batcher
     dev: list[Row]
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Closure:
+        """The closure of a batch: its loss at the model's current parameters."""
+        return partial(batch_loss, model, batch, self.batcher.form)
+
+
+@dataclass(frozen=True)
+class MetaInputs:
+    """What meta-training works on."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    tuner: Tuner
+    pool: list[PoolTask]
+    validation: list[PoolTask]
+    frozen: list[nn.Parameter] = field(default_factory=list)
+    """Parameters to make trainable again afterwards."""
 
 
 def load_pool(
@@ -43,44 +68,32 @@ def load_pool(
     Raises:
         ValueError, FileNotFoundError: an unknown task, missing or malformed data.
     """
-    found, reader = [], encoder_for(model)
-    grouping = Grouping.of(model, config.length_groups, config.share_prompts)
+    found, encoder = [], encoder_for(model)
+    grouping, pad_id = Grouping.of(model, config.length_groups, config.share_prompts), encoder.pad_id(tokenizer)
     for name in names:
         task = get_task(name)
         splits = load_splits(task, config.data_dir, config.train_size, config.dev_size, 0, config.seed)
-        encoded = reader.encode(task, splits.train, tokenizer, max_length)
-        pad_id = reader.pad_id(tokenizer)
-        feeder = Batcher(encoded, task.form, pad_id, config.batch_size, config.seed, model.device, grouping)
-        found.append(PoolTask(task, feeder, splits.dev))
+        encoded = encoder.encode(task, splits.train, tokenizer, max_length)
+        batcher = Batcher(encoded, task.form, pad_id, config.batch_size, config.seed, model.device, grouping)
+        found.append(PoolTask(task, batcher, splits.dev))
     return found
 
 
-def turn(step: int, tasks: int) -> tuple[int, int]:
-    """(which task, which of its batches) serves outer step ``step``: each task once per round."""
-    return step % tasks, step // tasks
+def sampled_task(step: int, weights: tuple[float, ...], seed: int) -> tuple[int, int]:
+    """(task, which of its batches) of outer step ``step`` where tasks are sampled by weight.
 
-
-_TASKS = 3
-"""Word that sets the stream of drawn tasks apart from those of batches."""
-
-_AT_ONCE = 4096
-
-
-def drawn(step: int, weights: tuple[float, ...], seed: int) -> tuple[int, int]:
-    """(which task, which of its batches) serves outer step ``step`` where tasks are drawn by weight.
-
-    A task's batches are numbered by how often it was drawn before, so none is passed over. A pure function: resuming needs
+    A task's batches are numbered by how often it was sampled before, so none is skipped. A pure function: resuming needs
     no state.
 
     Raises:
         ValueError: a weight is negative or not finite, or all are zero.
     """
-    tasks = _tasks_drawn(-(-(step + 1) // _AT_ONCE) * _AT_ONCE, weights, seed)
+    tasks = _sampled_tasks(-(-(step + 1) // _AT_ONCE) * _AT_ONCE, weights, seed)
     return int(tasks[step]), int(np.count_nonzero(tasks[:step] == tasks[step]))
 
 
 @lru_cache(maxsize=4)
-def _tasks_drawn(count: int, weights: tuple[float, ...], seed: int) -> np.ndarray:
+def _sampled_tasks(count: int, weights: tuple[float, ...], seed: int) -> np.ndarray:
     """The tasks of the first ``count`` outer steps; a longer list begins with the shorter."""
     bounds = np.cumsum(check_weights(weights))
     uniform = np.random.default_rng((seed, _TASKS)).random(count)
@@ -88,7 +101,7 @@ def _tasks_drawn(count: int, weights: tuple[float, ...], seed: int) -> np.ndarra
 
 
 def check_weights(weights: Sequence[float]) -> np.ndarray:
-    """The weights as an array; raises ValueError, naming the value, where tasks cannot be drawn by them."""
+    """The weights as an array; raises ValueError, naming them, where tasks cannot be sampled by them."""
     values = np.asarray(weights, dtype=np.float64)
     if not np.all((values >= 0) & np.isfinite(values)) or not values.sum() > 0:
         raise ValueError(f"task_weights={list(weights)} must be finite and not negative, and at least one positive")

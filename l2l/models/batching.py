@@ -1,22 +1,18 @@
-"""Whether a model gives the same numbers for a tree as for rows of their own: found out by asking it.
+"""How the rows of a batch are fed: whether options share a row with their prompt, and splitting by length.
 
-Much can go wrong where a mask [R, 1, T, T] and positions are passed: they are refused, or ignored (ALiBi, recurrent
-layers), or a window is counted in columns or dropped. So a model is shown a few random rows both ways, and trees are
-never made longer than the longest that it got right.
-
-Rows of like length fed together: a batch then costs about its tokens, and hardly any padding.
-
-Which examples make up a batch is not touched. Its rows are split into a few groups, each runs through the model with
-its own padding, and what is read is put back in order: the loss is the same number up to rounding.
+A mask [R, 1, T, T] with positions may be refused by a model, or ignored (ALiBi, recurrent layers), or a window may be counted
+in columns. So a model is probed with a few random rows in both layouts, and trees are never longer than the longest that it
+read right. Rows of like length are fed together, so that a batch costs about its tokens and little padding: its rows are split
+into a few groups, each runs through the model with its own padding, and the results are put back in order. Which examples make
+up a batch does not change, and the loss is the same number up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 import torch
@@ -31,22 +27,25 @@ _BRANCH = 8
 _BRANCHES = 8
 _SHORT = 5
 _PARTIAL = ("window", "window_size", "chunk_size")
+RandomIds: TypeAlias = Callable[[int], Ids]
+"""So many random ids."""
 
 
 def longest_tree(model: nn.Module) -> int:
-    """Most tokens of a tree that a causal language model is known to read right; 0 where it is not to be given any.
+    """Most tokens of a tree that a causal language model is known to read right; 0 where it must not be given any.
 
-    Two probes of random ids compare log-probabilities of a tree's tokens with those of plain rows, in the model's own
-    dtype: one short, in which most of what a branch must not see is near, and one as long as the model's positions
-    allow (at most 1024) and eight branches more, which also crosses windows that the config does not state. They must
-    agree within sqrt(eps) of their own spread, eps being the dtype's: half of the digits. A model whose config states
-    a window, or layers other than full attention, is not asked, and one on the meta device cannot be.
-    The answer depends on the model alone.
+    Two probes of random ids compare log-probabilities of a tree's tokens with those of plain rows, in the model's own dtype:
+    one short, in which most tokens hidden from a branch are near, and one as long as the model's positions allow (at most 1024)
+    and eight branches more, which also crosses windows that the config does not state. They must agree within sqrt(eps) of
+    their own spread, eps being the dtype's: half of the digits. A model whose config states a window, or layers other than full
+    attention, is not probed, and one on the meta device cannot be. The result depends on the model alone.
     """
-    config, vocabulary = _text_config(model), _vocabulary(model)
+    config, embedding = getattr(model, "config", None), _call(model, "get_input_embeddings")
+    config = _call(config, "get_text_config") or config
     positions = getattr(config, "max_position_embeddings", None)
+    vocabulary = embedding.num_embeddings if isinstance(embedding, nn.Embedding) else 0
     on_meta = next(model.parameters()).device.type == "meta"
-    if on_meta or not vocabulary or not isinstance(positions, int) or _sees_parts(config):
+    if on_meta or not vocabulary or not isinstance(positions, int) or _attends_partly(config):
         return 0
     prompt = min(positions - virtual_tokens(model), _POSITIONS) - _BRANCH
     if prompt < _SHORT or not _probe_short(model, vocabulary):
@@ -54,20 +53,12 @@ def longest_tree(model: nn.Module) -> int:
     return prompt + _BRANCHES * _BRANCH if _probe_long(model, vocabulary, prompt) else 0
 
 
-def _text_config(model: nn.Module) -> Any:
-    config = getattr(model, "config", None)
-    find = getattr(config, "get_text_config", None)
-    return find() if callable(find) else config
+def _call(owner: object, name: str) -> Any:
+    method = getattr(owner, name, None)
+    return method() if callable(method) else None
 
 
-def _vocabulary(model: nn.Module) -> int:
-    """Rows of the input embedding, 0 where the model names none."""
-    find = getattr(model, "get_input_embeddings", None)
-    embedding = find() if callable(find) else None
-    return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else 0
-
-
-def _sees_parts(config: Any) -> bool:
+def _attends_partly(config: Any) -> bool:
     """Whether the config states layers that are not full attention: their numbers may depend on columns."""
     layers = getattr(config, "layer_types", None) or ()
     stated = (value for name, value in vars(config).items() if name.endswith(_PARTIAL))
@@ -76,7 +67,7 @@ def _sees_parts(config: Any) -> bool:
 
 def _probe_short(model: nn.Module, vocabulary: int) -> bool:
     """Two trees of unlike length; in the first, branches branch again."""
-    draw = _drawing(vocabulary)
+    draw = _random_ids(vocabulary)
     first, second, fork = draw(_SHORT), draw(_SHORT - 2), draw(_BRANCH // 2)
     branches = [fork + draw(_BRANCH // 2), fork + draw(_BRANCH // 4), *(draw(_BRANCH) for _ in range(_BRANCHES))]
     groups = [[first + branch for branch in branches], [second + draw(_BRANCH) for _ in range(2)]]
@@ -84,19 +75,19 @@ def _probe_short(model: nn.Module, vocabulary: int) -> bool:
 
 
 def _probe_long(model: nn.Module, vocabulary: int, prompt: int) -> bool:
-    """One tree; the branch that stands farthest from the prompt is compared."""
-    draw = _drawing(vocabulary)
+    """One tree; the branch that lies farthest from the prompt is compared."""
+    draw = _random_ids(vocabulary)
     start = draw(prompt)
     group = [start + draw(_BRANCH) for _ in range(_BRANCHES)]
     return _agrees(model, [group], [(0, max(group))], draw)
 
 
-def _drawing(vocabulary: int) -> Any:
+def _random_ids(vocabulary: int) -> RandomIds:
     generator = torch.Generator().manual_seed(0)
     return lambda count: tuple(torch.randint(0, vocabulary, (count,), generator=generator).tolist())
 
 
-def _agrees(model: nn.Module, groups: list[list[Ids]], read: list[tuple[int, Ids]], draw: Any) -> bool:
+def _agrees(model: nn.Module, groups: list[list[Ids]], read: list[tuple[int, Ids]], draw: RandomIds) -> bool:
     """Whether the inputs to read give the same numbers in the trees of their groups as in rows of their own."""
     trees = [grow(group) for group in groups]
     ends = [(k, row, ids, slot) for k, (row, ids) in enumerate(read) for slot in range(len(ids) - _SHORT, len(ids))]
@@ -104,47 +95,29 @@ def _agrees(model: nn.Module, groups: list[list[Ids]], read: list[tuple[int, Ids
     places = [(row, trees[row].columns[ids][slot]) for _, row, ids, slot in ends]
     shared = _query([tree.ids for tree in trees], tree_attention_mask(trees), places, targets)
     rows = [ids for _, ids in read]
-    plain = _query(rows, _tokens(rows), [(k, slot) for k, _, _, slot in ends], targets)
+    tokens = torch.nn.utils.rnn.pad_sequence([torch.ones(len(ids), dtype=torch.long) for ids in rows], True)
+    plain = _query(rows, tokens, [(k, slot) for k, _, _, slot in ends], targets)
     device = next(model.parameters()).device
-    with uncompiled(model), _at_rest(model):
-        try:
+    training = [module for module in model.modules() if module.training]
+    model.eval()  # without dropout
+    try:
+        with uncompiled(model), torch.no_grad():
             expected, found = (token_logprobs(model, query.to(device)) for query in (plain, shared))
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError):
-            return False  # whatever a forward says to arguments it does not know
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError):
+        return False  # any of these a forward may raise at arguments it does not know
+    finally:
+        for module in training:
+            module.training = True
     tolerance = torch.finfo(computing_dtype(model)).eps ** 0.5 * expected.std()
-    return bool((found - expected).abs().max() <= tolerance)  # NaN is no agreement
-
-
-def _tokens(rows: Sequence[Ids]) -> Tensor:
-    """[R, T] 1 on tokens."""
-    return torch.nn.utils.rnn.pad_sequence([torch.ones(len(ids), dtype=torch.long) for ids in rows], True)
+    return bool((found - expected).abs().max() <= tolerance)  # False for NaN
 
 
 def _query(ids: Sequence[Ids], attention_mask: Tensor, places: Sequence[tuple[int, int]], targets: Tensor) -> Part:
     rows, positions = torch.tensor(places).T.contiguous()
-    return Part(
-        input_ids=torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], True),
-        attention_mask=attention_mask,
-        rows=rows,
-        positions=positions,
-        targets=targets,
-        tokens=torch.arange(len(targets)),
-    )
-
-
-@contextmanager
-def _at_rest(model: nn.Module) -> Iterator[None]:
-    """Without gradients and without dropout; each module's mode is put back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], True)
+    return Part(padded, attention_mask, rows, positions, targets, tokens=torch.arange(len(targets)))
 
 
 _WEIGHTS_READ = 20
@@ -158,9 +131,9 @@ class Grouping:
     """How rows may be split; the same for every batch of a run, so that a resumed run splits alike."""
 
     groups: int = 1
-    """Most forward passes that one look at a batch is split into; 1 never splits."""
+    """Most forward passes that a batch is split into; 1 never splits."""
     extra: int = 0
-    """What one more forward pass costs, in tokens fed."""
+    """Cost of one more forward pass, in tokens fed."""
     tree: int = 0
     """Most tokens of a row in which options share their prompt; 0 gives every option a row of its own."""
 
@@ -170,9 +143,9 @@ class Grouping:
 
         Args:
             model: a language model. Options share rows, or batches are split, only where its kind allows it.
-            groups: as asked; ``None`` splits on the CPU and leaves a GPU its one large batch.
-            share_prompts: whether options of several tokens share their prompt's row; ``None``: where a probe finds
-                the model's numbers the same (see :func:`l2l.models.batching.longest_tree`).
+            groups: most forward passes per batch; ``None``: 6 on the CPU, 1 on other devices.
+            share_prompts: whether options of several tokens share their prompt's row; ``None``: where :func:`longest_tree`
+                finds that the model gives the same numbers.
 
         Raises:
             ValueError: ``share_prompts=True``, and the model's numbers would differ.
@@ -188,11 +161,11 @@ class Grouping:
         return Grouping(asked, forward_cost(model), tree)
 
     def cost(self, lengths: Sequence[int]) -> int:
-        """Tokens that rows of these lengths cost, split as `split` does it: padding and further passes included."""
+        """Tokens that rows of these lengths cost as :meth:`split` splits them, padding and further passes included."""
         return min(_cheapest_cuts(np.sort(np.asarray(lengths)), min(self.groups, len(lengths)), self.extra)[0])
 
     def split(self, batch: TokenQuery) -> tuple[Part, ...]:
-        """The parts to feed one by one, from short to long; none where the whole batch is best fed as it is."""
+        """The parts to feed one by one, from short to long; none where feeding the whole batch is cheapest."""
         if self.groups == 1 or batch.pooled or batch.decoder_ids is not None:
             return ()
         lengths = row_lengths(batch.attention_mask).tolist()
@@ -203,31 +176,27 @@ class Grouping:
 def forward_cost(model: nn.Module) -> int:
     """About how many tokens take as long as starting one more forward pass.
 
-    Reading the weights once costs what some twenty tokens cost, whatever the size; calling the modules costs more
-    tokens the smaller they are. The constants are fitted to forward passes of four models from 0.2 to 85 million
-    weights outside the embeddings, on one CPU thread. The figure depends on the model's shape alone, never on a
-    clock: a run that is resumed elsewhere must split its batches alike.
+    Reading the weights once costs what some twenty tokens cost, whatever the size; calling the modules costs more tokens the
+    smaller they are. The constants are fitted to forward passes of four models from 0.2 to 85 million weights outside the
+    embeddings, on one CPU thread. The figure depends on the model's shape alone, never on a clock: a run that is resumed
+    elsewhere must split its batches alike.
     """
-    calls = sum(1 for module in model.modules() if not any(True for _ in module.children()))
-    embeddings = set(_embedding_parameters(model))
+    modules, head = list(model.modules()), output_embedding(model)
+    calls = sum(1 for module in modules if not any(True for _ in module.children()))
+    # Tokens do not multiply with embeddings, and few positions with the head.
+    embeddings = {
+        p for module in modules if isinstance(module, nn.Embedding) or module is head for p in module.parameters()
+    }
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter not in embeddings)
     return _WEIGHTS_READ + _CALL * calls // (weights + _CALL_WEIGHTS * calls)
 
 
-def _embedding_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Those that a token does not multiply with: lookups, and the head, which sees only a few positions."""
-    head = output_embedding(model)
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) or module is head:
-            yield from module.parameters()
-
-
 def partition(lengths: Sequence[int], groups: int, extra: int = 0) -> list[list[int]]:
-    """Split rows of these lengths into at most ``groups`` groups, as cheaply as can be.
+    """Split rows of these lengths into at most ``groups`` groups at the least cost.
 
-    A group of n rows costs n times its longest row, and each group after the first ``extra`` more. Some cheapest
-    partition cuts the rows, sorted by length, into runs, so a dynamic programme over the cuts finds it, in
-    O(rows^2 * groups). Of equally cheap ones the one with fewest groups is taken.
+    A group of n rows costs n times its longest row, and each group after the first ``extra`` more. Some cheapest partition
+    cuts the rows, sorted by length, into runs, so a dynamic programme over the cuts finds it, in O(rows^2 * groups). Of equally
+    cheap ones the one with fewest groups is taken.
 
     Returns:
         Row numbers of each group, from short to long, within a group too.
@@ -267,11 +236,6 @@ def _part(batch: TokenQuery, rows: list[int], columns: int) -> Part:
     place[rows] = torch.arange(len(rows))
     tokens: Tensor = (place[batch.rows] >= 0).nonzero()[:, 0]
     mask = batch.attention_mask[rows, :columns]
-    return Part(
-        input_ids=batch.input_ids[rows, :columns],
-        attention_mask=mask if mask.ndim == 2 else mask[:, :, :columns],
-        rows=place[batch.rows[tokens]],
-        positions=batch.positions[tokens],
-        targets=batch.targets[tokens],
-        tokens=tokens,
-    )
+    mask = mask if mask.ndim == 2 else mask[:, :, :columns]
+    inside, positions, targets = place[batch.rows[tokens]], batch.positions[tokens], batch.targets[tokens]
+    return Part(batch.input_ids[rows, :columns], mask, inside, positions, targets, tokens)

@@ -1,12 +1,11 @@
-"""Virtual tokens: what a model under prefix or prompt tuning is fed in place of plain rows.
+"""Log-probabilities of chosen tokens, with logits computed only where they are needed.
 
-Prompt tuning puts learned embeddings before a row, so that every column lies further right; prefix tuning puts learned
-keys and values into the cache of every layer, and the columns stay where they are. Both take up positions.
+A vocabulary has tens of thousands of entries and a prompt hundreds of tokens, but an option has one or two: full logits would
+be most of the memory of a forward pass and a good part of its time.
 
-Log-probabilities of chosen tokens, with logits computed only where they are needed.
-
-A vocabulary is tens of thousands wide and a prompt hundreds of tokens long, but an option is a token or two:
-full logits would be most of the memory of a forward pass and a good part of its time.
+Under prefix and prompt tuning the model is fed virtual tokens too. Prompt tuning puts learned embeddings before a row, so that
+every column lies further right; prefix tuning puts learned keys and values into the cache of every layer, and columns stay
+where they are. Both take up positions.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -26,105 +25,37 @@ from torch.nn import functional
 from l2l.models.prompt_trees import computing_dtype, tree_inputs
 
 
-def virtual_tokens(model: object) -> int:
-    """How many positions of every row an adapter takes up; 0 where the model has no prefix and no prompt."""
-    config = _prompt_config(model)
-    return 0 if config is None else config.num_virtual_tokens
-
-
-def columns_before(model: object) -> int:
-    """How many columns further right a row's hidden states lie: those of a prompt; a prefix has none."""
-    return 0 if _in_cache(model) else virtual_tokens(model)
-
-
-def virtual_inputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
-    """What the base model is given, beside ``use_cache=False``, for rows with their virtual tokens.
-
-    Args:
-        model: a model of peft with a prefix or a prompt.
-        input_ids: [R, T] right-padded rows.
-        attention_mask: [R, T] 1 on tokens; or the sight [R, T, T] of rows that branch: every token sees the virtual ones.
-    """
-    inside = _in_cache(model)
-    before = model.get_prompt(len(input_ids))
-    seen = _seen(attention_mask, virtual_tokens(model), computing_dtype(model), inside)
-    if inside:
-        return {"input_ids": input_ids, "past_key_values": before, **seen}
-    embedded = model.get_input_embeddings()(input_ids)
-    return {"inputs_embeds": torch.cat([before.to(embedded.dtype), embedded], 1), **seen}
-
-
-def _seen(attention_mask: Tensor, count: int, dtype: torch.dtype, inside: bool) -> dict[str, Tensor]:
-    """The mask, and for rows that branch the positions, with the virtual tokens as further columns at the left."""
-    rows, columns = attention_mask.shape[:2]
-    if attention_mask.ndim == 2:
-        return {"attention_mask": torch.cat([attention_mask.new_ones(rows, count), attention_mask], 1)}
-    evaluator = torch.ones(
-        rows, count + columns, count + columns, dtype=torch.bool, device=attention_mask.device
-    ).tril_()
-    evaluator[:, count:, count:] = attention_mask
-    found = tree_inputs(evaluator, dtype)
-    if not inside:
-        return found
-    return {
-        "attention_mask": found["attention_mask"][:, :, count:],
-        "position_ids": found["position_ids"][:, count:],
-    }
-
-
-def _prompt_config(model: object) -> Any:
-    """The configuration of the model's prefix or prompt; None where it has neither."""
-    config = getattr(model, "active_peft_config", None)
-    return config if getattr(config, "is_prompt_learning", False) else None
-
-
-def _in_cache(model: object) -> bool:
-    """Whether the virtual tokens are keys and values: peft's configuration of a prefix is the one that may project them."""
-    return hasattr(_prompt_config(model), "prefix_projection")
-
-
 class TokenQuery(Protocol):
-    """Rows to feed and K tokens to read: rows[k], positions[k] is where targets[k] is predicted."""
+    """Rows to feed and K tokens to read: ``targets[k]`` is predicted at ``rows[k], positions[k]``.
+
+    ``input_ids``: [R, T] right-padded. ``attention_mask``: [R, T] 1 on tokens, 0 on padding; of rows that branch, the mask
+    [R, T, T] of :mod:`l2l.models.prompt_trees`. ``rows``, ``positions``: [K] where the logits that predict a token are.
+    ``targets``: [K] its id, or the label where rows are classified. ``decoder_ids``: [R, D] right-padded rows of the decoder,
+    which positions count in; None for models with one stack. ``pooled``: whether the model gives one vector of logits per row.
+    """
 
     @property
-    def input_ids(self) -> Tensor:
-        """[R, T] right-padded rows."""
-        ...
-
+    def input_ids(self) -> Tensor: ...
     @property
-    def attention_mask(self) -> Tensor:
-        """[R, T] 1 on tokens, 0 on padding; of rows that branch, the sight [R, T, T] of :mod:`l2l.models.prompt_trees`."""
-        ...
-
+    def attention_mask(self) -> Tensor: ...
     @property
-    def rows(self) -> Tensor:
-        """[K] the row in which a token is predicted."""
-        ...
-
+    def rows(self) -> Tensor: ...
     @property
-    def positions(self) -> Tensor:
-        """[K] the column whose logits predict it."""
-        ...
-
+    def positions(self) -> Tensor: ...
     @property
-    def targets(self) -> Tensor:
-        """[K] its id, or the label where rows are classified."""
-        ...
-
+    def targets(self) -> Tensor: ...
     @property
-    def decoder_ids(self) -> Tensor | None:
-        """[R, D] right-padded rows of the decoder, which positions count in; None where there is but one stack."""
-        ...
-
+    def decoder_ids(self) -> Tensor | None: ...
     @property
-    def pooled(self) -> bool:
-        """Whether the model gives one vector of logits per row, whatever the position."""
-        ...
+    def pooled(self) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a batch, padded to the longest of them, and the tokens to read from them: a query of its own."""
+    """Some rows of a batch, padded to the longest of them, and the tokens to read from them: a :class:`TokenQuery` of its own.
+
+    Only batches of models with one stack whose tokens are read are split up.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -133,45 +64,35 @@ class Part:
     targets: Tensor
     tokens: Tensor
     """[K of this part] which of the whole batch's K tokens these are."""
-
-    # Only rows of one stack whose tokens are read are ever split up.
-    @property
-    def decoder_ids(self) -> Tensor | None:
-        """No decoder is fed beside these rows."""
-        return None
-
-    @property
-    def pooled(self) -> bool:
-        """There are logits for every position."""
-        return False
+    decoder_ids: Tensor | None = None
+    pooled: bool = False
 
     def to(self, device: torch.device | str) -> Part:
         """The same part with its tensors on ``device``."""
-        return Part(**{name: value.to(device) for name, value in vars(self).items()})
+        return replace(self, **{name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)})
 
 
 def token_logprobs(model: nn.Module, batch: TokenQuery, parts: Sequence[Part] = ()) -> Tensor:
-    """[K] float32 log-probabilities of ``batch.targets``, differentiable where gradients are on.
+    """[K] float32 log-probabilities of ``batch.targets``, differentiable where gradients are enabled; of labels where rows are
+    classified.
 
-    ``model`` is a model of transformers, of the kind that the batch was made for. While it runs, its output embedding
-    sees the K gathered hidden states as one row, so whatever the model does to its logits (scale, soft cap) still
-    happens. A model without an output embedding, or one that does not call it exactly once on [R, T, D], gives full
-    logits instead.
-    Where rows are classified, the log-probabilities are those of labels.
+    While the model runs, its output embedding is given the K gathered hidden states as one row, so whatever the model does to
+    its logits (scale, soft cap) still happens. A model without an output embedding, or one that does not call it exactly once
+    on [R, T, D], computes full logits instead.
 
-    ``parts`` are the same rows and tokens split up (see :mod:`l2l.models.batching`): one forward pass for each
-    instead of one for the whole batch. The numbers are the same up to rounding, in the batch's order.
+    Args:
+        model: a transformers model of the kind that the batch was made for.
+        parts: the same rows and tokens split up (see :mod:`l2l.models.batching`): one forward pass for each instead of one for
+            the whole batch. The numbers are the same up to rounding, in the batch's order.
     """
+    found = [
+        -functional.cross_entropy(_logits_at(model, part).float(), part.targets, reduction="none")
+        for part in parts or (batch,)
+    ]
     if not parts:
-        return _one_pass(model, batch)
-    found = torch.cat([_one_pass(model, part) for part in parts])
-    order = torch.cat([part.tokens for part in parts])
-    return found.new_zeros(len(found)).index_copy(0, order, found)
-
-
-def _one_pass(model: nn.Module, batch: TokenQuery) -> Tensor:
-    logits = _logits_at(model, batch)
-    return -functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+        return found[0]
+    values, order = torch.cat(found), torch.cat([part.tokens for part in parts])
+    return values.new_zeros(len(values)).index_copy(0, order, values)
 
 
 def _logits_at(model: nn.Module, batch: TokenQuery) -> Tensor:
@@ -180,7 +101,7 @@ def _logits_at(model: nn.Module, batch: TokenQuery) -> Tensor:
         return _forward(model, batch)[batch.rows]
     head = output_embedding(model)
     if head is not None:
-        logits = _gathered(model, head, batch)
+        logits = _gathered_logits(model, head, batch)
         if logits is not None:
             return logits
     return _forward(model, batch)[batch.rows, batch.positions + columns_before(model)]
@@ -193,7 +114,7 @@ def output_embedding(model: nn.Module) -> nn.Module | None:
     return head if isinstance(head, nn.Module) else None
 
 
-def _gathered(model: nn.Module, head: nn.Module, batch: TokenQuery) -> Tensor | None:
+def _gathered_logits(model: nn.Module, head: nn.Module, batch: TokenQuery) -> Tensor | None:
     """Logits at the K positions, or None where the model's head is not used in the expected way."""
     shapes: list[tuple[int, ...]] = []
     before = columns_before(model)
@@ -208,22 +129,91 @@ def _gathered(model: nn.Module, head: nn.Module, batch: TokenQuery) -> Tensor | 
         logits = _forward(model, batch)
     finally:
         handle.remove()
-    rows, columns = _read_shape(batch)
+    rows, columns = (batch.input_ids if batch.decoder_ids is None else batch.decoder_ids).shape
     expected = shapes == [(rows, columns + before)] and logits.shape[:2] == (1, len(batch.targets))
     return logits.squeeze(0) if expected else None
 
 
-def _read_shape(batch: TokenQuery) -> tuple[int, int]:
-    """Rows and columns of the hidden states that tokens are read from."""
-    rows, columns = (batch.input_ids if batch.decoder_ids is None else batch.decoder_ids).shape
-    return rows, columns
+def _forward(model: Any, batch: TokenQuery) -> Tensor:
+    mask = batch.attention_mask
+    if virtual_tokens(model):
+        inputs = virtual_inputs(model, batch.input_ids, mask)
+        return model.get_base_model()(**inputs, use_cache=False).logits
+    inputs = {"attention_mask": mask} if mask.ndim == 2 else tree_inputs(mask, computing_dtype(model))
+    if batch.decoder_ids is not None:
+        inputs["decoder_input_ids"] = batch.decoder_ids
+    return model(input_ids=batch.input_ids, use_cache=False, **inputs).logits
+
+
+def _prompt_config(model: object) -> Any:
+    """The configuration of the model's prefix or prompt; None where it has neither."""
+    config = getattr(model, "active_peft_config", None)
+    return config if getattr(config, "is_prompt_learning", False) else None
+
+
+def _in_cache(model: object) -> bool:
+    """Whether the virtual tokens are keys and values: peft's configuration of a prefix is the one that may project them."""
+    return hasattr(_prompt_config(model), "prefix_projection")
+
+
+def virtual_tokens(model: object) -> int:
+    """How many positions of every row an adapter takes up; 0 where the model has no prefix and no prompt."""
+    config = _prompt_config(model)
+    return 0 if config is None else config.num_virtual_tokens
+
+
+def columns_before(model: object) -> int:
+    """How many columns further right a row's hidden states lie: those of a prompt; a prefix has none."""
+    return 0 if _in_cache(model) else virtual_tokens(model)
+
+
+def virtual_inputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+    """Arguments of the base model, beside ``use_cache=False``, for rows with their virtual tokens, which every token sees.
+
+    Args:
+        model: a model of peft with a prefix or a prompt.
+        input_ids: [R, T] right-padded rows.
+        attention_mask: [R, T] 1 on tokens; or the mask [R, T, T] of rows that branch.
+    """
+    before, count = model.get_prompt(len(input_ids)), virtual_tokens(model)
+    rows, columns = attention_mask.shape[:2]
+    if attention_mask.ndim == 2:
+        found = {"attention_mask": torch.cat([attention_mask.new_ones(rows, count), attention_mask], 1)}
+    else:
+        whole = torch.ones(rows, *[count + columns] * 2, dtype=torch.bool, device=attention_mask.device).tril_()
+        whole[:, count:, count:] = attention_mask
+        found = tree_inputs(whole, computing_dtype(model))
+        if _in_cache(model):
+            mask, positions = found["attention_mask"], found["position_ids"]
+            found = {"attention_mask": mask[:, :, count:], "position_ids": positions[:, count:]}
+    if _in_cache(model):
+        return {"input_ids": input_ids, "past_key_values": before, **found}
+    embedded = model.get_input_embeddings()(input_ids)
+    return {"inputs_embeds": torch.cat([before.to(embedded.dtype), embedded], 1), **found}
+
+
+def generator(model: Any) -> Callable[..., Tensor] | None:
+    """The function that continues left-padded rows under a model: its ``generate``, or None where it has none.
+
+    Under prompt tuning the prompt comes before the padding and positions count attended tokens only, where peft's own
+    ``generate`` counts the padding as well.
+    """
+    if not columns_before(model):
+        return getattr(model, "generate", None)
+
+    def after_prompt(input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
+        inputs = virtual_inputs(model, input_ids, attention_mask)
+        found = model.get_base_model().generate(**inputs, **options)  # given embeddings, it returns new tokens only
+        return torch.cat([input_ids, found], 1)
+
+    return after_prompt
 
 
 def compile_decoder(model: nn.Module) -> None:
-    """Compile what comes before the head with torch.compile, for rows of any number and length.
+    """Compile the layers before the head with torch.compile, for rows of any number and length.
 
     The head is left as it is, because the positions it reads change with every batch. Compiled code reads the weights
-    anew at each call, so it follows whatever changes them in place. The first calls take half a minute or more.
+    anew at each call, so it follows changes in place. The first calls take half a minute or more.
 
     Raises:
         ValueError: the model names no decoder apart from itself, or runs on the CPU and there is no C++ compiler.
@@ -240,7 +230,7 @@ def compile_decoder(model: nn.Module) -> None:
 
 
 def uncompiled(model: object) -> AbstractContextManager[Any]:
-    """Run a compiled decoder as if it were not, where shapes and caches change with every call."""
+    """Run a compiled decoder uncompiled inside, for calls whose shapes and caches change every time."""
     compiled = getattr(_decoder(model), "_compiled_call_impl", None)
     return nullcontext() if compiled is None else torch.compiler.set_stance("force_eager")
 
@@ -249,33 +239,3 @@ def _decoder(model: object) -> nn.Module | None:
     find = getattr(model, "get_decoder", None)
     found = find() if callable(find) else None
     return found if isinstance(found, nn.Module) and found is not model else None
-
-
-def _forward(model: Any, batch: TokenQuery) -> Tensor:
-    if virtual_tokens(model):
-        inputs = virtual_inputs(model, batch.input_ids, batch.attention_mask)
-        return model.get_base_model()(**inputs, use_cache=False).logits
-    flat = batch.attention_mask.ndim == 2
-    seen = (
-        {"attention_mask": batch.attention_mask} if flat else tree_inputs(batch.attention_mask, computing_dtype(model))
-    )
-    if batch.decoder_ids is not None:
-        seen["decoder_input_ids"] = batch.decoder_ids
-    return model(input_ids=batch.input_ids, use_cache=False, **seen).logits
-
-
-def generator(model: Any) -> Callable[..., Tensor] | None:
-    """What continues left-padded rows under a model: its ``generate``, or None where it has none.
-
-    Under prompt tuning the prompt comes before the padding and positions count what is attended to; peft's own way counts
-    the padding as well.
-    """
-    if not columns_before(model):
-        return getattr(model, "generate", None)
-
-    def after_prompt(input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
-        inputs = virtual_inputs(model, input_ids, attention_mask)
-        found = model.get_base_model().generate(**inputs, **options)  # of embeddings it gives new tokens only
-        return torch.cat([input_ids, found], 1)
-
-    return after_prompt

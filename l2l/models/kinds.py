@@ -1,11 +1,11 @@
-"""What kind of model a checkpoint or an object is: asked of its class and its config, never of its name.
+"""The kind of a model or checkpoint, by its class and its config, never by its name.
 
-A class is looked up in the tables by which transformers itself finds the class for a head, so whatever transformers
-learns to load is known here too."""
+Classes are looked up in the tables by which transformers itself finds the class for a head, so models that transformers learns
+to load are known here too."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -17,7 +17,7 @@ Kind: TypeAlias = Literal["causal", "masked", "seq2seq", "classifier"]
 decoder predicts. ``classifier``: one logit per label for a whole text."""
 
 Head: TypeAlias = Literal["auto", "causal", "masked", "seq2seq", "classifier"]
-"""A kind, or ``auto``: what the checkpoint says of itself."""
+"""A kind, or ``auto``: that of the checkpoint."""
 
 _AUTO: dict[Kind, str] = {
     "classifier": "AutoModelForSequenceClassification",
@@ -25,15 +25,12 @@ _AUTO: dict[Kind, str] = {
     "masked": "AutoModelForMaskedLM",
     "causal": "AutoModelForCausalLM",
 }
-"""In the order of asking: an encoder-decoder that fills in masks is read as an encoder-decoder."""
+"""In the order of look-up: an encoder-decoder that fills in masks counts as an encoder-decoder."""
 
 
 def kind_of(model: object) -> Kind:
-    """The kind of a model, also of one that is wrapped by ``peft``.
-
-    The model's class or one that it is derived from stands in a table of transformers; for another class, its config
-    says whether it is an encoder-decoder. A module without a config counts as causal.
-    """
+    """The kind of a model, also of one that is wrapped by ``peft``: by its class or the nearest base class that transformers
+    lists, else ``seq2seq`` or ``causal`` by its config. A module without a config counts as causal."""
     base = unwrapped(model)
     config = getattr(base, "config", None)
     if config is None:
@@ -47,22 +44,23 @@ def kind_of(model: object) -> Kind:
 
 
 def unwrapped(model: object) -> Any:
-    """The model of transformers inside one that is wrapped by ``peft``; any other as it is."""
+    """The transformers model inside one that is wrapped by ``peft``; any other as it is."""
     unwrap = getattr(model, "get_base_model", None)
     return unwrap() if callable(unwrap) else model
 
 
 def kind_of_config(config: PreTrainedConfig, head: str = "auto") -> Kind:
-    """The kind that a checkpoint's config asks for, or ``head`` where it names one.
-
-    Under ``auto``: by the class that the checkpoint was saved from (``architectures``, or the classes of its own code
-    in ``auto_map``), else by what the model type is made for.
+    """``head``; under ``auto`` the kind of the class that the checkpoint was saved from (``architectures``, or the classes of
+    its own code in ``auto_map``), else the kind that its model type is made for.
 
     Raises:
         ValueError: ``head`` is no kind.
     """
     if head != "auto":
-        return check_head(head)
+        kinds: dict[str, Kind] = {kind: kind for kind in _AUTO}
+        if head not in kinds:
+            raise ValueError(f"head is {head!r}; use one of {', '.join(get_args(Head))}")
+        return kinds[head]
     pair = bool(getattr(config, "is_encoder_decoder", False))
     for name in getattr(config, "architectures", None) or ():
         kind = _kind_of_class(name, pair)
@@ -74,25 +72,13 @@ def kind_of_config(config: PreTrainedConfig, head: str = "auto") -> Kind:
         return mapped
     if pair:
         return "seq2seq"
-    # Encoders can be loaded as causal models as well, and then still look at what comes after.
-    encoder = config.model_type in _types("masked") and not getattr(config, "is_decoder", False)
+    # Encoders can be loaded as causal models as well, but their tokens then still attend to later ones.
+    encoder = config.model_type in _table("masked") and not getattr(config, "is_decoder", False)
     return "masked" if encoder else "causal"
 
 
-def check_head(head: str) -> Kind:
-    """The kind that ``head`` names.
-
-    Raises:
-        ValueError: it names none.
-    """
-    kinds: dict[str, Kind] = {kind: kind for kind in _AUTO}
-    if head not in kinds:
-        raise ValueError(f"head is {head!r}; use one of {', '.join(get_args(Head))}")
-    return kinds[head]
-
-
 def auto_class(kind: Kind) -> Any:
-    """The class of transformers that loads models of a kind."""
+    """The auto class of transformers that loads models of a kind."""
     import transformers
 
     return getattr(transformers, _AUTO[kind])
@@ -105,22 +91,18 @@ def _kind_of_class(name: str, pair: bool) -> Kind | None:
 @cache
 def _classes(kind: Kind) -> frozenset[str]:
     """Names of the classes of transformers that are of a kind."""
-    return frozenset(name for _, names in _table(kind) for name in ((names,) if isinstance(names, str) else names))
+    return frozenset(
+        name for names in _table(kind).values() for name in ((names,) if isinstance(names, str) else names)
+    )
 
 
-@cache
-def _types(kind: Kind) -> frozenset[str]:
-    """Model types that transformers has a class of a kind for."""
-    return frozenset(model_type for model_type, _ in _table(kind))
-
-
-def _table(kind: Kind) -> Iterator[tuple[str, str | tuple[str, ...]]]:
+def _table(kind: Kind) -> Mapping[str, str | tuple[str, ...]]:
+    """Model type -> names of its classes of a kind."""
     from transformers.models.auto import modeling_auto
 
-    tables = {
+    return {
         "classifier": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         "masked": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
         "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    }
-    yield from tables[kind].items()
+    }[kind]

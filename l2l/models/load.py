@@ -1,16 +1,10 @@
-"""A frozen base in 4 or 8 bits: the quantisation configurations of transformers, and what they need.
-
-Leaving parameters as they are, by name: for checkpoints some of whose tensors are no parameters of the original model.
-
-Loading a language model and its tokenizer: the embedded one, a directory, or an id of the hub.
-"""
+"""Loading a language model and its tokenizer (embedded, directory, or hub id); quantising and freezing parts of a model."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,7 +20,225 @@ from l2l.models.kinds import auto_class, kind_of_config
 from l2l.models.kinds import kind_of as kind_of
 from l2l.models.kinds import unwrapped as unwrapped
 from l2l.models.schemes import CONFIG as ADAPTER_CONFIG
-from l2l.models.schemes import adapter_base, with_adapter
+from l2l.models.schemes import adapter_base, seeded, with_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "l2l/tiny"
+"""Id of the model that ships inside the package."""
+
+_EMBEDDED_DIR = Path(__file__).parent / "tiny"
+_LONGEST_DEFAULT = 2048
+
+DTYPES: dict[str, torch.dtype] = {
+    **dict.fromkeys(("float32", "fp32"), torch.float32),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+    **dict.fromkeys(("float16", "fp16"), torch.float16),
+}
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Source of a model: hub id, directory, or ``l2l/tiny``, empty for a model built in memory; commit of the hub."""
+
+    id: str
+    revision: str | None
+
+
+def load_model(
+    name_or_path: str | Path,
+    dtype: str = "float32",
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    head: str = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+    num_labels: int | None = None,
+    seed: int = 0,
+    quantize: Quantize = "none",
+) -> PreTrainedModel:
+    """Load a language model in eval mode. Code that comes with a checkpoint is run only where the caller says so.
+
+    Args:
+        name_or_path: ``l2l/tiny``, a directory with ``config.json``, or an id of the hub. A directory with
+            ``adapter_config.json`` gives the base that it names, and the adapter.
+        dtype: ``float32`` (default), ``bfloat16`` or ``float16`` (or ``fp32``, ``bf16``, ``fp16``) of the weights, whatever
+            the checkpoint holds.
+        device: ``None`` leaves it on the CPU.
+        revision: branch, tag or commit of the hub.
+        attn_implementation: ``eager``, ``sdpa``, … as transformers names them; ``None`` lets it choose.
+        head: ``causal``, ``masked``, ``seq2seq`` or ``classifier`` (see :mod:`l2l.models.kinds`); ``auto``: what the
+            checkpoint was saved from. A classifier may be loaded from any checkpoint: its head is then fresh.
+        device_map: ``auto``, ``balanced``, … spreads the layers over devices, which needs ``accelerate``.
+        trust_remote_code: run the Python code that comes with the checkpoint. It can do whatever you can.
+        num_labels: labels of a fresh head of a classifier; one that the checkpoint holds keeps its own number.
+        seed: of a fresh head's random weights; the global random state is not touched.
+        quantize: a :data:`Quantize`: the linear layers are kept in 4 or 8 bits and cannot be trained. ``none``: they are not.
+
+    Raises:
+        FileNotFoundError: no such directory, no ``config.json`` in it, or the model is neither in the local cache
+            nor can it be fetched.
+        ValueError: an unknown dtype or head, both ``device`` and ``device_map``, a model type that transformers cannot
+            load without foreign code, or a checkpoint that lacks weights of the model other than a fresh head's.
+    """
+    from transformers import AutoConfig
+
+    adapter = adapter_base(name_or_path)
+    if adapter is not None:
+        rest = (head, device_map, trust_remote_code, num_labels, seed, quantize)
+        base = load_model(adapter.name, dtype, device, adapter.revision, attn_implementation, *rest)
+        return _checked_head(with_adapter(base, name_or_path), base, str(name_or_path))
+    if device is not None and device_map is not None:
+        raise ValueError(f"device={str(device)!r} and device_map={device_map!r} are both given; leave one out")
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    options: dict[str, Any] = {"dtype": DTYPES[dtype], "output_loading_info": True}
+    if quantize != "none":
+        options["quantization_config"] = quantization_config(quantize, DTYPES[dtype])
+        device_map, device = device_map or str(device or "cpu"), None  # quantised layers cannot be moved afterwards
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if device_map is not None:
+        options["device_map"] = device_map
+    code = {"trust_remote_code": trust_remote_code}
+    config = _load(AutoConfig, "model", name_or_path, revision, code)
+    kind = kind_of_config(config, head)
+    fresh = kind == "classifier" != kind_of_config(config)
+    if fresh and num_labels is not None:
+        options["num_labels"] = num_labels
+    with seeded(seed) if fresh else nullcontext():
+        model, info = _load(auto_class(kind), "model", name_or_path, revision, options | code)
+    missing = sorted(info["missing_keys"] - (_head_weights(model, config) if fresh else set()))
+    if missing:
+        # transformers fills the gap with random numbers and only warns.
+        raise ValueError(
+            f"checkpoint {str(name_or_path)!r} lacks {len(missing)} weights of {type(model).__name__}, "
+            f"the first being {missing[0]!r}; it was saved from {', '.join(config.architectures or ['another class'])}"
+        )
+    return (model if device is None else model.to(device)).eval()
+
+
+def _checked_head(adapted: Any, base: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The adapted model; ValueError where its base lacks a module that the adapter holds whole, such as a classifier's head."""
+    held = getattr(adapted.active_peft_config, "modules_to_save", None) or ()
+    there = {part.rpartition(".")[2] for part, _ in base.named_modules()}
+    absent = [part for part in held if part.rpartition(".")[2] not in there]
+    if absent:
+        raise ValueError(
+            f"the adapter in {name!r} holds a head {absent[0]!r} that {type(base).__name__} has not; "
+            "load it with head=classifier and num_labels as it was trained"
+        )
+    return adapted
+
+
+def _head_weights(model: PreTrainedModel, config: PreTrainedConfig) -> set[str]:
+    """Names of a model's weights that the class of its checkpoint does not have: those of a fresh head."""
+    import transformers
+
+    prefix = f"{model.base_model_prefix}."
+    saved_from = getattr(transformers, (config.architectures or [""])[0], None)
+    if saved_from is None:
+        held = {name for name, _ in model.base_model.named_parameters()}
+    else:
+        with torch.device("meta"):
+            held = {name.removeprefix(prefix) for name, _ in saved_from(config).named_parameters()}
+    return {name for name, _ in model.named_parameters() if name.removeprefix(prefix) not in held}
+
+
+def load_tokenizer(
+    name_or_path: str | Path, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model. Where it has no padding token, the end-of-text token is used.
+
+    Args:
+        trust_remote_code: run the Python code that comes with the tokenizer.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_model`.
+    """
+    from transformers import AutoTokenizer
+
+    code = {"trust_remote_code": trust_remote_code}
+    tokenizer = _load(AutoTokenizer, "tokenizer", name_or_path, revision, code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def model_identity(model: PreTrainedModel) -> ModelIdentity:
+    """The source of a model, by its config."""
+    source = str(getattr(model.config, "_name_or_path", "") or "")
+    if source and Path(source) == _EMBEDDED_DIR:
+        return ModelIdentity(EMBEDDED, None)
+    return ModelIdentity(source, getattr(model.config, "_commit_hash", None))
+
+
+def context_length(model: PreTrainedModel, asked: int | None = None) -> int:
+    """Most tokens a row may have: ``asked``; by default as many as the model has positions, at most 2048.
+
+    Raises:
+        ValueError: ``asked`` is below 2 or more than the model has positions.
+    """
+    limit = _position_limit(model)
+    if asked is None:
+        return min(limit or _LONGEST_DEFAULT, _LONGEST_DEFAULT)
+    if asked < 2 or (limit is not None and asked > limit):
+        raise ValueError(f"max_length {asked} must lie in 2..{limit or 'any'}, the positions of the model")
+    return asked
+
+
+def _position_limit(model: PreTrainedModel) -> int | None:
+    """Most tokens that the model has positions for, where there is a limit."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        return None
+    words = model.get_input_embeddings()
+    tables = (module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words)
+    # A table with a padding row counts its positions from the row after that one.
+    padded = (table.padding_idx for table in tables if table.num_embeddings == positions)
+    return positions - max((index + 1 for index in padded if index is not None), default=0) - virtual_tokens(model)
+
+
+def _load(auto: Any, what: str, name_or_path: str | Path, revision: str | None, options: dict[str, Any]) -> Any:
+    """``auto.from_pretrained`` with one-line errors."""
+    source = _resolve(name_or_path)
+    try:
+        return auto.from_pretrained(source, revision=revision, **options)
+    except OSError as error:
+        if Path(source).is_dir():
+            raise FileNotFoundError(f"cannot read the {what} in directory {source!r}: {_one_line(error)}") from error
+        at = f" at revision {revision!r}" if revision else ""
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        pinned = f" --revision {revision}" if revision else ""
+        raise FileNotFoundError(
+            f"{what} {source!r}{at} is neither in the local cache nor can it be fetched{offline}: {_one_line(error)}; "
+            f"run `hf download {source}{pinned}` where there is a network, or give a directory"
+        ) from error
+    except (ValueError, ImportError, SafetensorError) as error:
+        raise ValueError(f"cannot load the {what} {str(name_or_path)!r}: {_one_line(error)}") from error
+
+
+def _resolve(name_or_path: str | Path) -> str:
+    """The directory or hub id to read."""
+    name = str(name_or_path)
+    if name == EMBEDDED:
+        return str(_EMBEDDED_DIR)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file() and not (path / ADAPTER_CONFIG).is_file():
+            raise FileNotFoundError(f"directory {name!r} has no config.json; give a directory saved by save_pretrained")
+        return str(path)
+    if isinstance(name_or_path, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
+        raise FileNotFoundError(f"no directory {name!r}; give an existing directory or an id of the hub (owner/name)")
+    return name
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
 
 Quantize: TypeAlias = Literal["none", "bnb4", "bnb8", "torchao-int8"]
 """``bnb4``: NF4 of bitsandbytes with double quantisation (arXiv:2305.14314). ``bnb8``: LLM.int8 of bitsandbytes
@@ -36,10 +248,10 @@ _PACKAGES = {"bnb4": "bitsandbytes", "bnb8": "bitsandbytes", "torchao-int8": "to
 
 
 def check_quantize(quantize: str, scheme: str | None = None) -> None:
-    """Refuse what cannot be done, before a model is loaded.
+    """Check before a model is loaded.
 
     Raises:
-        ValueError: an unknown way, a scheme that trains what would be quantised, or a package that is not installed.
+        ValueError: an unknown format, a scheme that trains the weights to be quantised, or a package that is not installed.
     """
     if quantize not in get_args(Quantize):
         raise ValueError(f"quantize is {quantize!r}; use one of {', '.join(get_args(Quantize))}")
@@ -55,26 +267,18 @@ def check_quantize(quantize: str, scheme: str | None = None) -> None:
 
 
 def quantization_config(quantize: str, dtype: torch.dtype) -> Any:
-    """What ``from_pretrained`` takes as ``quantization_config``; None for ``none``.
-
-    Args:
-        dtype: that layers compute in.
+    """The ``quantization_config`` of ``from_pretrained`` for layers that compute in ``dtype``.
 
     Raises:
         ValueError: as :func:`check_quantize`.
     """
-    check_quantize(quantize)
-    if quantize == "none":
-        return None
     import transformers
 
+    check_quantize(quantize)
+
     if quantize == "bnb4":
-        return transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+        nf4: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **nf4)
     if quantize == "bnb8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
     quantization: Any = import_module("torchao.quantization")  # an extra: may be absent where types are checked
@@ -90,7 +294,7 @@ def check_pattern(freeze: str | None) -> None:
 
 
 def freeze_matching(model: nn.Module, freeze: str | None) -> list[nn.Parameter]:
-    """Freeze the parameters whose name the regular expression finds; those that were trainable before, to thaw again.
+    """Freeze the parameters whose name the regular expression finds. Returns those that were trainable, for :func:`thaw`.
 
     Raises:
         ValueError: it finds no parameter, or leaves none to train.
@@ -114,238 +318,3 @@ def thaw(parameters: list[nn.Parameter]) -> None:
     """Make parameters trainable again."""
     for parameter in parameters:
         parameter.requires_grad_(True)
-
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-EMBEDDED = "l2l/tiny"
-"""Id of the model that ships inside the package."""
-
-_EMBEDDED_DIR = Path(__file__).parent / "tiny"
-_LONGEST_DEFAULT = 2048
-
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """What a model was loaded from."""
-
-    id: str
-    """Hub id, directory, or ``l2l/tiny``; empty for a model built in memory."""
-    revision: str | None
-    """Commit of the hub, where known."""
-
-
-def load_model(
-    name_or_path: str | Path,
-    dtype: str = "float32",
-    device: torch.device | str | None = None,
-    revision: str | None = None,
-    attn_implementation: str | None = None,
-    head: str = "auto",
-    device_map: str | None = None,
-    trust_remote_code: bool = False,
-    num_labels: int | None = None,
-    seed: int = 0,
-    quantize: Quantize = "none",
-) -> PreTrainedModel:
-    """Load a language model in eval mode. Code that comes with a checkpoint is run only where the caller says so.
-
-    Args:
-        name_or_path: ``l2l/tiny``, a directory with ``config.json``, or an id of the hub. A directory with
-            ``adapter_config.json`` gives the base that it names, and the adapter.
-        dtype: ``float32`` (default), ``bfloat16`` or ``float16`` (or ``fp32``, ``bf16``, ``fp16``): the weights
-            are converted to it whatever the checkpoint holds.
-        device: where to put it; ``None`` leaves it on the CPU.
-        revision: branch, tag or commit of the hub.
-        attn_implementation: ``eager``, ``sdpa``, … as transformers names them; ``None`` lets it choose.
-        head: ``causal``, ``masked``, ``seq2seq`` or ``classifier`` (see :mod:`l2l.models.kinds`); ``auto``: what the
-            checkpoint was saved from. A classifier may be loaded from any checkpoint: its head is then fresh.
-        device_map: ``auto``, ``balanced``, … spreads the layers over devices, which needs ``accelerate``.
-        trust_remote_code: run the Python code that comes with the checkpoint. It can do whatever you can.
-        num_labels: labels of a fresh head of a classifier; one that the checkpoint holds keeps its own number.
-        seed: of a fresh head's random weights; the global random state is not touched.
-        quantize: ``bnb4``, ``bnb8`` or ``torchao-int8`` (see :mod:`l2l.models.load`): the linear layers are then kept
-            in 4 or 8 bits and cannot be trained; ``none`` leaves them as they are.
-
-    Raises:
-        FileNotFoundError: no such directory, no ``config.json`` in it, or the model is neither in the local cache
-            nor can it be fetched.
-        ValueError: an unknown dtype or head, both ``device`` and ``device_map``, a model type that transformers cannot
-            load without foreign code, or a checkpoint that lacks weights of the model other than a fresh head's.
-    """
-    from transformers import AutoConfig
-
-    adapter = adapter_base(name_or_path)
-    if adapter is not None:
-        rest = (head, device_map, trust_remote_code, num_labels, seed, quantize)
-        base = load_model(adapter.name, dtype, device, adapter.revision, attn_implementation, *rest)
-        return _checked_head(with_adapter(base, name_or_path), base, str(name_or_path))
-    if device is not None and device_map is not None:
-        raise ValueError(f"device={str(device)!r} and device_map={device_map!r} are both given; leave one out")
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
-    options: dict[str, Any] = {"dtype": DTYPES[dtype], "output_loading_info": True}
-    if quantize != "none":
-        options["quantization_config"] = quantization_config(quantize, DTYPES[dtype])
-        device_map, device = device_map or str(device or "cpu"), None  # what is quantised cannot be moved afterwards
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
-    if device_map is not None:
-        options["device_map"] = device_map
-    code = {"trust_remote_code": trust_remote_code}
-    config = _load(AutoConfig, "model", name_or_path, revision, code)
-    kind = kind_of_config(config, head)
-    fresh = kind == "classifier" != kind_of_config(config)
-    if fresh and num_labels is not None:
-        options["num_labels"] = num_labels
-    with _seeded(seed) if fresh else nullcontext():
-        model, info = _load(auto_class(kind), "model", name_or_path, revision, options | code)
-    missing = sorted(info["missing_keys"] - (_head_weights(model, config) if fresh else set()))
-    if missing:
-        # transformers fills the gap with random numbers and only warns.
-        raise ValueError(
-            f"checkpoint {str(name_or_path)!r} lacks {len(missing)} weights of {type(model).__name__}, "
-            f"the first being {missing[0]!r}; it was saved from {', '.join(config.architectures or ['another class'])}"
-        )
-    return (model if device is None else model.to(device)).eval()
-
-
-def _checked_head(adapted: Any, base: PreTrainedModel, name: str) -> PreTrainedModel:
-    """The adapted model, where its base has the modules that the adapter holds whole: a head trained beside it."""
-    held = getattr(adapted.active_peft_config, "modules_to_save", None) or ()
-    there = {part.rpartition(".")[2] for part, _ in base.named_modules()}
-    absent = [part for part in held if part.rpartition(".")[2] not in there]
-    if absent:
-        raise ValueError(
-            f"the adapter in {name!r} holds a head {absent[0]!r} that {type(base).__name__} has not; "
-            "load it with head=classifier and num_labels as it was trained"
-        )
-    return adapted
-
-
-def _head_weights(model: PreTrainedModel, config: PreTrainedConfig) -> set[str]:
-    """Names of a model's weights that a checkpoint with this config has no reason to hold: those of a fresh head."""
-    import transformers
-
-    prefix = f"{model.base_model_prefix}."
-    saved_from = getattr(transformers, (config.architectures or [""])[0], None)
-    if saved_from is None:
-        held = {name for name, _ in model.base_model.named_parameters()}
-    else:
-        with torch.device("meta"):
-            held = {name.removeprefix(prefix) for name, _ in saved_from(config).named_parameters()}
-    return {name for name, _ in model.named_parameters() if name.removeprefix(prefix) not in held}
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def load_tokenizer(
-    name_or_path: str | Path, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model. Where it has no padding token, the end-of-text token serves.
-
-    Args:
-        trust_remote_code: run the Python code that comes with the tokenizer.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_model`.
-    """
-    from transformers import AutoTokenizer
-
-    code = {"trust_remote_code": trust_remote_code}
-    tokenizer = _load(AutoTokenizer, "tokenizer", name_or_path, revision, code)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def model_identity(model: PreTrainedModel) -> ModelIdentity:
-    """Where a model came from, as its config tells."""
-    source = str(getattr(model.config, "_name_or_path", "") or "")
-    if source and Path(source) == _EMBEDDED_DIR:
-        return ModelIdentity(EMBEDDED, None)
-    return ModelIdentity(source, getattr(model.config, "_commit_hash", None))
-
-
-def context_length(model: PreTrainedModel, asked: int | None = None) -> int:
-    """Most tokens a row may have: ``asked``, or by default what the model's positions allow, at most 2048.
-
-    Raises:
-        ValueError: ``asked`` is below 2 or more than the model has positions.
-    """
-    limit = _positions(model)
-    if asked is None:
-        return min(limit or _LONGEST_DEFAULT, _LONGEST_DEFAULT)
-    if asked < 2 or (limit is not None and asked > limit):
-        raise ValueError(f"max_length {asked} must lie in 2..{limit or 'any'}, the positions of the model")
-    return asked
-
-
-def _positions(model: PreTrainedModel) -> int | None:
-    """Tokens that the positions last for, where there is a limit."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int):
-        return None
-    words = model.get_input_embeddings()
-    tables = (module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words)
-    # A table with a padding row counts its positions from the row after that one.
-    padded = (table.padding_idx for table in tables if table.num_embeddings == positions)
-    return positions - max((index + 1 for index in padded if index is not None), default=0) - virtual_tokens(model)
-
-
-def _load(auto: Any, what: str, name_or_path: str | Path, revision: str | None, options: dict[str, Any]) -> Any:
-    """``auto.from_pretrained`` with one-line errors."""
-    source = _resolve(name_or_path)
-    try:
-        return auto.from_pretrained(source, revision=revision, **options)
-    except OSError as error:
-        if Path(source).is_dir():
-            raise FileNotFoundError(f"cannot read the {what} in directory {source!r}: {_one_line(error)}") from error
-        raise FileNotFoundError(_absent_message(what, source, revision, error)) from error
-    except (ValueError, ImportError, SafetensorError) as error:
-        raise ValueError(f"cannot load the {what} {str(name_or_path)!r}: {_one_line(error)}") from error
-
-
-def _resolve(name_or_path: str | Path) -> str:
-    """The directory or hub id to read."""
-    name = str(name_or_path)
-    if name == EMBEDDED:
-        return str(_EMBEDDED_DIR)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / ADAPTER_CONFIG).is_file():
-            raise FileNotFoundError(f"directory {name!r} has no config.json; give a directory saved by save_pretrained")
-        return str(path)
-    if isinstance(name_or_path, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
-        raise FileNotFoundError(f"no directory {name!r}; give an existing directory or an id of the hub (owner/name)")
-    return name
-
-
-def _absent_message(what: str, source: str, revision: str | None, error: OSError) -> str:
-    at = f" at revision {revision!r}" if revision else ""
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-    pinned = f" --revision {revision}" if revision else ""
-    return (
-        f"{what} {source!r}{at} is neither in the local cache nor can it be fetched{offline}: {_one_line(error)}; "
-        f"run `hf download {source}{pinned}` where there is a network, or give a directory"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

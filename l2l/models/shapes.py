@@ -1,7 +1,4 @@
-"""Named model shapes: architectures without weights, for benchmarks and estimates.
-
-Tiny random models of any architecture and kind, for tests and dry runs.
-"""
+"""Models without trained weights: named shapes for benchmarks and estimates, tiny random models for tests and dry runs."""
 
 from __future__ import annotations
 
@@ -12,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from l2l.models.kinds import Head, auto_class, kind_of_config
+from l2l.models.schemes import seeded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _OPT: dict[str, Any] = {"vocab_size": 50272, "max_position_embeddings": 2048, "do_layer_norm_before": True}
 
@@ -48,9 +46,6 @@ def shape_config(name: str) -> PreTrainedConfig:
     fields = dict(SHAPES[name])
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
 
 _SIZES: dict[str, int] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 32),
@@ -104,8 +99,7 @@ def like(
 
     config = AutoConfig.from_pretrained(config_or_id) if isinstance(config_or_id, str | Path) else config_or_id
     tiny = type(config)(**_shrunk(config, overrides))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = auto_class(kind_of_config(config, head)).from_config(tiny, dtype=torch.float32)
     return model.eval()
 

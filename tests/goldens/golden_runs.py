@@ -257,7 +257,7 @@ META_TRAIN: dict[str, Any] = {
 META_RUNS: dict[str, dict[str, Any]] = {
     "published": {},
     "ratio": {
-        "objective": "ratio",
+        "objective": "log_progress_rate",
         "objective_args": {"decay": 0.8},
         "architecture": "table",
         "outer_optimizer": "adam",

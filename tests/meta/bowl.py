@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2l.meta.labels import SampledLoss
-from l2l.meta.objectives.base import MetaLoss, MetaState
+from l2l.meta.state import MetaLoss, MetaState, SampledLoss
 from l2l.methods.learned import Learned
 from l2l.noise import Key
 from l2l.params import PerturbedParameters
@@ -18,6 +17,21 @@ from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
 
 SIZES = (6 * 5, 4)
+TINY: dict[str, Any] = {
+    "tasks": ["world_topic", "world_job"],
+    "validation_tasks": [],
+    "steps": 5,
+    "lr": 1e-4,
+    "outer_lr": 0.01,
+    "batch_size": 2,
+    "train_size": 8,
+    "dev_size": 4,
+    "restart_every": 2,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "progress": False,
+}
+"""Options of a meta-training run as small as can be."""
 
 
 class Bowl(nn.Module):
@@ -104,3 +118,34 @@ def chain(outcome: MetaLoss, slope: Tensor) -> Tensor:
 
 def weights_of(model: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def inner(model: Bowl, inside: Tensor | None, first: int, second: int) -> Tensor:
+    """<gradient, gradient> of two batches under every component."""
+    (a, c), (b, d) = model.gradient(first), model.gradient(second)
+    found = [torch.sum(a * b), torch.sum(c * d)]
+    if inside is not None:
+        v = inside.double()
+        found.append(5 / v.shape[1] * torch.sum((a @ v) * (b @ v)))
+    return torch.stack(found)
+
+
+def exact_traces(model: Bowl, inside: Tensor | None) -> Tensor:
+    first, second = model.hessian_blocks()
+    found = [torch.trace(first), torch.trace(second)]
+    if inside is not None:
+        v = inside.double()
+        projector = torch.kron(torch.eye(6, dtype=torch.float64), v @ v.T) * 5 / v.shape[1]
+        found.append(torch.trace(projector @ first))
+    return torch.stack(found)
+
+
+def close(model: Bowl, before: list[Tensor]) -> bool:
+    return all(
+        torch.allclose(p, kept, rtol=1e-12, atol=1e-12) for p, kept in zip(model.parameters(), before, strict=True)
+    )
+
+
+def meta_gradient(outcome: MetaLoss, network: torch.nn.Module) -> Tensor:
+    found = torch.autograd.grad(outcome.surrogate, list(network.parameters()), allow_unused=False)
+    return torch.cat([value.reshape(-1) for value in found]).double()

@@ -1,38 +1,35 @@
-"""Where a basis comes from: it holds what gradients and inputs have in common, and finding it changes nothing."""
+"""Sources of a basis: it holds the common part of gradients and of inputs, and computing it changes nothing."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import pytest
 import torch
-from bowl import Bowl, basis, point_on, tuner_of, weights_of
+from bowl import weights_of
 from cases import TiedLM, same_bits, weights
 from torch import Tensor, nn
 
 import l2l
+from l2l.estimators.backward import consume_gradients
 from l2l.meta.bases import (
-    Feed,
+    ForwardPass,
     Losses,
     activation_basis,
     candidates,
     gradient_basis,
     leading,
+    linear_layers,
     mean_gradient_grams,
-    owners,
     pool_basis,
 )
 from l2l.meta.config import MetaTrainConfig
-from l2l.meta.normalizer import FLOOR, floored, model_traces
-from l2l.meta.objectives.runs import ESFullRun
 from l2l.meta.pool import load_pool
-from l2l.meta.trajectory import TrajectoryConfig
-from l2l.noise import Key
+from l2l.meta.trajectory import momentum_step, zero_velocity
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
-from l2l.tuners.model import random_basis
 
 M, N, RANK, BATCHES = 12, 10, 2, 8
 
@@ -43,7 +40,11 @@ def orthonormal(rows: int, columns: int, seed: int) -> Tensor:
 
 
 SPAN = orthonormal(N, RANK, 1)
+
+
 OUTPUTS = orthonormal(M, RANK + BATCHES, 2)
+
+
 SIGNAL = OUTPUTS[:, :RANK] @ torch.diag(torch.tensor([1.0, 0.5], dtype=torch.float64)) @ SPAN.T
 
 
@@ -125,7 +126,7 @@ class Bend(nn.Module):
 
 def test_gradients_are_looked_at_further_on_too():
     model = Bend()
-    theta, way = PerturbedParameters(Blocks.of(model)), TrajectoryConfig(lr=0.2)
+    theta, way = PerturbedParameters(Blocks.of(model)), MetaTrainConfig(inner_lr=0.2)
     both = gradient_basis(theta, [losses_of(model)], RANK, (0, 4), way)
     assert same_span(both["matrix"], SPAN)
     assert not model.matrix.any()
@@ -167,12 +168,16 @@ def test_the_span_of_a_layers_inputs_is_found_without_padding_and_what_others_dr
         handle.remove()
 
     blocks = Blocks.of(layer)
-    owned = owners(layer, blocks, candidates(blocks, RANK))
-    for feed in (Feed(lambda: layer(padded), tokens), Feed(gathered, tokens), Feed(lambda: layer(input=inside))):
+    owned = linear_layers(layer, blocks, candidates(blocks, RANK))
+    for feed in (
+        ForwardPass(lambda: layer(padded), tokens),
+        ForwardPass(gathered, tokens),
+        ForwardPass(lambda: layer(input=inside)),
+    ):
         found = activation_basis(blocks, owned, [[feed]], RANK)
         assert list(found) == ["weight"]
         assert is_orthonormal(found["weight"]) and same_span(found["weight"], SPAN)
-    everything = activation_basis(blocks, owned, [[Feed(lambda: layer(padded))]], RANK)
+    everything = activation_basis(blocks, owned, [[ForwardPass(lambda: layer(padded))]], RANK)
     assert not same_span(everything["weight"], SPAN)
     assert not layer._forward_hooks
 
@@ -192,71 +197,65 @@ def test_layers_fed_along_their_rows_have_no_basis_of_activations():
     blocks = Blocks.of(model)
     indices = candidates(blocks, 2)
     assert [blocks[i].name for i in indices] == ["0.weight", "1.weight"]
-    assert owners(model, blocks, indices) == [(indices[0], model[0])]
+    assert linear_layers(model, blocks, indices) == [(indices[0], model[0])]
     with pytest.raises(ValueError, match=r"no weight matrix belongs to an nn.Linear: use 'gradients'"):
-        owners(model[1], Blocks.of(model[1]), [0])
-
-
-CONFIG = MetaTrainConfig(
-    tasks=["world_topic", "world_job"], batch_size=4, train_size=16, dev_size=4, trajectory="teacher", progress=False
-)
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    model = l2l.load_model("l2l/tiny")
-    model.eval()
-    pool = load_pool(["world_topic", "world_job"], CONFIG, model, l2l.load_tokenizer("l2l/tiny"), 128)
-    return model, pool
+        linear_layers(model[1], Blocks.of(model[1]), [0])
 
 
 @pytest.mark.parametrize("source", ["gradients", "activations", "random"])
 def test_every_source_gives_orthonormal_columns_and_leaves_the_model_as_it_was(source, tiny):
     model, pool = tiny
     before, drawn = copy.deepcopy(weights(model)), torch.random.get_rng_state()
-    found = pool_basis(model, pool, source, 4, batches=2)
+    found = pool_basis(model, pool, source, 4, batches=2, points=(0, 1))
     assert same_bits(weights(model), before)
     assert torch.equal(torch.random.get_rng_state(), drawn)
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     blocks = Blocks.of(model)
     assert list(found) == [blocks[i].name for i in candidates(blocks, 4)]
     assert all(is_orthonormal(vectors) and vectors.shape[1] == 4 for vectors in found.values())
-    again = pool_basis(model, pool, source, 4, batches=2)
+    again = pool_basis(model, pool, source, 4, batches=2, points=(0, 1))
     assert all(torch.equal(vectors, again[name]) for name, vectors in found.items())
 
 
-def test_traces_inside_a_basis_of_all_directions_are_those_of_the_blocks(tiny):
-    model, pool = tiny
+def shares(model: nn.Module, task: Losses, bases: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
+    """Per basis, the share of the mean gradient's squared norm inside, over the blocks that have one.
+
+    Both norms are without the noise of single batches: |S|^2 - sum |g_i|^2 over k batches with the sum S.
+    """
     blocks = Blocks.of(model)
-    whole = random_basis(blocks, {b.name: b.tensor.shape[1] for b in blocks if b.tensor.ndim == 2 and not b.embedding})
-    dense, inside = model_traces(model, pool, 0, 1, whole)
-    assert list(inside) == list(whole)
-    assert inside == pytest.approx({name: dense[name] for name in whole}, rel=1e-4)
-    assert model_traces(model, pool, 0, 1) == (pytest.approx(dense), {})
+    found = {}
+    for label, basis in bases.items():
+        total, inside = 0.0, 0.0
+        sums = {i: torch.zeros_like(b.tensor.detach()) for i, b in enumerate(blocks) if b.name in basis}
+
+        def take(index: int, gradient: Tensor, basis=basis, sums=sums) -> None:
+            nonlocal total, inside
+            if index in sums:
+                sums[index] += gradient
+                total -= gradient.square().sum().item()
+                inside -= (gradient @ basis[blocks[index].name]).square().sum().item()
+
+        for number in range(task.measured):
+            consume_gradients(task.at(number), blocks, take)
+        total += sum(value.square().sum().item() for value in sums.values())
+        inside += sum((value @ basis[blocks[i].name]).square().sum().item() for i, value in sums.items())
+        found[label] = inside / total
+    return found
 
 
-def test_traces_inside_gradients_are_larger_than_in_random_directions(tiny):
-    model, pool = tiny
-    bases = [pool_basis(model, pool, source, 4, batches=4) for source in ("gradients", "random")]
-    learned, control = (model_traces(model, pool, 0, 2, basis)[1] for basis in bases)
-    assert sum(learned.values()) > 1.5 * sum(control.values())
-
-
-def test_a_block_that_the_loss_does_not_reach_has_a_trace_all_the_same():
-    found = floored(torch.tensor([0.0, 2.0, 4.0, 0.0]).double(), 3)
-    assert found.tolist() == [2 * FLOOR, 2.0, 4.0, 2 * FLOOR]
-    assert floored(torch.tensor([float("nan"), 1.0]), 2).isnan().any()
-
-
-def test_whole_runs_teach_a_tuner_with_a_basis_role_by_role():
-    model = Bowl()
-    point = point_on(model, tuner_of(model, basis(), architecture="table"))
-    before = weights_of(model)
-    objective = ESFullRun(population=3, steps=6, tie="role")
-    (delta,) = objective._delta(point.method.tuner, Key(1))
-    assert delta.shape == (2, 2)
-    (slope,) = torch.autograd.grad(objective(point).surrogate, list(point.method.tuner.network.parameters()))
-    assert slope[0, 0] != 0 and slope[0, 1] != 0
-    assert all(
-        torch.allclose(p, kept, rtol=1e-12, atol=1e-12) for p, kept in zip(model.parameters(), before, strict=True)
-    )
+@pytest.mark.slow
+def test_bases_found_on_the_pool_hold_more_than_chance_of_another_tasks_gradient():
+    """At weights to which first-order steps on that task have led."""
+    model = l2l.load_model("l2l/tiny")
+    config = MetaTrainConfig(batch_size=8, train_size=64, dev_size=4)
+    names = ["world_topic", "world_job", "world_season"]
+    *pool, other = load_pool(names, config, model, l2l.load_tokenizer("l2l/tiny"), 128)
+    bases = {source: pool_basis(model, pool, source, 8, batches=4) for source in ("gradients", "activations", "random")}
+    task = Losses("other", lambda number: other.loss(model, other.batcher.at(number)), 4)
+    theta = PerturbedParameters(Blocks.of(model))
+    velocity = zero_velocity(theta.blocks)
+    for number in range(4):
+        momentum_step(task.at(task.measured + number), theta, velocity, 1e-2)
+    found = shares(model, task, bases)
+    assert found["random"] < 0.15
+    assert min(found["gradients"], found["activations"]) > 2 * found["random"]

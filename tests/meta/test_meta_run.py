@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from bowl import TINY
 from cases import same_bits, weights
 from processes import break_off_when_saved, kill_when_saved
 
 import l2l
 from l2l.cli import main
+from l2l.meta.module import MetaTraining
 from l2l.report.files import read_tensors
 from l2l.tuners.diagnostics import movement
 
@@ -123,23 +129,17 @@ def test_the_model_given_has_its_initial_weights_after_a_failure_too(tmp_path, m
     def stopped(*_: Any) -> float:
         raise FloatingPointError("the loss is nan")
 
-    monkeypatch.setattr("l2l.meta.module.move", stopped)
+    monkeypatch.setattr("l2l.meta.module.apply_velocity", stopped)
     with pytest.raises(FloatingPointError):
         meta_train(tmp_path, model)
     assert same_bits(weights(model), before)
     assert not (tmp_path / "tuner.safetensors").exists()
 
 
-def test_a_validation_task_inside_the_pool_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'world_job' is in the pool and in validation_tasks"):
-        meta_train(tmp_path / "out", validation_tasks=["world_job"])
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_pool_must_be_named_for_other_models(tmp_path):
-    with pytest.raises(ValueError, match="tasks is empty"):
-        l2l.meta_train("some/model", out=str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
+def one_of_today(cases: list[Any]) -> list[Any]:
+    """All cases, of which one runs by default, another one every day."""
+    today = datetime.date.today().toordinal() % len(cases)
+    return [case if i == today else pytest.param(case, marks=pytest.mark.slow) for i, case in enumerate(cases)]
 
 
 def outcome(out: Path) -> tuple[bytes, bytes]:
@@ -147,7 +147,7 @@ def outcome(out: Path) -> tuple[bytes, bytes]:
     return (out / "tuner.safetensors").read_bytes(), (out / "metrics.csv").read_bytes()
 
 
-LONGER = {"steps": 18, "validate_every": 6}
+LONGER = {"steps": 12, "validate_every": 6}
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def uninterrupted(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("how", ["killed", "interrupted"])
+@pytest.mark.parametrize("how", one_of_today(["killed", "interrupted"]))
 def test_a_run_broken_off_and_continued_is_the_uninterrupted_run(how, uninterrupted, tmp_path):
     same = command(tmp_path, **LONGER)
     if how == "killed":
@@ -172,23 +172,118 @@ def test_a_run_broken_off_and_continued_is_the_uninterrupted_run(how, uninterrup
     assert found["validations"] == expected["validations"]
 
 
-@pytest.mark.parametrize("at", [1, 3, 4, 6])
-def test_a_run_may_break_off_anywhere(at, done, tmp_path, monkeypatch):
-    from l2l.meta.module import MetaModule
+class Cut(Exception):
+    """Stands for whatever ends a process."""
 
-    original = MetaModule.training_step
 
-    def step_until(self: MetaModule, batch: int, batch_idx: int) -> None:
+@contextmanager
+def cut_at(step: int) -> Iterator[None]:
+    """Inside, every run breaks off after outer step ``step``."""
+    original = MetaTraining.training_step
+
+    def cut(self: MetaTraining, batch: int, batch_idx: int) -> None:
         original(self, batch, batch_idx)
-        if self.learner.folder.path == tmp_path and self.global_step == at:
-            raise ConnectionAbortedError("cut")
+        if self.global_step == step:
+            raise Cut
 
-    with monkeypatch.context() as patch:
-        patch.setattr(MetaModule, "training_step", step_until)
-        with pytest.raises(ConnectionAbortedError):
-            meta_train(tmp_path)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(MetaTraining, "training_step", cut)
+        yield
+
+
+@pytest.mark.parametrize("at", one_of_today([1, 3, 4, 6]))
+def test_a_run_may_break_off_anywhere(at, done, tmp_path):
+    with cut_at(at):
+        meta_train(tmp_path)
     meta_train(tmp_path)
     assert outcome(tmp_path) == outcome(done[0])
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "unusual": {
+        "objective": "log_progress_rate",
+        "trajectory": "mixture",
+        "sampling": "random",
+        "task_weights": [2.0, 1.0],
+        "outer_optimizer": "adam",
+        "features": "standard",
+        "normalizer": "curvature",
+        "restart_histories": True,
+    },
+    "gradients": {"basis": "gradients", "normalizer": "curvature", "objective": "expected", "architecture": "table"},
+    "activations": {"basis": "activations", "block_schedule": "role", "normalizer": "curvature"},
+    "random": {
+        "basis": "random",
+        "architecture": "table",
+        "objective": "es_full_run",
+        "objective_args": {"population": 1, "steps": 2, "tie": "role"},
+        "trajectory": "zo",
+    },
+}
+
+
+@pytest.mark.parametrize("recipe", one_of_today(list(RECIPES)))
+def test_any_recipe_resumes_exactly_and_measures_nothing_again(recipe, tmp_path, monkeypatch):
+    options = {**TINY, "steps": 3, "basis_rank": 4, **RECIPES[recipe]}
+    whole = l2l.meta_train(out=str(tmp_path / "whole"), **options)
+    assert {vectors.shape[1] for vectors in (whole.basis or {}).values()} == ({4} if "basis" in options else set())
+    assert whole.feature_set == options.get("features", "paper")
+    assert whole.normalizer.name == options.get("normalizer", "energy")
+    assert whole.provenance.recipe["objective"] == options.get("objective", "one_step_loss")
+    scheduled = whole.block_schedule is not None, "block_schedule" in whole.provenance.recipe
+    assert scheduled == ("block_schedule" in options,) * 2
+    assert not (tmp_path / "whole" / "measured.pt").exists()
+    fresh = l2l.Tuner.for_model(
+        l2l.load_model("l2l/tiny"), whole.architecture, basis=whole.basis, features=whole.feature_set
+    ).network
+    assert any(not torch.equal(a, b) for a, b in zip(whole.network.parameters(), fresh.parameters(), strict=True))
+
+    def again(*_: Any, **__: Any) -> None:
+        raise AssertionError("measured again")
+
+    with cut_at(3):
+        l2l.meta_train(out=str(tmp_path / "cut"), **options)
+    assert read_tensors(tmp_path / "cut" / "checkpoint.pt")["global_step"] == 2
+    monkeypatch.setattr("l2l.meta.run._measure", again)
+    l2l.meta_train(out=str(tmp_path / "cut"), **options)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+    loaded = l2l.Tuner.from_pretrained(tmp_path / "cut").basis or {}
+    assert all(torch.equal(vectors, loaded[name]) for name, vectors in (whole.basis or {}).items())
+
+
+def test_a_run_without_a_basis_is_that_of_a_version_that_knew_none(tmp_path):
+    """Its directory says nothing of a basis, and it resumes where nothing measured was kept."""
+    options = {**TINY, "steps": 3, "normalizer": "curvature"}
+    whole = l2l.meta_train(out=str(tmp_path / "whole"), **options)
+    assert whole.basis is None
+    config = yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())
+    assert not [name for name in config if name.startswith("basis")]
+    with cut_at(3):
+        l2l.meta_train(out=str(tmp_path / "cut"), **options)
+    (tmp_path / "cut" / "measured.pt").unlink()
+    l2l.meta_train(out=str(tmp_path / "cut"), **options)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_evolution_learns_along_zeroth_order_steps_without_any_backward_pass(tmp_path, monkeypatch):
+    """The model moves by the step that the objective has taken."""
+
+    def refused(*_: Any) -> float:
+        raise AssertionError("a backward pass through the model")
+
+    for place in ("statistics", "curvature", "trajectory", "objectives.one_step_loss"):
+        monkeypatch.setattr(f"l2l.meta.{place}.consume_gradients", refused)
+    evolution = {"objective": "evolution", "objective_args": {"population": 1, "steps": 1}, "trajectory": "zo"}
+    tuner = l2l.meta_train(out=str(tmp_path), **{**TINY, **evolution, "restart_every": 9})
+    fresh = l2l.Tuner.for_model(l2l.load_model("l2l/tiny")).network
+    assert any(not torch.equal(a, b) for a, b in zip(tuner.network.parameters(), fresh.parameters(), strict=True))
+    assert [row["trajectory_loss"] for row in metrics(tmp_path)] == [row["train_loss"] for row in metrics(tmp_path)]
+
+
+def test_a_rank_that_no_matrix_is_wide_enough_for_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="basis_rank=4000: no weight matrix"):
+        meta_train(tmp_path / "out", basis="random", basis_rank=4000)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_validation_tasks_nothing_is_judged_and_the_last_tuner_is_kept(tmp_path):

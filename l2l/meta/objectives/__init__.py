@@ -1,31 +1,44 @@
-"""What a tuner may be trained for, one file each. The import path is the registry: ``l2l.meta.objectives.published``."""
+"""Meta-objectives: what a tuner can be trained for. :data:`OBJECTIVES` names those of the package; any other is named by the
+module that defines it: ``my_package.my_objective``, or a file of this folder by its name."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-import pkgutil
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
-from l2l.meta.objectives.base import Objective
+from l2l.aliases import renamed
+from l2l.meta.objectives.evolution import ESFullRun, Evolution
+from l2l.meta.objectives.expected import Expected, ExpectedCurvature
+from l2l.meta.objectives.log_progress_rate import LogProgressRate
+from l2l.meta.objectives.one_step_loss import HeldOutLoss, OneStepLoss, UnrolledLoss
+from l2l.meta.state import Objective
 
-
-def objective_names() -> list[str]:
-    """Names that :func:`make_objective` knows."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+OBJECTIVES: dict[str, type[Objective]] = {
+    "one_step_loss": OneStepLoss,
+    "held_out_loss": HeldOutLoss,
+    "unrolled_loss": UnrolledLoss,
+    "expected": Expected,
+    "expected_curvature": ExpectedCurvature,
+    "log_progress_rate": LogProgressRate,
+    "evolution": Evolution,
+    "es_full_run": ESFullRun,
+}
+"""Name -> class."""
 
 
 def make_objective(name: str, **args: Any) -> Objective:
-    """The objective of a name here (``published``) or of a module elsewhere (``my_package.my_objective``).
+    """The objective of a name in :data:`OBJECTIVES`, or of a module elsewhere (``my_package.my_objective``).
 
     Args:
-        args: its own fields, e.g. ``steps=8`` of ``unrolled``.
+        args: its own fields, e.g. ``steps=8`` of ``unrolled_loss``.
 
     Raises:
-        ValueError: no such module, it does not define exactly one objective, or that has no such argument or value.
+        ValueError: no such objective, or it has no such argument or value.
     """
-    kind = _objective_class(name)
+    kind = _objective_class(renamed({"objective": name}, ("objective",))["objective"])
     try:
         inspect.signature(kind).bind(**args)
     except TypeError as error:
@@ -35,11 +48,13 @@ def make_objective(name: str, **args: Any) -> Objective:
 
 
 def _objective_class(name: str) -> type[Objective]:
-    if "." not in name and name not in objective_names():
-        near = difflib.get_close_matches(name, objective_names(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown objective {name!r}; known are {', '.join(objective_names())}{hint}")
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
     path = name if "." in name else f"{__name__}.{name}"
+    if path != name and find_spec(path) is None:
+        near = difflib.get_close_matches(name, OBJECTIVES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown objective {name!r}; known are {', '.join(sorted(OBJECTIVES))}{hint}")
     try:
         module = import_module(path)
     except ModuleNotFoundError as error:
@@ -50,5 +65,5 @@ def _objective_class(name: str) -> type[Objective]:
         if issubclass(value, Objective) and not inspect.isabstract(value) and value.__module__ == module.__name__
     ]
     if len(found) != 1:
-        raise ValueError(f"module {path!r} defines {len(found)} objectives; one file holds one objective")
+        raise ValueError(f"module {path!r} defines {len(found)} objectives; name a module that defines one")
     return found[0]

@@ -1,33 +1,160 @@
-"""What a zeroth-order step gains in expectation over its noise, to first order: no noise of the direction is left in it.
+"""What a zeroth-order step changes in expectation over its noise: closed forms, without the noise of the direction.
 
--lr * sum_k lambda_k <gA_k, gB_k>, lambda_k = (factor * sigma_k)^2, with gradients of two different batches: their inner product
-is unbiased for the squared norm of the full gradient, which one batch's own norm is not.
+To second order one step changes the loss by
+-lr * sum_k lambda_k G_k + (lr^2 / 2) * (sum_k lambda_k G'_k) * (sum_k lambda_k T_k) and a smaller term, with
+lambda_k = (factor * sigma_k)^2 per component (:mod:`l2l.meta.statistics`), G_k the squared norm of the full gradient, G'_k that
+of a batch's gradient, T_k the trace of the Hessian.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import final
 
-from l2l.meta.closed_form import first_order, outcome_of, probe_step
-from l2l.meta.objectives.base import MetaLoss, MetaState, Objective
-from l2l.meta.statistics import gradient_statistics
+import torch
+from torch import Tensor
+
+from l2l.meta.curvature import Trace, check_trace, hessian_traces
+from l2l.meta.state import MetaLoss, MetaState, Objective
+from l2l.meta.statistics import Components, gradient_statistics, surrogate_of
+from l2l.meta.trajectory import InnerStep, trial_steps
+from l2l.params import Direction
+from l2l.tuners.api import Tuner
 
 
 @final
 @dataclass(frozen=True)
 class Expected(Objective):
-    """Two forward passes, and two forward and backward passes at theta. Holds one gradient of the model."""
+    """The first-order term, -lr * sum_k lambda_k <gA_k, gB_k>: the inner product of two batches' gradients is unbiased for the
+    squared norm of the full gradient, which one batch's own norm is not.
+
+    Two forward passes, and two forward and backward passes at theta. Holds one gradient of the model.
+    """
 
     keep: bool = True
     """Hold a gradient while the other is taken. False: none is held, for one more pass over both batches."""
-
     through_normaliser: bool = False
-    """Whether the slope takes into account that a larger sigma makes the common factor smaller. False: it is a constant,
-    as in the paper, so that every larger sigma seems good, also where the normaliser undoes it."""
+    """Whether the slope includes that a larger sigma lowers the common factor. False: the factor is a constant, as in the
+    paper, so that every larger sigma seems good, also where the normalizer undoes it."""
 
     def __call__(self, point: MetaState) -> MetaLoss:
-        seen = probe_step(point)
-        found = gradient_statistics(point, seen.components, self.keep)
-        form = first_order(seen.energies, found.signal, point.lr)
-        return outcome_of(point, seen, form, found.loss, found.passes, self.through_normaliser)
+        probe = probe_step(point)
+        found = gradient_statistics(point, probe.components, self.keep)
+        form = first_order(probe.energies, found.signal, point.lr)
+        return closed_form_loss(point, probe, form, found.loss, found.passes, self.through_normaliser)
+
+
+@final
+@dataclass(frozen=True)
+class ExpectedCurvature(Objective):
+    """Both terms. At the cost of ``expected`` and of the traces. Every estimate is unbiased; so is the product with
+    ``hutchinson`` and ``fisher``, up to what batch A contributes to both factors."""
+
+    trace: Trace = "fisher"
+    """Estimate of the traces: ``fisher``: a forward and backward pass per probe, ``hutchinson`` and ``seen``: two."""
+    probes: int = 1
+    """Estimates of the traces that are averaged."""
+    keep: bool = True
+    """As in ``expected``."""
+    through_normaliser: bool = False
+    """As in ``expected``."""
+
+    def __post_init__(self) -> None:
+        check_trace(self.trace, self.probes)
+
+    def __call__(self, point: MetaState) -> MetaLoss:
+        probe = probe_step(point)
+        found = gradient_statistics(point, probe.components, self.keep)
+        trace, passes = hessian_traces(point, probe.components, probe.direction, self.trace, self.probes)
+        form = second_order(probe.energies, found.signal, found.noisy, trace, point.lr)
+        return closed_form_loss(point, probe, form, found.loss, found.passes + passes, self.through_normaliser)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A zeroth-order step at theta that has been undone, and the components of its direction."""
+
+    step: InnerStep
+    direction: Direction
+    """The first along which it evaluated the loss."""
+    components: Components
+    energies: Tensor
+    """lambda_k [components] float64."""
+
+
+def probe_step(point: MetaState) -> Probe:
+    """Take a zeroth-order step and undo it: two forward passes, so that run statistics are those of fine-tuning."""
+    with trial_steps(point, [point.closure]) as steps:
+        step = steps[0]
+    direction = step.report.estimates[0].direction
+    components = Components.of(point.theta.blocks, direction)
+    return Probe(step, direction, components, (direction.factor * components.scales(direction)) ** 2)
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """The value of an objective, and its derivative in every lambda_k."""
+
+    value: float
+    slope: Tensor
+    """[components] float64."""
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def first_order(energies: Tensor, signal: Tensor, lr: float) -> ClosedForm:
+    """-lr * sum_k lambda_k G_k."""
+    return ClosedForm(-lr * torch.dot(energies, signal).item(), -lr * signal)
+
+
+def second_order(energies: Tensor, signal: Tensor, noisy: Tensor, trace: Tensor, lr: float) -> ClosedForm:
+    """-lr * sum_k lambda_k G_k + (lr^2 / 2) * (sum_k lambda_k G'_k) * (sum_k lambda_k T_k)."""
+    first, half = first_order(energies, signal, lr), lr**2 / 2
+    spread, bend = torch.dot(energies, noisy).item(), torch.dot(energies, trace).item()
+    return ClosedForm(first.value + half * spread * bend, first.slope + half * (noisy * bend + trace * spread))
+
+
+def closed_form_loss(
+    point: MetaState, probe: Probe, form: ClosedForm, loss: float, passes: int, through_normaliser: bool = False
+) -> MetaLoss:
+    """The objective with d value / d sigma_k = 2 * factor^2 * sigma_k * slope_k.
+
+    Args:
+        through_normaliser: add the effect of sigma_k on the common factor, which is held constant otherwise.
+    """
+    tuner, components, direction = point.method.tuner, probe.components, probe.direction
+    slope = 2 * direction.factor**2 * components.scales(direction) * form.slope
+    if through_normaliser:
+        overall = 2 * torch.dot(probe.energies, form.slope).item()
+        slope = slope + overall * log_factor_slope(tuner, components, direction)
+    dense, inside = components.split(slope)
+    features = tuner.features(probe.step.before)
+    return MetaLoss(
+        surrogate=surrogate_of(tuner, features, components.blocks.names, dense, inside),
+        value=form.value,
+        loss=loss,
+        history=probe.step.after,
+        report=probe.step.report,
+        passes=probe.step.report.passes + passes,
+        sigma_gradient=dense,
+        basis_gradient=inside,
+        memory=form.memory,
+    )
+
+
+def log_factor_slope(tuner: Tuner, components: Components, direction: Direction) -> Tensor:
+    """d log(factor) / d sigma_k [components] float64, by central differences: cheap, and true of any normalizer."""
+    scales = torch.tensor(direction.sigma, dtype=torch.float64)
+    if direction.basis is not None:
+        scales = torch.stack([scales, torch.tensor(direction.basis_sigma, dtype=torch.float64)], 1)
+    width = 1e-4 * scales.square().mean().sqrt().item()
+    found = components.zeros()
+    for component, (block, kind) in enumerate(components.parts):
+        logs = []
+        for side in (1.0, -1.0):
+            moved = scales.clone()
+            moved[block if direction.basis is None else (block, kind)] += side * width
+            logs.append(math.log(tuner.factor(moved, components.blocks)))
+        found[component] = (logs[0] - logs[1]) / (2 * width)
+    return found

@@ -1,4 +1,4 @@
-"""The lean meta-gradient against the textbook one: same numbers, a fraction of the memory."""
+"""The loss after zeroth-order steps: its lean meta-gradient against the textbook's, in a fraction of the memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from bowl import Bowl, basis, close, meta_gradient, point_on, slopes, tuner_of, weights_of
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.profiler import ProfilerActivity, profile
@@ -14,13 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.finite_difference import Closure
-from l2l.meta.objectives.base import MetaLoss, MetaState
-from l2l.meta.objectives.published import OneStepLoss
-from l2l.meta.trajectory import TrajectoryConfig, accelerate, at_rest, momentum_step
+from l2l.meta.objectives.one_step_loss import HeldOutLoss, OneStepLoss, UnrolledLoss
+from l2l.meta.state import MetaLoss, MetaState
+from l2l.meta.trajectory import accumulate_velocity, inner_key, momentum_step, zero_velocity
 from l2l.methods.learned import Learned
 from l2l.models.shapes import tiny_random
 from l2l.noise import Key, standard_noise
+from l2l.optim import zo_step
 from l2l.params import PerturbedParameters
+from l2l.params.basis import low_rank_noise
 from l2l.params.blocks import Blocks
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
@@ -123,6 +126,104 @@ def test_theta_is_where_it_was_after_the_objective_and_after_an_error_in_it():
         assert block.tensor.grad is None
 
 
+def test_the_gradient_behind_the_step_can_drive_the_trajectory_as_well():
+    """The velocity is then that of the gradient at theta', taken in the same backward pass, and theta is back first."""
+    model = tiny_random("llama").double()
+    ids = torch.randint(0, 128, (4, 12), generator=torch.Generator().manual_seed(0))
+    theta = PerturbedParameters(Blocks.of(model))
+    method = Learned(Tuner.for_model(model, seed=3))
+    velocity = {i: torch.full_like(block.tensor.detach(), 2.0) for i, block in enumerate(theta.blocks)}
+    before = [block.flat.clone() for block in theta.blocks]
+    outcome = one_step(
+        lambda: language_loss(model, ids),
+        theta,
+        method,
+        RunStatistics.start(theta.blocks),
+        Key(5),
+        1e-2,
+        consume=accumulate_velocity(velocity, 0.5),
+    )
+    for block, kept in zip(theta.blocks, before, strict=True):
+        torch.testing.assert_close(block.flat, kept, rtol=1e-12, atol=1e-14)
+    seen = outcome.report.estimates[0]
+    theta.add(seen.direction, [-1e-2 * seen.projected_gradient] * len(theta.blocks))
+    language_loss(model, ids).backward()
+    for i, block in enumerate(theta.blocks):
+        assert block.tensor.grad is not None
+        torch.testing.assert_close(velocity[i], 0.5 * 2.0 + block.tensor.grad, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("inside", [None, basis()], ids=["dense", "with a basis"])
+def test_the_published_gradient_is_exact_in_both_outputs(inside: Tensor | None):
+    model = Bowl()
+    point = point_on(model, tuner_of(model, inside), lr=0.1)
+    outcome = OneStepLoss()(point)
+    seen = outcome.report.estimates[0]
+    amount = -point.lr * seen.projected_gradient * seen.direction.factor
+    noise = [standard_noise(b.name, point.key, b.tensor.shape, dtype=torch.float64) for b in point.theta.blocks]
+    along = [torch.zeros(6, 5, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)]
+    if inside is not None:
+        along[0] = low_rank_noise("matrix", inside.double(), point.key, 6)
+    sigma = torch.tensor(seen.direction.sigma, dtype=torch.float64, requires_grad=True)
+    inner = torch.tensor(seen.direction.basis_sigma or (0.0, 0.0), dtype=torch.float64, requires_grad=True)
+    moved = [
+        p.detach() + amount * (sigma[i] * noise[i] + inner[i] * along[i]) for i, p in enumerate(model.parameters())
+    ]
+    x = torch.cat([part.reshape(-1) for part in moved])
+    (0.5 * x @ model.hessian @ x + model.tilts[0] @ x).backward()
+    assert outcome.sigma_gradient is not None and sigma.grad is not None and inner.grad is not None
+    torch.testing.assert_close(outcome.sigma_gradient.double(), sigma.grad, rtol=1e-4, atol=1e-7)
+    if inside is not None:
+        assert outcome.basis_gradient is not None
+        torch.testing.assert_close(outcome.basis_gradient.double(), inner.grad, rtol=1e-4, atol=1e-7)
+        assert outcome.basis_gradient[1] == 0
+
+
+def test_one_unrolled_step_is_the_held_out_objective():
+    found = []
+    for objective in (UnrolledLoss(steps=1), HeldOutLoss(), OneStepLoss()):
+        model = Bowl()
+        found.append(objective(point_on(model, tuner_of(model))))
+    one, held, published = found
+    assert one.value == held.value != published.value
+    assert torch.equal(slopes(one), slopes(held))
+
+
+def test_unrolled_steps_are_those_of_a_run_and_each_has_its_share_of_the_gradient():
+    model, steps = Bowl(), 3
+    point = point_on(model, tuner_of(model), lr=1e-3)
+    before = weights_of(model)
+    outcome = UnrolledLoss(steps=steps)(point)
+    history, state = point.history, []
+    for number in range(steps):
+        features = point.method.tuner.features(history)
+        history, report = zo_step(
+            lambda number=number: model(0 if number == 0 else 1 + number),
+            point.theta,
+            point.method,
+            history,
+            inner_key(point.key, number),
+            [point.lr] * 2,
+        )
+        state.append((features, report))
+    assert outcome.value == pytest.approx(model(1).item(), rel=1e-12)
+    last = model.gradient(1)
+    network, parts = point.method.tuner.network, []
+    for features, report in state:
+        seen = report.estimates[0]
+        dots = [
+            torch.sum(standard_noise(b.name, report.key, b.tensor.shape, dtype=torch.float64) * g)
+            for b, g in zip(point.theta.blocks, last, strict=True)
+        ]
+        slope = -point.lr * seen.projected_gradient * seen.direction.factor * torch.stack(dots)
+        parts.append(torch.sum(point.method.tuner.sigma(features, point.theta.blocks.names) * slope.float()))
+    expected = torch.cat(
+        [g.reshape(-1) for g in torch.autograd.grad(torch.stack(parts).sum(), list(network.parameters()))]
+    )
+    torch.testing.assert_close(meta_gradient(outcome, network).float(), expected, rtol=1e-4, atol=1e-8)
+    assert not close(model, before)
+
+
 class LiveBytes(TorchDispatchMode):
     """Bytes of the tensors made inside it that are alive, and their peak."""
 
@@ -163,7 +264,7 @@ def test_a_meta_step_needs_little_more_memory_than_a_plain_first_order_step():
     blocks = Blocks.of(model)
     theta, method = PerturbedParameters(blocks), Learned(Tuner.for_model(model))
     weights = sum(block.numel * 4 for block in blocks)
-    velocity, config = at_rest(blocks), TrajectoryConfig()
+    velocity = zero_velocity(blocks)
 
     def plain() -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -176,7 +277,7 @@ def test_a_meta_step_needs_little_more_memory_than_a_plain_first_order_step():
             return language_loss(model, ids)
 
         one_step(closure, theta, method, RunStatistics.start(blocks), Key(0), 1e-3)
-        momentum_step(closure, theta, velocity, 1e-3, config)
+        momentum_step(closure, theta, velocity, 1e-3)
 
     def textbook() -> None:
         noise = [standard_noise(b.name, Key(0), b.tensor.shape) for b in blocks]
@@ -206,56 +307,3 @@ def test_the_gradient_of_a_tied_embedding_is_added_up_in_place():
     large = [event.name for event in seen.events() if event.self_cpu_memory_usage >= table.numel() * 4]
     assert "aten::mm" in large
     assert "aten::add" not in large
-
-
-def test_the_trajectory_is_sgd_with_momentum_where_nothing_is_clipped():
-    ours, reference = nn.Linear(4, 3), nn.Linear(4, 3)
-    reference.load_state_dict(ours.state_dict())
-    data = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
-    theta = PerturbedParameters(Blocks.of(ours))
-    velocity, config = at_rest(theta.blocks), TrajectoryConfig(lr=0.1, momentum=0.8, clip=1e6)
-    sgd = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.8)
-    for _ in range(5):
-        momentum_step(lambda: ours(data).square().mean(), theta, velocity, 0.1, config)
-        sgd.zero_grad()
-        reference(data).square().mean().backward()
-        sgd.step()
-    for mine, theirs in zip(ours.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs)
-
-
-def test_the_trajectory_limits_the_velocity_and_falls_to_zero_before_each_restart():
-    config = TrajectoryConfig(lr=0.5, momentum=0.5, clip=0.1, restart_every=4)
-    assert [config.lr_at(step) for step in range(6)] == [0.5, 0.375, 0.25, 0.125, 0.5, 0.375]
-    model = nn.Linear(4, 3, bias=False)
-    before = model.weight.detach().clone()
-    theta = PerturbedParameters(Blocks.of(model))
-    momentum_step(lambda: 1e3 * model.weight.sum(), theta, at_rest(theta.blocks), 1.0, config)
-    assert torch.linalg.vector_norm(model.weight - before).item() == pytest.approx(0.1 / 0.5, rel=1e-5)
-
-
-def test_the_gradient_behind_the_step_can_drive_the_trajectory_as_well():
-    """The velocity is then that of the gradient at theta', taken in the same backward pass, and theta is back first."""
-    model = tiny_random("llama").double()
-    ids = torch.randint(0, 128, (4, 12), generator=torch.Generator().manual_seed(0))
-    theta, config = PerturbedParameters(Blocks.of(model)), TrajectoryConfig(momentum=0.5)
-    method = Learned(Tuner.for_model(model, seed=3))
-    velocity = {i: torch.full_like(block.tensor.detach(), 2.0) for i, block in enumerate(theta.blocks)}
-    before = [block.flat.clone() for block in theta.blocks]
-    outcome = one_step(
-        lambda: language_loss(model, ids),
-        theta,
-        method,
-        RunStatistics.start(theta.blocks),
-        Key(5),
-        1e-2,
-        consume=accelerate(velocity, config),
-    )
-    for block, kept in zip(theta.blocks, before, strict=True):
-        torch.testing.assert_close(block.flat, kept, rtol=1e-12, atol=1e-14)
-    seen = outcome.report.estimates[0]
-    theta.add(seen.direction, [-1e-2 * seen.projected_gradient] * len(theta.blocks))
-    language_loss(model, ids).backward()
-    for i, block in enumerate(theta.blocks):
-        assert block.tensor.grad is not None
-        torch.testing.assert_close(velocity[i], 0.5 * 2.0 + block.tensor.grad, rtol=1e-7, atol=1e-10)
