@@ -1,13 +1,9 @@
-"""Step control: how far to go, read from the curvature that a third loss shows; and schedules over a run.
+"""The inner step of every loop, :func:`zo_step`, and the torch optimizer around it: :class:`ZOOptimizer`.
 
-With L+ and L- at theta +- epsilon u and L0 at theta, all on one batch, (L+ + L- - 2 L0) / epsilon^2 is u^T H u up to
-O(epsilon^2), and exactly on a quadratic. Along u the step of a parabola is 1 / (u^T H u) times the projected gradient;
-beta / mean(|u^T H u|) goes a share beta of it. Losses in another unit, a longer u or another model change the curvature
-as they change the step, so beta is a pure number. Pure functions; the state is three numbers.
-
-The one loop body of the project: look, see, update, be home again. A first-order step beside it, as a baseline.
-
-The torch optimizer around :func:`zo_step`: ``step(closure)``, ``param_groups``, schedulers, exact ``state_dict``.
+``lr="auto"`` sets the learning rate from curvature. With L+ and L- at theta +- epsilon u and L0 at theta, all on one batch,
+(L+ + L- - 2 L0) / epsilon^2 is u^T H u up to O(epsilon^2), and exactly on a quadratic. Along u the step of a parabola is
+1 / (u^T H u) times the projected gradient; lr = step_fraction / mean(|u^T H u|) goes that fraction of it. Losses in another
+unit, a longer u or another model change the curvature as they change the step, so the fraction is a pure number.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ from l2l.estimators.finite_difference import (
     center_loss,
     loss_along,
     pieces_of,
-    third_point,
+    two_point,
 )
 from l2l.methods.base import (
     CustomEstimator,
@@ -44,7 +40,6 @@ from l2l.methods.base import (
     check_counts,
     check_positive,
     directions_of,
-    run_estimator,
 )
 from l2l.noise import Key
 from l2l.params import PerturbedParameters
@@ -53,57 +48,56 @@ from l2l.params.engine import defer_interrupt
 from l2l.report.memory import available_bytes
 
 LearningRate: TypeAlias = float | Literal["auto"]
-"""A number, or ``auto``: beta over the curvature."""
+"""A number, or ``auto``: step_fraction over the curvature."""
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
 class CurvatureLR:
-    """When curvature is measured, and what is made of it.
+    """When curvature is measured for ``lr="auto"``, and how the learning rate follows from it.
 
     Raises:
         ValueError: a value out of range.
     """
 
     step_fraction: float = 0.1
-    """The share of the step to the bottom of the parabola along u. Torch schedulers act on it: it is the ``lr`` of the
+    """The fraction of the step to the minimum of the parabola along u. Torch schedulers act on it: it is the ``lr`` of the
     parameter groups."""
     every: int = 5
     """Steps from one third loss to the next: a step takes 1 / every more forward passes on average."""
     warm_up: int = 5
-    """First steps, at each of which it is taken, so that the average soon rests on several."""
+    """First steps, at each of which it is measured, so that the average soon rests on several measurements."""
     needed: int = 3
     """Measurements before theta first moves: until then the rate is 0. One alone is close to 0 now and then, where valley and
     ridge cancel along u, and a step by it would end the run. Theta first moves at step 2."""
     decay: float = 0.9
-    """What the average keeps of itself at each measurement. Once many are seen, the rate grows by at most 1 / decay from
-    one measurement to the next, whatever is measured."""
+    """Factor of the average at each measurement. After many, the rate grows by at most 1 / decay from one measurement to
+    the next, whatever is measured."""
     resolution: float = 2.0**-21
-    """The relative error a loss may have: a few roundings in float32. A curvature that it could feign,
-    resolution * |loss| / epsilon^2, is the least that counts, so that flat losses cannot make the rate explode."""
+    """Relative rounding error of a loss: a few roundings in float32. The curvature that it could produce by itself,
+    resolution * |loss| / epsilon^2, is a lower bound, so that flat losses cannot make the rate explode."""
 
     def __post_init__(self) -> None:
         check_positive(step_fraction=self.step_fraction)
         check_counts(every=self.every, needed=self.needed)
         if not isinstance(self.warm_up, int) or isinstance(self.warm_up, bool) or self.warm_up < 0:
             raise ValueError(f"warm_up={self.warm_up} must be a whole number, at least 0")
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay={self.decay} must be at least 0 and below 1")
-        if not 0 <= self.resolution < 1:
-            raise ValueError(f"resolution={self.resolution} must be at least 0 and below 1")
+        for name in ("decay", "resolution"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
 
     def due(self, step: int) -> bool:
-        """Whether step ``step``, counted from 0, takes a third loss; the first one always does."""
+        """Whether curvature is measured at step ``step``, counted from 0; at the first step it always is."""
         return step < self.warm_up or step % self.every == 0
 
-    def rates(self, betas: Sequence[float], state: CurvatureLRState) -> tuple[float, ...]:
-        """:func:`rate` of each block; 0 as long as more measurements are needed."""
-        return tuple(learning_rate(beta, state) if state.count >= self.needed else 0.0 for beta in betas)
+    def rates(self, fractions: Sequence[float], state: CurvatureLRState) -> tuple[float, ...]:
+        """:func:`learning_rate` of each block; 0 as long as more measurements are needed."""
+        return tuple(learning_rate(own, state) if state.count >= self.needed else 0.0 for own in fractions)
 
 
 @dataclass(frozen=True)
 class CurvatureLRState:
-    """The running mean of curvature, as a sum and the weights in it: nothing seen weighs nothing."""
+    """The running mean of curvature, as a weighted sum and the sum of the weights."""
 
     total: float = 0.0
     weight: float = 0.0
@@ -112,14 +106,14 @@ class CurvatureLRState:
 
     @property
     def average(self) -> float:
-        """Mean curvature of what was seen; 0 where nothing was."""
+        """Mean curvature; 0 before the first measurement."""
         return self.total / self.weight if self.weight else 0.0
 
 
 def curvature(
     loss_plus: float, loss_minus: float, loss_center: float, epsilon: float, resolution: float = CurvatureLR.resolution
 ) -> float:
-    """|u^T H u| from losses at theta + epsilon u, theta - epsilon u and theta; at least what rounding could feign.
+    """|u^T H u| from losses at theta + epsilon u, theta - epsilon u and theta; at least what their rounding could produce.
 
     It is 0 only where all three losses are.
 
@@ -141,17 +135,17 @@ def update_average(state: CurvatureLRState, measured: float, decay: float) -> Cu
 
 
 def learning_rate(step_fraction: float, state: CurvatureLRState) -> float:
-    """The learning rate: beta over the mean curvature. 0 where that is 0: who has seen nothing does not move."""
+    """The learning rate: step_fraction over the mean curvature. It is 0 until a curvature is known."""
     return step_fraction / state.average if state.average else 0.0
 
 
 def choose_curvature_lr(
     lr: LearningRate, step_fraction: float | None, curvature_lr: CurvatureLR | None
 ) -> CurvatureLR | None:
-    """Step control from the arguments of an optimizer; None where lr is a number.
+    """The settings of ``lr="auto"`` from the arguments of an optimizer; None where lr is a number.
 
     Raises:
-        ValueError: lr is out of range, or a number although beta or control is given.
+        ValueError: lr is out of range, or a number although step_fraction or curvature_lr is given.
     """
     check_lr(lr=lr)
     if lr == "auto":
@@ -165,12 +159,12 @@ def choose_curvature_lr(
 
 
 def curvature_lr_state(control: CurvatureLR | None, state: CurvatureLRState) -> dict[str, dict[str, Any]] | None:
-    """Step control as plain values; None where there is none."""
+    """Settings and state of ``lr="auto"`` as plain values; None where there are none."""
     return None if control is None else {"settings": asdict(control), "seen": asdict(state)}
 
 
 def restore_curvature_lr(kept: Mapping[str, Mapping[str, Any]] | None) -> tuple[CurvatureLR | None, CurvatureLRState]:
-    """Step control from what :func:`kept_control` gave."""
+    """Settings and state from what :func:`curvature_lr_state` gave."""
     if kept is None:
         return None, CurvatureLRState()
     return CurvatureLR(**kept["settings"]), CurvatureLRState(**kept["seen"])
@@ -188,12 +182,15 @@ def schedule_factor(schedule: Schedule, progress: float, end: float = 0.0) -> fl
 
 
 def check_lr(**values: LearningRate) -> None:
-    """Raise ValueError, naming the first value that is neither ``"auto"`` nor a positive finite number."""
+    """Raise ValueError, naming the first value that is neither ``"auto"`` nor finite and not negative.
+
+    0 is allowed as in torch: warm-up schedules begin there.
+    """
     for name, value in values.items():
         if isinstance(value, str) and value != "auto":
             raise ValueError(f"{name}={value!r} must be a number or 'auto'")
-        if not isinstance(value, str):
-            check_positive(**{name: value})
+        if not isinstance(value, str) and not 0 <= value < float("inf"):
+            raise ValueError(f"{name}={value} must be finite and not negative")
 
 
 def check_schedule(schedule: str, end: float) -> None:
@@ -206,27 +203,27 @@ def check_schedule(schedule: str, end: float) -> None:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step saw."""
+    """Estimates, cost and learning rates of one step."""
 
     key: Key
     estimates: tuple[Estimate, ...]
     passes: int
-    """Evaluations of a closure, those of searches and third losses included; a backward pass counts as two more,
+    """Evaluations of a closure, those of searches and of curvature included; a backward pass counts as two more,
     the tangents of a forward-mode one as one more."""
     lr: tuple[float, ...]
     """Learning rate of each block, as it was used."""
     curvature: float | None
-    """|u^T H u| along the first direction, where a third loss was taken."""
+    """|u^T H u| along the first direction, where it was measured."""
     curvature_lr_state: CurvatureLRState
-    """What step control remembers after the step."""
+    """State of ``lr="auto"`` after the step."""
     loss_center: float | None = None
-    """Loss at theta, where a first-order step read it; it looks along no direction, so there are no estimates."""
+    """Loss at theta of a first-order step, which has no directions and so no estimates."""
     gradient_norm: float | None = None
     """Of a first-order step."""
 
     @property
     def loss(self) -> float:
-        """Mean of the losses seen along the directions; of a first-order step, the loss at theta."""
+        """Mean of the losses along the directions; of a first-order step, the loss at theta."""
         if self.loss_center is not None:
             return self.loss_center
         return sum(e.loss for e in self.estimates) / len(self.estimates)
@@ -240,7 +237,7 @@ class StepReport:
 
 
 class _Counter:
-    """Counts what the closures of a step cost."""
+    """Counts the passes of the closures of a step."""
 
     def __init__(self) -> None:
         self.passes = 0
@@ -252,27 +249,20 @@ class _Counter:
 
         def counted() -> Tensor | float:
             value = closure()
-            self.passes += _cost(value)
+            self.passes += 1
+            if isinstance(value, Tensor):  # two passes more follow a graph backwards; a tangent has cost one more
+                self.passes += 2 if value.requires_grad else forward_ad.unpack_dual(value).tangent is not None
             return value
 
         return counted
 
 
 def _evaluated(theta: PerturbedParameters, closure: Closure) -> Closure:
-    """The closure where theta stands, in pieces if it is."""
+    """The closure at the perturbed weights, in pieces if it is."""
     if isinstance(closure, MicroBatched):
         pieces = tuple(partial(theta.evaluate, piece) for piece in closure.pieces)
         return MicroBatched(pieces, lambda: theta.evaluate(closure))
     return lambda: theta.evaluate(closure)
-
-
-def _cost(value: Tensor | float) -> int:
-    """Passes of an evaluation: a graph means that two more follow backwards, a tangent that it cost one more."""
-    if not isinstance(value, Tensor):
-        return 1
-    if value.requires_grad:
-        return 3
-    return 1 if forward_ad.unpack_dual(value).tangent is None else 2
 
 
 def zo_step(
@@ -287,15 +277,15 @@ def zo_step(
     curvature_lr: CurvatureLR | None = None,
     curvature_lr_state: CurvatureLRState = CurvatureLRState(),
 ) -> tuple[Any, StepReport]:
-    """One zeroth-order step of ``method``: the next state, and what was seen. Theta is home again afterwards.
+    """One step of ``method``: estimate, update, restore. Gives the method's next state and a report.
 
     Args:
-        closure: loss on this step's batch at the parameters as they stand.
-        lr: learning rate of each block; under step control, beta of each block.
+        closure: loss on this step's batch at the present parameters.
+        lr: learning rate of each block; with ``curvature_lr``, the step fraction of each block.
         weight_decay: decay of each block: theta_b -= lr_b * decay_b * theta_b, after the update.
         fresh: ``fresh(i)`` is the loss on a further batch, for methods that search; None: always this step's.
-        control: set the learning rates to beta over the mean curvature, this step's included where it is measured.
-        control_state: what the report of the step before holds.
+        curvature_lr: set the learning rates to lr over the mean curvature, this step's included where it is measured.
+        curvature_lr_state: from the report of the step before.
 
     Raises:
         FloatingPointError: a loss is not finite. Theta is back where the step began, as after any other error.
@@ -308,16 +298,44 @@ def zo_step(
 
     with theta.step():
         due, bend = curvature_lr is not None and curvature_lr.due(key.step), None
-        estimates, state = _look(LossEvaluator(theta, key, counted, lambda direction: direction), method, state, due)
+        evaluator = LossEvaluator(theta, key, counted, lambda direction: direction)
+        if isinstance(method, CustomEstimator):
+            estimates, state = method.estimate(evaluator, state)
+            if due:
+                estimates = (_with_all_losses(evaluator, estimates[0], method.epsilon), *estimates[1:])
+        else:
+            directions = directions_of(method, evaluator, state)
+            center = center_loss(counted, theta, directions[0]) if due else None
+            seen: list[Estimate] = []
+            for direction in directions:  # a loop, not a comprehension: few frames lie between a step and its kernel
+                seen.append(two_point(counted, theta, direction, method.epsilon))
+            estimates = tuple(seen)
+            if due:
+                estimates = (replace(estimates[0], loss_center=center), *estimates[1:])
         if curvature_lr is not None:
-            bend, curvature_lr_state = _measured(curvature_lr, curvature_lr_state, estimates[0], due, method.epsilon)
+            first = estimates[0]
+            if due and first.loss_minus is not None and first.loss_center is not None:
+                losses = first.loss_plus, first.loss_minus, first.loss_center
+                bend = curvature(*losses, method.epsilon, curvature_lr.resolution)
+                curvature_lr_state = update_average(curvature_lr_state, bend, curvature_lr.decay)
             lr = curvature_lr.rates(lr, curvature_lr_state)
-        following = method.update_(
-            theta, state, estimates, StepContext(key, tuple(lr), _evaluated(theta, counted), further, bend)
-        )
+        context = StepContext(key, tuple(lr), _evaluated(theta, counted), further, bend)
+        following = method.update_(theta, state, estimates, context)
         if weight_decay is not None and any(weight_decay):
             theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
     return following, StepReport(key, estimates, counter.passes, tuple(lr), bend, curvature_lr_state)
+
+
+def _with_all_losses(evaluator: LossEvaluator, seen: Estimate, epsilon: float) -> Estimate:
+    """The estimate with the losses that its method did not evaluate. Its direction is transformed already."""
+    plus, minus, center = seen.loss_plus, seen.loss_minus, seen.loss_center
+    if plus == center and minus is None:  # a derivative, taken at theta; a difference would be 0
+        plus = loss_along(evaluator.closure, evaluator.theta, seen.direction, epsilon)
+    if minus is None:
+        minus = loss_along(evaluator.closure, evaluator.theta, seen.direction, -epsilon)
+    if center is None:
+        center = center_loss(evaluator.closure, evaluator.theta)
+    return replace(seen, loss_plus=plus, loss_minus=minus, loss_center=center)
 
 
 FIRST_ORDER_PASSES = 3
@@ -333,7 +351,7 @@ def first_order_step(
     lr: Sequence[float],
     weight_decay: Sequence[float] | None = None,
 ) -> tuple[Any, StepReport]:
-    """One first-order step: the next state, and what was seen. Arguments are those of :func:`zo_step`.
+    """One first-order step: the next state and a report. Arguments are those of :func:`zo_step`.
 
     Raises:
         TypeError: the closure's value carries no graph.
@@ -343,7 +361,11 @@ def first_order_step(
         theta.restore()
         pieces = (partial(theta.evaluate, piece) for piece in pieces_of(closure))
         loss, gradients = summed_gradients(pieces, theta.blocks)
-        norm = math.sqrt(sum(_norm(gradient) ** 2 for gradient in gradients.values()))
+        squares = [
+            torch.linalg.vector_norm(gradient, dtype=accumulation_dtype(gradient.dtype)).item() ** 2
+            for gradient in gradients.values()
+        ]
+        norm = math.sqrt(sum(squares))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradient is {norm}: lower lr, or look for overflowing inputs")
         with defer_interrupt():  # blocks and state change together
@@ -351,47 +373,6 @@ def first_order_step(
                 theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
             following = method.update_(theta, state, gradients, lr)
     return following, StepReport(key, (), FIRST_ORDER_PASSES, tuple(lr), None, CurvatureLRState(), loss, norm)
-
-
-def _norm(gradient: Tensor) -> float:
-    return torch.linalg.vector_norm(gradient, dtype=accumulation_dtype(gradient.dtype)).item()
-
-
-def _look(evaluator: LossEvaluator, method: Method[Any], state: Any, due: bool) -> tuple[tuple[Estimate, ...], Any]:
-    """What the method sees. Where curvature is ``due``, the first estimate has the losses at both sides and at theta."""
-    if not due:
-        return run_estimator(method, evaluator, state)
-    if isinstance(method, CustomEstimator):
-        estimates, state = method.estimate(evaluator, state)
-        return (_completed(evaluator, estimates[0], method.epsilon), *estimates[1:]), state
-    directions = directions_of(method, evaluator, state)
-    middle = third_point(
-        evaluator.closure, evaluator.theta, directions[0]
-    )  # before both sides: a traversal less than after
-    first, *others = (evaluator.two_point(direction, method.epsilon) for direction in directions)
-    return (replace(first, loss_center=middle), *others), state
-
-
-def _completed(evaluator: LossEvaluator, seen: Estimate, epsilon: float) -> Estimate:
-    """The estimate with the losses that its method did without. The direction is the one walked: it is not aimed again."""
-    plus, minus, home = seen.loss_plus, seen.loss_minus, seen.loss_center
-    if plus == home and minus is None:  # a derivative, taken at theta; a difference would be 0
-        plus = loss_along(evaluator.closure, evaluator.theta, seen.direction, epsilon)
-    if minus is None:
-        minus = loss_along(evaluator.closure, evaluator.theta, seen.direction, -epsilon)
-    if home is None:
-        home = center_loss(evaluator.closure, evaluator.theta)
-    return replace(seen, loss_plus=plus, loss_minus=minus, loss_center=home)
-
-
-def _measured(
-    control: CurvatureLR, state: CurvatureLRState, seen: Estimate, due: bool, epsilon: float
-) -> tuple[float | None, CurvatureLRState]:
-    """Curvature along the direction seen, and the state with it; without a third loss there is nothing to add."""
-    if not due or seen.loss_minus is None or seen.loss_center is None:
-        return None, state
-    found = curvature(seen.loss_plus, seen.loss_minus, seen.loss_center, epsilon, control.resolution)
-    return found, update_average(state, found, control.decay)
 
 
 STATE = "zeroth_order"
@@ -404,22 +385,24 @@ class ZOOptimizer(Optimizer):
 
     Args:
         model: its parameters with ``requires_grad`` are trained, tied ones once.
-        method: where to look and what to do with what is seen. Or a first-order baseline, whose closure must carry a
-            graph; its gradients are computed in the step and freed before it ends.
-        lr: theta_b moves by -lr * projected gradient * u_b. ``auto``: lr is beta over the mean curvature along the
-            directions, for which some steps evaluate the closure once more; the ``lr`` of ``param_groups`` then is beta.
+        method: gives the directions and the update. Or a first-order baseline, whose closure must carry a graph; its
+            gradients are computed in the step and freed before it ends.
+        lr: theta_b moves by -lr * projected gradient * u_b. ``auto``: lr is step_fraction over the mean curvature along
+            the directions, for which some steps evaluate the closure once more; the ``lr`` of ``param_groups`` then is
+            step_fraction.
         seed: fixes every direction, together with the step and the block's name.
         weight_decay: theta_b shrinks by lr * weight_decay each step, save blocks of one dimension (biases, norms).
         groups: overrides by name, each ``{"match": pattern, "lr": …, "weight_decay": …}``; the first match holds. Under
-            ``auto`` that ``lr`` is the group's beta.
-        walk, sparse_embeddings: see :class:`l2l.params.Theta`.
+            ``auto`` that ``lr`` is the group's step_fraction.
+        perturb, sparse_embeddings: see :class:`l2l.params.PerturbedParameters`.
         update: for half-precision weights, ``master`` or ``stochastic``; ``auto``: see :func:`choose_update`.
-        beta: under ``auto``, the share of the step to the bottom of the parabola seen; None: that of ``control``.
-        control: under ``auto``, when curvature is measured and how it is averaged; None: the defaults.
+        step_fraction: under ``auto``, the fraction of the step to the minimum of the parabola; None: that of
+            ``curvature_lr``.
+        curvature_lr: under ``auto``, when curvature is measured and how it is averaged; None: the defaults.
 
     Raises:
-        ValueError: a value out of range, nothing to train, a group that matches no block, beta or control given where lr
-            is a number.
+        ValueError: a value out of range, nothing to train, a group that matches no block, step_fraction or curvature_lr
+            given where lr is a number.
     """
 
     def __init__(
@@ -439,10 +422,11 @@ class ZOOptimizer(Optimizer):
         self.curvature_lr = choose_curvature_lr(lr, step_fraction, curvature_lr)
         self.curvature_lr_state = CurvatureLRState()
         _check_decay(weight_decay)
-        Key(seed)  # refuses what is no seed
+        Key(seed)  # refuses a value that is not a seed
         if lr == "auto" and isinstance(method, Method) and method.step_is_normalized:
+            name = type(method).__name__
             raise ValueError(
-                f"lr='auto' is a share of the way to the bottom of the parabola seen, and the step of {_named(method)} has a "
+                f"lr='auto' is a share of the way to the bottom of the parabola seen, and the step of {name} has a "
                 "length of its own: give lr as a number"
             )
         found = Blocks.of(model)
@@ -470,11 +454,11 @@ class ZOOptimizer(Optimizer):
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, closure: Closure, fresh: Callable[[int], Closure] | None = None
     ) -> float:
-        """One step; the mean of the losses seen, in float.
+        """One step; gives the mean of its losses as a float.
 
         Args:
             closure: computes the loss of this step's batch, e.g. ``lambda: model(**batch).loss``. It is called twice
-                per draw, and once more where curvature is measured; it must not depend on hidden randomness (call
+                per direction, and once more where curvature is measured; it must not depend on hidden randomness (call
                 ``model.eval()``).
             fresh: further batches for methods that search; see :func:`zo_step`.
 
@@ -502,7 +486,7 @@ class ZOOptimizer(Optimizer):
         return lr, [float(group["weight_decay"]) if p.ndim > 1 else 0.0 for group, p in pairs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming needs beside the weights: it resumes exactly. Theta goes home."""
+        """Everything that resuming needs beside the weights, exactly. Restores the unperturbed weights."""
         kept = {"seed": self.seed, "step": self.steps_done, "method": _plain(self.method_state)}
         kept["masters"] = self.theta.extra_state()
         kept["control"] = curvature_lr_state(self.curvature_lr, self.curvature_lr_state)
@@ -539,7 +523,7 @@ def choose_update(blocks: Blocks) -> Literal["master", "stochastic"]:
 
 
 def _check_first_order(theta: PerturbedParameters, lr: LearningRate, sparse_embeddings: bool) -> None:
-    """Refuse what only looks along directions can do."""
+    """Refuse options of zeroth-order methods."""
     if lr == "auto":
         raise ValueError(
             "lr='auto' reads the curvature along the directions of a zeroth-order method: give lr as a number"
@@ -548,10 +532,6 @@ def _check_first_order(theta: PerturbedParameters, lr: LearningRate, sparse_embe
         raise ValueError("sparse_embeddings restricts directions, and a first-order method has none: leave it off")
     if theta.update == "stochastic":
         raise ValueError("a first-order method moves half-precision weights by a float32 copy: use update='master'")
-
-
-def _named(method: object) -> str:
-    return type(method).__name__
 
 
 def _check_decay(value: float) -> None:
@@ -563,7 +543,7 @@ def _options(group: Mapping[str, Any]) -> dict[str, Any]:
     """The overrides of a group, checked."""
     if "match" not in group or not set(group) <= {"match", "lr", "weight_decay"}:
         raise ValueError(f"group {dict(group)} must have 'match' and may have 'lr' and 'weight_decay', nothing else")
-    check_positive(lr=group.get("lr", 1.0))
+    check_lr(lr=float(group.get("lr", 0.0)))
     _check_decay(group.get("weight_decay", 0.0))
     return {name: value for name, value in group.items() if name != "match"}
 

@@ -14,7 +14,7 @@ from l2l.params.blocks import Blocks
 
 
 def consume_gradients(closure: Closure, blocks: Blocks, consume: Callable[[int, Tensor], None]) -> float:
-    """Loss and gradient at theta as it stands; ``consume(i, gradient_i)`` is called once per block, in backward order.
+    """Loss and gradient at the present parameters; ``consume(i, gradient_i)`` is called once per block, in backward order.
 
     Peak memory: the activations and the gradients in flight, never a gradient per parameter. Gradients that the caller
     had stored stay as they were. A block that the loss does not reach is not reported.
@@ -34,7 +34,7 @@ def consume_gradients(closure: Closure, blocks: Blocks, consume: Callable[[int, 
 
 
 def summed_gradients(pieces: Iterable[Closure], blocks: Blocks) -> tuple[float, dict[int, Tensor]]:
-    """(loss, gradient by index of the block) of what the pieces add up to, gone back through one by one.
+    """(loss, gradient by index of the block) of the sum of the pieces, accumulated over one backward pass each.
 
     Raises:
         TypeError, FloatingPointError: as :func:`consume_gradients`.

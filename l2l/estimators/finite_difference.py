@@ -1,11 +1,4 @@
-"""What was seen: losses along a direction, and the projected gradient they give.
-
-The loss of a batch from pieces of it, one after the other: the memory of a piece, the number of the whole.
-
-The central difference along one direction (SPSA): exact on quadratics, for every epsilon.
-
-Differences against the loss at theta: a pass less per direction, and a bias of the order of epsilon.
-"""
+"""Projected gradients from differences of losses: two-sided (SPSA, exact on quadratics) and one-sided."""
 
 from __future__ import annotations
 
@@ -20,26 +13,26 @@ from l2l.noise import Key
 from l2l.params import Direction, PerturbedParameters
 
 Closure: TypeAlias = Callable[[], Tensor | float]
-"""Computes the loss at the parameters as they stand: a scalar tensor or a float."""
+"""Computes the loss at the present parameters: a scalar tensor or a float."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One look along one direction."""
+    """Losses along one direction, and the projected gradient they give."""
 
     direction: Direction
     loss_plus: float
     """Loss at theta + epsilon * u."""
     loss_minus: float | None
-    """Loss at theta - epsilon * u; None where nobody looked there."""
+    """Loss at theta - epsilon * u; None where it was not evaluated."""
     projected_gradient: float
     """Estimate of <gradient, u>."""
     loss_center: float | None = None
-    """Loss at theta; None where nobody looked there."""
+    """Loss at theta; None where it was not evaluated."""
 
     @property
     def losses(self) -> tuple[float, ...]:
-        """The losses seen around theta: at both sides, else at the one side and at theta."""
+        """The losses evaluated: at both sides, else at the one side and at theta."""
         other = self.loss_center if self.loss_minus is None else self.loss_minus
         return (self.loss_plus,) if other is None else (self.loss_plus, other)
 
@@ -78,7 +71,7 @@ def as_loss(value: Tensor | float) -> float:
 class MicroBatched:
     """A closure that adds up pieces; each is weighted already, so that the sum is the loss of the whole batch.
 
-    Where gradients are off, as in looks along a direction, each piece's activations are freed before the next begins.
+    Where gradients are off, as in forward passes only, each piece's activations are freed before the next begins.
     A backward pass reads ``pieces`` and goes back through each by itself; one through the sum keeps them all.
     """
 
@@ -102,10 +95,10 @@ def pieces_of(closure: Closure) -> tuple[Closure, ...]:
 
 
 def two_point(closure: Closure, theta: PerturbedParameters, direction: Direction, epsilon: float) -> Estimate:
-    """Look at ``theta + epsilon * u`` and ``theta - epsilon * u``: g = (L+ - L-) / (2 epsilon) estimates <grad L, u>.
+    """g = (L+ - L-) / (2 epsilon) from the losses at ``theta +- epsilon * u``: an estimate of <grad L, u>.
 
     Two forward passes. Theta is left at ``-epsilon * u``, so that a step along the same direction costs no extra
-    traversal; :meth:`Theta.home` or the end of the step brings it back.
+    traversal; :meth:`PerturbedParameters.restore` or the end of the step brings it back.
     Spall 1992 (SPSA); Malladi et al. 2023, arXiv:2305.17333, Definition 1.
 
     Raises:
@@ -118,27 +111,14 @@ def two_point(closure: Closure, theta: PerturbedParameters, direction: Direction
     return Estimate(direction, plus, minus, (plus - minus) / (2 * epsilon))
 
 
-def third_point(closure: Closure, theta: PerturbedParameters, direction: Direction) -> float:
-    """The loss between the two that :func:`two_point` sees along ``direction``. One forward pass.
+def center_loss(closure: Closure, theta: PerturbedParameters, direction: Direction | None = None) -> float:
+    """The loss at theta. One forward pass; before :func:`two_point` it costs a traversal less than after.
 
-    Taken before them it costs a traversal less than after. Half-precision weights are read as the copies that looks
-    make, at distance 0: norms and biases then have the same float32 values as at both sides, not rounded ones.
+    Half-precision weights are read as perturbed copies at distance 0: norms and biases then have the same float32 values
+    as on either side, not rounded ones, whose loss would not lie between those of the two sides.
 
-    Raises:
-        FloatingPointError: the loss is not finite.
-    """
-    if theta.update is None:
-        theta.restore()
-    else:
-        theta.perturb(direction, 0.0)
-    return theta.evaluate(lambda: finite_loss(closure))
-
-
-def center_loss(closure: Closure, theta: PerturbedParameters) -> float:
-    """The loss at theta. One forward pass.
-
-    Half-precision weights are read as the copies that looks make, at distance 0: norms and biases then have the same
-    float32 values as at either side, not rounded ones, which would lie between this loss and theirs.
+    Args:
+        direction: along which the evaluations before and after are made, if there are any; it does not change the loss.
 
     Raises:
         FloatingPointError: it is not finite.
@@ -146,7 +126,7 @@ def center_loss(closure: Closure, theta: PerturbedParameters) -> float:
     if theta.update is None:
         theta.restore()
     else:
-        theta.perturb(Direction(Key(0), (0.0,) * len(theta.blocks)), 0.0)
+        theta.perturb(direction or Direction(Key(0), (0.0,) * len(theta.blocks)), 0.0)
     return theta.evaluate(lambda: finite_loss(closure))
 
 
@@ -165,17 +145,17 @@ def one_sided(
     theta: PerturbedParameters,
     directions: Sequence[Direction],
     epsilon: float,
-    home: float | None = None,
+    center: float | None = None,
 ) -> tuple[Estimate, ...]:
     """g = (L+ - L0) / epsilon along each direction, with one loss at theta for all of them.
 
-    One forward pass per direction, and one for L0 unless ``home`` has it. Theta is left at the last look.
+    One forward pass per direction, and one for L0 unless ``center`` has it. Theta is left at the last of them.
     Used by FZOO (arXiv:2506.09034) and AGZO, for example.
 
     Raises:
         FloatingPointError: a loss is not finite.
     """
-    base = center_loss(closure, theta) if home is None else home
+    base = center_loss(closure, theta) if center is None else center
     plus = [loss_along(closure, theta, direction, epsilon) for direction in directions]
     return tuple(
         Estimate(direction, loss, None, (loss - base) / epsilon, base)

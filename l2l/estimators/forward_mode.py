@@ -25,14 +25,14 @@ def forward_gradient(closure: Closure, theta: PerturbedParameters, direction: Di
     """g = <grad L, u> at theta, to rounding. One evaluation that costs about two: every activation has a tangent.
 
     Attention runs by the plain kernel, as the fused ones have no forward-mode rule. Tangents have the dtype of the weights.
-    Baydin et al. 2022, arXiv:2202.08587, Algorithm 1. Theta is left at home. All losses of the estimate are that at theta.
+    Baydin et al. 2022, arXiv:2202.08587, Algorithm 1. Theta is left unperturbed. All losses of the estimate are that at theta.
 
     Raises:
         ValueError: the closure's value carries no derivative, a weight is quantised, or an operation has no forward-mode
             rule.
         FloatingPointError: the loss or its derivative is not finite.
     """
-    theta.perturb(direction, 0.0)  # at home, where sparse embeddings still note which rows are read
+    theta.perturb(direction, 0.0)  # unperturbed, but sparse embeddings note which rows are read
     slope, duals = None, _Duals(theta.blocks, direction)
 
     def differentiated() -> Tensor | float:
@@ -74,7 +74,7 @@ class _Duals(TorchFunctionMode):
         super().__init__()
         self._blocks, self._direction = blocks, direction
         self._index = {id(block.tensor): i for i, block in enumerate(blocks)}
-        self._home = [block.tensor.detach() for block in blocks]
+        self._stored = [block.tensor.detach() for block in blocks]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -93,13 +93,13 @@ class _Duals(TorchFunctionMode):
         return func(*mapped(args, duals), **mapped(kwargs, duals))
 
     def _dual(self, index: int) -> Tensor:
-        return forward_ad.make_dual(self._home[index], self._tangent(index))
+        return forward_ad.make_dual(self._stored[index], self._tangent(index))
 
     def _tangent(self, index: int) -> Tensor:
-        return dense_direction(self._direction, self._blocks, index).to(self._home[index].dtype)
+        return dense_direction(self._direction, self._blocks, index).to(self._stored[index].dtype)
 
     def _looked_up(self, index: int, args: Any, kwargs: dict[str, Any]) -> Tensor:
-        """Rows of the stored weights, read as any look reads them, with the same rows of u as tangent."""
+        """Rows of the stored weights, read as in any evaluation, with the same rows of u as tangent."""
         with torch.no_grad():
             rows = functional.embedding(*args, **kwargs)
             return forward_ad.make_dual(rows, functional.embedding(args[0], self._tangent(index)))

@@ -1,4 +1,4 @@
-"""What a model gives to its loss, seen from outside: the tensors, and the loss's gradient with respect to them.
+"""The outputs of a model that enter its loss, and the loss's gradient with respect to them, from the closure alone.
 
 A closure shows only its value. Watched while it runs, all that it does after the last function that reads a parameter
 is a function of tensors that were there before: the outputs. It is done once more with gradients on, from them: a

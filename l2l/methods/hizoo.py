@@ -19,7 +19,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import third_point
+from l2l.estimators.finite_difference import center_loss
 from l2l.methods import base
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, DirectionOperator, PerturbedParameters, dense_direction
@@ -73,7 +73,7 @@ class HiZOO(base.CustomEstimator[HiZOOState]):
 
     def estimate(self, evaluator: base.LossEvaluator, state: HiZOOState) -> tuple[base.Estimates, HiZOOState]:
         directions = base.directions_of(self, evaluator, state)
-        loss_center = third_point(evaluator.closure, evaluator.theta, evaluator.transform(directions[0]))
+        loss_center = center_loss(evaluator.closure, evaluator.theta, evaluator.transform(directions[0]))
         estimates = [evaluator.two_point(direction, self.epsilon) for direction in directions]
         return tuple(replace(estimate, loss_center=loss_center) for estimate in estimates), state
 

@@ -1,4 +1,4 @@
-"""Which backend makes the noise: chosen by device and dtype, or forced."""
+"""Adds keyed noise with the fastest backend that serves the tensors' device and dtype, or with the one that is forced."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ import logging
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from l2l.noise import reference, triton
+from l2l.noise import native, numba, reference, triton
 from l2l.noise.key import Distribution, Key, standard_deviation
 from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in
+from l2l.noise.table import plan
 
 VARIABLE = "L2L_NOISE"
 """Environment variable that forces a backend."""
 
 BACKENDS = {"native": "cpu", "numba": "cpu", "triton": "cuda"}
-"""Fast backends and the device they serve, in order of preference; each a module of ``l2l.noise``."""
+"""Fast backends and the device they serve, in order of preference."""
 
 FAST_DTYPES = (torch.float32, torch.bfloat16)
+
+_MODULES: dict[str, Any] = {"native": native, "numba": numba, "triton": triton}
 
 logger = logging.getLogger("l2l")
 
 
 def backend_problem(name: str) -> str | None:
     """Why a backend cannot run here, or None where it can."""
-    return None if name == "reference" else import_module(f"l2l.noise.{name}").available()
+    return None if name == "reference" else _MODULES[name].available()
 
 
 def active_backend(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
@@ -39,12 +41,16 @@ def active_backend(device: torch.device | str = "cpu", dtype: torch.dtype = torc
     Raises:
         ValueError: the environment variable names an unknown backend, or one that cannot run.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
+    return _serving(os.environ.get(VARIABLE, "auto"), torch.device(device).type, dtype in FAST_DTYPES)
+
+
+@lru_cache(maxsize=64)
+def _serving(wanted: str, kind: str, fast: bool) -> str:
+    """The choice, made once per process: nothing is looked for again in each call, and a fallback is told of once."""
     if wanted not in ("auto", "reference", *BACKENDS):
         raise ValueError(f"{VARIABLE}={wanted!r} is not a noise backend; use auto, reference, {', '.join(BACKENDS)}")
-    kind = torch.device(device).type
-    fitting = [name for name, where in BACKENDS.items() if where == kind and dtype in FAST_DTYPES]
-    if wanted in fitting or (wanted == "triton" and triton.interpreted() and dtype in FAST_DTYPES):
+    fitting = [name for name, where in BACKENDS.items() if where == kind and fast]
+    if wanted in fitting or (wanted == "triton" and triton.interpreted() and fast):
         problem = backend_problem(wanted)
         if problem is not None:
             raise ValueError(f"{VARIABLE}={wanted}, but {problem}; use {VARIABLE}=auto")
@@ -53,14 +59,9 @@ def active_backend(device: torch.device | str = "cpu", dtype: torch.dtype = torc
         return "reference"
     serving = next((name for name in fitting if backend_problem(name) is None), "reference")
     if fitting and serving != fitting[0]:
-        _tell_fallback(kind, serving, fitting[0])
+        problem = backend_problem(fitting[0])
+        logger.warning("noise on %s is made by the slower backend %s: %s", kind, serving, problem)
     return serving
-
-
-@lru_cache(maxsize=8)
-def _tell_fallback(kind: str, serving: str, missed: str) -> None:
-    """One line per process and kind of device. Every backend makes the same noise; they differ in speed."""
-    logger.warning("noise on %s is made by the slower backend %s: %s", kind, serving, backend_problem(missed))
 
 
 def add_noise(
@@ -70,7 +71,7 @@ def add_noise(
     rounding: Key | None = None,
     store: bool = True,
 ) -> Sums | None:
-    """See :func:`l2l.noise.reference.traverse`, whose bits every backend reproduces. Pieces may differ in dtype.
+    """See :func:`l2l.noise.reference.add_noise`, whose bits every backend reproduces. Pieces may differ in dtype.
 
     Raises:
         ValueError: a tensor is not contiguous, or a scale is not finite.
@@ -80,57 +81,53 @@ def add_noise(
             raise ValueError(
                 f"noise for block {piece.name!r} needs a contiguous tensor; its strides are {piece.flat.stride()}"
             )
-    kinds = sorted({_kind(piece) for piece in pieces}, key=str)
-    if len(kinds) <= 1:
-        return _traverse_alike(pieces, terms, gather, rounding, store)
-    found = Sums(*(np.zeros(len(pieces)) for _ in range(5)))
-    for kind in kinds:
-        chosen = [i for i, piece in enumerate(pieces) if _kind(piece) == kind]
-        some = [NoiseTerm(t.key, [t.scales[i] for i in chosen], t.distribution) for t in terms]
-        part = gather and MomentRequest([gather.home[i] for i in chosen], [gather.centre[i] for i in chosen])
-        sums = _traverse_alike([pieces[i] for i in chosen], some, part, rounding, store)
-        if sums is not None:
-            for name, values in vars(sums).items():
-                getattr(found, name)[chosen] = values
-    return found if gather is not None else None
+    kinds = {_kind(piece) for piece in pieces}
+    if len(kinds) > 1:
+        return _add_by_kind(sorted(kinds, key=str), pieces, terms, gather, rounding, store)
+    if not pieces or (not store and gather is None):
+        return None if gather is None else reference.total([])
+    first = pieces[0]
+    backend = active_backend(first.flat.device, first.flat.dtype)
+    groups = _grouped(terms)
+    # Fast backends take sums of at most one stream, rounded to nearest.
+    summable = gather is None or (rounding is None and len(groups) == 1 and len(groups[0]) <= 1)
+    copied_exactly = first.master is not None and first.flat.dtype != torch.bfloat16
+    if len(groups) > 1:
+        # A further call would start from a value that the call before has rounded to what is stored.
+        rounds_between = first.master is None and first.flat.dtype != computed_in(first.flat.dtype)
+        summable &= rounding is None and first.into is None and not rounds_between
+    if backend == "reference" or copied_exactly or not summable:
+        return reference.add_noise(pieces, terms, gather, rounding, store)
+    for made in [plan(pieces, group, gather, rounding, store) for group in groups]:  # all are checked before any runs
+        lanes = _MODULES[backend].run(made) if made.chunks else [np.zeros((0, 5, reference.LANES))] * len(pieces)
+        if gather is not None:
+            return reference.total(lanes)
+    return None
 
 
 def _kind(piece: TensorSlice) -> tuple[Any, ...]:
+    """What must be the same in all pieces of one call of a backend."""
     return piece.flat.device, piece.flat.dtype, piece.master is None, piece.into is None
 
 
-def _traverse_alike(
+def _add_by_kind(
+    kinds: Sequence[tuple[Any, ...]],
     pieces: Sequence[TensorSlice],
     terms: Sequence[NoiseTerm],
     gather: MomentRequest | None,
     rounding: Key | None,
     store: bool,
 ) -> Sums | None:
-    """Pieces of one device and dtype, in as few calls as the backend needs."""
-    if not pieces:
-        return reference.total([]) if gather is not None else None
-    backend = import_module(f"l2l.noise.{active_backend(pieces[0].flat.device, pieces[0].flat.dtype)}")
-    groups = _grouped(terms)
-    copied_exactly = pieces[0].master is not None and pieces[0].flat.dtype != torch.bfloat16
-    if backend is reference or copied_exactly or (gather is not None and not _summable(groups, rounding)):
-        return reference.add_noise(pieces, terms, gather, rounding, store)
-    if len(groups) == 1:
-        return backend.add_noise(pieces, groups[0], gather, rounding, store)
-    if rounding is not None or pieces[0].into is not None or _rounds_between(pieces[0]):
-        return reference.add_noise(pieces, terms, gather, rounding, store)
-    for group in groups:
-        backend.add_noise(pieces, group, None, None, store)
-    return None
-
-
-def _summable(groups: Sequence[Sequence[NoiseTerm]], rounding: Key | None) -> bool:
-    """Whether fast backends take sums here: of at most one stream, and of what is rounded to nearest."""
-    return rounding is None and len(groups) == 1 and len(groups[0]) <= 1
-
-
-def _rounds_between(piece: TensorSlice) -> bool:
-    """Whether a second traversal would start from a rounded value."""
-    return piece.master is None and piece.flat.dtype != computed_in(piece.flat.dtype)
+    """One call for the pieces of each device and dtype."""
+    found = Sums(*(np.zeros(len(pieces)) for _ in range(5)))
+    for kind in kinds:
+        chosen = [i for i, piece in enumerate(pieces) if _kind(piece) == kind]
+        some = [NoiseTerm(t.key, [t.scales[i] for i in chosen], t.distribution) for t in terms]
+        part = gather and MomentRequest([gather.restoring[i] for i in chosen], [gather.centre[i] for i in chosen])
+        sums = add_noise([pieces[i] for i in chosen], some, part, rounding, store)
+        for name, values in {} if sums is None else vars(sums).items():
+            getattr(found, name)[chosen] = values
+    return found if gather is not None else None
 
 
 def _grouped(terms: Sequence[NoiseTerm]) -> list[list[NoiseTerm]]:
@@ -138,24 +135,24 @@ def _grouped(terms: Sequence[NoiseTerm]) -> list[list[NoiseTerm]]:
 
     A call adds one stream once or twice, and then another once. Order within an element fixes the bits.
     """
-    single = [
-        NoiseTerm(t.key, [(s[i],) for s in t.scales], t.distribution) for t in terms for i in range(len(t.scales[0]))
-    ]
     groups: list[list[NoiseTerm]] = []
-    for term in single:
-        last = groups[-1] if groups else []
-        if len(last) == 1 and _same_stream(last[0], term) and len(last[0].scales[0]) == 1:
-            both = [(*a, *b) for a, b in zip(last[0].scales, term.scales, strict=True)]
-            last[0] = NoiseTerm(term.key, both, term.distribution)
-        elif len(last) == 1 and last[0].distribution == term.distribution and not _same_stream(last[0], term):
-            last.append(term)
-        else:
-            groups.append([term])
+    for term in terms:
+        for add in range(len(term.scales[0])):
+            single = term if len(term.scales[0]) == 1 else _with_scales(term, [(s[add],) for s in term.scales])
+            last = groups[-1] if groups else []
+            same = len(last) == 1 and last[0].key == term.key and last[0].distribution == term.distribution
+            if same and len(last[0].scales[0]) == 1:
+                both = zip(last[0].scales, single.scales, strict=True)
+                last[0] = _with_scales(term, [(*a, *b) for a, b in both])
+            elif len(last) == 1 and not same and last[0].distribution == term.distribution:
+                last.append(single)
+            else:
+                groups.append([single])
     return groups or [[]]
 
 
-def _same_stream(left: NoiseTerm, right: NoiseTerm) -> bool:
-    return left.key == right.key and left.distribution == right.distribution
+def _with_scales(term: NoiseTerm, scales: Sequence[tuple[float, ...]]) -> NoiseTerm:
+    return NoiseTerm(term.key, scales, term.distribution)
 
 
 def add_noise_to(
@@ -166,7 +163,7 @@ def add_noise_to(
     distribution: Distribution = "gaussian",
     offset: int = 0,
 ) -> None:
-    """``flat += scale * integers`` for each scale in turn, in place: a traversal of one piece."""
+    """``flat += scale * integers`` for each scale in turn, in place."""
     add_noise([TensorSlice(flat, name, offset)], [NoiseTerm(key, [tuple(scales)], distribution)])
 
 

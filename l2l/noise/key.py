@@ -1,4 +1,4 @@
-"""The key of the noise, and the scales it may be multiplied by."""
+"""The key that fixes the noise, and the rounding of the scales it is multiplied by."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ def standard_deviation(distribution: Distribution) -> float:
     return GAUSSIAN_SD if distribution == "gaussian" else 1.0
 
 
+@lru_cache(maxsize=4096)  # the blocks of one direction mostly share their scale
 def round_scale(scale: float, dtype: torch.dtype) -> float:
     """``scale`` rounded so that scale x integer is exact in ``dtype`` (12 significant bits in float32, 41 in float64).
 

@@ -19,7 +19,7 @@ typedef struct {
     uint16_t *copy;     /* receives the result as bfloat16; NULL where there is none */
     int64_t count, first_task, first_chunk;
     uint32_t start, words[2][2], rounding[2];
-    float scales[2][2], home, centre; /* the second stream is added once */
+    float scales[2][2], restoring, centre; /* the second stream is added once */
 } piece;
 
 INLINE uint32_t hash(uint32_t x, const uint32_t *words) {
@@ -145,7 +145,7 @@ INLINE void eight(const piece *p, int64_t i, int size, const shape s, f8 *sums) 
     }
     if (p->copy)
         for (int k = 0; k < size; k++) p->copy[i + k] = nearest(value[k]);
-    f8 d = (value + p->home * u) - p->centre;
+    f8 d = (value + p->restoring * u) - p->centre;
     for (int k = size; k < 8; k++) d[k] = u[k] = 0;
     sums[0] += d; sums[1] += d * d; sums[2] += d * u; sums[3] += u; sums[4] += u * u;
 }
@@ -202,24 +202,30 @@ static void part_sums(const piece *p, int64_t from, int64_t to, int half, int fi
     if (half) { EACH_GATHER(1) } else { EACH_GATHER(0) }
 }
 
-/* Works until no task is left; any number of threads may run it on the same pieces and the same `next`.
- * `first` and `second`: scales used of each stream. `sums` [chunks][5][8] or NULL. */
-void add_noise(const piece *pieces, int64_t n, int64_t tasks, int64_t *next, int32_t half, int32_t first, int32_t second,
-              int32_t rademacher, int32_t rounding, double *sums) {
+typedef struct {
+    const piece *pieces;
+    double *sums; /* [chunks][5][8] or NULL */
+    int64_t n, tasks, next;
+    int32_t half, first, second, rademacher, rounding; /* first, second: scales used of each stream */
+} job;
+
+/* Works until no task is left; any number of threads may run it on the same job. Which thread takes which task changes
+ * no bit: elements are independent, and sums are kept per chunk. */
+void add_noise(job *j) {
     for (;;) {
-        int64_t task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
-        if (task >= tasks) return;
-        int64_t low = 0, high = n - 1; /* the piece that this task belongs to */
+        int64_t task = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED);
+        if (task >= j->tasks) return;
+        int64_t low = 0, high = j->n - 1; /* the piece that this task belongs to */
         while (low < high) {
             int64_t middle = (low + high + 1) / 2;
-            if (pieces[middle].first_task <= task) low = middle; else high = middle - 1;
+            if (j->pieces[middle].first_task <= task) low = middle; else high = middle - 1;
         }
-        const piece *p = pieces + low;
+        const piece *p = j->pieces + low;
         int64_t from = (task - p->first_task) * TASK * CHUNK, to = from + TASK * CHUNK;
         if (to > p->count) to = p->count;
-        if (!sums) { part(p, from, to, half, first, second, rademacher, rounding); continue; }
+        if (!j->sums) { part(p, from, to, j->half, j->first, j->second, j->rademacher, j->rounding); continue; }
         for (int64_t at = from; at < to; at += CHUNK)
-            part_sums(p, at, at + CHUNK < to ? at + CHUNK : to, half, first, rademacher,
-                      sums + (p->first_chunk + at / CHUNK) * 40);
+            part_sums(p, at, at + CHUNK < to ? at + CHUNK : to, j->half, j->first, j->rademacher,
+                      j->sums + (p->first_chunk + at / CHUNK) * 40);
     }
 }

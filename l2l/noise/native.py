@@ -1,6 +1,6 @@
-"""The traversal compiled from ``native.c``: float32 and bfloat16 on CPU, on as many threads as torch uses.
+"""The CPU backend, float32 and bfloat16: ``native.c``, on as many threads as torch uses.
 
-``native.c`` compiled on first use, kept in a cache. Safe when several processes start at once.
+The library is compiled on first use and kept in a cache. Safe when several processes start at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -20,47 +20,65 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from l2l.noise.key import Key
 from l2l.noise.reference import LANES
-from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice
-from l2l.noise.table import Plan, by_plan
+from l2l.noise.table import Plan
 
 
 def available() -> str | None:
     """Why this backend cannot run, or None where it can."""
-    return None if library() is not None else problem()
+    if library() is not None:
+        return None
+    if compiler() is None:
+        return "no C compiler is on PATH"
+    return f"the C compiler failed, or none of {', '.join(map(str, folders()))} can be written"
 
 
-def add_noise(
-    pieces: Sequence[TensorSlice],
-    terms: Sequence[NoiseTerm] = (),
-    gather: MomentRequest | None = None,
-    rounding: Key | None = None,
-    store: bool = True,
-) -> Sums | None:
-    """As :func:`l2l.noise.reference.traverse`, bit for bit, for pieces of one dtype, float32 or bfloat16.
+class _Job(ctypes.Structure):
+    """The struct ``job`` of ``native.c``: one traversal, shared by all threads that work on it."""
 
-    At most one stream added once or twice and then another once; with sums, one stream and rounding to nearest.
-    """
-    return by_plan(_run, pieces, terms, gather, rounding, store)
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("pieces", "sums")),
+        *((name, ctypes.c_int64) for name in ("n", "tasks", "next")),
+        *((name, ctypes.c_int32) for name in ("half", "first", "second", "rademacher", "rounding")),
+    ]
 
 
-def _run(plan: Plan) -> np.ndarray | None:
+def run(plan: Plan) -> list[np.ndarray]:
+    """Carries out the plan; lane sums of each piece's chunks, [chunks, 5, LANES] each, where any are wanted."""
     compiled = library()
     assert compiled is not None, "available() was not asked"
     sums = np.empty((plan.chunks, 5, LANES)) if plan.gather else None
-    following = ctypes.c_int64(0)
-    arguments = (
-        *(plan.table.ctypes.data, len(plan.table), plan.tasks, ctypes.byref(following)),
-        *(int(plan.half), plan.first, plan.second, int(plan.rademacher), int(plan.stochastic)),
-        sums.ctypes.data if sums is not None else None,
+    job = _Job(
+        *(plan.table.ctypes.data, None if sums is None else sums.ctypes.data, len(plan.table), plan.tasks, 0),
+        *(plan.half, plan.first, plan.second, plan.rademacher, plan.stochastic),
     )
     threads = min(torch.get_num_threads(), plan.tasks)
-    helpers = [_pool().submit(compiled.add_noise, *arguments) for _ in range(threads - 1)]
-    compiled.add_noise(*arguments)
-    for helper in helpers:
-        helper.result()
-    return sums
+    if threads < 2:
+        compiled.add_noise(ctypes.byref(job))
+    elif (parallel := _torch_threads()) is not None:
+        parallel(compiled.add_noise, ctypes.byref(job), threads, 0)
+    else:
+        helpers = [_pool().submit(compiled.add_noise, ctypes.byref(job)) for _ in range(threads - 1)]
+        compiled.add_noise(ctypes.byref(job))
+        for helper in helpers:
+            helper.result()
+    return [] if sums is None else np.split(sums, plan.ends[:-1])
+
+
+@lru_cache(maxsize=1)
+def _torch_threads() -> Callable[..., None] | None:
+    """Runs a compiled function on the OpenMP threads that torch uses; None where torch uses others.
+
+    After an operation these threads spin for some milliseconds, waiting for the next one. Threads of our own would
+    compete with them for the cores, and that cost more than the noise itself: a step makes dozens of traversals.
+    """
+    try:
+        parallel = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):  # not loaded, or a system where a process is no library
+        return None
+    parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    parallel.restype = None
+    return parallel
 
 
 @lru_cache(maxsize=1)
@@ -81,19 +99,11 @@ def _processor() -> str:
     return f"{platform.system()} {platform.machine()} {platform.processor()} {flags}"
 
 
-def _user() -> int | str:
-    """Who this is: a number, or where there are none the name."""
-    return os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("L2L_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "l2l"
-
-
 def folders() -> tuple[Path, Path]:
     """Where the compiled library is looked for, and kept: the cache, else a folder for temporary files."""
-    return _cache_folder(), Path(tempfile.gettempdir()) / f"l2l-{_user()}"
+    base = os.environ.get("L2L_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    return Path(base) / "l2l", Path(tempfile.gettempdir()) / f"l2l-{user}"
 
 
 def compiler() -> str | None:
@@ -101,33 +111,24 @@ def compiler() -> str | None:
     return next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
 
 
-def _build(command: str, target: Path) -> bool:
-    """Compile beside the target, then rename: two processes may race, and the loser's file is as good."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        built = Path(folder) / target.name
-        done = subprocess.run([command, *FLAGS, str(SOURCE), "-o", str(built)], capture_output=True, check=False)
-        if done.returncode == 0:
-            built.replace(target)
-        return done.returncode == 0
-
-
-def _owned(folder: Path) -> bool:
-    """Code that another user could have put there is never loaded."""
-    return not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
-
-
 def _compiled(folder: Path) -> Path | None:
     stamp = hashlib.blake2b(SOURCE.read_bytes() + " ".join((*FLAGS, _processor())).encode(), digest_size=8).hexdigest()
     target = folder / f"noise-{stamp}.so"
-    if folder.exists() and not _owned(folder):
-        return None
+    if folder.exists() and hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+        return None  # code that another user could have put there is never loaded
     if target.exists():
         return target
     command = compiler()
     if command is None:
         return None
     folder.mkdir(parents=True, exist_ok=True)
-    return target if _build(command, target) else None
+    # Compiled beside the target, then renamed: two processes may race, and the loser's file is as good.
+    with tempfile.TemporaryDirectory(dir=target.parent) as beside:
+        built = Path(beside) / target.name
+        done = subprocess.run([command, *FLAGS, str(SOURCE), "-o", str(built)], capture_output=True, check=False)
+        if done.returncode == 0:
+            built.replace(target)
+    return target if done.returncode == 0 else None
 
 
 @lru_cache(maxsize=1)
@@ -137,21 +138,9 @@ def library() -> ctypes.CDLL | None:
         try:
             found = _compiled(folder)
             if found is not None:
-                return _declared(ctypes.CDLL(str(found)))
+                loaded = ctypes.CDLL(str(found))
+                loaded.add_noise.argtypes, loaded.add_noise.restype = [ctypes.c_void_p], None
+                return loaded
         except OSError:
             continue  # a cache that cannot be written or run: the next folder, then another backend
     return None
-
-
-def problem() -> str:
-    """Why there is no library."""
-    if compiler() is None:
-        return "no C compiler is on PATH"
-    return f"the C compiler failed, or none of {', '.join(map(str, folders()))} can be written"
-
-
-def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, whole, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    loaded.add_noise.argtypes = [pointer, whole, whole, pointer, flag, flag, flag, flag, flag, pointer]
-    loaded.add_noise.restype = None
-    return loaded

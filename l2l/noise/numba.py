@@ -1,8 +1,7 @@
-"""The traversal compiled by numba: for CPUs without a C compiler. The kernels are in ``numba_kernel``."""
+"""The CPU backend for machines without a C compiler. Its kernels, in ``numba_kernel``, are compiled by numba."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,10 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from l2l.noise.key import Key
 from l2l.noise.reference import LANES
-from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice
-from l2l.noise.table import PLACES, Plan, by_plan
+from l2l.noise.table import PLACES, Plan
 
 _ONE_LAUNCH = Lock()
 """Some of numba's thread pools end the process when two threads launch at once."""
@@ -33,23 +30,17 @@ def available() -> str | None:
     return None
 
 
-def add_noise(
-    pieces: Sequence[TensorSlice],
-    terms: Sequence[NoiseTerm] = (),
-    gather: MomentRequest | None = None,
-    rounding: Key | None = None,
-    store: bool = True,
-) -> Sums | None:
-    """As :func:`l2l.noise.reference.traverse`, bit for bit, for pieces of one dtype, float32 or bfloat16.
+@lru_cache(maxsize=1)
+def _compiler() -> tuple[Any, Any]:
+    """numba and the kernels, imported where the first noise is made: numba takes seconds to import."""
+    from l2l.noise import numba_kernel
 
-    At most one stream added once or twice and then another once; with sums, one stream and rounding to nearest.
-    """
-    return by_plan(_run, pieces, terms, gather, rounding, store)
+    return import_module("numba"), numba_kernel
 
 
-def _run(plan: Plan) -> np.ndarray | None:
-    numba: Any = import_module("numba")
-    kernels = import_module("l2l.noise.numba_kernel")
+def run(plan: Plan) -> list[np.ndarray]:
+    """Carries out the plan; lane sums of each piece's chunks, [chunks, 5, LANES] each, where any are wanted."""
+    numba, kernels = _compiler()
     table = plan.table
     # Kernels take columns; where nothing is stored apart from the source, source and target are one array to them.
     columns = [np.ascontiguousarray(table[name]) for name in PLACES]
@@ -75,4 +66,4 @@ def _run(plan: Plan) -> np.ndarray | None:
                 kernels.adding(shape)(*columns, plan.tasks)
         finally:
             numba.set_num_threads(before)
-    return sums if plan.gather else None
+    return np.split(sums, plan.ends[:-1]) if plan.gather else []

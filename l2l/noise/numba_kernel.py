@@ -150,7 +150,9 @@ def adding(shape: Shape) -> Any:
                     short[i] = rounded(value, at, rounding)
 
     @numba.njit(parallel=True, error_model="numpy")
-    def run(source, target, copy, counts, first_task, first_chunk, start, words, rounding, scales, home, centre, tasks):
+    def run(
+        source, target, copy, counts, first_task, first_chunk, start, words, rounding, scales, restoring, centre, tasks
+    ):
         for task in numba.prange(tasks):
             p = _piece_of(task, first_task)
             at = (task - first_task[p]) * TASK
@@ -190,7 +192,9 @@ def gathering(shape: Shape) -> Any:
     noise, moved, _ = _values(shape)
 
     @njit
-    def fill(of: Any, to: Any, short: Any, start: Any, w: Any, s: Any, home: Any, centre: Any, d: Any, u: Any) -> None:
+    def fill(
+        of: Any, to: Any, short: Any, start: Any, w: Any, s: Any, restoring: Any, centre: Any, d: Any, u: Any
+    ) -> None:
         """The d and u of one run, and what is stored of it."""
         of = of if apart else to
         for i in range(len(of)):
@@ -200,7 +204,7 @@ def gathering(shape: Shape) -> Any:
                 value = _widen(_nearest(value))
             noisy = noise(at, w[0]) if first > 0 else np.float32(0)
             u[i] = noisy
-            d[i] = (value + home * noisy) - centre
+            d[i] = (value + restoring * noisy) - centre
             if stored:
                 to[i] = _nearest(value) if half else value
             if copied:
@@ -229,7 +233,20 @@ def gathering(shape: Shape) -> Any:
 
     @numba.njit(parallel=True, error_model="numpy")
     def run(
-        source, target, copy, counts, first_task, first_chunk, start, words, rounding, scales, home, centre, tasks, out
+        source,
+        target,
+        copy,
+        counts,
+        first_task,
+        first_chunk,
+        start,
+        words,
+        rounding,
+        scales,
+        restoring,
+        centre,
+        tasks,
+        out,
     ):
         for task in numba.prange(tasks):
             p = _piece_of(task, first_task)
@@ -241,7 +258,7 @@ def gathering(shape: Shape) -> Any:
                 count, row = min(CHUNK, counts[p] - at), first_chunk[p] + at // CHUNK
                 chunk(
                     *(source[p] + byte, target[p] + byte, copy[p] + short, count, np.uint32(start[p] + at)),
-                    *(w, s, home[p], centre[p], out[row]),
+                    *(w, s, restoring[p], centre[p], out[row]),
                 )
 
     return run

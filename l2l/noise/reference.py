@@ -1,4 +1,4 @@
-"""What the noise means, in plain torch: the specification that every other backend equals bit for bit.
+"""Noise in plain torch: the specification that every other backend equals bit for bit.
 
 A keyed 32-bit hash of the element index (three multiplications, in the manner of "triple32") gives four bytes.
 ``gaussian`` is their sum less 510: mean 0, standard deviation 147.8005, kurtosis 2.7, an exact integer.
@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
-from l2l.noise.slices import WORD, MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in, rounded_scales
+from l2l.noise.slices import WORD, MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in
 
 CHUNK = 32768
 """Elements per pass: torch's grain size, so that small operations stay on one thread and in cache. Also the unit of
@@ -112,7 +113,10 @@ def add_noise(
     Raises:
         ValueError: a scale is not finite, before anything is written.
     """
-    scales = [rounded_scales(term, pieces) for term in terms]
+    scales = [
+        [tuple(round_scale(s, piece.flat.dtype) for s in own) for own, piece in zip(term.scales, pieces, strict=True)]
+        for term in terms
+    ]
     found = []
     for i, piece in enumerate(pieces):
         adds = [(term, scales[t][i]) for t, term in enumerate(terms)]
@@ -156,7 +160,7 @@ def _chunk(
         return np.zeros((5, LANES))
     if piece.master is None:
         value = value.to(piece.flat.dtype).to(exact)  # the sums are those of what is written
-    return _lane_sums(value, first, round_scale(gather.home[index], exact), gather.centre[index])
+    return _lane_sums(value, first, round_scale(gather.restoring[index], exact), gather.centre[index])
 
 
 def _stochastic(value: Tensor, hashed: Tensor) -> Tensor:
@@ -166,15 +170,13 @@ def _stochastic(value: Tensor, hashed: Tensor) -> Tensor:
     return torch.where(torch.isfinite(value), moved, value)
 
 
-def _lane_sums(value: Tensor, u: Tensor | None, home: float, centre: float) -> np.ndarray:
+def _lane_sums(value: Tensor, u: Tensor | None, restoring: float, centre: float) -> np.ndarray:
     """[5, LANES] float64: sums of d, d*d, d*u, u, u*u of a chunk, in the order that RUN and LANES prescribe."""
     u = torch.zeros_like(value) if u is None else u
-    d = value.add(u, alpha=home).sub_(centre)
+    d = value.add(u, alpha=restoring).sub_(centre)
     padded = -value.numel() % RUN
     stacked = torch.stack([d, d * d, d * u, u, u * u])
-    rows = (
-        torch.nn.functional.pad(stacked, (0, padded)).view(5, -1, RUN // LANES, LANES).permute(2, 1, 0, 3).contiguous()
-    )
+    rows = functional.pad(stacked, (0, padded)).view(5, -1, RUN // LANES, LANES).permute(2, 1, 0, 3).contiguous()
     lanes = torch.zeros_like(rows[0])
     for row in rows:
         lanes += row

@@ -1,4 +1,4 @@
-"""What a traversal is told: where the elements lie, which noise is added to them, and what is summed on the way."""
+"""Arguments of a traversal: where the elements lie, which noise is added to them, and which sums are taken of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2l.noise.key import Distribution, Key, round_scale
+from l2l.noise.key import Distribution, Key
 
 WORD = 2**32
 """Elements that one pair of key words serves."""
@@ -20,7 +20,7 @@ class TensorSlice:
     """A contiguous run of elements of one block."""
 
     flat: Tensor
-    """[count] contiguous; what a traversal reads, and writes unless it is told to write elsewhere."""
+    """[count] contiguous; read, and written unless ``into`` is given."""
     name: str
     """Of the block."""
     offset: int = 0
@@ -43,10 +43,10 @@ class NoiseTerm:
 
 @dataclass(frozen=True)
 class MomentRequest:
-    """Sums to take of the first term's noise u and of d = value + home * u - centre, value being what is written."""
+    """Sums to take of the first term's noise u and of d = value + restoring * u - centre, value being what is written."""
 
-    home: Sequence[float]
-    """[pieces] scale that leads from what is written to where the weights stand unperturbed; rounded as scales are."""
+    restoring: Sequence[float]
+    """[pieces] scale that leads from what is written back to the unperturbed weights; rounded as scales are."""
     centre: Sequence[float]
     """[pieces] a number near the block's mean, so that a small variance is not lost in a large mean."""
 
@@ -67,18 +67,6 @@ def shard_pieces(shard: Tensor, name: str, columns: int, row: int = 0, column: i
     if shard.shape[1] == columns and shard.is_contiguous():
         return [TensorSlice(shard.view(-1), name, row * columns)]
     return [TensorSlice(line, name, (row + i) * columns + column) for i, line in enumerate(shard)]
-
-
-def rounded_scales(term: NoiseTerm, pieces: Sequence[TensorSlice]) -> list[tuple[float, ...]]:
-    """Scales as they are applied: products with every noise integer are exact in the dtype computed in.
-
-    Raises:
-        ValueError: a scale is not finite.
-    """
-    return [
-        tuple(round_scale(scale, piece.flat.dtype) for scale in scales)
-        for scales, piece in zip(term.scales, pieces, strict=True)
-    ]
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:

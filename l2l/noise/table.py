@@ -1,16 +1,21 @@
-"""Pieces laid out as a table of numbers, which the fast backends walk in one call however many tensors there are."""
+"""The arguments of a traversal as one table of numbers.
+
+A fast backend reads it in a single call: with a call per tensor, Python and launch overhead would cost more than the
+noise of a small tensor, and most tensors of a model are small.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from l2l.noise.key import Key, round_scale
-from l2l.noise.reference import CHUNK, LANES, total
-from l2l.noise.slices import WORD, MomentRequest, NoiseTerm, Sums, TensorSlice, rounded_scales
+from l2l.noise.reference import CHUNK
+from l2l.noise.slices import WORD, MomentRequest, NoiseTerm, TensorSlice
 
 TASK = 8 * CHUNK
 """Elements that a CPU thread takes at a time: TASK chunks in ``native.c``."""
@@ -27,7 +32,7 @@ PART = np.dtype(
         ("words", np.uint32, (2, 2)),
         ("rounding", np.uint32, 2),
         ("scales", np.float32, (2, 2)),
-        ("home", np.float32),
+        ("restoring", np.float32),
         ("centre", np.float32),
     ],
     align=True,
@@ -58,6 +63,7 @@ class Plan:
     stochastic: bool
     """Whether what is written as bfloat16 is rounded stochastically."""
     gather: bool
+    device: torch.device
 
     @property
     def tasks(self) -> int:
@@ -70,28 +76,6 @@ class Plan:
         return int(self.ends[-1])
 
 
-def by_plan(
-    run: Callable[[Plan], np.ndarray | None],
-    pieces: Sequence[TensorSlice],
-    terms: Sequence[NoiseTerm],
-    gather: MomentRequest | None,
-    rounding: Key | None,
-    store: bool,
-) -> Sums | None:
-    """A traversal that ``run`` carries out; it returns the chunks' lane sums [chunks, 5, LANES] where any are wanted.
-
-    Raises:
-        ValueError: a scale is not finite, before anything is written.
-    """
-    made = plan(pieces, terms, gather, rounding, store)
-    if not store and gather is None:
-        return None
-    if made.chunks == 0:
-        return total([np.zeros((0, 5, LANES))] * len(pieces)) if gather is not None else None
-    sums = run(made)
-    return None if sums is None else total(np.split(sums, made.ends[:-1]))
-
-
 def plan(
     pieces: Sequence[TensorSlice],
     terms: Sequence[NoiseTerm],
@@ -99,63 +83,73 @@ def plan(
     rounding: Key | None,
     store: bool,
 ) -> Plan:
-    """The table of a traversal; see :class:`Plan`."""
-    scales = [rounded_scales(term, pieces) for term in terms]
-    parts = list(_parts(pieces))
-    owners, at, counts = (np.array([part[k] for part in parts], dtype=np.int64) for k in range(3))
-    half = bool(pieces) and pieces[0].flat.dtype == torch.bfloat16
-    table = np.zeros(len(parts), PART)
+    """The table of a traversal of at least one piece; see :class:`Plan`.
+
+    Raises:
+        ValueError: a scale is not finite.
+    """
+    dtype, mastered = pieces[0].flat.dtype, pieces[0].master is not None
+    scales = [
+        [[round_scale(scale, dtype) for scale in own] for _, own in zip(pieces, term.scales, strict=True)]
+        for term in terms
+    ]
+    owners, at, counts = np.array(_parts(pieces), dtype=np.int64).reshape(-1, 3).T
+    table = np.zeros(len(owners), PART)
     table["count"] = counts
-    _fill_places(table, pieces, owners, at, store)
     for name, size in (("first_task", TASK), ("first_chunk", CHUNK)):
         table[name][1:] = np.cumsum(-(-counts // size))[:-1]
-    highs = [(pieces[owner].name, (pieces[owner].offset + start) // WORD) for owner, start, _ in parts]
+    offsets = np.array([piece.offset % WORD for piece in pieces], dtype=np.int64)
+    table["start"] = (offsets[owners] + at) % WORD
+    source = [piece.flat if piece.master is None else piece.master for piece in pieces]
+    written = [piece.flat if piece.into is None else piece.into for piece in pieces]
+    table["source"] = _addresses(source, owners, at)
+    if store and mastered:
+        table["target"] = table["source"]
+        table["copy"] = _addresses(written, owners, at)
+    elif store:
+        table["target"] = _addresses(written, owners, at)
+    places = [
+        (pieces[k].name, (pieces[k].offset + start) // WORD) for k, start in zip(owners, at.tolist(), strict=True)
+    ]
     for t, term in enumerate(terms):
-        table["words"][:, t] = [term.key.words(*high) for high in highs] or np.zeros((0, 2))
-        used = len(scales[t][0]) if scales[t] else 0
-        table["scales"][:, t, :used] = np.array(scales[t], dtype=np.float32).reshape(len(pieces), used)[owners]
+        table["words"][:, t] = _words(term.key, places)
+        table["scales"][:, t, : len(scales[t][0])] = np.array(scales[t], dtype=np.float32)[owners]
     if rounding is not None:
-        table["rounding"] = [rounding.words(*high) for high in highs] or np.zeros((0, 2))
+        table["rounding"] = _words(rounding, places)
     if gather is not None:
-        homes = [round_scale(home, torch.float32) for home in gather.home]
-        table["home"] = np.array(homes, dtype=np.float32)[owners]
+        restoring = [round_scale(scale, torch.float32) for scale in gather.restoring]
+        table["restoring"] = np.array(restoring, dtype=np.float32)[owners]
         table["centre"] = np.array(gather.centre, dtype=np.float32)[owners]
+    half = dtype == torch.bfloat16
     return Plan(
         table,
         ends=np.cumsum(np.bincount(owners, -(-counts // CHUNK), len(pieces))).astype(np.int64),
-        half=half and pieces[0].master is None,
-        first=len(scales[0][0]) if scales and pieces else 0,
-        second=len(scales[1][0]) if len(scales) > 1 and pieces else 0,
+        half=half and not mastered,
+        first=len(scales[0][0]) if scales else 0,
+        second=len(scales[1][0]) if len(scales) > 1 else 0,
         rademacher=any(term.distribution == "rademacher" for term in terms),
         stochastic=half and rounding is not None,
         gather=gather is not None,
+        device=pieces[0].flat.device,
     )
 
 
-def _parts(pieces: Sequence[TensorSlice]) -> Iterator[tuple[int, int, int]]:
-    """(index of the piece, start within it, length), cut where a multiple of 2**32 is crossed."""
+def _parts(pieces: Sequence[TensorSlice]) -> list[tuple[int, int, int]]:
+    """(index of the piece, start within it, length), cut where a multiple of 2**32 is crossed: key words change there."""
+    found = []
     for owner, piece in enumerate(pieces):
         at, count = 0, piece.flat.numel()
         while at < count:
             size = min(count - at, WORD - (piece.offset + at) % WORD)
-            yield owner, at, size
+            found.append((owner, at, size))
             at += size
+    return found
 
 
-def _fill_places(
-    table: np.ndarray, pieces: Sequence[TensorSlice], owners: np.ndarray, at: np.ndarray, store: bool
-) -> None:
-    """Addresses in memory, and where each part starts within the stream."""
-    exact = [piece.flat if piece.master is None else piece.master for piece in pieces]
-    shown = [piece.flat if piece.into is None else piece.into for piece in pieces]
-    size = exact[0].element_size() if exact else 4
-    source, target = ([tensor.data_ptr() for tensor in tensors] for tensors in (exact, shown))
-    mastered = bool(pieces) and pieces[0].master is not None
-    table["source"] = np.array(source, dtype=np.uint64)[owners] + (at * size).astype(np.uint64)
-    if store and mastered:
-        table["target"] = table["source"]
-        table["copy"] = np.array(target, dtype=np.uint64)[owners] + (at * 2).astype(np.uint64)
-    elif store:
-        table["target"] = np.array(target, dtype=np.uint64)[owners] + (at * size).astype(np.uint64)
-    offsets = np.array([piece.offset % WORD for piece in pieces], dtype=np.int64)
-    table["start"] = (offsets[owners] + at) % WORD
+def _addresses(tensors: Sequence[Tensor], owners: np.ndarray, at: np.ndarray) -> np.ndarray:
+    begin = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.uint64)
+    return begin[owners] + (at * tensors[0].element_size()).astype(np.uint64)
+
+
+def _words(key: Key, places: Sequence[tuple[str, int]]) -> np.ndarray:
+    return np.array([key.words(*place) for place in places], dtype=np.uint32).reshape(-1, 2)

@@ -1,11 +1,9 @@
-"""The traversal on CUDA: one launch over all tensors of a call. The kernels are in ``triton_kernel``."""
+"""The CUDA backend: one launch over all tensors of a call. Its kernels are in ``triton_kernel``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import lru_cache
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,10 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2l.noise.key import Key
-from l2l.noise.reference import CHUNK, LANES, RUN, total
-from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice
-from l2l.noise.table import Plan, plan
+from l2l.noise.reference import CHUNK, LANES, RUN
+from l2l.noise.table import Plan
 
 SLAB = 16384
 """Chunks per launch where sums are taken: it bounds the memory for their lanes to 160 MiB."""
@@ -36,47 +32,39 @@ def available() -> str | None:
     return None
 
 
-def add_noise(
-    pieces: Sequence[TensorSlice],
-    terms: Sequence[NoiseTerm] = (),
-    gather: MomentRequest | None = None,
-    rounding: Key | None = None,
-    store: bool = True,
-) -> Sums | None:
-    """As :func:`l2l.noise.reference.traverse`, bit for bit, for pieces of one device, float32 or bfloat16.
+@lru_cache(maxsize=1)
+def _kernels() -> Any:
+    """Imported where the first noise is made: triton is installed only where there is CUDA."""
+    from l2l.noise import triton_kernel
 
-    At most one stream added once or twice and then another once; with sums, one stream and rounding to nearest.
+    return triton_kernel
+
+
+def run(made: Plan) -> list[np.ndarray]:
+    """Carries out the plan; lane sums of each piece, [1, 5, LANES] each, where any are wanted.
+
     Without sums nothing waits for the device.
     """
-    made = plan(pieces, terms, gather, rounding, store)
-    if not store and gather is None:
-        return None
-    device = pieces[0].flat.device if pieces else torch.device("cpu")
+    device = made.device
     with torch.cuda.device(device if device.type == "cuda" else -1):
-        lanes = _run(made, device) if made.chunks else np.zeros((len(pieces), 5, LANES))
-    return total(list(lanes[:, None])) if gather is not None and lanes is not None else None
-
-
-def _run(made: Plan, device: torch.device) -> np.ndarray | None:
-    """Lane sums of each piece [pieces, 5, LANES], where any are wanted."""
-    kernels = import_module("l2l.noise.triton_kernel")
-    table = torch.from_numpy(made.table.view(np.int64)).to(device)
-    owners = _owners(made.table["first_chunk"].tobytes(), made.chunks, device)
-    shape = {**_shape(made), "enable_fp_fusion": False}
-    if not made.gather:
-        kernels.add[(made.chunks,)](table, owners, **shape)
-        return None
-    size = min(made.chunks, SLAB)
-    lanes = torch.empty(size * (CHUNK // RUN) * 5 * LANES, device=device)
-    sums = torch.empty((made.chunks, 5 * LANES), dtype=torch.float64, device=device)
-    for begin in range(0, made.chunks, size):
-        count = min(size, made.chunks - begin)
-        kernels.add_and_sum[(count,)](table, owners, lanes, begin, **shape)
-        runs = torch.arange(1, count + 1, device=device) * (CHUNK // RUN)
-        _fold(kernels, lanes, runs, sums[begin : begin + count])
-    whole = torch.empty((len(made.ends), 5 * LANES), dtype=torch.float64, device=device)
-    _fold(kernels, sums, torch.from_numpy(made.ends).to(device), whole)
-    return whole.view(-1, 5, LANES).cpu().numpy()
+        kernels = _kernels()
+        table = torch.from_numpy(made.table.view(np.int64)).to(device)
+        owners = _owners(made.table["first_chunk"].tobytes(), made.chunks, device)
+        shape = {**_shape(made), "enable_fp_fusion": False}
+        if not made.gather:
+            kernels.add[(made.chunks,)](table, owners, **shape)
+            return []
+        size = min(made.chunks, SLAB)
+        lanes = torch.empty(size * (CHUNK // RUN) * 5 * LANES, device=device)
+        sums = torch.empty((made.chunks, 5 * LANES), dtype=torch.float64, device=device)
+        for begin in range(0, made.chunks, size):
+            count = min(size, made.chunks - begin)
+            kernels.add_and_sum[(count,)](table, owners, lanes, begin, **shape)
+            runs = torch.arange(1, count + 1, device=device) * (CHUNK // RUN)
+            _fold(kernels, lanes, runs, sums[begin : begin + count])
+        whole = torch.empty((len(made.ends), 5 * LANES), dtype=torch.float64, device=device)
+        _fold(kernels, sums, torch.from_numpy(made.ends).to(device), whole)
+        return list(whole.view(-1, 1, 5, LANES).cpu().numpy())
 
 
 def _shape(made: Plan) -> dict[str, Any]:

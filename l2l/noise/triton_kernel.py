@@ -32,7 +32,7 @@ PART_SIZE = tl.constexpr(PART.itemsize)
 SOURCE, TARGET, COPY = (_place(field, 8) for field in ("source", "target", "copy"))
 COUNT, FIRST_CHUNK = _place("count", 8), _place("first_chunk", 8)
 START, WORDS, ROUNDING = (_place(field, 4) for field in ("start", "words", "rounding"))
-SCALES, HOME, CENTRE = (_place(field, 4) for field in ("scales", "home", "centre"))
+SCALES, RESTORING, CENTRE = (_place(field, 4) for field in ("scales", "restoring", "centre"))
 
 
 @triton.jit
@@ -135,7 +135,7 @@ def _visit(
     aligned: constexpr,
     masked: constexpr,
 ):
-    """One tile: elements ``begin + i`` of a part are moved and stored. Returns their d and u, as Gather tells."""
+    """One tile: elements ``begin + i`` of a part are moved and stored. Returns their d and u, see MomentRequest."""
     at = _word(table, part, START) + begin.to(tl.uint32) + i.to(tl.uint32)
     value = _load(_address(table, part, SOURCE, begin, half, aligned), i, count, masked)
     if half:
@@ -156,7 +156,7 @@ def _visit(
     if copied:
         short = _narrow(value, random, stochastic)
         _store(_address(table, part, COPY, begin, True, aligned), i, count, short, masked)
-    d = value + _number(table, part, HOME) * u
+    d = value + _number(table, part, RESTORING) * u
     d = d - _number(table, part, CENTRE)
     if masked:
         d = tl.where(i < count, d, 0.0)

@@ -27,8 +27,8 @@ ORTHONORMAL = 1e-4
 class Basis:
     """Orthonormal columns V_b [n, r] for some blocks. Two are equal only where they are the same object.
 
-    The vectors are not copied: they must not be written as long as a direction with this basis may still be walked.
-    They are checked where theta first meets them; see :meth:`check`.
+    The vectors are not copied: they must not change as long as a perturbation or a pending move uses them. They are
+    checked at the first use; see :meth:`check`.
     """
 
     vectors: Mapping[int, Tensor]

@@ -1,6 +1,7 @@
-"""Directions that are more than noise of one scale per block: a mask, a low rank, a guide, a metric.
+"""Directions and moves along them: recipes, never tensors.
 
-Where to look, and moves along it: recipes, never tensors.
+A direction is keyed noise with one scale per block. A basis adds a low-rank term, and an operator (a mask, a low rank, a
+guide, a metric) replaces the noise of the blocks it covers.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from l2l.params.blocks import Block
 
 
 class DirectionOperator(ABC):
-    """Says what blocks move along in place of their plain noise: u_b = factor * sigma_b * s_b.
+    """Replaces the noise of the blocks it covers: u_b = factor * sigma_b * s_b.
 
-    Two are equal only where they are the same object. s_b must be the same bits each time it is asked for, as long as a
-    look or a move along it may still be walked: who changes a tensor that it is made of calls ``theta.restore()`` before.
+    Two are equal only where they are the same object. s_b must be the same bits each time, as long as a perturbation or
+    a pending move along it exists: call ``theta.restore()`` before changing a tensor that it is computed from.
     """
 
     def covers(self, index: int) -> bool:
-        """Whether block ``index`` has such a form, by default every block; the others move along their noise."""
+        """Whether the operator replaces the noise of block ``index``; by default that of every block."""
         return True
 
     @abstractmethod
     def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
         """s_b: a new tensor of the block's shape on its device, at least float32. It lives for one move of one block.
 
-        A coordinate has mean square 1, or what the method's paper makes of it: then its docstring says so.
+        A coordinate has mean square 1, unless the docstring of the operator says otherwise.
         """
 
 
@@ -40,7 +41,7 @@ class Direction:
     """A recipe, never a tensor: u_b = factor * (sigma[b] * z_b + basis_sigma[b] * sqrt(n / r) * R_b V_b^T).
 
     z_b and R_b are standard noise, V_b the block's vectors in ``basis`` [n, r]. Without a basis, the first term is all.
-    For blocks that a ``shape`` covers, u_b = factor * sigma[b] * s_b with what the shape writes.
+    For blocks that the operator ``shape`` covers, u_b = factor * sigma[b] * s_b with what it writes.
 
     Raises:
         ValueError: a scale is negative or not finite, there is one along a basis that does not exist, or both a basis
@@ -52,17 +53,17 @@ class Direction:
     """One scale per block, in the order of the blocks."""
     distribution: Distribution = "gaussian"
     factor: float = 1.0
-    """Common to all blocks: what a normaliser makes of sigma."""
+    """Common to all blocks; set by the normalizer."""
     centre: tuple[float, ...] | None = None
-    """A number near each block's mean, where :meth:`Theta.moments` will be asked for after a look along this direction:
-    the sums they need are then taken on the way from one side to the other. None: no sums are taken."""
+    """A number near each block's mean, for :meth:`PerturbedParameters.moments` after a two-sided evaluation along this
+    direction: the sums it needs are then taken in the traversal from one side to the other. None: no sums are taken."""
     basis: Basis | None = None
     """Directions are equal only where they have the same object as basis."""
     basis_sigma: tuple[float, ...] = ()
     """One scale per block where there is a basis, 0 for blocks that it leaves out: like sigma the root mean square of
     a coordinate. All 0: the direction without a basis."""
     shape: DirectionOperator | None = None
-    """What takes the noise's place in the blocks that it covers."""
+    """Replaces the noise in the blocks that it covers."""
 
     def __post_init__(self) -> None:
         for name, values in (("sigma", self.sigma), ("basis_sigma", self.basis_sigma)):
@@ -71,9 +72,6 @@ class Direction:
                 raise ValueError(
                     f"{name} is {bad}: it must be finite and not negative; the tuner or its input is broken"
                 )
-        self._check_basis()
-
-    def _check_basis(self) -> None:
         if self.basis is not None and self.shape is not None:
             raise ValueError("a direction goes along a basis or a shape, not both: take a tuner without a basis")
         if len(self.basis_sigma) != (0 if self.basis is None else len(self.sigma)):
@@ -89,26 +87,31 @@ class Direction:
             )
 
     @property
+    def only_noise(self) -> bool:
+        """Whether every block moves along its dense noise alone."""
+        return self.shape is None and not self.along_basis
+
+    @property
     def along_basis(self) -> bool:
         """Whether any block moves along its basis."""
         return any(self.basis_sigma)
 
     def shaped(self, index: int) -> bool:
-        """Whether the shape covers block ``index``."""
+        """Whether the operator covers block ``index``."""
         return self.shape is not None and self.shape.covers(index)
 
     def scales(self, amounts: Sequence[float]) -> list[float]:
-        """Per block, what the noise integers are multiplied by to move by ``amounts[b] * u_b``; 0 where it is shaped."""
+        """Factor of each block's noise integers in ``amounts[b] * u_b``; 0 where an operator covers the block."""
         unit = self.factor / standard_deviation(self.distribution)
         found = [amount * sigma * unit for amount, sigma in zip(amounts, self.sigma, strict=True)]
         return found if self.shape is None else [0.0 if self.shaped(i) else scale for i, scale in enumerate(found)]
 
     def shape_scale(self, index: int, amount: float) -> float:
-        """What s_b is multiplied by to move block ``index`` by ``amount * u_b``; 0 where no shape covers it."""
+        """Factor of s_b in ``amount * u_b``; 0 where no operator covers block ``index``."""
         return amount * self.factor * self.sigma[index] if self.shaped(index) else 0.0
 
     def basis_scale(self, index: int, amount: float) -> float:
-        """What the integers of R are multiplied by to move block ``index`` by ``amount * u_b``; 0 without a basis."""
+        """Factor of the integers of R in ``amount * u_b`` of block ``index``; 0 without a basis."""
         if self.basis is None or not self.basis_sigma[index]:
             return 0.0
         unit = self.factor / standard_deviation(self.distribution)
@@ -127,11 +130,6 @@ class Move:
     def reversed(self) -> Move:
         """The move back."""
         return Move(self.direction, tuple(-amount for amount in self.amounts), self.rows)
-
-    @property
-    def nowhere(self) -> bool:
-        """Whether nothing moves."""
-        return not any(self.amounts)
 
     def dense(self, index: int) -> bool:
         """Whether a block moves along its dense noise."""

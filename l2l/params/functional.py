@@ -1,20 +1,12 @@
-"""Perturbed copies of whole parameters, made many at a time.
+"""The functional engine: stored weights are never perturbed; evaluations read perturbed copies, made as they are needed.
 
-A traversal per parameter costs more in calls than in memory where parameters are small, and on a GPU everywhere. The
-order in which an evaluation reads parameters is nearly always that of the one before, so the copies that come next are
-made together, as many as fit into the size of the largest block.
+During an evaluation, any function that reads a parameter is given a copy instead. The copy lives for the function's call,
+or as long as a view of it does. Interception is by argument, not by module, so it holds for any code: fused projections,
+expert tensors that are sliced, heads that use an embedding's weight. Nothing has to be brought back afterwards.
 
-Transient weights: during an evaluation, whatever function reads a parameter is given a perturbed copy instead.
-
-The copy lives for the function's call (or as long as a view of it does). The stored weights are not touched, so
-nothing has to be brought back, whatever happens in between. Interception is by argument, not by module, so it holds
-for any code: fused projections, expert tensors that are sliced, heads that use an embedding's weight.
-
-Walking exactly: the stored weights are never perturbed, and an update is not lost in their precision.
-
-Evaluations read transient copies (see :mod:`l2l.params.functional`). A step's moves are written once, at its end: into
-float32 masters whose rounded copies the model holds, or into bfloat16 weights with stochastic rounding, which is right
-on average. Tensors of one dimension (norms, biases) always have a master: rounding would eat their updates whole.
+A step's moves are written once, at its end: into float32 masters whose rounded copies the model holds, or into bfloat16
+weights with stochastic rounding, which is right on average. Tensors of one dimension (norms, biases) always have a
+master: their updates are far below the spacing of bfloat16 around 1.
 """
 
 from __future__ import annotations
@@ -30,32 +22,37 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from l2l.noise import Key, NoiseTerm, TensorSlice, add_noise
-from l2l.noise.reference import add_noise as eager_traverse
+from l2l.noise.reference import add_noise as reference_add_noise
 from l2l.params.blocks import Blocks
 from l2l.params.direction import Direction, Move
 from l2l.params.engine import (
     Moments,
     Perturbation,
     PerturbEngine,
+    add_part,
     apply_moves,
     copy_blocks,
-    copy_rows,
-    defer_interrupt,
     measure,
     parts_of,
-    row_piece,
     rows_part,
+    rows_piece,
 )
-
-Fill = Callable[[Sequence[TensorSlice], Sequence[int]], None]
-"""Writes perturbed copies of the pieces, which belong to the blocks given, into where the pieces say."""
 
 
 @final
 class CopyCache:
-    """Copies that wait to be taken. Memory: two of the largest block at most, beside copies that views hold on to."""
+    """Perturbed copies, made several at a time in the order in which the last evaluation read the parameters.
 
-    def __init__(self, pieces: Mapping[int, TensorSlice], fill: Fill) -> None:
+    A traversal per parameter would cost more in calls than in memory traffic: most parameters are small, and on a GPU
+    each call is a launch. Memory: two of the largest block at most, beside copies that views hold on to.
+
+    Args:
+        fill: writes perturbed copies of the pieces, which belong to the blocks listed, to ``into`` of each piece.
+    """
+
+    def __init__(
+        self, pieces: Mapping[int, TensorSlice], fill: Callable[[Sequence[TensorSlice], Sequence[int]], None]
+    ) -> None:
         self._pieces = pieces
         self._fill = fill
         self._budget = max((piece.flat.numel() for piece in pieces.values()), default=0)
@@ -69,7 +66,7 @@ class CopyCache:
         self._busy = False
 
     def begin(self) -> None:
-        """An evaluation begins: what was made for another is dropped, and the order of the last one is expected."""
+        """An evaluation begins: copies made for another are dropped, and the order of the last one is expected."""
         self._order, self._read, self._place = self._read or self._order, [], 0
         self._free += [*self._lent, *self._resting]
         self._ready, self._lent, self._resting = {}, [], []
@@ -140,26 +137,16 @@ class CopyCache:
         return self._lent[-1]
 
 
-_ASKS = (
-    *("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "requires_grad", "grad", "grad_fn", "is_leaf"),
-    *("is_sparse", "is_quantized", "is_meta", "is_nested", "itemsize", "nbytes", "names", "_version", "output_nr"),
+_ATTRIBUTES = (
+    "shape dtype device ndim layout is_cuda is_cpu requires_grad grad grad_fn is_leaf is_sparse is_quantized is_meta "
+    "is_nested itemsize nbytes names _version output_nr"
 )
-PASSIVE = {getattr(Tensor, name).__get__ for name in _ASKS if hasattr(Tensor, name)} | {
-    getattr(Tensor, name)
-    for name in (
-        *("size", "dim", "numel", "nelement", "stride", "is_contiguous", "is_floating_point", "is_complex", "__hash__"),
-        *(
-            "element_size",
-            "storage_offset",
-            "get_device",
-            "data_ptr",
-            "type",
-            "__len__",
-            "ndimension",
-            "requires_grad_",
-        ),
-        *("untyped_storage", "is_set_to", "is_same_size", "is_pinned", "is_shared"),
-    )
+_METHODS = (
+    "size dim numel nelement stride is_contiguous is_floating_point is_complex __hash__ element_size storage_offset "
+    "get_device data_ptr type __len__ ndimension requires_grad_ untyped_storage is_set_to is_same_size is_pinned is_shared"
+)
+PASSIVE = {getattr(Tensor, name).__get__ for name in _ATTRIBUTES.split() if hasattr(Tensor, name)} | {
+    getattr(Tensor, name) for name in _METHODS.split()
 }
 """Functions that ask about a tensor and do not read its values."""
 
@@ -172,34 +159,30 @@ class Substitution:
         self._blocks = blocks
         self.pieces = dict(pieces)
         self.sparse = sparse
-        self._index = {id(blocks[i].tensor): i for i in pieces}
+        self.index = {id(blocks[i].tensor): i for i in pieces}
         self._move: Move | None = None
         self._scales: list[float] = []
         self._touched: dict[int, list[Tensor]] = {}
-        self.ahead = CopyCache(self.pieces, self._perturb)
+        self.copies = CopyCache(self.pieces, self._fill)
 
-    def stand(self, look: Perturbation | None) -> None:
-        """Perturb by this look from now on."""
-        self._move = None if look is None else look.move(len(self._blocks))
+    def perturb(self, at: Perturbation | None) -> None:
+        """Give copies perturbed so from now on; None: the parameters themselves."""
+        self._move = None if at is None else at.move(len(self._blocks))
         self._scales = [] if self._move is None else self._move.direction.scales(self._move.amounts)
 
     def active(self) -> AbstractContextManager[Any]:
         """The context in which parameters are replaced."""
-        if self._move is None or not self._index:
+        if self._move is None or not self.index:
             return nullcontext()
-        self.ahead.begin()
+        self.copies.begin()
         return _Mode(self)
 
     def take_touched(self) -> dict[int, Tensor]:
-        """For each sparse block, rows that were looked up since this was last asked, sorted, each once."""
+        """For each sparse block, rows that were looked up since the last call, sorted, each once."""
         nothing = torch.zeros(0, dtype=torch.long)
         found = {i: torch.unique(torch.cat(self._touched.get(i, [nothing]))) for i in self.sparse}
         self._touched = {}
         return found
-
-    def index_of(self, value: object) -> int | None:
-        """The block whose parameter this object is."""
-        return self._index.get(id(value))
 
     def weight(self, index: int, reader: str) -> Tensor:
         """A perturbed copy of a whole block.
@@ -213,43 +196,44 @@ class Substitution:
                 f"sparse_embeddings: block {block.name!r} is also read whole, by {reader}, so every row carries signal "
                 "(an embedding tied to the head?); leave sparse_embeddings off for this model"
             )
-        return self.ahead.take(index).view(block.tensor.shape)
+        return self.copies.take(index).view(block.tensor.shape)
 
     def rows(self, index: int, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Perturbed copies [n, width] of the rows that ``ids`` names, and where in them each id is found."""
         distinct, where = torch.unique(ids, return_inverse=True)
         width = self._blocks[index].numel // self._blocks[index].tensor.shape[0]
-        whole = self.pieces[index]
-        out = torch.empty(len(distinct), width, dtype=whole.flat.dtype, device=whole.flat.device)
-        pieces = [row_piece(whole, row, width, out[k]) for k, row in enumerate(distinct.tolist())]
-        self._perturb_rows(pieces, index, distinct, out)
+        whole, move, rows = self.pieces[index], self._move, distinct.tolist()
+        assert move is not None, "only perturbed weights are replaced"
+        out = torch.empty(len(rows), width, dtype=whole.flat.dtype, device=whole.flat.device)
+        with torch.no_grad():
+            part = None if move.direction.only_noise else rows_part(self._blocks, index, move, distinct)
+            if part is None:
+                # Neighbouring rows are one piece: positions, for example, are all read in order.
+                starts = [k for k, row in enumerate(rows) if k == 0 or row != rows[k - 1] + 1]
+                runs = zip(starts, [*starts[1:], len(rows)], strict=True)
+                pieces = [rows_piece(whole, rows[k], end - k, width, out[k:end].view(-1)) for k, end in runs]
+                add_noise(pieces, [self._term([index] * len(pieces))])
+            else:
+                pieces = [rows_piece(whole, row, 1, width, out[k]) for k, row in enumerate(rows)]
+                terms = [self._term([index])] if move.dense(index) else []
+                add_part(whole, pieces, part, terms, into=out.view(-1))
         if index in self.sparse:
             self._touched.setdefault(index, []).append(distinct)
         return out, where
 
-    def _perturb(self, pieces: Sequence[TensorSlice], indices: Sequence[int]) -> None:
-        assert self._move is not None, "nothing is replaced at home"
+    def _fill(self, pieces: Sequence[TensorSlice], indices: Sequence[int]) -> None:
+        assert self._move is not None, "only perturbed weights are replaced"
         term = self._term(indices)
+        if self._move.direction.only_noise:
+            add_noise(pieces, [term])
+            return
         with torch.no_grad():
             parts = parts_of(self._blocks, [self._move], indices)
-            if not parts:
-                add_noise(pieces, [term])
-                return
         with torch.inference_mode():  # memory from an evaluation in inference mode is written again in another
             copy_blocks(pieces, term, {k: parts[i] for k, i in enumerate(indices) if i in parts})
 
-    def _perturb_rows(self, pieces: Sequence[TensorSlice], index: int, rows: Tensor, out: Tensor) -> None:
-        assert self._move is not None, "nothing is replaced at home"
-        with torch.no_grad():
-            part = rows_part(self._blocks, index, self._move, rows)
-            if part is None:
-                add_noise(pieces, [self._term([index] * len(pieces))])
-                return
-            terms = [self._term([index])] if self._move.dense(index) else []
-            copy_rows(self.pieces[index], pieces, out.view(-1), part, terms)
-
     def _term(self, indices: Sequence[int]) -> NoiseTerm:
-        assert self._move is not None, "nothing is replaced at home"
+        assert self._move is not None, "only perturbed weights are replaced"
         direction = self._move.direction
         return NoiseTerm(direction.key, [(self._scales[i],) for i in indices], direction.distribution)
 
@@ -264,30 +248,29 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        found = [value for value in flat((*args, *kwargs.values())) if self._own.index_of(value) is not None]
+        own, kwargs = self._own, kwargs or {}
+        values: Sequence[Any] = (*args, *kwargs.values()) if kwargs else args
+        if any(type(value) in (tuple, list) for value in values):
+            values = list(flat(values))
+        found = [value for value in values if id(value) in own.index]
         if not found or func in PASSIVE:
             return func(*args, **kwargs)
         if torch.is_grad_enabled():
-            raise RuntimeError("gradients can only be taken where theta is at home: call theta.restore() before")
+            raise RuntimeError("gradients can only be taken of unperturbed weights: call theta.restore() before")
         if func is functional.embedding and len(args) > 1 and not renormalises(args, kwargs):
-            ids, looked_up = args[0], self._own.index_of(args[1])
+            looked_up = own.index.get(id(args[1]))
             if looked_up is not None:
-                rows, where = self._own.rows(looked_up, ids)
+                rows, where = own.rows(looked_up, args[0])
                 return functional.embedding(where, rows)
         try:
-            copies = {id(value): self._copy(value, func) for value in found}
+            name = getattr(func, "__name__", str(func))
+            copies = {id(value): own.weight(own.index[id(value)], name) for value in found}
             result = _call(func, copies, {id(v): v.dtype for v in found}, args, kwargs)
         except BaseException:
-            self._own.ahead.clear()
+            own.copies.clear()
             raise
-        self._own.ahead.give_back(result)
+        own.copies.give_back(result)
         return result
-
-    def _copy(self, parameter: Tensor, func: Callable[..., Any]) -> Tensor:
-        index = self._own.index_of(parameter)
-        assert index is not None, "found among the blocks"
-        return self._own.weight(index, getattr(func, "__name__", str(func)))
 
 
 def renormalises(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -342,7 +325,7 @@ ROUNDING, SHRINKING = -1, -2
 class FunctionalEngine(PerturbEngine):
     """Extra memory: two of the largest block while evaluating; with ``master``, four bytes per coordinate of a block.
 
-    Along a basis [n, r], r numbers for each row of the blocks that are copied or moved together, and a few MiB.
+    While moving along a basis [n, r], r numbers for each row of the blocks that are copied or moved together, and a few MiB.
 
     Args:
         update: ``master`` or ``stochastic``, for half-precision blocks of two dimensions or more.
@@ -386,35 +369,33 @@ class FunctionalEngine(PerturbEngine):
         block = self._blocks[index]
         return TensorSlice(block.flat, block.name, 0, None, self._masters.get(index))
 
-    def stand(self, look: Perturbation | None, moves: Sequence[Move]) -> None:
-        self.commit(moves, True)
-        self._substitution.stand(look)
+    def perturb(self, at: Perturbation | None, moves: Sequence[Move]) -> None:
+        self._write(moves, revertible=True)
+        self._substitution.perturb(at)
 
-    def commit(self, moves: Sequence[Move], undoable: bool) -> None:
-        self._substitution.stand(None)
+    def commit(self, moves: Sequence[Move]) -> None:
+        self._write(moves, revertible=False)
+        self._substitution.perturb(None)
+
+    def _write(self, moves: Sequence[Move], revertible: bool) -> None:
         if moves:
             self._last_key = moves[0].direction.key
-        moving = [move for move in moves if not move.nowhere]
+        moving = [move for move in moves if any(move.amounts)]
         if not moving:
             return
-        everything = range(len(self._blocks))
-        with torch.no_grad(), defer_interrupt():
-            if undoable:
-                self._keep(everything)
-            nearest = [i for i in everything if i not in self._stochastic]
+        with torch.no_grad():
+            for i, block in enumerate(self._blocks if revertible else ()):
+                if i not in self._kept:
+                    master = self._masters.get(i)
+                    self._kept[i] = (block.flat.clone(), None if master is None else master.clone())
+            nearest = [i for i in range(len(self._blocks)) if i not in self._stochastic]
             apply_moves(self._blocks, moving, self._piece, nearest)
             rounding = self._last_key.with_draw(ROUNDING)
             apply_moves(self._blocks, moving, self._piece, self._stochastic, rounding=rounding)
             self._seen = self._versions()
 
-    def _keep(self, indices: Sequence[int]) -> None:
-        for i in indices:
-            if i not in self._kept:
-                master = self._masters.get(i)
-                self._kept[i] = (self._blocks[i].flat.clone(), None if master is None else master.clone())
-
     def revert(self, moves: Sequence[Move]) -> None:
-        with torch.no_grad(), defer_interrupt():
+        with torch.no_grad():
             for i, (weights, master) in self._kept.items():
                 self._blocks[i].flat.copy_(weights)
                 if master is not None:
@@ -451,7 +432,7 @@ class FunctionalEngine(PerturbEngine):
             wide = kept.float()
             change(wide)
             rounding = self._last_key.with_draw(SHRINKING)
-            eager_traverse([TensorSlice(block.flat, block.name, 0, None, wide.view(-1))], rounding=rounding)
+            reference_add_noise([TensorSlice(block.flat, block.name, 0, None, wide.view(-1))], rounding=rounding)
         else:
             change(kept)
             if index in self._masters:
@@ -466,7 +447,7 @@ class FunctionalEngine(PerturbEngine):
         if names != set(state):
             raise ValueError(
                 f"this state has {len(state)} float32 master weights where {len(names)} are needed: it was saved with "
-                "another choice of walk or update"
+                "another choice of perturb or update"
             )
         with torch.no_grad():
             for i, master in self._masters.items():
@@ -479,13 +460,13 @@ def check_perturb_mode(blocks: Blocks, perturb: str, update: str) -> bool:
     """Whether a block is of half precision.
 
     Raises:
-        ValueError: in-place walking is asked for such a block, or a value is none that there is.
+        ValueError: in-place perturbation is asked for such a block, or a value is unknown.
     """
     half = next((block for block in blocks if block.tensor.dtype in HALF), None)
     if perturb == "in_place" and half is not None:
         raise ValueError(
-            f"perturb='in_place', but block {half.name!r} is {half.tensor.dtype}: walking half-precision weights in "
-            "place makes them drift; use perturb='functional' or load the model with dtype float32"
+            f"perturb='in_place', but block {half.name!r} is {half.tensor.dtype}: half-precision weights drift "
+            "when they are perturbed in place; use perturb='functional' or load the model with dtype float32"
         )
     if perturb not in ("auto", "in_place", "functional"):
         raise ValueError(f"perturb={perturb!r} must be 'auto', 'in_place' or 'functional'")

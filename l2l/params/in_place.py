@@ -1,8 +1,9 @@
-"""Walking in place: float32 weights are perturbed where they lie, and brought back by the same products.
+"""The in-place engine: float32 weights are perturbed in memory, and brought back by the same products.
 
-What is asked for is done as late as possible and in one traversal: back from where theta stands, the moves that wait,
-and out to where it is to stand. So a step costs three traversals when theta must be home at its end, and two when the
-next step follows at once."""
+Work is done as late as possible, in one traversal: back from the present perturbation, the pending moves, and out to the
+next perturbation. So a step costs three traversals when it must end at the unperturbed weights, and two when the next
+step follows at once.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ from torch import Tensor
 from l2l.noise import Sums, TensorSlice, round_scale
 from l2l.params.blocks import Blocks
 from l2l.params.direction import Direction, Move
-from l2l.params.engine import Moments, Perturbation, PerturbEngine, apply_moves, defer_interrupt, measure, moments_of
+from l2l.params.engine import Moments, Perturbation, PerturbEngine, apply_moves, measure, moments_of
 from l2l.params.functional import Substitution
 
 
 @final
 class InPlaceEngine(PerturbEngine):
-    """Extra memory: none; during a walk along a basis [n, r], r numbers for each row of its block.
+    """Extra memory: none; while moving along a basis [n, r], r numbers for each row of its block.
 
     Sparse blocks are not perturbed in place: their rows are looked up in transient copies.
     """
@@ -39,37 +40,37 @@ class InPlaceEngine(PerturbEngine):
         block = self._blocks[index]
         return TensorSlice(block.flat, block.name)
 
-    def stand(self, look: Perturbation | None, moves: Sequence[Move]) -> None:
-        self._walk(look, moves)
+    def perturb(self, at: Perturbation | None, moves: Sequence[Move]) -> None:
+        if at == self._at and not moves:
+            return
+        count = len(self._blocks)
+        across = self._at is not None and at is not None and not moves and _opposite(self._at, at)
+        if across and at is not None:
+            # From +epsilon to -epsilon by exactly twice the rounded scale: one addition and one rounding, not two.
+            steps = [at.move(count, 2.0)]
+        else:
+            back = [] if self._at is None else [self._at.move(count, -1.0)]
+            steps = [*back, *moves, *([] if at is None else [at.move(count)])]
+        # The sums are those of the dense noise: with a basis or an operator they do not give the moments.
+        summed = across and at is not None and at.direction.centre is not None and at.direction.only_noise
+        with torch.no_grad():
+            self._sums = apply_moves(self._blocks, steps, self._piece, self._dense, at if summed else None)
+            if self._sparse:  # a perturbation does not touch these in memory
+                apply_moves(self._blocks, moves, self._piece, self._sparse)
+        self._at = at
+        self._substitution.perturb(at)
 
-    def commit(self, moves: Sequence[Move], undoable: bool) -> None:
-        self._walk(None, moves)
+    def commit(self, moves: Sequence[Move]) -> None:
+        self.perturb(None, moves)
 
     def revert(self, moves: Sequence[Move]) -> None:
-        self._walk(None, [move.reversed() for move in reversed(moves)])
+        self.perturb(None, [move.reversed() for move in reversed(moves)])
 
     def begin(self) -> None:
         return None
 
     def finish(self) -> None:
         return None
-
-    def _walk(self, look: Perturbation | None, moves: Sequence[Move]) -> None:
-        if look == self._at and not moves:
-            return
-        count = len(self._blocks)
-        across = self._at is not None and look is not None and not moves and _opposite(self._at, look)
-        if across and look is not None:
-            steps = [look.move(count, 2.0)]  # exactly twice the rounded scale: one addition, one rounding
-        else:
-            back = [] if self._at is None else [self._at.move(count, -1.0)]
-            steps = [*back, *moves, *([] if look is None else [look.move(count)])]
-        gathering = look if across and look is not None and _summable(look.direction) else None
-        with torch.no_grad(), defer_interrupt():
-            self._sums = apply_moves(self._blocks, steps, self._piece, self._dense, gathering)
-            apply_moves(self._blocks, moves, self._piece, self._sparse)  # a look does not perturb these in place
-            self._at = look
-            self._substitution.stand(look)
 
     def evaluating(self) -> AbstractContextManager[Any]:
         return self._substitution.active()
@@ -102,12 +103,9 @@ class InPlaceEngine(PerturbEngine):
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         if state:
-            raise ValueError("this state has float32 master weights; these weights are walked in place and need none")
-
-
-def _summable(direction: Direction) -> bool:
-    """Whether sums are wanted, and tell the moments behind a step: those of the dense noise know nothing of the rest."""
-    return direction.centre is not None and not direction.along_basis and direction.shape is None
+            raise ValueError(
+                "this state has float32 master weights; these weights are perturbed in place and need none"
+            )
 
 
 def _opposite(one: Perturbation, other: Perturbation) -> bool:

@@ -1,11 +1,8 @@
-"""What weight matrices are multiplied by, seen during an evaluation; and how large it is for each weight.
+"""Inputs of weight matrices, observed during an evaluation: their norms, and a basis of the span of most of them.
 
-As with transient weights, interception is by argument, not by module: linear maps and embedding lookups, in any code.
-
-What linear maps are given as input: for each weight matrix, a basis of the span that its inputs mostly lie in.
-
-The gradient of such a matrix is a sum of outer products with its inputs: outside their span it is zero. Inputs are not
-stored: of each call a sketch of few rows is kept.
+Interception is by argument, not by module: linear maps and embedding lookups, in any code. The gradient of a linear map's
+matrix is a sum of outer products with its inputs: outside their span it is zero. Inputs are not stored: of each call a
+sketch of few rows is kept.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Thin matrices of noise, from which shapes of low rank are made.
+"""Building blocks of direction operators: thin matrices of noise, and masks; and groups of blocks.
 
-Directions that leave some coordinates where they are: which ones is drawn by a key, or kept as one bit for each.
-
-Which blocks belong together: by where they lie in the tree of modules, never by what a module is called.
+Blocks are grouped by their place in the tree of modules, never by what a module is called.
 """
 
 from __future__ import annotations
@@ -42,17 +40,18 @@ def factor(
     block: Block, name: str, key: Key, shape: tuple[int, ...], distribution: Distribution = "gaussian"
 ) -> Tensor:
     """Standard noise of ``shape`` that belongs to a block, under a name of its own: on its device, at least float32."""
-    out = torch.zeros(shape, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
-    scale = 1 / standard_deviation(distribution)
-    add_noise([TensorSlice(out.view(-1), f"{block.name}#{name}")], [NoiseTerm(key, [(scale,)], distribution)])
-    return out
+    return _standard(block, f"{block.name}#{name}", key, shape, distribution)
 
 
 def plain(block: Block, key: Key, distribution: Distribution = "gaussian") -> Tensor:
-    """The block's own standard noise, of its shape, on its device, at least float32: what it moves along without a shape."""
-    out = torch.zeros(block.tensor.shape, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
+    """The block's own standard noise, of its shape, on its device, at least float32: what it moves along without an operator."""
+    return _standard(block, block.name, key, block.tensor.shape, distribution)
+
+
+def _standard(block: Block, name: str, key: Key, shape: tuple[int, ...], distribution: Distribution) -> Tensor:
+    out = torch.zeros(shape, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
     scale = 1 / standard_deviation(distribution)
-    add_noise([TensorSlice(out.view(-1), block.name)], [NoiseTerm(key, [(scale,)], distribution)])
+    add_noise([TensorSlice(out.view(-1), name)], [NoiseTerm(key, [(scale,)], distribution)])
     return out
 
 
@@ -87,16 +86,16 @@ LOWEST = -510
 
 
 class Mask(ABC):
-    """Says which coordinates of a block stay where they are."""
+    """Selects the coordinates of a block that do not move."""
 
     @abstractmethod
     def clear_(self, moved: Tensor, block: Block, index: int) -> Tensor:
-        """``moved``, of the block's shape and contiguous, with 0 in the coordinates that stay: changed in place."""
+        """``moved``, of the block's shape and contiguous, with 0 in the coordinates that do not move: changed in place."""
 
 
 @final
 class Masked(DirectionOperator):
-    """The noise, or what another shape writes, times a mask. A coordinate's mean square is 1 only where the mask is 1."""
+    """The noise, or what another operator writes, times a mask. A coordinate's mean square is 1 only where the mask is 1."""
 
     def __init__(self, mask: Mask, inner: DirectionOperator | None = None) -> None:
         self.mask, self.inner = mask, inner
@@ -269,7 +268,7 @@ def matched(blocks: Blocks, patterns: Sequence[str]) -> list[Group]:
 
 
 def layer_groups_of(direction: Direction, group: Group) -> Direction:
-    """The direction in the blocks of a group; the others stay where they are."""
+    """The direction with scale 0 in all blocks outside the group."""
     return replace(
         direction,
         sigma=tuple(scale if i in group else 0.0 for i, scale in enumerate(direction.sigma)),

@@ -1,7 +1,4 @@
-"""What is left to do before the parameters are theta again.
-
-The parameters and where they stand.
-"""
+"""The parameters of a model, their perturbation, and the updates that are still to be written into memory."""
 
 from __future__ import annotations
 
@@ -23,19 +20,19 @@ from l2l.params.in_place import InPlaceEngine
 
 
 @dataclass(frozen=True)
-class Journal:
-    """What separates the memory of the parameters from theta. Nothing does, except inside a step or a managed loop."""
+class Displacement:
+    """Difference between the memory of the parameters and theta: none, except inside a step or between fused steps."""
 
     direction: Direction | None
-    """Memory stands at theta + distance * u of this direction, the waiting moves not yet made."""
+    """Memory holds theta + distance * u of this direction, without the pending moves."""
     distance: float
-    waiting: tuple[Move, ...]
-    """Moves that belong to theta and are made together with the next look."""
+    pending: tuple[Move, ...]
+    """Moves that belong to theta and are made in the next traversal."""
 
     @property
-    def home(self) -> bool:
+    def restored(self) -> bool:
         """Whether the parameters hold exactly theta."""
-        return self.direction is None and not self.waiting
+        return self.direction is None and not self.pending
 
 
 Value = TypeVar("Value")
@@ -45,19 +42,20 @@ Change: TypeAlias = Callable[[int, Tensor], Tensor]
 
 @final
 class PerturbedParameters:
-    """The parameters and where they stand: at home, or at some distance along one direction.
+    """Parameters theta, perturbed by ``distance * u`` along one direction at a time, and moved along directions.
 
-    Whatever is raised inside :meth:`step`, theta is back where the step began when it leaves: bit for bit when walking
-    exactly, within one rounding per walk in place, and one more where the walk is along a basis.
+    Whatever is raised inside :meth:`step`, theta is back where the step began when it leaves: bit for bit with
+    ``functional``; with ``in_place`` within one rounding per traversal, and one more along a basis.
 
     Args:
-        walk: ``in_place`` (float32 and float64 only), ``exact``, or ``auto``: exact where a block is of half precision.
+        perturb: ``in_place`` (float32 and float64 only), ``functional`` (evaluations read perturbed copies), or ``auto``:
+            functional where a block is of half precision.
         update: how half-precision weights take an update: ``master`` (a float32 copy) or ``stochastic`` rounding.
         sparse_embeddings: perturb and update only those rows of embeddings that an evaluation looks up. The others
             have gradient zero, so losses and projected gradients are the same numbers.
 
     Raises:
-        ValueError: in-place walking is asked for half-precision weights, or sparse embeddings where there is none.
+        ValueError: in-place perturbation is asked for half-precision weights, or sparse embeddings where there is none.
     """
 
     def __init__(
@@ -71,85 +69,83 @@ class PerturbedParameters:
         sparse = [i for i, block in enumerate(blocks) if block.embedding] if sparse_embeddings else []
         if sparse_embeddings and not sparse:
             raise ValueError("sparse_embeddings is set, but no embedding is trained: leave it off")
-        exact = perturb == "functional" or half
         self.blocks = blocks
-        self.mode: Literal["in_place", "functional"] = "functional" if exact else "in_place"
+        self.mode: Literal["in_place", "functional"] = "functional" if perturb == "functional" or half else "in_place"
         self.update = update if half else None
-        self._walker: PerturbEngine = (
-            FunctionalEngine(blocks, update, sparse) if exact else InPlaceEngine(blocks, sparse)
+        self._engine: PerturbEngine = (
+            FunctionalEngine(blocks, update, sparse) if self.mode == "functional" else InPlaceEngine(blocks, sparse)
         )
-        self._away: Perturbation | None = None
+        self._at: Perturbation | None = None
         self._pending: list[Move] = []
         self._added: list[Move] = []
         self._rows: dict[int, Tensor] = {}
         self._late: list[object] = []
         self._undo: Callable[[], None] | None = None
         self._shrunk: tuple[float, ...] | None = None
-        self._inside = self._managed = False
+        self._inside = self._fused = False
         self._basis: Basis | None = None  # the last that was checked
-        self._through: Change = lambda _, delta: delta
+        self._transform: Change = lambda _, delta: delta
 
     @property
-    def journal(self) -> Journal:
-        """What stands between memory and theta now."""
-        away = self._away
-        return Journal(away and away.direction, away.distance if away else 0.0, tuple(self._pending))
+    def displacement(self) -> Displacement:
+        """Difference between memory and theta now."""
+        at = self._at
+        return Displacement(at and at.direction, at.distance if at else 0.0, tuple(self._pending))
 
     def perturb(self, direction: Direction, distance: float) -> None:
-        """Stand at ``home + distance * u``."""
-        wanted = Perturbation(direction, distance)
-        self._check([wanted.move(len(self.blocks))])
-        self._stand(wanted)
-
-    def _check(self, moves: Sequence[Move]) -> None:
-        """Refuse a move that could not be made whole, before any block moves."""
-        for move in moves:
-            basis = move.direction.basis
-            if basis is not None and basis is not self._basis:
-                basis.check(self.blocks)
-                self._basis = basis
-        check_finite(moves)
+        """From now on evaluations see ``theta + distance * u``."""
+        at = Perturbation(direction, distance)
+        self._check(at.move(len(self.blocks)))
+        with defer_interrupt():  # memory and displacement change together
+            self._engine.perturb(at, self._pending)
+            self._pending, self._at = [], at
 
     def restore(self) -> None:
-        """Stand where no look was ever taken, with every move made: the parameters hold exactly theta."""
-        self._stand(None)
+        """Restore the unperturbed weights and apply pending moves: the parameters hold exactly theta."""
+        with defer_interrupt():
+            self._engine.perturb(None, self._pending)
+            self._pending, self._at = [], None
 
-    def _stand(self, look: Perturbation | None) -> None:
-        with defer_interrupt():  # memory and journal change together
-            self._walker.stand(look, self._pending)
-            self._pending, self._away = [], look
+    def _check(self, move: Move) -> None:
+        """Refuse a move that could not be made whole, before any block moves."""
+        basis = move.direction.basis
+        if basis is not None and basis is not self._basis:
+            basis.check(self.blocks)
+            self._basis = basis
+        check_finite([move])
 
     def add(self, direction: Direction, amounts: Sequence[float]) -> None:
-        """Move home by ``amounts[b] * u_b``. Inside a step the move waits for the next traversal, and is part of it."""
-        for i, rows in self._walker.touched().items():
+        """Move theta by ``amounts[b] * u_b``. Inside a step the move is pending until the next traversal, and part of it."""
+        for i, rows in self._engine.touched().items():
             self._rows[i] = torch.unique(torch.cat([rows, *([self._rows[i]] if i in self._rows else [])]))
         move = Move(direction, tuple(amounts), dict(self._rows))
-        self._check([move])
+        self._check(move)
         self._pending.append(move)
         self._added.append(move)
         if not self._inside:
             self.restore()
 
     def evaluate(self, closure: Callable[[], Value]) -> Value:
-        """The closure's value where theta stands."""
-        with self._walker.evaluating():
+        """The closure's value at the perturbed weights."""
+        with self._engine.evaluating():
             return closure()
 
     def moments(self, direction: Direction) -> Moments:
-        """(mean, unbiased variance) of each block at home, the waiting moves made.
+        """(mean, unbiased variance) of each block of the unperturbed weights after pending moves.
 
-        In closed form where the last looks were along ``direction`` and it has a centre and no basis; else by a traversal.
+        In closed form where the last evaluations were at both sides along ``direction`` and it has a centre and neither basis
+        nor operator; else measured by a traversal.
         """
-        found = self._walker.moments(direction, self._pending)
+        found = self._engine.moments(direction, self._pending)
         if found is None:
             self.restore()
-            found = self._walker.moments(direction, [])
-            assert found is not None, "measured at home"
+            found = self._engine.moments(direction, [])
+            assert found is not None, "unperturbed weights can always be measured"
         return found
 
     def value(self, index: int) -> Tensor:
-        """The weights of a block as precisely as they are kept, sharing memory with them. Call :meth:`home` before."""
-        return self._walker.value(index)
+        """The weights of a block as precisely as they are kept, sharing memory with them. Call :meth:`restore` before."""
+        return self._engine.value(index)
 
     def shrink(self, factors: Sequence[float]) -> None:
         """Multiply each block by its factor (weight decay). Once in a step, and last: the step is final with it.
@@ -171,29 +167,29 @@ class PerturbedParameters:
     def add_dense_each(self, delta: Callable[[int], Tensor], scales: Sequence[float]) -> None:
         """Add ``scales[b] * delta(b)`` to each block, one after the other: a step that lies along no direction.
 
-        ``delta`` is called once per block, at home, with the block's index; what it changes of a method's state changes
-        together with the weights: an interrupt waits. Not undone.
+        ``delta`` is called once per block with its index, at the unperturbed weights; interrupts are deferred meanwhile, so
+        what it changes of a method's state changes together with the weights. Not undone.
 
         Raises:
-            ValueError: embeddings are sparse: such a step knows nothing of rows.
+            ValueError: embeddings are sparse: such a step has no rows.
         """
-        if self._walker.touched():
+        if self._engine.touched():
             raise ValueError("sparse_embeddings needs a method that moves along its directions: leave it off")
         self._shift(delta, dict(enumerate(scales)))
 
     def _shift(self, delta: Callable[[int], Tensor], scales: Mapping[int, float]) -> None:
         self._rewrite(
-            {i: lambda w, i=i, by=by: w.add_(self._through(i, delta(i)), alpha=by) for i, by in scales.items()}
+            {i: lambda w, i=i, by=by: w.add_(self._transform(i, delta(i)), alpha=by) for i, by in scales.items()}
         )
 
     @contextmanager
     def transform_dense_updates(self, change: Change) -> Iterator[None]:
-        """Inside, what :meth:`shift` and :meth:`shift_each` add to a block is ``change(index, delta)``."""
-        outer, self._through = self._through, lambda index, delta: outer(index, change(index, delta))
+        """Inside, what :meth:`add_dense` and :meth:`add_dense_each` add to a block is ``change(index, delta)``."""
+        outer, self._transform = self._transform, lambda index, delta: outer(index, change(index, delta))
         try:
             yield
         finally:
-            self._through = outer
+            self._transform = outer
 
     def assign(self, values: Mapping[str, Tensor]) -> None:
         """Set every block to the tensor of its name: what a checkpoint holds.
@@ -227,15 +223,15 @@ class PerturbedParameters:
 
     @contextmanager
     def step(self) -> Iterator[PerturbedParameters]:
-        """One step: on the way out theta is home; after an error it is back where the step began.
+        """One step: afterwards the parameters hold theta; after an error, theta as it was when the step began.
 
-        In a managed loop the step's moves may wait until the next look, or until :meth:`home` is called.
+        Inside :meth:`fused_steps` the step's moves may stay pending until the next evaluation or :meth:`restore`.
         """
         self.raise_deferred_interrupt()
-        self._begin()
+        self._begin(inside=True)
         try:
-            self._walker.begin()
-            self._walker.touched()  # rows that a step which failed had looked up are not this step's
+            self._engine.begin()
+            self._engine.touched()  # rows that a step which failed had looked up are not this step's
             yield self
         except BaseException:
             with defer_interrupt():  # a second Ctrl-C waits as well
@@ -244,55 +240,55 @@ class PerturbedParameters:
                 self.restore()
             raise
         else:
-            if not self._managed or self.mode == "functional":
+            if not self._fused or self.mode == "functional":
                 self._finish()
         finally:
             self._begin(inside=False)
-            self._walker.finish()
+            self._engine.finish()
+
+    def _begin(self, inside: bool) -> None:
+        self._added, self._undo, self._shrunk, self._rows, self._inside = [], None, None, {}, inside
 
     def _finish(self) -> None:
-        """Home for good: the step is done, and an interrupt that arrives meanwhile waits for :meth:`deliver`."""
+        """Make the step final. An interrupt that arrives meanwhile waits for :meth:`raise_deferred_interrupt`."""
         with defer_interrupt(self._late):
-            self._walker.commit(self._pending, undoable=False)
-            self._pending, self._away = [], None
-            self._walker.finish()
+            self._engine.commit(self._pending)
+            self._pending, self._at = [], None
+            self._engine.finish()
 
     def raise_deferred_interrupt(self) -> None:
-        """Let an interrupt through that arrived while a step was being made final: whoever counts steps has counted it."""
+        """Raise an interrupt that was deferred until the step had been recorded."""
         raise_deferred(self._late)
-
-    def _begin(self, inside: bool = True) -> None:
-        self._added, self._undo, self._shrunk, self._rows, self._inside = [], None, None, {}, inside
 
     @contextmanager
     def fused_steps(self) -> Iterator[PerturbedParameters]:
         """A loop that owns the model: between its steps the parameters need not hold theta, which saves a traversal.
 
-        Whatever reads or writes the model in the meantime (evaluation, saving) calls :meth:`home` first. The
-        losses and weights are those of unmanaged steps, bit for bit (along a basis, within the roundings of each walk).
-        On the way out theta is home.
+        Call :meth:`restore` before anything else reads or writes the model (evaluation, saving). Losses and weights are
+        those of separate steps, bit for bit (along a basis, within the roundings of each traversal). Afterwards the
+        parameters hold theta.
         """
-        outer, self._managed = self._managed, True
+        outer, self._fused = self._fused, True
         try:
             yield self
         finally:
-            self._managed = outer
+            self._fused = outer
             self.restore()
         self.raise_deferred_interrupt()
 
     def extra_state(self) -> dict[str, Tensor]:
-        """Tensors by block name that resuming needs beside the model's weights: float32 masters. Theta goes home."""
+        """Tensors by block name that resuming needs beside the model's weights: float32 masters. Restores theta."""
         self.restore()
-        return self._walker.extra_state()
+        return self._engine.extra_state()
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from :meth:`extra_state`.
 
         Raises:
-            ValueError: it belongs to another way of walking or updating.
+            ValueError: it was saved with another choice of perturb or update.
         """
         self.restore()
-        self._walker.load_extra_state(state)
+        self._engine.load_extra_state(state)
 
     def _roll_back(self) -> None:
         if self._shrunk is not None:
@@ -301,8 +297,8 @@ class PerturbedParameters:
             self._undo()
         made = [move for move in self._added if all(move is not waiting for waiting in self._pending)]
         self._pending = [move for move in self._pending if all(move is not added for added in self._added)]
-        self._walker.revert(made)
-        self._away = None
+        self._engine.revert(made)
+        self._at = None
 
     def _multiply(self, factors: tuple[float, ...]) -> None:
         with defer_interrupt():
@@ -313,8 +309,8 @@ class PerturbedParameters:
         self._rewrite({i: lambda w, v=value: w.copy_(v) for i, value in values.items()})
 
     def _rewrite(self, changes: Mapping[int, Callable[[Tensor], object]]) -> None:
-        """Write blocks otherwise than along a direction, from home."""
+        """Write blocks otherwise than along a direction, from the unperturbed weights."""
         self.restore()
         with torch.no_grad(), defer_interrupt():
             for index, change in changes.items():
-                self._walker.rewrite(index, change)
+                self._engine.rewrite(index, change)

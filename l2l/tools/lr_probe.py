@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Closure, third_point, two_point
+from l2l.estimators.finite_difference import Closure, center_loss, two_point
 from l2l.methods import method_class
 from l2l.methods.base import Method, check_counts, check_positive
 from l2l.models.kinds import Head
@@ -282,7 +282,7 @@ class _Prober:
         for step in range(count):
             with self.theta.step():
                 direction = self._direction(step)
-                centers.append(third_point(self._closure(step, 0), self.theta, direction))
+                centers.append(center_loss(self._closure(step, 0), self.theta, direction))
                 row: list[tuple[float, float]] = []
                 try:
                     for epsilon in epsilons[:usable]:
@@ -305,7 +305,7 @@ class _Prober:
             with self.theta.step():
                 direction = self._direction(step)
                 if step >= len(begun.center):
-                    center = third_point(self._closure(step, 0), self.theta, direction)
+                    center = center_loss(self._closure(step, 0), self.theta, direction)
                     rows.append((*self._sides(step, 0, direction, epsilon), center))
                 plus, minus = self._sides(step, 1, direction, epsilon)
                 again.append((plus - minus) / (2 * epsilon))

@@ -28,7 +28,7 @@ def forget() -> None:
     """As in a new process."""
     build.library.cache_clear()
     numba.available.cache_clear()
-    backends._tell_fallback.cache_clear()
+    backends._serving.cache_clear()
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ RACER = """
 import sys, time
 from pathlib import Path
 import torch
-from l2l.noise import Key, active_backend, add_noise_to, build
+from l2l.noise import Key, active_backend, add_noise_to, native as build
 me, here, build.FLAGS = sys.argv[1], Path(sys.argv[2]), tuple(sys.argv[3:])
 (here / me).touch()
 while len(list(here.iterdir())) < 2:

@@ -54,12 +54,12 @@ def test_in_half_precision_it_is_as_well_but_for_norms_which_are_kept_finer(fami
 
 
 @pytest.mark.parametrize("update", UPDATES)
-def test_a_thousand_steps_at_lr_zero_leave_the_same_bits(update: Any):
+def test_two_hundred_steps_at_lr_zero_leave_the_same_bits(update: Any):
     model = TiedLM().to(torch.bfloat16)
     theta = PerturbedParameters(Blocks.of(model), update=update)
     before, count = weights(model), len(theta.blocks)
     with torch.no_grad(), theta.fused_steps():
-        for step in range(1000):
+        for step in range(200):
             u = Direction(Key(0, step), (1.0,) * count)
             with theta.step():
                 theta.perturb(u, 1e-3)
@@ -164,7 +164,7 @@ def test_a_run_saved_half_way_continues_bit_for_bit(update: Any):
 def test_a_state_of_another_update_is_refused():
     model = TiedLM().to(torch.bfloat16)
     state = ZOOptimizer(model, MeZOMethod(), update="master").state_dict()
-    with pytest.raises(ValueError, match=r"6 float32 master weights where 3 are needed: .* another choice of walk"):
+    with pytest.raises(ValueError, match=r"6 float32 master weights where 3 are needed: .* another choice of perturb"):
         ZOOptimizer(model, MeZOMethod(), update="stochastic").load_state_dict(state)
     with pytest.raises(ValueError, match="float32 master weights; these weights are walked in place"):
         ZOOptimizer(TiedLM(), MeZOMethod()).load_state_dict(state)

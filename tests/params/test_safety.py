@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,14 @@ from l2l.params.blocks import Blocks
 EPSILON = 1e-3
 TOLERANCE = 5e-7
 """A few roundings of weights of size one."""
+
+
+@pytest.fixture(autouse=True)
+def default_handler() -> Iterator[None]:
+    """Python's own handler: a process that was started in the background (``make test &``) ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def start(draw: int = 0) -> tuple[TiedLM, PerturbedParameters, Direction]:
@@ -196,7 +205,7 @@ def test_interrupts_are_held_back_in_every_traversal(move: str, monkeypatch: pyt
             move
         ]()
     assert interrupting.calls == 1
-    assert theta.journal.home == (move != "look")
+    assert theta.displacement.restored == (move != "look")
 
 
 def test_weight_decay_shrinks_blocks_by_their_factors():

@@ -164,13 +164,13 @@ def test_ratio_one_is_here_bit_for_bit_whatever_stood_there_between(key: Key):
     assert same_bits(before, weights(model))
 
 
-def test_a_thousand_steps_without_learning_drift_less_than_two_millionths():
+def test_four_hundred_steps_without_learning_drift_less_than_two_millionths():
     model = nn.Linear(64, 64)
     with torch.no_grad():
         model.weight.copy_(0.02 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
     theta = PerturbedParameters(Blocks.of(model))
     before = weights(model)
-    for step in range(1000):
+    for step in range(400):
         u = Direction(Key(0, step), (1.0, 1.0))
         with theta.step():
             theta.perturb(u, EPSILON)

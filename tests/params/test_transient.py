@@ -49,7 +49,7 @@ def test_gradients_away_from_home_are_refused():
     model = TiedLM()
     theta = PerturbedParameters(Blocks.of(model), perturb="functional")
     theta.perturb(Direction(Key(9), (1.0,) * 6), 0.1)
-    with pytest.raises(RuntimeError, match="gradients can only be taken where theta is at home"):
+    with pytest.raises(RuntimeError, match="gradients can only be taken of unperturbed weights"):
         theta.evaluate(model)
 
 
@@ -62,7 +62,7 @@ def test_transient_copies_take_no_more_than_two_of_the_largest_block(evaluations
         theta.perturb(Direction(Key(number), (1.0,) * len(theta.blocks)), 0.1)
         with torch.inference_mode():
             theta.evaluate(language_loss(model))
-        held = theta._walker._substitution.ahead.held  # pyright: ignore[reportAttributeAccessIssue]
+        held = theta._engine._substitution.copies.held  # pyright: ignore[reportAttributeAccessIssue]
         assert 0 < held <= 2 * largest
 
 

@@ -1,4 +1,4 @@
-"""Step control: the curvature it reads, the rate it makes of it, and what it leaves alone."""
+"""``lr="auto"``: the curvature that is measured, the learning rate that follows, and what does not change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cases import ALONG_NOISE, STEPPED, MethodCase, Quadratic, TiedLM, farthest,
 from torch import Tensor, nn
 
 import l2l
-from l2l.estimators.finite_difference import Estimate, third_point, two_point
+from l2l.estimators.finite_difference import Estimate, center_loss, two_point
 from l2l.methods.base import Method, StepContext, descend
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
@@ -66,11 +66,13 @@ def true_curvature(model: Quadratic, key: Key) -> float:
     return float((model.curvature * z["matrix"] ** 2).sum() + (z["vector"] ** 2).sum())
 
 
-def controlled(model: nn.Module, control: CurvatureLR, state: CurvatureLRState, method: Method[Any]) -> StepReport:
+def step_with_curvature(
+    model: nn.Module, control: CurvatureLR, state: CurvatureLRState, method: Method[Any]
+) -> StepReport:
     theta = PerturbedParameters(Blocks.of(model))
-    betas = [control.step_fraction] * len(theta.blocks)
+    fractions = [control.step_fraction] * len(theta.blocks)
     return zo_step(
-        model, theta, method, method.init(theta.blocks), KEY, betas, curvature_lr=control, curvature_lr_state=state
+        model, theta, method, method.init(theta.blocks), KEY, fractions, curvature_lr=control, curvature_lr_state=state
     )[1]
 
 
@@ -82,13 +84,15 @@ def test_on_a_quadratic_the_curvature_is_that_of_the_hessian_along_the_first_dir
     model = Quadratic().double()
     wanted = true_curvature(model, KEY)
     control = CurvatureLR(step_fraction=0.25, resolution=FINE, needed=1)
-    report = controlled(model, control, CurvatureLRState(), MeZO(epsilon=epsilon, num_directions=num_directions))
+    report = step_with_curvature(
+        model, control, CurvatureLRState(), MeZO(epsilon=epsilon, num_directions=num_directions)
+    )
     assert report.curvature == pytest.approx(wanted, rel=1e-7)
     assert report.lr == pytest.approx((0.25 / wanted,) * 2, rel=1e-7)
     assert report.passes == 2 * num_directions + 1
 
 
-def test_beta_one_goes_to_the_bottom_along_the_direction():
+def test_step_fraction_one_goes_to_the_minimum_along_the_direction():
     model = Quadratic().double()
     theta = PerturbedParameters(Blocks.of(model))
     zo_step(model, theta, MeZO(), None, KEY, [1.0, 1.0], curvature_lr=CurvatureLR(resolution=FINE, needed=1))
@@ -127,7 +131,7 @@ def test_a_curvature_below_the_rounding_of_losses_counts_as_what_rounding_could_
 def test_the_rate_on_flat_losses_is_bounded_and_a_loss_of_zero_does_not_move():
     flat, nothing = TiedLM(), TiedLM()
     before = weights(nothing)
-    optimizer = l2l.MeZO(flat, lr="auto", control=CurvatureLR(needed=1))
+    optimizer = l2l.MeZO(flat, lr="auto", curvature_lr=CurvatureLR(needed=1))
     optimizer.step(lambda: 3.0 + 0 * flat())
     assert optimizer.report is not None
     assert optimizer.report.lr[0] == pytest.approx(0.1 * 1e-6 / (3 * 2**-21))
@@ -199,7 +203,7 @@ def test_a_run_of_any_method_saved_half_way_continues_bit_for_bit(case: MethodCa
     assert again.curvature_lr_state == optimizer.curvature_lr_state
 
 
-def test_a_state_from_before_step_control_loads_as_a_constant_learning_rate():
+def test_a_state_from_before_curvature_lr_loads_as_a_constant_learning_rate():
     model, other = Quadratic(), Quadratic()
     old = l2l.MeZO(model, lr=0.01).state_dict()
     del old["zeroth_order"]["control"]
@@ -210,14 +214,14 @@ def test_a_state_from_before_step_control_loads_as_a_constant_learning_rate():
     assert (optimizer.curvature_lr, optimizer.report.lr, optimizer.report.passes) == (None, (0.01, 0.01), 2)
 
 
-@pytest.mark.parametrize("walk", ["in_place", "functional"])
+@pytest.mark.parametrize("perturb", ["in_place", "functional"])
 @pytest.mark.parametrize("failing_call", [1, 2, 3])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, FloatingPointError])
 def test_whichever_of_three_losses_fails_theta_and_average_are_back(
-    error: type[BaseException], failing_call: int, walk: Any
+    error: type[BaseException], failing_call: int, perturb: Any
 ):
     model, calls = TiedLM(), 0
-    optimizer = l2l.MeZO(model, lr="auto", perturb=walk)
+    optimizer = l2l.MeZO(model, lr="auto", perturb=perturb)
     optimizer.step(model)
     before, state = weights(model), optimizer.curvature_lr_state
 
@@ -239,7 +243,7 @@ def test_whichever_of_three_losses_fails_theta_and_average_are_back(
 
 def test_third_losses_are_taken_when_due_and_counted_and_not_among_the_losses_returned():
     model = Quadratic()
-    optimizer = l2l.MeZO(model, lr="auto", num_directions=2, control=CurvatureLR(every=4, warm_up=2))
+    optimizer = l2l.MeZO(model, lr="auto", num_directions=2, curvature_lr=CurvatureLR(every=4, warm_up=2))
     passes, measured = [], []
     for _ in range(9):
         loss = optimizer.step(model)
@@ -279,13 +283,13 @@ def test_in_half_precision_the_third_loss_reads_what_both_sides_read():
         return model.norm(x).float().pow(2).mean()
 
     with theta.step():
-        middle = third_point(closure, theta, nowhere)
+        middle = center_loss(closure, theta, nowhere)
         seen = two_point(closure, theta, nowhere, 1e-3)
     assert middle == seen.loss_plus == seen.loss_minus
     assert middle != closure().item()
 
 
-def test_torch_schedulers_act_on_beta_groups_override_it_and_decay_takes_the_rate_used():
+def test_torch_schedulers_act_on_step_fraction_groups_override_it_and_decay_takes_the_rate_used():
     model = TiedLM().double()
     groups = [{"match": "attention", "lr": 0.3}]
     control = CurvatureLR(resolution=FINE, needed=1)
@@ -308,3 +312,22 @@ def test_torch_schedulers_act_on_beta_groups_override_it_and_decay_takes_the_rat
     used = rates["embed.weight"]
     wanted = (before["embed.weight"] - used * report.projected_gradient * z) * (1 - used * 0.5)
     torch.testing.assert_close(weights(model)["embed.weight"], wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("every", "warm_up", "first"), [(5, 5, 2), (5, 0, 10), (1, 0, 2)])
+def test_theta_stays_until_three_curvatures_are_known(every: int, warm_up: int, first: int):
+    """The first alone may be next to 0: here by a loss that is flat, and steep along the gradient, in the first step."""
+    model = Quadratic().double()
+    start = weights(model)
+    optimizer = l2l.MeZO(model, lr="auto", curvature_lr=CurvatureLR(every=every, warm_up=warm_up, resolution=2.0**-48))
+    flat = sum(parameter.sum() for parameter in model.parameters())
+    optimizer.step(lambda: 100 * sum(parameter.sum() for parameter in model.parameters()) - 100 * flat)
+    assert optimizer.report is not None and optimizer.report.curvature is not None
+    assert optimizer.report.curvature < 1e-3 and abs(optimizer.report.projected_gradient) > 1
+    for _ in range(first - 1):
+        assert optimizer.report.lr == (0.0, 0.0)
+        optimizer.step(model)
+    assert farthest(weights(model), start) < 1e-12
+    optimizer.step(model)
+    assert optimizer.report.lr[0] == pytest.approx(0.1 / optimizer.curvature_lr_state.average)
+    assert 1e-6 < farthest(weights(model), start) < 1

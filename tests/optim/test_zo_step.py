@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import pytest
 import torch
 from cases import Quadratic, TiedLM, farthest, weights
@@ -11,8 +14,8 @@ import l2l.params.engine
 from l2l.methods.dizo import DiZO
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
-from l2l.noise import Key
-from l2l.optim import StepReport, zo_step
+from l2l.noise import Key, backend_problem, native
+from l2l.optim import StepReport, ZOOptimizer, zo_step
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
 from l2l.tuners.api import Tuner
@@ -111,3 +114,42 @@ def test_the_closure_sees_theta_moved_by_epsilon_either_way():
     zo_step(closure, theta, MeZO(epsilon=1e-2), None, KEY, [0.1, 0.1])
     torch.testing.assert_close(seen[0], -seen[1], rtol=1e-9, atol=1e-14)
     assert seen[0].std().item() == pytest.approx(1e-2, rel=0.5)
+
+
+@pytest.mark.skipif(backend_problem("native") is not None, reason="no C compiler here")
+def test_at_most_eight_frames_lie_between_the_optimizers_step_and_the_kernel(monkeypatch: pytest.MonkeyPatch):
+    depths, genuine = [], native.library()
+    assert genuine is not None
+
+    class Watched:
+        """The compiled library; notes how many Python frames a call of it lies below the caller of the optimizer."""
+
+        @staticmethod
+        def add_noise(*arguments: Any) -> None:
+            frame, depth = sys._getframe(1), 1
+            while frame is not None and frame.f_code.co_qualname != "ZOOptimizer.step":
+                frame, depth = frame.f_back, depth + 1
+            if frame is not None:  # else it is the end of the fused steps
+                depths.append(depth)
+            genuine.add_noise(*arguments)
+
+    monkeypatch.setattr(native, "library", lambda: Watched)
+    monkeypatch.setenv("L2L_NOISE", "native")
+    model = TiedLM()
+    optimizer = ZOOptimizer(model, MeZO())
+    with optimizer.theta.fused_steps():
+        for _ in range(2):
+            optimizer.step(model)
+    assert len(depths) == 4 and max(depths) <= 8
+
+
+def test_a_learning_rate_of_zero_moves_nothing_and_a_negative_one_is_refused():
+    model = Quadratic()
+    before = weights(model)
+    optimizer = ZOOptimizer(model, MeZO(), lr=0.0)
+    for _ in range(3):
+        optimizer.step(model)
+    assert farthest(before, weights(model)) < 1e-6
+    for lr in (-1e-6, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"lr=.* must be finite and not negative"):
+            ZOOptimizer(model, MeZO(), lr=lr)

@@ -101,9 +101,10 @@ def test_weight_decay_shrinks_matrices_and_spares_blocks_of_one_dimension():
 
 
 @pytest.mark.parametrize("value", [0.0, -1e-3, math.nan, math.inf])
-def test_lr_and_epsilon_must_be_positive_and_finite(value: float):
-    with pytest.raises(ValueError, match=f"lr={value} must be positive and finite"):
-        l2l.MeZO(Quadratic(), lr=value)
+def test_lr_and_epsilon_out_of_range_are_refused(value: float):
+    if value:  # lr 0 is allowed, as in torch
+        with pytest.raises(ValueError, match=f"lr={value} must be finite and not negative"):
+            l2l.MeZO(Quadratic(), lr=value)
     for make in (l2l.MeZO, l2l.DiZO, lambda model, **options: l2l.ZOFineTuner(model, TUNER, **options)):
         with pytest.raises(ValueError, match=f"epsilon={value} must be positive and finite"):
             make(Quadratic(), epsilon=value)
@@ -128,7 +129,7 @@ def test_a_seed_that_is_no_integer_of_64_bits_is_refused(seed: Any):
     ("group", "message"),
     [
         ({"match": "decoder"}, "match='decoder' takes no block; names look like 'matrix'"),
-        ({"match": "matrix", "lr": -1.0}, "lr=-1.0 must be positive"),
+        ({"match": "matrix", "lr": -1.0}, "lr=-1.0 must be finite and not negative"),
         ({"match": "matrix", "weight_decay": -1.0}, "weight_decay=-1.0 must be finite"),
         ({"match": "matrix", "learning_rate": 1.0}, "may have 'lr' and 'weight_decay', nothing else"),
         ({"lr": 1.0}, "must have 'match'"),
@@ -237,7 +238,7 @@ def test_moving_a_model_to_another_precision_is_seen():
     assert not same_bits(before, weights(model))
 
 
-def test_the_factories_pass_on_how_to_walk():
+def test_the_factories_pass_on_how_to_perturb():
     assert l2l.MeZO(TiedLM(), perturb="functional", num_directions=2).theta.mode == "functional"
     assert l2l.DiZO(TiedLM().bfloat16(), update="stochastic", interval=7).theta.update == "stochastic"
     model = TiedLM()
