@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "estimators": {"noise", "params"},
     "tuners": LEAVES | {"params"},
     "methods": LEAVES | {"params", "estimators", "tuners"},
-    "optim": METHODS,
+    "optim": METHODS | {"optimizers"},  # each by its name, l2l.optim.FZOO, when it is asked for
     "optimizers": METHODS | {"optim"},
     "costs": METHODS | {"tasks"},
     "train": TRAINING,
