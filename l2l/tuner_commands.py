@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
 
 from l2l.costs.model_shape import config_of, meta_model
+from l2l.experiments.presets.tuner_test import GoNoGoConfig, report, run_tuner_test
 from l2l.models.load import EMBEDDED, load_model
 from l2l.report.console import print_table
 from l2l.tuners import inspect
@@ -210,6 +210,4 @@ def fingerprint_of(model: str, weights: bool = False) -> Fingerprint:
 
 def trial(config: Any) -> None:
     """Test a tuner on a derivative of its base model; print the verdict."""
-    from l2l.experiments.presets.tuner_test import report, run_tuner_test
-
     print(report(run_tuner_test(config)))

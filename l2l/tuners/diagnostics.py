@@ -154,7 +154,7 @@ class SigmaRow:
 
     @staticmethod
     def of(kind: str, values: Sequence[float]) -> SigmaRow:
-        """The row of these values."""
+        """The statistics of the sigma of one kind of block."""
         average = mean(values)
         variation = pstdev(values) / average if average else 0.0
         return SigmaRow(kind, len(values), min(values), median(values), max(values), variation)
