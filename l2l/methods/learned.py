@@ -19,9 +19,9 @@ from l2l.noise import Distribution, Key
 from l2l.params import Direction, PerturbedParameters
 from l2l.params.blocks import Blocks
 from l2l.tuners.api import Tuner
-from l2l.tuners.features import NUM_CONSTANTS, RunStatistics
+from l2l.tuners.features import CONSTANT_COLUMNS, RunStatistics
 
-STATISTICS_BYTES = 4 + 2 * 8 + 4 * NUM_CONSTANTS
+STATISTICS_BYTES = 4 + 2 * 8 + 4 * len(CONSTANT_COLUMNS)
 """Of a block: sigma, moments, constants."""
 
 
