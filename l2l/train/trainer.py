@@ -442,7 +442,7 @@ class Session:
 def _tuner_hash(tuner: Tuner) -> str:
     """BLAKE2 hash of the tuner's weights, as hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in (tuner.network.state_dict() | (tuner.basis or {})).items():
+    for name, value in {**tuner.network.state_dict(), **(tuner.basis or {})}.items():
         digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -39,7 +39,7 @@ def test_drawn_tasks_follow_their_weights_and_no_batch_is_passed_over():
         ({"normalizer": "budget"}, "normalizer='budget' must be one of energy, curvature, none"),
         ({"normalizer": "none", "normalise": False}, "normalise is off, but normalizer is 'none'"),
         ({"features": "raw"}, "unknown tuner features 'raw'"),
-        ({"basis": "gradient"}, "basis='gradient' must be 'none', 'gradients', 'activations' or 'random'"),
+        ({"basis": "gradient"}, "basis='gradient' must be one of none, gradients, activations, random"),
         ({"basis_rank": 0}, "basis_rank=0 must be a whole number"),
         ({"basis": "random", "architecture_args": {"outputs": 1}}, "outputs=1, but a basis needs a sigma of its own"),
         ({"validation_tasks": ["world_job"]}, "'world_job' is in the pool and in validation_tasks"),
