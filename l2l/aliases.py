@@ -49,7 +49,7 @@ def renamed(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
                 raise ValueError(f"{key!r} is the old name of {name!r}: give one of them")
             warnings.warn(f"{key!r} is now called {name!r}", FutureWarning, stacklevel=3)
         fresh = VALUES.get((name, value), value) if isinstance(value, str) else value
-        if fresh != value:
+        if fresh is not value and fresh != value:  # a NaN differs from itself
             warnings.warn(f"{name}={value!r} is now called {fresh!r}", FutureWarning, stacklevel=3)
         found[name] = fresh
     return found

@@ -44,7 +44,7 @@ def factor(
 
 
 def plain(block: Block, key: Key, distribution: Distribution = "gaussian") -> Tensor:
-    """The block's own standard noise, of its shape, on its device, at least float32: what it moves along without an operator."""
+    """The block's own standard noise, of its shape, on its device, at least float32: its direction without an operator."""
     return _standard(block, block.name, key, block.tensor.shape, distribution)
 
 

@@ -126,14 +126,14 @@ def test_a_loss_that_is_not_finite_is_no_estimate(value: float, failing_call: in
     assert farthest(weights(model), start) < 1e-12
 
 
-def test_all_ways_of_a_sight_look_where_it_is_aimed():
+def test_all_evaluations_of_an_evaluator_are_transformed():
     model = TiedLM().double()
     theta, u = PerturbedParameters(Blocks.of(model)), direction(model)
     evaluator = LossEvaluator(theta, u.key, model, halved)
     with theta.step():
         along = evaluator.along(u, 1e-3)
         both = evaluator.two_point(u, 1e-3)
-        one = evaluator.one_sided([u], 1e-3, home=evaluator.center())[0]
+        one = evaluator.one_sided([u], 1e-3, loss_center=evaluator.center())[0]
     with theta.step():
         plain = two_point(model, theta, halved(u), 1e-3)
     assert both.direction == one.direction == halved(u)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -35,11 +36,12 @@ FINE = 2.0**-48
 """Resolution of losses in float64."""
 
 
+@dataclass(frozen=True)
 class Scaled(Method[None]):
     """MeZO with one sigma for all blocks."""
 
-    def __init__(self, sigma: float, epsilon: float = 1e-2) -> None:
-        self.sigma, self.epsilon, self.num_directions = sigma, epsilon, 1
+    sigma: float = 1.0
+    epsilon: float = 1e-2
 
     @property
     def passes(self) -> float:
@@ -173,10 +175,10 @@ def path(method: Method[Any], times: float, steps: int = 12) -> dict[str, Tensor
 
 
 def test_the_unit_of_the_loss_and_the_length_of_the_direction_do_not_matter():
-    plain = path(Scaled(1.0), 1.0)
+    plain = path(Scaled(sigma=1.0), 1.0)
     assert farthest(plain, weights(Quadratic().double())) > 0.1
-    assert farthest(plain, path(Scaled(1.0), 10.0)) < 1e-8
-    assert farthest(plain, path(Scaled(3.0), 1.0)) < 1e-8
+    assert farthest(plain, path(Scaled(sigma=1.0), 10.0)) < 1e-8
+    assert farthest(plain, path(Scaled(sigma=3.0), 1.0)) < 1e-8
 
 
 @pytest.mark.parametrize("case", STEPPED, ids=named)

@@ -103,7 +103,9 @@ class HalfLM(TiedLM):
 
 
 @pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize("make", [lambda _: MeZOMethod(epsilon=1e-2), lambda m: Learned(Tuner.for_model(m), epsilon=1e-2)])
+@pytest.mark.parametrize(
+    "make", [lambda _: MeZOMethod(epsilon=1e-2), lambda m: Learned(Tuner.for_model(m), epsilon=1e-2)]
+)
 def test_half_precision_descends(make: Any, update: Any):
     model = HalfLM().to(torch.bfloat16)
     optimizer = ZOOptimizer(model, make(model), lr=0.01, update=update)
@@ -166,7 +168,7 @@ def test_a_state_of_another_update_is_refused():
     state = ZOOptimizer(model, MeZOMethod(), update="master").state_dict()
     with pytest.raises(ValueError, match=r"6 float32 master weights where 3 are needed: .* another choice of perturb"):
         ZOOptimizer(model, MeZOMethod(), update="stochastic").load_state_dict(state)
-    with pytest.raises(ValueError, match="float32 master weights; these weights are walked in place"):
+    with pytest.raises(ValueError, match="float32 master weights; these weights are perturbed in place"):
         ZOOptimizer(TiedLM(), MeZOMethod()).load_state_dict(state)
 
 
