@@ -208,6 +208,6 @@ def fingerprint_of(model: str, weights: bool = False) -> Fingerprint:
     return Fingerprint.of(meta_model(config_of(model)))
 
 
-def trial(config: Any) -> None:
+def trial(config: GoNoGoConfig) -> None:
     """Test a tuner on a derivative of its base model; print the verdict."""
     print(report(run_tuner_test(config)))
