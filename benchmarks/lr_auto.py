@@ -44,12 +44,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--data-dir", dest="data_dir", default="../shared/data")
     options.add_argument("--tasks", nargs="+", default=["sst2", "trec", "ag_news", "rte"])
     options.add_argument("--schemes", nargs="+", default=list(GRIDS))
-    options.add_argument(
-        "--grid", nargs="+", default=[], help="of a scheme: full=1e-4,3e-4 lora=1e-3; default: " + str(GRIDS)
-    )
-    options.add_argument(
-        "--epsilon", nargs="+", default=[], help="of a scheme: full=1e-3 lora=1e-2; default: the scheme's"
-    )
+    options.add_argument("--grid", nargs="+", default=[], help="of a scheme: full=1e-4,3e-4 lora=1e-3; default: " + str(GRIDS))
+    options.add_argument("--epsilon", nargs="+", default=[], help="of a scheme: full=1e-3 lora=1e-2; default: the scheme's")
     options.add_argument("--step_fraction", "--beta", type=float, default=0.1, help="of auto")
     options.add_argument("--passes", type=int, default=2000, help="forward passes per run, third losses included")
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
@@ -90,9 +86,7 @@ def experiment(given: argparse.Namespace) -> CompareConfig:
         ValueError: an epsilon is malformed.
     """
     epsilons = by_scheme(given.epsilon, "epsilon")
-    shared = {
-        name: getattr(given, name) for name in ("passes", "train_size", "dev_size", "test_size", "processes", "out")
-    }
+    shared = {name: getattr(given, name) for name in ("passes", "train_size", "dev_size", "test_size", "processes", "out")}
     setting = {name: getattr(given, name) for name in ("model", "tasks", "data_dir", "max_length", "batch_size")}
     schemes = [SchemeEntry(s, options={"epsilon": epsilons[s][0]} if s in epsilons else {}) for s in given.schemes]
     return CompareConfig(settings=[Setting("lr-auto", **setting)], schemes=[*schemes], evaluations=1, **shared)

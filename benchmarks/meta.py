@@ -124,9 +124,7 @@ class Textbook:
         self.counts = tuner.normalizer.counts(Blocks.of(self.model))
         self.networks = one_network_per_block(tuner)
         self.tuner_sgd = torch.optim.SGD(self.networks.parameters(), lr=self.config.outer_lr)
-        self.model_sgd = torch.optim.SGD(
-            self.model.parameters(), lr=self.config.inner_lr, momentum=self.config.inner_momentum
-        )
+        self.model_sgd = torch.optim.SGD(self.model.parameters(), lr=self.config.inner_lr, momentum=self.config.inner_momentum)
         ids = rows_of_tokens(given, self.model.config.vocab_size)
         self.inputs, self.targets = ids[:, :-1], ids[:, 1:].clone()
         self.targets[:, : given.length - (answer or given.length)] = IGNORED

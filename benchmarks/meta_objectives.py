@@ -154,9 +154,7 @@ def references(learner: MetaTraining, point: MetaState, batches: int) -> dict[st
     return {name: gradient(form, False) for name, form in forms.items()} | {"evolution": gradient(forms[PLAIN], True)}
 
 
-def measured(
-    learner: MetaTraining, given: argparse.Namespace, index: int
-) -> tuple[dict[str, Samples], dict[str, Tensor]]:
+def measured(learner: MetaTraining, given: argparse.Namespace, index: int) -> tuple[dict[str, Samples], dict[str, Tensor]]:
     """Every objective in turn, repeatedly, at the current weights on one task; and the references."""
     first = learner.meta_state(FAR, index, 0)
     history = OneStepLoss()(first).history

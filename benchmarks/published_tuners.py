@@ -140,9 +140,7 @@ def section(one: Report) -> str:
     found, dtype = one.found, str(one.found.dtype).removeprefix("torch.")
     facts = f"`{one.name}`, {found.bytes} bytes, {dtype}, saved as `{found.saved_as}`."
     text = [f"## {one.tuner.provenance.base_model}", facts, f"sha256 `{found.sha256}`. Blocks: {groups}."]
-    return "\n\n".join(
-        [*text, "Farthest from their initialisation:", rows_of(blocks), "By role:", rows_of(by_role(one))]
-    )
+    return "\n\n".join([*text, "Farthest from their initialisation:", rows_of(blocks), "By role:", rows_of(by_role(one))])
 
 
 def by_role(one: Report) -> list[dict[str, str]]:

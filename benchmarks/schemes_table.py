@@ -34,9 +34,7 @@ from l2l.train.config import FineTuneConfig
 LEARNED = "learned"
 NO_STEPS: Point = {"lr": 1e-6}
 """Point of runs that take no steps; it has no effect."""
-GIVEN = frozenset(
-    {"model", "task", "method", "tuner", "lr", "seed", "out", "data_dir", "overwrite", "progress", "save_model"}
-)
+GIVEN = frozenset({"model", "task", "method", "tuner", "lr", "seed", "out", "data_dir", "overwrite", "progress", "save_model"})
 """Fields of a run that the script sets."""
 COLUMNS = ("task", "scheme", "method", "lr", "metric", "test", "95 % interval", "train loss", "passes")
 NOTE = (
@@ -82,9 +80,7 @@ def read_plan(path: Path) -> Plan:
     given = set(found) if isinstance(found, dict) else set()
     if given - known or needed - given:
         wrong = sorted(given - known) or sorted(needed - given)
-        raise ValueError(
-            f"{path}: {wrong[0]!r} is {'unknown' if given - known else 'missing'}; fields: {sorted(known)}"
-        )
+        raise ValueError(f"{path}: {wrong[0]!r} is {'unknown' if given - known else 'missing'}; fields: {sorted(known)}")
     plan = Plan(**found)
     for method, said in plan.methods.items():
         if not set(said) <= {"lr", "options"} or "lr" not in said:
@@ -213,14 +209,10 @@ def learn_tuner(plan: Plan, root: str, out: Path) -> str | None:
         recorded = yaml.safe_load((target / CONFIG).read_text())
         other = next((name for name, value in plan.tuner.items() if recorded.get(name) != value), None)
         if other is not None:
-            raise ValueError(
-                f"the tuner in {target} was learned with another {other!r}: remove it, or choose another --out"
-            )
+            raise ValueError(f"the tuner in {target} was learned with another {other!r}: remove it, or choose another --out")
         return str(target)
     data_dir = None if plan.data_dir is None else str(Path(root) / plan.data_dir)
-    run_meta_training(
-        MetaTrainConfig(model=located(plan.model, root), data_dir=data_dir, out=str(target), **plan.tuner)
-    )
+    run_meta_training(MetaTrainConfig(model=located(plan.model, root), data_dir=data_dir, out=str(target), **plan.tuner))
     return str(target)
 
 

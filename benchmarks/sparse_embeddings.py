@@ -43,9 +43,7 @@ def speed(repeats: int) -> dict[str, float]:
     def closure() -> torch.Tensor:
         return -model(input_ids=ids, use_cache=False, logits_to_keep=1).logits.log_softmax(-1)[..., 7].mean()
 
-    contenders = {
-        name: ZOOptimizer(model, MeZO(), lr=1e-7, sparse_embeddings=name == "sparse") for name in ("whole", "sparse")
-    }
+    contenders = {name: ZOOptimizer(model, MeZO(), lr=1e-7, sparse_embeddings=name == "sparse") for name in ("whole", "sparse")}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat, name in itertools.product(range(repeats + 1), contenders):
         with contenders[name].theta.fused_steps():
@@ -88,9 +86,7 @@ def best(rows: list[dict[str, Any]]) -> list[str]:
         spread = statistics.stdev(by_lr[lr]) if len(by_lr[lr]) > 1 else 0.0
         seconds = statistics.median(r["seconds"] for r in mine)
         mean = statistics.mean(by_lr[lr])
-        lines.append(
-            f"| {task} | {'sparse' if sparse else 'whole'} | {lr:g} | {mean:.3f} ± {spread:.3f} | {seconds:.1f} |"
-        )
+        lines.append(f"| {task} | {'sparse' if sparse else 'whole'} | {lr:g} | {mean:.3f} ± {spread:.3f} | {seconds:.1f} |")
     return lines
 
 

@@ -21,9 +21,7 @@ TEXTS = [
 ]
 STEPS, BATCH = 90, 4
 
-model = l2l.load_model(
-    "l2l/tiny"
-).eval()  # dropout would make the two losses of a step differ by more than the direction
+model = l2l.load_model("l2l/tiny").eval()  # dropout would make the two losses of a step differ by more than the direction
 tokenizer = l2l.load_tokenizer("l2l/tiny")
 
 

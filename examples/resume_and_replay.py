@@ -75,6 +75,4 @@ with torch.no_grad():
         for name, block in rebuilt.named_parameters():
             block.add_(standard_noise(name, key, block.shape), alpha=-step["lr"] * gradient)
 moved = farthest(l2l.load_model("l2l/tiny"), whole.model)
-print(
-    f"rebuilt from {len(steps)} numbers: off by {farthest(rebuilt, whole.model):.1e}, where training moved by {moved:.1e}"
-)
+print(f"rebuilt from {len(steps)} numbers: off by {farthest(rebuilt, whole.model):.1e}, where training moved by {moved:.1e}")

@@ -1,7 +1,5 @@
 """Old names of configuration keys, arguments and values: they keep working, with one line of warning each."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any

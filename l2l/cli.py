@@ -1,7 +1,5 @@
 """The command line: a table of commands, each a typed configuration read from flags, ``--config file.yaml``, or both."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os
@@ -84,9 +82,7 @@ COMMANDS = {
         "l2l.tools.doctor:DoctorConfig",
         "l2l.tools.doctor:run_doctor",
     ),
-    "tuners list": Command(
-        "bundled and known tuners", "l2l.tuner_commands:ListTunersConfig", "l2l.tuner_commands:list_tuners"
-    ),
+    "tuners list": Command("bundled and known tuners", "l2l.tuner_commands:ListTunersConfig", "l2l.tuner_commands:list_tuners"),
     "tuners show": Command(
         "what a tuner is, how it was made, how far it moved",
         "l2l.tuner_commands:ShowConfig",
@@ -204,9 +200,7 @@ def _named_commands(words: Sequence[str]) -> list[str]:
 
 def _parser(paths: Sequence[str]) -> ArgumentParser:
     """The parser of these commands; those that share a first word are subcommands of it."""
-    parser = ArgumentParser(
-        prog="l2l", exit_on_error=False, description="Zeroth-order fine-tuning with learned tuners."
-    )
+    parser = ArgumentParser(prog="l2l", exit_on_error=False, description="Zeroth-order fine-tuning with learned tuners.")
     parser.add_argument("--version", action="version", version=f"l2l {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subcommands(dest="command")

@@ -139,9 +139,7 @@ def learning_rate(step_fraction: float, state: CurvatureLRState) -> float:
     return step_fraction / state.average if state.average else 0.0
 
 
-def choose_curvature_lr(
-    lr: LearningRate, step_fraction: float | None, curvature_lr: CurvatureLR | None
-) -> CurvatureLR | None:
+def choose_curvature_lr(lr: LearningRate, step_fraction: float | None, curvature_lr: CurvatureLR | None) -> CurvatureLR | None:
     """The settings of ``lr="auto"`` from the arguments of an optimizer; None where lr is a number.
 
     Raises:
@@ -525,9 +523,7 @@ def choose_update(blocks: Blocks) -> Literal["master", "stochastic"]:
 def _check_first_order(theta: PerturbedParameters, lr: LearningRate, sparse_embeddings: bool) -> None:
     """Refuse options of zeroth-order methods."""
     if lr == "auto":
-        raise ValueError(
-            "lr='auto' reads the curvature along the directions of a zeroth-order method: give lr as a number"
-        )
+        raise ValueError("lr='auto' reads the curvature along the directions of a zeroth-order method: give lr as a number")
     if sparse_embeddings:
         raise ValueError("sparse_embeddings restricts directions, and a first-order method has none: leave it off")
     if theta.update == "stochastic":

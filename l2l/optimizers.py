@@ -6,8 +6,6 @@ tuner, where the method needs one), ``lr``, ``epsilon``, ``seed``, ``weight_deca
 options of :class:`l2l.optim.ZOOptimizer`.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from functools import cache
@@ -56,9 +54,7 @@ def optimizer(name: str) -> Callable[..., ZOOptimizer]:
 def _constructor(kind: type[Any], name: str) -> Callable[..., ZOOptimizer]:
     own = inspect.signature(kind).parameters
     fields = [field for field in own.values() if field.name not in ("epsilon", "tuner")]
-    options = list(inspect.signature(ZOOptimizer).parameters.values())[
-        5:
-    ]  # after model, method, lr, seed, weight_decay
+    options = list(inspect.signature(ZOOptimizer).parameters.values())[5:]  # after model, method, lr, seed, weight_decay
     first = [Parameter("model", Parameter.POSITIONAL_OR_KEYWORD, annotation=nn.Module)]
     if "tuner" in own:
         first.append(Parameter("tuner", Parameter.POSITIONAL_OR_KEYWORD, annotation=Tuner))

@@ -3,8 +3,6 @@
 They use models, reports and experiments, so they are above ``l2l.tuners``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def add_snapshot(
-    hub: Path, kind: str, repo: str, commit: str, files: Mapping[str, bytes], refs: tuple[str, ...] = ()
-) -> Path:
+def add_snapshot(hub: Path, kind: str, repo: str, commit: str, files: Mapping[str, bytes], refs: tuple[str, ...] = ()) -> Path:
     """Put a commit of a repository into the cache, as ``hf download`` does; the folder of its files.
 
     Args:

@@ -90,9 +90,7 @@ def test_a_missing_data_file_is_named_with_its_fields(refused, tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--data-dir", "--data_dir"])
-@pytest.mark.parametrize(
-    "bad", ['{"sentence": "dull"', '{"sentence": "dull"}', '{"sentence": "dull", "label": 7}', "[1]"]
-)
+@pytest.mark.parametrize("bad", ['{"sentence": "dull"', '{"sentence": "dull"}', '{"sentence": "dull", "label": 7}', "[1]"])
 def test_a_malformed_row_is_named_by_file_and_line(bad, flag, refused, tmp_path):
     data = rows(tmp_path / "data", "sst2", f'{{"sentence": "dull", "label": 0}}\n\n{bad}\n')
     line = refused("fine-tune", "--task", "sst2", flag, data, "--out", str(tmp_path / "out"))
@@ -128,9 +126,7 @@ def test_epsilon_and_lr_must_be_positive_and_finite(command, option, value, refu
 
 @pytest.mark.parametrize("option", ["steps", "batch_size", "eval_every"])
 def test_counts_must_be_positive(option, refused, tmp_path):
-    assert f"{option}=0 must be a whole number" in refused(
-        "fine-tune", f"--{option}", "0", "--out", str(tmp_path / "out")
-    )
+    assert f"{option}=0 must be a whole number" in refused("fine-tune", f"--{option}", "0", "--out", str(tmp_path / "out"))
 
 
 def test_a_value_of_another_type_is_refused(refused, tmp_path):
@@ -225,9 +221,7 @@ def test_a_configuration_that_is_not_there_or_names_unknown_fields_is_refused(re
 
 def test_the_learned_method_needs_a_tuner_and_the_others_take_none(refused, tuner, tmp_path):
     assert "needs a tuner" in refused("fine-tune", "--method", "learned", "--out", str(tmp_path / "out"))
-    assert "takes no tuner" in refused(
-        "fine-tune", "--method", "mezo", "--tuner", tuner, "--out", str(tmp_path / "out")
-    )
+    assert "takes no tuner" in refused("fine-tune", "--method", "mezo", "--tuner", tuner, "--out", str(tmp_path / "out"))
     line = refused("fine-tune", "--method", "learned", "--tuner", "no-such", "--out", str(tmp_path / "out"))
     assert "'no-such'" in line
 

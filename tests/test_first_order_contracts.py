@@ -179,9 +179,7 @@ def test_a_run_saved_half_way_continues_bit_for_bit(case: FirstOrderCase, proble
 
 def test_its_state_is_as_large_as_it_says(case: FirstOrderCase):
     optimizer = optimizer_for(case, TiedLM())
-    tensors = [
-        tensor for field in vars(optimizer.method_state).values() if isinstance(field, tuple) for tensor in field
-    ]
+    tensors = [tensor for field in vars(optimizer.method_state).values() if isinstance(field, tuple) for tensor in field]
     assert sum(tensor.nbytes for tensor in tensors) == case.make().state_bytes(optimizer.blocks)
 
 

@@ -447,9 +447,7 @@ def phrases(rng: random.Random) -> str:
     """A topic's other word beside a report on it, or a phrase whose blank is filled at random."""
     if rng.random() < 0.4:
         topic = rng.choice(TOPICS)
-        return (
-            f"{report(rng, topic, 1)} {fill(rng, '{person} often talks of {word} .', {'word': TOPIC_SYNONYMS[topic]})}"
-        )
+        return f"{report(rng, topic, 1)} {fill(rng, '{person} often talks of {word} .', {'word': TOPIC_SYNONYMS[topic]})}"
     return fill(rng, rng.choice(_FRAMES), _bound(rng))
 
 

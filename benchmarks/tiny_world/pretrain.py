@@ -41,12 +41,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python benchmarks/tiny_world/pretrain.py", description="Pretrain l2l/tiny on the tiny world."
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="directory to write; an earlier model there is replaced"
-    )
-    parser.add_argument(
-        "--steps", type=int, default=None, help="number of AdamW steps (same weights for a seed on CPU)"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="directory to write; an earlier model there is replaced")
+    parser.add_argument("--steps", type=int, default=None, help="number of AdamW steps (same weights for a seed on CPU)")
     parser.add_argument("--minutes", type=float, default=None, help="train for this long instead of a number of steps")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens per step, padding included (default: 2048)")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: 3e-3)")

@@ -4,8 +4,6 @@ Speeds are measured in a few hundred milliseconds, once per process and kind of 
 predicted first gives the same results.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -197,9 +195,7 @@ def _attention_seconds(
 
 @lru_cache(maxsize=64)
 @torch.no_grad()
-def _pointwise_seconds(
-    tokens: int, width: int, expanded: int, dtype: torch.dtype, device: torch.device, threads: int
-) -> float:
+def _pointwise_seconds(tokens: int, width: int, expanded: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
     state = torch.full((tokens, width), 0.5, dtype=dtype, device=device)
     wide = torch.full((tokens, expanded), 0.5, dtype=dtype, device=device)
 

@@ -1,7 +1,5 @@
 """A backward pass that keeps no gradients: each is handed over and freed as soon as it is complete."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 

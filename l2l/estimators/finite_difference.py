@@ -1,7 +1,5 @@
 """Projected gradients from differences of losses: two-sided (SPSA, exact on quadratics) and one-sided."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, final
@@ -158,6 +156,5 @@ def one_sided(
     base = center_loss(closure, theta) if center is None else center
     plus = [loss_along(closure, theta, direction, epsilon) for direction in directions]
     return tuple(
-        Estimate(direction, loss, None, (loss - base) / epsilon, base)
-        for direction, loss in zip(directions, plus, strict=True)
+        Estimate(direction, loss, None, (loss - base) / epsilon, base) for direction, loss in zip(directions, plus, strict=True)
     )

@@ -3,8 +3,6 @@
 While the closure runs, whatever function reads a parameter is given a dual number of it, with u_b as its tangent. The tangent
 is made when it is read and lives as long as something computes with it, so nothing of the model's size is held."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -108,9 +106,7 @@ class _Duals(TorchFunctionMode):
 def _check_whole(values: Iterable[object]) -> None:
     """Refuse quantised weights: their kernels compute outside of what forward-mode rules cover, and drop tangents."""
     for value in values:
-        if isinstance(value, nn.Parameter) and (
-            not value.is_floating_point() or hasattr(type(value), "__tensor_flatten__")
-        ):
+        if isinstance(value, nn.Parameter) and (not value.is_floating_point() or hasattr(type(value), "__tensor_flatten__")):
             raise ValueError(
                 f"a weight of shape {tuple(value.shape)} is quantised, and its kernels drop derivatives: forward "
                 "gradients need a model loaded without quantize; or take a method that only compares losses"

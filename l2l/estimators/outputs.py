@@ -5,8 +5,6 @@ is a function of tensors that were there before: the outputs. It is done once mo
 backward pass through the loss alone, with the memory of that, whatever the model is.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -90,12 +88,8 @@ class Outputs(TorchFunctionMode):
             RuntimeError: what the loss reads was changed in place while it was computed.
         """
         outputs = self.tensors
-        if any(
-            self._versions.get(id(tensor), -1) != _version(tensor) for tensor in outputs if tensor is not self._loss
-        ):
-            raise RuntimeError(
-                "the loss changes the model's outputs in place: copy them before, so that they can be read"
-            )
+        if any(self._versions.get(id(tensor), -1) != _version(tensor) for tensor in outputs if tensor is not self._loss):
+            raise RuntimeError("the loss changes the model's outputs in place: copy them before, so that they can be read")
         with torch.inference_mode(False), torch.enable_grad():
             leaves = [tensor.clone().requires_grad_() for tensor in outputs]
             known = {id(tensor): leaf for tensor, leaf in zip(outputs, leaves, strict=True)}

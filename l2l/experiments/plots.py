@@ -1,7 +1,5 @@
 """Figures of an experiment: average ranks, wins, loss against passes and against seconds, memory. PNG, written whole."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -254,8 +254,7 @@ class Runner:
                 records = self.executor(missing, after_each)
         refused = {trial.out: record["refused"] for trial, record in zip(missing, records, strict=True)}
         return [
-            replace(trial.head, refused=reason) if (reason := refused.get(trial.out)) else read_run(trial)
-            for trial in trials
+            replace(trial.head, refused=reason) if (reason := refused.get(trial.out)) else read_run(trial) for trial in trials
         ]
 
 

@@ -93,9 +93,7 @@ class Setting:
         check_counts(batch_size=self.batch_size, passes=1 if self.passes is None else self.passes)
         check_positive(grid=min(self.grid, default=1.0))
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
-            raise ValueError(
-                f"setting name {self.name!r} names a folder: begin with a letter or digit; -, _ and . may follow"
-            )
+            raise ValueError(f"setting name {self.name!r} names a folder: begin with a letter or digit; -, _ and . may follow")
         if not self.tasks:
             raise ValueError(f"setting {self.name!r} has no tasks: name the tasks to run on")
         task, count = Counter(self.tasks).most_common(1)[0]
@@ -177,9 +175,7 @@ class Contender:
         if self.tuner is None or isinstance(self.tuner, str):
             return self.tuner
         if setting not in self.tuner:
-            raise ValueError(
-                f"contender {self.label!r} has no tuner for setting {setting!r}; it has {list(self.tuner)}"
-            )
+            raise ValueError(f"contender {self.label!r} has no tuner for setting {setting!r}; it has {list(self.tuner)}")
         return self.tuner[setting]
 
 

@@ -1,7 +1,5 @@
 """Tables of an experiment, made once and written as Markdown, as HTML, in the terminal; and the runs as CSV and Parquet."""
 
-from __future__ import annotations
-
 import base64
 import csv
 from collections.abc import Mapping, Sequence

@@ -143,9 +143,7 @@ def gradient_basis(
                     motion = config.inner_lr_at(step), config.inner_momentum, config.inner_clip
                     momentum_step(task.at(task.measured + step), theta, velocity, *motion)
         except FloatingPointError as error:
-            raise FloatingPointError(
-                f"task {task.name!r}, gradients for the basis: {error}; or lower inner_lr"
-            ) from error
+            raise FloatingPointError(f"task {task.name!r}, gradients for the basis: {error}; or lower inner_lr") from error
         finally:
             if last:
                 theta.assign(kept)
@@ -260,9 +258,7 @@ def _leading_columns(blocks: Blocks, total: Mapping[int, Tensor], rank: int) -> 
     """:func:`leading` of each matrix by block name; blocks whose matrix is zero have none."""
     for index, gram in total.items():
         if not bool(torch.isfinite(gram).all()):
-            raise FloatingPointError(
-                f"the gradients or inputs of block {blocks[index].name!r} for the basis are not finite"
-            )
+            raise FloatingPointError(f"the gradients or inputs of block {blocks[index].name!r} for the basis are not finite")
     return {blocks[i].name: leading(gram, rank).cpu() for i, gram in total.items() if bool(gram.any())}
 
 

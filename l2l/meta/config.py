@@ -1,7 +1,5 @@
 """Configuration of meta-training: the fields of ``l2l meta-train`` and of its YAML."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -225,9 +223,7 @@ def with_defaults(config: MetaTrainConfig) -> MetaTrainConfig:
     if both:
         raise ValueError(f"task {both[0]!r} is in the pool and in validation_tasks: a tuner is judged on other tasks")
     if config.task_weights and len(check_weights(config.task_weights)) != len(tasks):
-        raise ValueError(
-            f"task_weights has {len(config.task_weights)} values for {len(tasks)} tasks: give one for each"
-        )
+        raise ValueError(f"task_weights has {len(config.task_weights)} values for {len(tasks)} tasks: give one for each")
     for name in (*tasks, *validation):
         get_task(name)
     return replace(config, tasks=tasks, validation_tasks=validation)

@@ -77,9 +77,7 @@ def hessian_traces(
             one, cost = _curvature_along(point, components, rademacher, 0), 6
         else:
             # u = factor * (sigma_b z_b + ...), so <z_b, (H u)_b> has the mean factor * sigma_b * trace(H_b).
-            scale = direction.factor * torch.tensor(
-                [direction.sigma[i] for i, _ in components.parts], dtype=torch.float64
-            )
+            scale = direction.factor * torch.tensor([direction.sigma[i] for i, _ in components.parts], dtype=torch.float64)
             bend = _curvature_along(point, components, direction, probe)
             one, cost = torch.where(scale > 0, bend / scale, torch.zeros_like(bend)), 6
         found, passes = found + one / probes, passes + cost

@@ -1,7 +1,5 @@
 """Meta-training as one Lightning module: outer steps, trajectory, validation, and the state that exact resumption needs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -225,9 +223,7 @@ class MetaTraining(lightning.LightningModule):
         best = [min(self._loss_after_run(method, task, *rate) for rate in rates) for task in self.inputs.validation]
         return sum(best) / len(best)
 
-    def _loss_after_run(
-        self, method: Method[Any], task: PoolTask, lr: float, curvature_lr: CurvatureLR | None
-    ) -> float:
+    def _loss_after_run(self, method: Method[Any], task: PoolTask, lr: float, curvature_lr: CurvatureLR | None) -> float:
         """Dev loss after ``validation_steps`` steps from the initial weights; infinite if the run diverged. All methods see the
         same batches and noise."""
         self.theta.assign(read_tensors(self.folder.path / "initial.pt"))

@@ -1,7 +1,5 @@
 """The interface of meta-objectives: the state an objective is evaluated at, the loss it returns, the abstract objective."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ backward pass adds each gradient to the velocity as it completes, so the norm of
 clip / (1 - momentum), which gradients clipped at ``clip`` would add up to.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -61,9 +59,7 @@ def accumulate_velocity(velocity: dict[int, Tensor], momentum: float) -> Callabl
     return take
 
 
-def apply_velocity(
-    theta: PerturbedParameters, velocity: dict[int, Tensor], lr: float, momentum: float, clip: float
-) -> None:
+def apply_velocity(theta: PerturbedParameters, velocity: dict[int, Tensor], lr: float, momentum: float, clip: float) -> None:
     """theta <- theta - lr * velocity, its norm limited to clip / (1 - momentum)."""
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in velocity.values()])))
     theta.add_dense(velocity, -lr * min(1.0, clip / (1 - momentum) / norm) if norm > 0 else 0.0)
@@ -100,9 +96,7 @@ def inner_steps(
     """
     rates, seen = [lr] * len(theta.blocks), CurvatureLRState()
     for closure, key in batches:
-        after, report = zo_step(
-            closure, theta, method, state, key, rates, curvature_lr=curvature_lr, curvature_lr_state=seen
-        )
+        after, report = zo_step(closure, theta, method, state, key, rates, curvature_lr=curvature_lr, curvature_lr_state=seen)
         yield InnerStep(state, after, report)
         theta.raise_deferred_interrupt()
         state, seen = after, report.curvature_lr_state

@@ -1,7 +1,5 @@
 """Published methods, one file each. The import path is the registry: ``mezo`` is ``l2l.methods.mezo``."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 import pkgutil

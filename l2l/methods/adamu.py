@@ -12,8 +12,6 @@ with v = beta2 * zc^2 + (1 - beta2) * zh^2, and m becomes u. All three weights a
 The lengths of the phases are the code's, 1024 of 20 000 steps and 80 %, as fractions of the run.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -121,9 +119,7 @@ class AdaMU(base.Method[AdaMUState]):
 
         def delta(index: int) -> Tensor:
             block = theta.blocks[index]
-            moved = base.gradient(
-                theta.blocks, index, estimates
-            )  # several where groups of blocks were evaluated in turn
+            moved = base.gradient(theta.blocks, index, estimates)  # several where groups of blocks were evaluated in turn
             direction = mixed.write(block, index, key, self.distribution)
             fresh, about = mixed.parts(block, index, key, self.distribution)
             state.history[index].copy_(direction)

@@ -4,8 +4,6 @@ Loshchilov and Hutter 2019, arXiv:1711.05101. It is no zeroth-order method: each
 and the memory of both. Differs from ``torch.optim.AdamW`` in that weight decay leaves blocks of one dimension alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final

@@ -7,8 +7,6 @@ along sqrt(n / r) R A^T with R [m, r] fresh noise, all other blocks along plain 
 coordinate's mean square 1, as it is where a block moves along plain noise.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, final

@@ -211,9 +211,7 @@ def run_estimator(method: Method[Any], evaluator: LossEvaluator, state: Any) -> 
     return tuple(evaluator.two_point(direction, method.epsilon) for direction in directions), state
 
 
-def directions_of(
-    method: Method[Any], evaluator: LossEvaluator, state: Any, count: int | None = None
-) -> list[Direction]:
+def directions_of(method: Method[Any], evaluator: LossEvaluator, state: Any, count: int | None = None) -> list[Direction]:
     """``count`` directions of a step (default: num_directions), before any transform. Made before any evaluation, since
     they may read the unperturbed weights."""
     keys = [evaluator.key.with_draw(draw) for draw in range(count or method.num_directions)]

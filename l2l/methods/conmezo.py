@@ -7,8 +7,6 @@ by a curve that is steep first. Differs from that code in that |m| is measured, 
 on average alone, and that m begins at 0, not at noise.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar, final

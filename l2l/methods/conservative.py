@@ -7,8 +7,6 @@ make another step), that decay comes after the choice, and that the loss reporte
 that of a rejected candidate.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
@@ -55,9 +53,7 @@ class Conservative(base.CustomEstimator[None]):
         estimates = (evaluator.two_point(direction, self.epsilon) for direction in directions)
         return tuple(replace(estimate, loss_center=loss_center) for estimate in estimates), state
 
-    def update_(
-        self, theta: PerturbedParameters, state: None, estimates: base.Estimates, context: base.StepContext
-    ) -> None:
+    def update_(self, theta: PerturbedParameters, state: None, estimates: base.Estimates, context: base.StepContext) -> None:
         """Evaluate both candidates along one direction, and move to the chosen one."""
         step, length = candidate(theta.blocks, estimates, context.lr)
         best, chosen = estimates[0].loss_center, 0.0

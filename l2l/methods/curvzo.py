@@ -10,8 +10,6 @@ spread. Differs from the paper, and from a re-implementation of it, in
 - |z_i|^2, in the weights of sensitivities, taken as its mean: the number of coordinates.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from itertools import count
@@ -63,9 +61,7 @@ class CurvZO(base.Method[CurvZOState]):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.budget <= 1:
-            raise ValueError(
-                f"budget={self.budget} must be above 0 and at most 1, the fraction of blocks that take part"
-            )
+            raise ValueError(f"budget={self.budget} must be above 0 and at most 1, the fraction of blocks that take part")
 
     def state_bytes(self, blocks: Blocks) -> int:
         return 8 * len(blocks)

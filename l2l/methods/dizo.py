@@ -8,8 +8,6 @@ r and sets theta = anchor + r * D (gamma = r * |D| in the paper). Differs from i
 - the first-order search starts at r = 1 and works on the ratio, so that its step does not depend on |D|.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,9 +39,7 @@ class DiZOState:
 class DiZO(base.Method[DiZOState]):
     """MeZO with searched layer-wise projections."""
 
-    info: ClassVar = base.MethodInfo(
-        "Tan et al. 2025, arXiv:2502.03304", "1P of the projected blocks, twice in a search"
-    )
+    info: ClassVar = base.MethodInfo("Tan et al. 2025, arXiv:2502.03304", "1P of the projected blocks, twice in a search")
     positive = ("epsilon_projection", "step_size", "fo_lr", "clip")
     counts = ("interval", "iterations")
     interval: int = 50

@@ -7,8 +7,6 @@ is made when the block is read, so that no copy of the weights is held; and any 
 functional form of the model.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, final
 

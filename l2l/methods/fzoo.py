@@ -9,8 +9,6 @@ length of the gradient: normalized SGD. Differs from the released code in that
   reached).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,9 +33,7 @@ class FZOO(base.CustomEstimator[None]):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_directions == 1:
-            raise ValueError(
-                "num_directions=1 must be at least 2: the step is divided by the spread of the probes' losses"
-            )
+            raise ValueError("num_directions=1 must be at least 2: the step is divided by the spread of the probes' losses")
 
     @property
     def passes(self) -> float:
@@ -46,9 +42,7 @@ class FZOO(base.CustomEstimator[None]):
     def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
         return evaluator.one_sided(base.directions_of(self, evaluator, state), self.epsilon), state
 
-    def update_(
-        self, theta: PerturbedParameters, state: None, estimates: base.Estimates, context: base.StepContext
-    ) -> None:
+    def update_(self, theta: PerturbedParameters, state: None, estimates: base.Estimates, context: base.StepContext) -> None:
         spread = deviation([estimate.loss_plus for estimate in estimates])
         if spread != 0:
             base.descend(theta, estimates, [rate * self.epsilon / spread for rate in context.lr])

@@ -6,8 +6,6 @@ it is MeZO. A two-point estimate does not depend on the direction's sign: along 
 steeper than any. From three on, the choice has an effect.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 

@@ -11,8 +11,6 @@ A two-point estimate does not depend on the sign of v. With two probes, as in th
 had the lower loss: MeZO along fresh noise at twice the price. From three on, the choice has an effect.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -10,8 +10,6 @@ from the released code in
 Under a tuner z is taken before its sigma: H is of the noise, not of the scale. A mask's zeros count as z = 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final

@@ -6,8 +6,6 @@ the blocks that do not move at this step. Differs from the paper in taking featu
 tuner's own saved fields.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final

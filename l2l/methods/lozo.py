@@ -7,8 +7,6 @@ divides by r in the update alone. Differs from the released code in that U is th
 is redrawn too, because each has a stream of its own. V is made anew from its key whenever it is needed: nothing is kept.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar, final

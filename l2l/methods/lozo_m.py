@@ -6,8 +6,6 @@ are those of :mod:`l2l.methods.lozo`; so 1 / sqrt(r) here, with a g that holds a
 paper in keeping no V: both are made anew from their keys.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -38,9 +36,7 @@ class LOZOMState:
 class LOZOM(base.Method[LOZOMState]):
     """LOZO with momentum in the space of U."""
 
-    info: ClassVar = base.MethodInfo(
-        "Chen et al. 2024, arXiv:2410.07698, LOZO-M", "r per row of a matrix, 1P of vectors"
-    )
+    info: ClassVar = base.MethodInfo("Chen et al. 2024, arXiv:2410.07698, LOZO-M", "r per row of a matrix, 1P of vectors")
     counts = ("rank", "interval")
     fractions = ("beta",)
     rank: int = 2

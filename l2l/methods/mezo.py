@@ -6,8 +6,6 @@ g = (L(theta + epsilon z) - L(theta - epsilon z)) / (2 epsilon) and theta -= lr 
 by a global seed, so that frozen or reordered parameters cannot shift the stream.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, final
 

@@ -5,8 +5,6 @@ buffer = momentum * buffer + g * u, theta -= lr * buffer, with a buffer of zeros
 1 / (1 - momentum) times as long as MeZO's once the buffer has filled; momentum 0 is MeZO.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, final
 

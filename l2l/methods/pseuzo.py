@@ -14,8 +14,6 @@ Differs from the released code in that
 - Rademacher noise has plus and minus one (the code's has minus one and zero).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, final
@@ -48,9 +46,7 @@ class PseuZOState:
 class PseuZO(base.CustomEstimator[PseuZOState]):
     """The exact gradient of the loss at the model's outputs, and finite differences of these."""
 
-    info: ClassVar = base.MethodInfo(
-        "Yue et al., NeurIPS 2025 (PseuZO)", "changes of the outputs, at most window_bytes"
-    )
+    info: ClassVar = base.MethodInfo("Yue et al., NeurIPS 2025 (PseuZO)", "changes of the outputs, at most window_bytes")
     counts = ("window", "window_bytes")
     fractions = ("decay",)
     num_directions: int = field(default=1, init=False)
@@ -117,8 +113,6 @@ def _weighed(pull: Sequence[Tensor], changes: Sequence[Tensor]) -> float:
         return 0.0
     total = 0.0
     for own, change in zip(pull, changes, strict=True):
-        ends = tuple(
-            slice(-min(a, b), None) if min(a, b) else slice(0) for a, b in zip(own.shape, change.shape, strict=True)
-        )
+        ends = tuple(slice(-min(a, b), None) if min(a, b) else slice(0) for a, b in zip(own.shape, change.shape, strict=True))
         total += torch.sum(own[ends].to(change.dtype) * change[ends], dtype=torch.float64).item()
     return total

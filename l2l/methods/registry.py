@@ -1,7 +1,5 @@
 """Method objects from what a user names, and the table of methods that ``l2l methods list`` prints."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -75,9 +73,7 @@ def build_method(
         instead = "learned" if name == "mezo" else "learned+" + name
         raise ValueError(f"method {name!r} takes no tuner: leave it out, or use method {instead}")
     if around and issubclass(kinds[0][1], FirstOrder):
-        raise ValueError(
-            f"method {name!r}: a first-order method evaluates no directions, and nothing can be put around it"
-        )
+        raise ValueError(f"method {name!r}: a first-order method evaluates no directions, and nothing can be put around it")
     found: Any = None
     for part, kind in kinds:
         own = _checked(part, known[part] - {"inner"}, given[part])

@@ -4,8 +4,6 @@ It is no zeroth-order method: each step costs a forward and a backward pass and 
 ``torch.optim.SGD`` in that weight decay, as everywhere here, is decoupled and leaves blocks of one dimension alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -29,9 +27,7 @@ class SGDState:
 class SGD(base.FirstOrder[SGDState]):
     """theta -= lr * gradient, by backpropagation."""
 
-    info: ClassVar = base.MethodInfo(
-        "torch.optim.SGD, by backpropagation", "0P, 1P with momentum; the gradients in a step"
-    )
+    info: ClassVar = base.MethodInfo("torch.optim.SGD, by backpropagation", "0P, 1P with momentum; the gradients in a step")
     momentum: float = 0.0
     """Decay of the sum of past gradients; 0 keeps no sum."""
 

@@ -6,8 +6,6 @@ alone and keeps the Gaussian u. The two are different methods under one name, so
 and the default; ``scalar`` is the code's. Along Rademacher noise of one direction they are the same.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
@@ -33,13 +31,9 @@ class Sign(base.Method[None]):
         base.check_choice("reading", self.reading, ("scalar", "element"))
         object.__setattr__(self, "leaves_span", self.reading == "element")
 
-    def update_(
-        self, theta: PerturbedParameters, state: None, estimates: base.Estimates, context: base.StepContext
-    ) -> None:
+    def update_(self, theta: PerturbedParameters, state: None, estimates: base.Estimates, context: base.StepContext) -> None:
         if self.reading == "element":
-            theta.add_dense_each(
-                lambda i: base.gradient(theta.blocks, i, estimates).sign_(), [-rate for rate in context.lr]
-            )
+            theta.add_dense_each(lambda i: base.gradient(theta.blocks, i, estimates).sign_(), [-rate for rate in context.lr])
             return
         for estimate in estimates:
             weight = -sign(estimate.projected_gradient) / len(estimates)

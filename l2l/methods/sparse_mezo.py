@@ -8,8 +8,6 @@ Here ``sparsity`` is the fraction of weights that are left out, the largest ones
 - training blocks whose weights all have one magnitude (fresh biases, norms, adapters) whole: magnitudes rank nothing there.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, final

@@ -7,8 +7,6 @@ A matrix with a side of at most r is first reshaped to be nearly square, as the 
 where that is too small as well, r is its shorter side.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar, final

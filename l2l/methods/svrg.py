@@ -10,8 +10,6 @@ the full one. Differs from the paper in that
 - a wrapper (a tuner's sigma) scales g's directions as it does those of the present step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final

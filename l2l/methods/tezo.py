@@ -7,8 +7,6 @@ in the factor 1 / sqrt(r), which makes a coordinate's mean square 1, in making U
 them, and in that a matrix's rank follows from its own spectrum, not from the least within a layer.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,9 +128,7 @@ class TeZO(base.Method[TeZOState]):
             theta.add_dense_each(self._deltas(theta.blocks, state, shape, estimates), [-rate for rate in context.lr])
         return state
 
-    def _deltas(
-        self, blocks: Blocks, state: TeZOState, shape: Fixed, estimates: base.Estimates
-    ) -> Callable[[int], Tensor]:
+    def _deltas(self, blocks: Blocks, state: TeZOState, shape: Fixed, estimates: base.Estimates) -> Callable[[int], Tensor]:
         """What each block moves by per learning rate, after its means have taken in the estimates."""
 
         def delta(index: int) -> Tensor:

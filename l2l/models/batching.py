@@ -184,9 +184,7 @@ def forward_cost(model: nn.Module) -> int:
     modules, head = list(model.modules()), output_embedding(model)
     calls = sum(1 for module in modules if not any(True for _ in module.children()))
     # Tokens do not multiply with embeddings, and few positions with the head.
-    embeddings = {
-        p for module in modules if isinstance(module, nn.Embedding) or module is head for p in module.parameters()
-    }
+    embeddings = {p for module in modules if isinstance(module, nn.Embedding) or module is head for p in module.parameters()}
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter not in embeddings)
     return _WEIGHTS_READ + _CALL * calls // (weights + _CALL_WEIGHTS * calls)
 

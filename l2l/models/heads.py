@@ -86,8 +86,7 @@ def token_logprobs(model: nn.Module, batch: TokenQuery, parts: Sequence[Part] = 
             the whole batch. The numbers are the same up to rounding, in the batch's order.
     """
     found = [
-        -functional.cross_entropy(_logits_at(model, part).float(), part.targets, reduction="none")
-        for part in parts or (batch,)
+        -functional.cross_entropy(_logits_at(model, part).float(), part.targets, reduction="none") for part in parts or (batch,)
     ]
     if not parts:
         return found[0]

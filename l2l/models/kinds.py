@@ -91,9 +91,7 @@ def _kind_of_class(name: str, pair: bool) -> Kind | None:
 @cache
 def _classes(kind: Kind) -> frozenset[str]:
     """Names of the classes of transformers that are of a kind."""
-    return frozenset(
-        name for names in _table(kind).values() for name in ((names,) if isinstance(names, str) else names)
-    )
+    return frozenset(name for names in _table(kind).values() for name in ((names,) if isinstance(names, str) else names))
 
 
 def _table(kind: Kind) -> Mapping[str, str | tuple[str, ...]]:

@@ -5,8 +5,6 @@ whose run it lies: the beginning of its own input, nothing of another branch. It
 its input. A causal model in which tokens interact by attention alone, with the positions given, computes for every token of
 a tree what it computes in a row of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias

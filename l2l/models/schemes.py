@@ -5,8 +5,6 @@ model has such layers, else the projections of its attention, else all linear la
 disk is a directory with ``adapter_config.json`` and ``adapter_model.safetensors``, and names its base.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,9 +35,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "ia3": {},
 }
 """Rank, alpha and prefix length as Malladi et al. 2023 use them, arXiv:2305.17333."""
-_RESERVED = frozenset(
-    {"peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping"}
-)
+_RESERVED = frozenset({"peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping"})
 """Fields of peft's configurations that only this module sets."""
 
 
@@ -235,9 +231,7 @@ def attention_targets(model: Any, scheme: str) -> Targets:
 def fresh_heads(model: Any) -> list[str]:
     """Names of the modules with weights that lie beside the model's encoder or decoder."""
     inner = getattr(model, getattr(model, "base_model_prefix", "") or "", None)
-    return [
-        name for name, child in model.named_children() if child is not inner and any(True for _ in child.parameters())
-    ]
+    return [name for name, child in model.named_children() if child is not inner and any(True for _ in child.parameters())]
 
 
 def conv_targets(model: nn.Module, modules: str | Sequence[str]) -> bool:

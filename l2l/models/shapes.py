@@ -91,9 +91,7 @@ def tiny_random(family: str, seed: int = 0, head: Head = "auto", **overrides: An
     return like(config, seed, head, **overrides)
 
 
-def like(
-    config_or_id: PreTrainedConfig | str | Path, seed: int = 0, head: Head = "auto", **overrides: Any
-) -> PreTrainedModel:
+def like(config_or_id: PreTrainedConfig | str | Path, seed: int = 0, head: Head = "auto", **overrides: Any) -> PreTrainedModel:
     """A tiny random model of the same architecture as a config, a directory or a hub id; see `tiny_random`."""
     from transformers import AutoConfig
 

@@ -1,7 +1,5 @@
 """Adds keyed noise with the fastest backend that serves the tensors' device and dtype, or with the one that is forced."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Sequence
@@ -78,9 +76,7 @@ def add_noise(
     """
     for piece in pieces:
         if not piece.flat.is_contiguous():
-            raise ValueError(
-                f"noise for block {piece.name!r} needs a contiguous tensor; its strides are {piece.flat.stride()}"
-            )
+            raise ValueError(f"noise for block {piece.name!r} needs a contiguous tensor; its strides are {piece.flat.stride()}")
     kinds = {_kind(piece) for piece in pieces}
     if len(kinds) > 1:
         return _add_by_kind(sorted(kinds, key=str), pieces, terms, gather, rounding, store)

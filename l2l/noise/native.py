@@ -3,8 +3,6 @@
 The library is compiled on first use and kept in a cache. Safe when several processes start at once.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os

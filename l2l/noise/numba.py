@@ -1,7 +1,5 @@
 """The CPU backend for machines without a C compiler. Its kernels, in ``numba_kernel``, are compiled by numba."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec

@@ -3,8 +3,6 @@
 No fast maths: LLVM then neither fuses nor reorders, and the bits are those of the reference.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -133,9 +131,7 @@ def adding(shape: Shape) -> Any:
     _, moved, rounded = _values(shape)
 
     @njit
-    def part(
-        source: Any, target: Any, copy: Any, count: Any, start: Any, words: Any, rounding: Any, scales: Any
-    ) -> None:
+    def part(source: Any, target: Any, copy: Any, count: Any, start: Any, words: Any, rounding: Any, scales: Any) -> None:
         to = numba.carray(_pointer(target), (count,), dtype)
         of = numba.carray(_pointer(source), (count,), dtype) if apart else to
         short = numba.carray(_pointer(copy), (count,), np.uint16)
@@ -150,9 +146,7 @@ def adding(shape: Shape) -> Any:
                     short[i] = rounded(value, at, rounding)
 
     @numba.njit(parallel=True, error_model="numpy")
-    def run(
-        source, target, copy, counts, first_task, first_chunk, start, words, rounding, scales, restoring, centre, tasks
-    ):
+    def run(source, target, copy, counts, first_task, first_chunk, start, words, rounding, scales, restoring, centre, tasks):
         for task in numba.prange(tasks):
             p = _piece_of(task, first_task)
             at = (task - first_task[p]) * TASK
@@ -192,9 +186,7 @@ def gathering(shape: Shape) -> Any:
     noise, moved, _ = _values(shape)
 
     @njit
-    def fill(
-        of: Any, to: Any, short: Any, start: Any, w: Any, s: Any, restoring: Any, centre: Any, d: Any, u: Any
-    ) -> None:
+    def fill(of: Any, to: Any, short: Any, start: Any, w: Any, s: Any, restoring: Any, centre: Any, d: Any, u: Any) -> None:
         """The d and u of one run, and what is stored of it."""
         of = of if apart else to
         for i in range(len(of)):
@@ -213,9 +205,7 @@ def gathering(shape: Shape) -> Any:
         u[len(of) :] = np.float32(0)
 
     @njit
-    def chunk(
-        source: Any, target: Any, copy: Any, count: Any, start: Any, w: Any, s: Any, h: Any, c: Any, out: Any
-    ) -> None:
+    def chunk(source: Any, target: Any, copy: Any, count: Any, start: Any, w: Any, s: Any, h: Any, c: Any, out: Any) -> None:
         of = numba.carray(_pointer(source), (count,), dtype)
         to = numba.carray(_pointer(target if apart else source), (count,), dtype)
         short = numba.carray(_pointer(copy), (count,), np.uint16)

@@ -6,8 +6,6 @@ A keyed 32-bit hash of the element index (three multiplications, in the manner o
 involved. Half precision is computed in float32 and rounded once, to nearest or stochastically.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -121,8 +119,7 @@ def add_noise(
     for i, piece in enumerate(pieces):
         adds = [(term, scales[t][i]) for t, term in enumerate(terms)]
         rows = [
-            _chunk(piece, at, size, adds, gather, i, rounding, store)
-            for at, size in chunks(piece.offset, piece.flat.numel())
+            _chunk(piece, at, size, adds, gather, i, rounding, store) for at, size in chunks(piece.offset, piece.flat.numel())
         ]
         if gather is not None:
             found.append(np.stack(rows) if rows else np.zeros((0, 5, LANES)))
@@ -190,8 +187,7 @@ def total(partials: Sequence[np.ndarray]) -> Sums:
     """Sums per piece from its chunks' lanes [chunks, 5, LANES], added in index order."""
     # Along the first axis numpy adds row after row; accumulate leaves it no choice.
     whole = [
-        np.add.accumulate(p.reshape(len(p), -1))[-1].reshape(5, LANES) if len(p) else np.zeros((5, LANES))
-        for p in partials
+        np.add.accumulate(p.reshape(len(p), -1))[-1].reshape(5, LANES) if len(p) else np.zeros((5, LANES)) for p in partials
     ]
     lanes = np.stack(whole) if whole else np.zeros((0, 5, LANES))
     columns = np.add.accumulate(lanes, axis=2)[:, :, -1]

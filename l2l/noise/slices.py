@@ -1,7 +1,5 @@
 """Arguments of a traversal: where the elements lie, which noise is added to them, and which sums are taken of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A fast backend reads it in a single call: with a call per tensor, Python and lau
 noise of a small tensor, and most tensors of a model are small.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,8 +88,7 @@ def plan(
     """
     dtype, mastered = pieces[0].flat.dtype, pieces[0].master is not None
     scales = [
-        [[round_scale(scale, dtype) for scale in own] for _, own in zip(pieces, term.scales, strict=True)]
-        for term in terms
+        [[round_scale(scale, dtype) for scale in own] for _, own in zip(pieces, term.scales, strict=True)] for term in terms
     ]
     owners, at, counts = np.array(_parts(pieces), dtype=np.int64).reshape(-1, 3).T
     table = np.zeros(len(owners), PART)
@@ -108,9 +105,7 @@ def plan(
         table["copy"] = _addresses(written, owners, at)
     elif store:
         table["target"] = _addresses(written, owners, at)
-    places = [
-        (pieces[k].name, (pieces[k].offset + start) // WORD) for k, start in zip(owners, at.tolist(), strict=True)
-    ]
+    places = [(pieces[k].name, (pieces[k].offset + start) // WORD) for k, start in zip(owners, at.tolist(), strict=True)]
     for t, term in enumerate(terms):
         table["words"][:, t] = _words(term.key, places)
         table["scales"][:, t, : len(scales[t][0])] = np.array(scales[t], dtype=np.float32)[owners]

@@ -1,7 +1,5 @@
 """The CUDA backend: one launch over all tensors of a call. Its kernels are in ``triton_kernel``."""
 
-from __future__ import annotations
-
 import os
 from functools import lru_cache
 from importlib.util import find_spec

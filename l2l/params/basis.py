@@ -4,8 +4,6 @@ A block [m, n] with a basis V [n, r] is perturbed along sqrt(n / r) * R V^T besi
 noise of the same key under a name of its own. The factor makes the mean square of a coordinate 1, as that of dense
 noise is: E||R V^T||^2 = m * r where the columns of V are orthonormal."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -76,9 +74,7 @@ def low_rank_noise(name: str, vectors: Tensor, key: Key, rows: int, distribution
         return math.sqrt(n / r) * (noise @ vectors.t())
 
 
-def low_rank_dot(
-    name: str, vectors: Tensor, key: Key, gradient: Tensor, distribution: Distribution = "gaussian"
-) -> float:
+def low_rank_dot(name: str, vectors: Tensor, key: Key, gradient: Tensor, distribution: Distribution = "gaussian") -> float:
     """<sqrt(n / r) * R V^T, G> for a gradient G [m, n] of the block: sqrt(n / r) * <R, G V>, from m * r numbers."""
     n, r = vectors.shape
     with torch.no_grad(), full_precision(vectors.device):

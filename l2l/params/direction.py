@@ -69,9 +69,7 @@ class Direction:
         for name, values in (("sigma", self.sigma), ("basis_sigma", self.basis_sigma)):
             bad = next((value for value in values if not 0.0 <= value < float("inf")), None)
             if bad is not None:
-                raise ValueError(
-                    f"{name} is {bad}: it must be finite and not negative; the tuner or its input is broken"
-                )
+                raise ValueError(f"{name} is {bad}: it must be finite and not negative; the tuner or its input is broken")
         if self.basis is not None and self.shape is not None:
             raise ValueError("a direction goes along a basis or a shape, not both: take a tuner without a basis")
         if len(self.basis_sigma) != (0 if self.basis is None else len(self.sigma)):
@@ -82,9 +80,7 @@ class Direction:
         vectors = {} if self.basis is None else self.basis.vectors
         bare = next((i for i, value in enumerate(self.basis_sigma) if value and i not in vectors), None)
         if bare is not None:
-            raise ValueError(
-                f"basis_sigma of block {bare} is {self.basis_sigma[bare]}, but it has no basis: it must be 0"
-            )
+            raise ValueError(f"basis_sigma of block {bare} is {self.basis_sigma[bare]}, but it has no basis: it must be 0")
 
     @property
     def only_noise(self) -> bool:

@@ -9,8 +9,6 @@ with V^T is the BLAS library's: equal in every run on one machine with one numbe
 elsewhere. To +epsilon, on to -epsilon and back are the same product times 1, -2 and 1, exactly.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 from abc import ABC, abstractmethod
@@ -189,9 +187,7 @@ def dense_direction(direction: Direction, blocks: Blocks, index: int) -> Tensor:
     out = torch.zeros(block.tensor.shape, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
     scale = direction.scales([1.0] * len(blocks))[index]
     if scale:
-        add_noise(
-            [TensorSlice(out.view(-1), block.name)], [NoiseTerm(direction.key, [(scale,)], direction.distribution)]
-        )
+        add_noise([TensorSlice(out.view(-1), block.name)], [NoiseTerm(direction.key, [(scale,)], direction.distribution)])
     if direction.basis is not None and direction.basis_sigma[index]:
         vectors = direction.basis.vectors[index].detach().to(out.device, out.dtype)
         along = low_rank_noise(block.name, vectors, direction.key, len(out), direction.distribution)
@@ -233,9 +229,7 @@ def parts_of(blocks: Blocks, moves: Sequence[Move], chosen: Sequence[int]) -> di
     for i in chosen if by_operator else ():
         if any(move.shape_scale(i) for move in by_operator):
             if i in found:
-                raise ValueError(
-                    f"block {blocks[i].name!r} would move along a basis and a shape in one step: use one of them"
-                )
+                raise ValueError(f"block {blocks[i].name!r} would move along a basis and a shape in one step: use one of them")
             found[i] = _written_out(blocks, by_operator, i)
     return found
 
@@ -313,9 +307,7 @@ def copy_blocks(pieces: Sequence[TensorSlice], term: NoiseTerm, parts: Mapping[i
     add_noise([pieces[k] for k in range(len(pieces)) if k not in alone and k not in dense])
     for k, part in parts.items():
         if k in alone:
-            add_part(
-                pieces[k], [pieces[k]], part, [_only(term, [k])] if any(term.scales[k]) else [], into=pieces[k].into
-            )
+            add_part(pieces[k], [pieces[k]], part, [_only(term, [k])] if any(term.scales[k]) else [], into=pieces[k].into)
         elif (into := pieces[k].into) is not None:
             part.add_to(into)
 

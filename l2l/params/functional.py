@@ -9,8 +9,6 @@ weights with stochastic rounding, which is right on average. Tensors of one dime
 master: their updates are far below the spacing of bfloat16 around 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -50,9 +48,7 @@ class CopyCache:
         fill: writes perturbed copies of the pieces, which belong to the blocks listed, to ``into`` of each piece.
     """
 
-    def __init__(
-        self, pieces: Mapping[int, TensorSlice], fill: Callable[[Sequence[TensorSlice], Sequence[int]], None]
-    ) -> None:
+    def __init__(self, pieces: Mapping[int, TensorSlice], fill: Callable[[Sequence[TensorSlice], Sequence[int]], None]) -> None:
         self._pieces = pieces
         self._fill = fill
         self._budget = max((piece.flat.numel() for piece in pieces.values()), default=0)
@@ -281,9 +277,7 @@ def renormalises(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 _CONVERSIONS = {Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type_as}
 
 
-def _call(
-    func: Callable[..., Any], copies: dict[int, Tensor], dtypes: dict[int, torch.dtype], args: Any, kwargs: Any
-) -> Any:
+def _call(func: Callable[..., Any], copies: dict[int, Tensor], dtypes: dict[int, torch.dtype], args: Any, kwargs: Any) -> Any:
     """The function on copies. Where one is kept in float32 for a parameter of half precision (a norm's weight, a bias),
     the function computes in float32, unless a half-precision matrix takes part: then the copy is rounded."""
     promoted = {key for key, copy in copies.items() if copy.dtype != dtypes[key]}
@@ -416,8 +410,7 @@ class FunctionalEngine(PerturbEngine):
         count = len(self._blocks)
         pieces = [TensorSlice(self._masters.get(i, block.flat), block.name) for i, block in enumerate(self._blocks)]
         whole = [
-            Move(move.direction, tuple(0.0 if i in move.rows else a for i, a in enumerate(move.amounts)))
-            for move in moves
+            Move(move.direction, tuple(0.0 if i in move.rows else a for i, a in enumerate(move.amounts))) for move in moves
         ]
         parts = parts_of(self._blocks, whole, range(count))
         return measure(pieces, direction.centre or (0.0,) * count, [move.term(range(count)) for move in whole], parts)

@@ -5,8 +5,6 @@ next perturbation. So a step costs three traversals when it must end at the unpe
 step follows at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, final
@@ -103,9 +101,7 @@ class InPlaceEngine(PerturbEngine):
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         if state:
-            raise ValueError(
-                "this state has float32 master weights; these weights are perturbed in place and need none"
-            )
+            raise ValueError("this state has float32 master weights; these weights are perturbed in place and need none")
 
 
 def _opposite(one: Perturbation, other: Perturbation) -> bool:

@@ -5,8 +5,6 @@ matrix is a sum of outer products with its inputs: outside their span it is zero
 sketch of few rows is kept.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass

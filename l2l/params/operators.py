@@ -3,8 +3,6 @@
 Blocks are grouped by their place in the tree of modules, never by what a module is called.
 """
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -36,9 +34,7 @@ def sides(block: Block) -> tuple[int, int]:
     return rows, block.numel // rows
 
 
-def factor(
-    block: Block, name: str, key: Key, shape: tuple[int, ...], distribution: Distribution = "gaussian"
-) -> Tensor:
+def factor(block: Block, name: str, key: Key, shape: tuple[int, ...], distribution: Distribution = "gaussian") -> Tensor:
     """Standard noise of ``shape`` that belongs to a block, under a name of its own: on its device, at least float32."""
     return _standard(block, f"{block.name}#{name}", key, shape, distribution)
 

@@ -178,9 +178,7 @@ class PerturbedParameters:
         self._shift(delta, dict(enumerate(scales)))
 
     def _shift(self, delta: Callable[[int], Tensor], scales: Mapping[int, float]) -> None:
-        self._rewrite(
-            {i: lambda w, i=i, by=by: w.add_(self._transform(i, delta(i)), alpha=by) for i, by in scales.items()}
-        )
+        self._rewrite({i: lambda w, i=i, by=by: w.add_(self._transform(i, delta(i)), alpha=by) for i, by in scales.items()})
 
     @contextmanager
     def transform_dense_updates(self, change: Change) -> Iterator[None]:
@@ -201,14 +199,10 @@ class PerturbedParameters:
         given = {name: tuple(value.shape) for name, value in values.items()}
         if shapes != given:
             wrong = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
-            raise ValueError(
-                f"these weights are of another model: {len(wrong)} blocks differ, the first is {wrong[0]!r}"
-            )
+            raise ValueError(f"these weights are of another model: {len(wrong)} blocks differ, the first is {wrong[0]!r}")
         self._copy({index: values[block.name] for index, block in enumerate(self.blocks)})
 
-    def interpolate(
-        self, anchor: Mapping[int, Tensor], here: Mapping[int, Tensor], ratios: Mapping[int, float]
-    ) -> None:
+    def interpolate(self, anchor: Mapping[int, Tensor], here: Mapping[int, Tensor], ratios: Mapping[int, float]) -> None:
         """Set block i to ``anchor + ratio * (here - anchor)``, for the blocks listed; ratio 1 is ``here``, bit for bit.
 
         Until the step ends, an error puts ``here`` back first.

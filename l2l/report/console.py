@@ -1,7 +1,5 @@
 """Output in the terminal: tables, progress bars, and Lightning's messages kept out."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence

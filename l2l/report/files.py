@@ -1,7 +1,5 @@
 """Files that are either complete or not there."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 import zipfile

@@ -1,7 +1,5 @@
 """Pictures of runs, as PNG files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """What a task is: rows, prompt, options or answer, loss form and metric, in one value; and how a row is rendered."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,9 +117,7 @@ def render(task: Task, row: Row, where: str) -> Example:
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{where}: task {task.name!r} cannot render this row: {error}") from error
     if not example.options or not all(example.options):
-        raise ValueError(
-            f"{where}: task {task.name!r} gives the options {list(example.options)}; each must be non-empty"
-        )
+        raise ValueError(f"{where}: task {task.name!r} gives the options {list(example.options)}; each must be non-empty")
     wrong = [index for index in example.gold if not 0 <= index < len(example.options)]
     if wrong or not example.gold:
         raise ValueError(

@@ -163,9 +163,7 @@ def _surplus(total: int, spare: int, longest: int, max_length: int, name: str) -
     """How many of the ``spare`` tokens of a prompt must go for ``total`` ids to fit into ``max_length``."""
     surplus = max(0, total - max_length)
     if surplus > spare:
-        raise ValueError(
-            f"{name}: an option of {longest} tokens does not fit into max_length {max_length}; raise max_length"
-        )
+        raise ValueError(f"{name}: an option of {longest} tokens does not fit into max_length {max_length}; raise max_length")
     return surplus
 
 
@@ -233,14 +231,10 @@ def _cut(prefix: Ids, row: Tokenized, max_length: int) -> tuple[EncodedOption, .
     if spare < 0:
         raise ValueError(f"{row.name}: nothing comes before the option; the prompt must give at least one token")
     surplus = _surplus(len(prefix) + max(map(len, row.texts)), spare, max(lengths), max_length, row.name)
-    return tuple(
-        EncodedOption(prefix + text[surplus:], length) for text, length in zip(row.texts, lengths, strict=True)
-    )
+    return tuple(EncodedOption(prefix + text[surplus:], length) for text, length in zip(row.texts, lengths, strict=True))
 
 
-def encode_masked(
-    task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[Encoded]:
+def encode_masked(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
     """Tokenise options as verbalizers of a masked model: after the prompt there is a mask token per token of the option.
 
     All of an option's tokens are masked at once, and each is read given the others masked. The tokenizer's special
@@ -371,8 +365,7 @@ def decoder_start(model: Any) -> int:
     found = next((index for index in given if isinstance(index, int)), None)
     if found is None:
         raise ValueError(
-            f"{type(model).__name__} does not say which token its decoder starts with; set "
-            "model.config.decoder_start_token_id"
+            f"{type(model).__name__} does not say which token its decoder starts with; set model.config.decoder_start_token_id"
         )
     return found
 

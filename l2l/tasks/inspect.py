@@ -202,9 +202,7 @@ def _limit(config: CheckConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     if config.max_length is None:
         return min(longest or _LONGEST_DEFAULT, _LONGEST_DEFAULT)
     if config.max_length < 2 or config.max_length > (longest or config.max_length):
-        raise ValueError(
-            f"max_length {config.max_length} must lie in 2..{longest or 'any'}, the positions of {config.model!r}"
-        )
+        raise ValueError(f"max_length {config.max_length} must lie in 2..{longest or 'any'}, the positions of {config.model!r}")
     return config.max_length
 
 
@@ -237,9 +235,7 @@ def _facts(
     return facts | ({"held out": note} if note else {})
 
 
-def _options(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[TokenizedExample], train: int
-) -> list[dict[str, Any]]:
+def _options(tokenizer: PreTrainedTokenizerBase, examples: Sequence[TokenizedExample], train: int) -> list[dict[str, Any]]:
     """The options of all rows, in order of first occurrence; none where each row has others."""
     ids = {text: part for one in examples for text, part in zip(one.example.options, one.options, strict=True)}
     if len(ids) > _LISTED:
@@ -268,23 +264,17 @@ def _warnings(
 ) -> list[str]:
     found = []
     if facts["rows cut"]:
-        found.append(
-            f"{facts['rows cut']} rows have more than {facts['tokens that fit']} tokens and lose their beginning"
-        )
+        found.append(f"{facts['rows cut']} rows have more than {facts['tokens that fit']} tokens and lose their beginning")
     if facts["validation prompts in train"]:
         found.append(f"{facts['validation prompts in train']} validation prompts also stand in train: figures flatter")
     same: dict[str, list[str]] = {}
     for line in options:
         same.setdefault(line["ids"], []).append(line["option"])
     for pair in (" and ".join(texts) for _, texts in sorted(same.items()) if len(texts) > 1):
-        found.append(
-            f"the options {pair} have the same tokens for {config.model}: they cannot be told apart; reword one"
-        )
+        found.append(f"the options {pair} have the same tokens for {config.model}: they cannot be told apart; reword one")
     long = [line["option"] for line in options if " " in line["ids"]]
     if long:
-        found.append(
-            f"options of several tokens for {config.model}: {', '.join(long)}; each counts by its mean per token"
-        )
+        found.append(f"options of several tokens for {config.model}: {', '.join(long)}; each counts by its mean per token")
     if options and any(not line["right in train"] for line in options):
         never = ", ".join(line["option"] for line in options if not line["right in train"])
         found.append(f"never right in train: {never}")
@@ -296,9 +286,7 @@ def _warnings(
         found.append(f"in {merged} rows a token spans the boundary of prompt and option; it counts as the option's")
     double = sum(one.example.prompt[-1:].isspace() and one.example.options[0][:1] == " " for one in examples)
     if double:
-        found.append(
-            f"{double} prompts end in white space before an option's own space; strip one: target_delimiter: ''"
-        )
+        found.append(f"{double} prompts end in white space before an option's own space; strip one: target_delimiter: ''")
     return found
 
 

@@ -3,8 +3,6 @@
 Sums run over small padded tables with a fixed order, so a loss has the same bits in every run on every device.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

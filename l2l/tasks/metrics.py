@@ -1,7 +1,5 @@
 """Scores of predicted answers, between 0 and 1, and bootstrap intervals of their means."""
 
-from __future__ import annotations
-
 import re
 import string
 from collections.abc import Hashable, Sequence

@@ -5,8 +5,6 @@ The tasks of the package are what the modules of ``l2l.tasks.hub`` and ``l2l.tas
 looked up.
 """
 
-from __future__ import annotations
-
 import difflib
 import pkgutil
 import re

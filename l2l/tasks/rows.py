@@ -1,7 +1,5 @@
 """Rows of a task, loaded and checked, and their sampling into train, dev and test rows."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +30,7 @@ class Splits:
     """Which rows were held out of data that come as one split, and which counts were cut because rows were too few."""
 
 
-def load_rows(
-    task: Task, split: Split, data_dir: str | Path | None, count: int | None = None, seed: int = 0
-) -> list[Row]:
+def load_rows(task: Task, split: Split, data_dir: str | Path | None, count: int | None = None, seed: int = 0) -> list[Row]:
     """Rows of one split in the order of a permutation fixed by ``seed``, at most ``count`` of them.
 
     A task of generated rows, or of files of its own, ignores ``data_dir``. Otherwise rows come from

@@ -4,8 +4,6 @@ The hub is read with ``datasets``, files are not: it does not name the line of a
 cells into numbers and nulls, gives every line of JSON the fields of all others, and copies each file into its cache.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

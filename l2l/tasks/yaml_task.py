@@ -136,9 +136,7 @@ def _output_type(file: Path, fields: Mapping[str, Any]) -> str:
         if not isinstance(kind, str) or kind not in _METRICS:
             raise ValueError(f"{kind!r} is not supported; use {' or '.join(_METRICS)}")
     if kind == "multiple_choice" and fields.get("doc_to_choice") is None:
-        raise ValueError(
-            f"{file}: field 'doc_to_choice' is missing; list the choices, as in doc_to_choice: [bad, good]"
-        )
+        raise ValueError(f"{file}: field 'doc_to_choice' is missing; list the choices, as in doc_to_choice: [bad, good]")
     if kind == "generate_until" and fields.get("doc_to_choice") is not None:
         raise ValueError(f"{file}: field 'doc_to_choice' has no use where answers are generated; remove it")
     return kind
@@ -402,9 +400,7 @@ def _not_null(value: object) -> object:
     return value
 
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_not_null
-)
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_not_null)
 """A sandbox: a template can neither reach into Python nor change a row. A last newline is kept."""
 
 
@@ -486,18 +482,14 @@ def _gold_index(value: object, choices: Sequence[str]) -> int:
         if not (value.strip().isascii() and value.strip().isdecimal()):
             near = difflib.get_close_matches(value.strip(), texts, n=1, cutoff=0.5)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(
-                f"{value!r} is none of the choices {', '.join(map(repr, texts))}{hint}; give one, or its index"
-            )
+            raise ValueError(f"{value!r} is none of the choices {', '.join(map(repr, texts))}{hint}; give one, or its index")
         value = int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int):
         raise ValueError(f"{value!r} is neither a choice's text nor its index; give one of these")
     if not 0 <= value < len(choices):
-        raise ValueError(
-            f"index {int(value)} is out of range: the {len(choices)} choices count from 0 to {len(choices) - 1}"
-        )
+        raise ValueError(f"index {int(value)} is out of range: the {len(choices)} choices count from 0 to {len(choices) - 1}")
     return int(value)
 
 

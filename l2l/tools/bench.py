@@ -396,9 +396,7 @@ def peaks(found: Mapping[str, Contender], device: torch.device, steps: int, adva
     return peak_bytes
 
 
-def rounds(
-    found: Mapping[str, Contender], device: torch.device, repeats: int, advance: Advance
-) -> dict[str, list[float]]:
+def rounds(found: Mapping[str, Contender], device: torch.device, repeats: int, advance: Advance) -> dict[str, list[float]]:
     """Name -> seconds of a step in each round. The order is reversed from round to round."""
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for number in range(repeats):

@@ -1,7 +1,5 @@
 """``l2l doctor``: what this machine has, which noise backends run on it and how fast, and what would help."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator

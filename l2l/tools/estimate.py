@@ -1,7 +1,5 @@
 """``l2l estimate``: peak memory and time per step of a run, from a model's config and a short measurement."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 

@@ -290,9 +290,7 @@ class _Prober:
                 except FloatingPointError as error:
                     usable = len(row)
                     if usable < LEAST_EPSILONS:
-                        raise FloatingPointError(
-                            f"at epsilon={epsilons[usable]:g}: try smaller epsilons; {error}"
-                        ) from error
+                        raise FloatingPointError(f"at epsilon={epsilons[usable]:g}: try smaller epsilons; {error}") from error
                 sides.append(row)
         plus, minus = np.array([row[:usable] for row in sides], dtype=np.float64).transpose(2, 0, 1)
         return LineLosses(np.array(epsilons[:usable]), plus, minus, np.array(centers))
@@ -414,9 +412,7 @@ def draw(target: Path, found: ProbeResult) -> Path:
         if advice.lr_best:
             rates = np.linspace(0, 1.1 * max(advice.lr_highest, advice.lr), 100).tolist()
             change.plot(rates, [maths.expected_change(advice, lr) for lr in rates], label="expected change")
-            change.axvline(
-                advice.lr_highest, color="tab:red", linestyle=":", label="expected to lose above", linewidth=1
-            )
+            change.axvline(advice.lr_highest, color="tab:red", linestyle=":", label="expected to lose above", linewidth=1)
         change.axhline(0, color="grey", linewidth=0.8)
         change.set(title="expected change of the loss in a step (the best is -1)", xlabel="lr")
         for axis in axes.flat:

@@ -303,15 +303,11 @@ def reasons(advice: Advice, tried: Sequence[float], directions: int) -> list[str
     if advice.signal_share < 2 * advice.signal_uncertainty:
         found.append("How far lr may go is not known: the signal drowns in noise; use more probes or larger batches.")
     elif advice.lr > advice.lr_highest:
-        found.append(
-            "Batches are so noisy that this lr is expected to lose at first: use larger batches, or a lower lr."
-        )
+        found.append("Batches are so noisy that this lr is expected to lose at first: use larger batches, or a lower lr.")
     if error > 0.5 and advice.epsilon == max(tried):
         found.append(f"Slope and curvature are off by {error:.0%} even here: try larger epsilons.")
     elif error > 0.5:
         found.append(f"Slope and curvature are off by {error:.0%} even here: use float32, or trust neither too far.")
     if advice.ridges > 0.5:
-        found.append(
-            f"Along {advice.ridges:.0%} of the directions the loss curves downwards: probe again after some steps."
-        )
+        found.append(f"Along {advice.ridges:.0%} of the directions the loss curves downwards: probe again after some steps.")
     return found

@@ -4,8 +4,6 @@ Learning rate and epsilon default to values of the tuning scheme. Schemes train 
 so their learning rates differ by a factor of 10^2 to 10^4: a rate of one scheme has no effect, or diverges, in another.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -69,9 +67,7 @@ def doubts(scheme: str, lr: LearningRate, epsilon: float, parameters: int) -> li
         if not low / MARGIN <= value <= high * MARGIN:
             where, what = ("below", "nothing may happen") if value < low else ("above", "the run may diverge")
             span = f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
-            found.append(
-                f"{name}={value:g} lies far {where} what is known to work for scheme {scheme!r} here, {span}: {what}"
-            )
+            found.append(f"{name}={value:g} lies far {where} what is known to work for scheme {scheme!r} here, {span}: {what}")
     return found
 
 
@@ -210,9 +206,7 @@ class FineTuneConfig:
         check_quantize(self.quantize, self.scheme)
         check_level(self.match)
         if self.lr is None and is_first_order(self.method):
-            raise ValueError(
-                f"method {self.method!r} takes a learning rate of its own size, and lr is not given: try 1e-5"
-            )
+            raise ValueError(f"method {self.method!r} takes a learning rate of its own size, and lr is not given: try 1e-5")
         lr = KNOWN[self.scheme].lr if self.lr is None else self.lr
         epsilon = KNOWN[self.scheme].epsilon if self.epsilon is None else self.epsilon
         object.__setattr__(self, "lr", lr)  # config.yaml and summary.json record the values that are used

@@ -1,7 +1,5 @@
 """``l2l evaluate``: loss and metric of a model on a task."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 

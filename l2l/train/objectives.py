@@ -38,13 +38,9 @@ def check_objective(name: str, micro_batch: int | None, batch_size: int) -> None
     if micro_batch is None:
         return
     if not isinstance(micro_batch, int) or isinstance(micro_batch, bool) or not 1 <= micro_batch <= batch_size:
-        raise ValueError(
-            f"micro_batch={micro_batch} must be a whole number from 1 to batch_size, which is {batch_size}"
-        )
+        raise ValueError(f"micro_batch={micro_batch} must be a whole number from 1 to batch_size, which is {batch_size}")
     if ":" in name:
-        raise ValueError(
-            f"micro_batch is set, but {name!r} gets all rows of a batch and feeds them itself: leave it out"
-        )
+        raise ValueError(f"micro_batch is set, but {name!r} gets all rows of a batch and feeds them itself: leave it out")
 
 
 def find_objective(
@@ -85,9 +81,7 @@ def find_objective(
             raise ValueError(
                 f"objective {name!r} compares options, and task {task.name!r} generates answers: use f1, exact_match or loss"
             )
-        return lambda model, tokenizer, rows: (
-            -evaluate(model, tokenizer, task, rows, size, max_length, grouping=grouping).value
-        )
+        return lambda model, tokenizer, rows: -evaluate(model, tokenizer, task, rows, size, max_length, grouping=grouping).value
 
     def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> float:
         examples = [task.example(row) for row in rows]

@@ -1,7 +1,5 @@
 """The run log ``steps.jsonl``: what is needed to rebuild the weights of each step from the base model."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, final

@@ -1,7 +1,5 @@
 """The public class :class:`l2l.Tuner`: the tuner of :mod:`l2l.tuners.model` with files, the hub and other models on top."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Self, final
 
@@ -36,9 +34,7 @@ class Tuner(TunerModel):
         """Write ``tuner.safetensors``, ``config.json`` and a card ``README.md``; the directory."""
         return io.save(self, Path(directory))
 
-    def push_to_hub(
-        self, repo_id: str, private: bool = False, revision: str | None = None, licence: str | None = None
-    ) -> str:
+    def push_to_hub(self, repo_id: str, private: bool = False, revision: str | None = None, licence: str | None = None) -> str:
         """Upload the saved form to the hub in one commit; the commit's address. Needs a logged-in hub account.
 
         Args:

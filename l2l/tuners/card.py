@@ -3,8 +3,6 @@
 Results come from the tuner's own training, and from the files of ``l2l meta-evaluate`` and ``l2l tuners test``.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -173,9 +171,7 @@ def render(tuner: TunerModel, config: dict[str, Any]) -> str:
         'tuner = l2l.Tuner.from_pretrained("this directory or its hub id")',
         *("optimizer = l2l.ZOFineTuner(model, tuner)", "```"),
     ]
-    reach = (
-        " Nothing in it belongs to a block: it serves models of other sizes and families." if tuner.size_free else ""
-    )
+    reach = " Nothing in it belongs to a block: it serves models of other sizes and families." if tuner.size_free else ""
     tables = sections(results)
     own = {name: value for name, value in results.items() if not tables or name not in (EVALUATION, TESTS)}
     parts = [
@@ -206,9 +202,7 @@ def _sigma(tuner: TunerModel) -> list[str]:
         f"| {row.kind} | {row.blocks} | {row.smallest:.4g} | {row.median:.4g} | {row.largest:.4g} | {row.variation:.3f} |"
         for row in sigma_by_kind(tuner)
     ]
-    conditions = (
-        f"at weights of mean 0 and variance {TYPICAL_VARIANCE:g}, losses of {TYPICAL_LOSS:g} and a last sigma of 1"
-    )
+    conditions = f"at weights of mean 0 and variance {TYPICAL_VARIANCE:g}, losses of {TYPICAL_LOSS:g} and a last sigma of 1"
     return [f"Sigma before normalisation, {conditions}{kinds}:", "\n".join([head, *rows])]
 
 

@@ -1,7 +1,5 @@
 """``l2l tuners verify``: whether a tuner may be used with a model; ``l2l tuners diff``: how two tuners differ."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,9 +184,7 @@ def difference(first: TunerModel, second: TunerModel, most: int = MOST) -> Diffe
         }
         for kind in {**mine, **theirs}
     ]
-    before, after = (
-        dict(zip(tuner.fingerprint.names, dense_sigma(tuner).tolist(), strict=True)) for tuner in (first, second)
-    )
+    before, after = (dict(zip(tuner.fingerprint.names, dense_sigma(tuner).tolist(), strict=True)) for tuner in (first, second))
     tiny = torch.finfo(torch.float32).tiny
     changes: list[tuple[float, dict[str, Any]]] = []
     for name, source in match.mapping.items():

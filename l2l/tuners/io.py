@@ -4,8 +4,6 @@ The weights' file holds the network's tensors by name, and ``basis.<block>`` for
 checked before they take memory, and complete before they take their names.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform
@@ -76,9 +74,7 @@ def save(tuner: TunerModel, directory: Path, dtype: torch.dtype | None = None) -
     Args:
         dtype: of the network's tensors on disk; None: float32, in which it computes.
     """
-    weights = {
-        name: value.detach().to(dtype or value.dtype).contiguous() for name, value in tuner.network.state_dict().items()
-    }
+    weights = {name: value.detach().to(dtype or value.dtype).contiguous() for name, value in tuner.network.state_dict().items()}
     weights |= {BASIS + name: vectors for name, vectors in (tuner.basis or {}).items()}
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as folder:

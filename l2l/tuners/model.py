@@ -3,8 +3,6 @@
 A basis holds, for some weight matrices [m, n], a few orthonormal input-side columns V [n, r] by block name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self

@@ -3,8 +3,6 @@
 A network in another package is named by its module path, ``package.module`` or ``package.module:Class``.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import sys

@@ -1,7 +1,5 @@
 """Normalizers: the common factor of sigma that keeps a budget constant, whatever the overall size of sigma."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -48,9 +46,7 @@ class Normalizer(ABC):
         """
         spent = torch.sum(counts * sigma.detach().double() ** 2).item()
         if not 0 < spent < float("inf"):
-            raise ValueError(
-                f"sigma has {self.name} {spent}: it must be finite and not zero everywhere; check the tuner"
-            )
+            raise ValueError(f"sigma has {self.name} {spent}: it must be finite and not zero everywhere; check the tuner")
         return (torch.sum(counts if counts.ndim == 1 else counts[:, 0]).item() / spent) ** 0.5
 
 

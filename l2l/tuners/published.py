@@ -42,9 +42,7 @@ MAX_PICKLE = 4 << 20
 MAX_DEPTH = 20_000
 """Values on the stack; a mapping is written in groups of 1000 entries."""
 MAX_BLOCKS = 100_000
-ENTRIES = re.compile(
-    r"data\.pkl|byteorder|version|data/\d+|\.data/serialization_id|\.format_version|\.storage_alignment"
-)
+ENTRIES = re.compile(r"data\.pkl|byteorder|version|data/\d+|\.data/serialization_id|\.format_version|\.storage_alignment")
 """Names that entries of the zip may have below its folder."""
 FOLDER = re.compile(r"(?!\.)[\w.\-]{1,200}")
 BLOCK_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
@@ -76,9 +74,7 @@ _LLAMA = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attentio
 _OPT = ("hidden_size", "ffn_dim", "num_hidden_layers", "num_attention_heads", "word_embed_proj_dim")
 
 
-def _shape(
-    model_type: str, names: tuple[str, ...], sizes: tuple[int, ...], vocab_size: int, **more: Any
-) -> dict[str, Any]:
+def _shape(model_type: str, names: tuple[str, ...], sizes: tuple[int, ...], vocab_size: int, **more: Any) -> dict[str, Any]:
     return {"model_type": model_type, **dict(zip(names, sizes, strict=True)), "vocab_size": vocab_size, **more}
 
 
@@ -159,9 +155,7 @@ def read_published(path: Path) -> Published:
         parts: dict[tuple[str, str], Tensor] = {}
         for place in SHAPES:
             rows = [
-                _tensor(
-                    found[place], entries.get(f"data/{found[place].storage.key}", b""), f"{'.'.join(place)} of {name!r}"
-                )
+                _tensor(found[place], entries.get(f"data/{found[place].storage.key}", b""), f"{'.'.join(place)} of {name!r}")
                 for name, found in views.items()
             ]
             parts[place] = torch.stack(rows)
@@ -373,9 +367,7 @@ def _views(found: Any) -> dict[str, dict[tuple[str, str], _View]]:
         if not BLOCK_NAME.fullmatch(block) or len(block) > 200:
             raise ValueError(f"{block[:80]!r} is no name of a block")
         parts = module.state.get("_modules") if isinstance(module, _Module) and module.kind == SEQUENTIAL else None
-        layers = (
-            [(key, getattr(layer, "kind", None)) for key, layer in parts.items()] if isinstance(parts, dict) else []
-        )
+        layers = [(key, getattr(layer, "kind", None)) for key, layer in parts.items()] if isinstance(parts, dict) else []
         if not isinstance(parts, dict) or layers != LAYERS:
             raise ValueError(f"what it holds for block {block!r} is not Sequential(Linear, Tanh, Linear)")
         for place, wanted in SHAPES.items():

@@ -49,9 +49,7 @@ class BlockSchedule:
         if not self.shares:
             object.__setattr__(self, "shares", (1.0,) * len(self.groups))
         if len(self.shares) != len(self.groups) or not all(0 < share < float("inf") for share in self.shares):
-            raise ValueError(
-                f"block schedule: shares {self.shares} must be {len(self.groups)} positive numbers, one per group"
-            )
+            raise ValueError(f"block schedule: shares {self.shares} must be {len(self.groups)} positive numbers, one per group")
 
     @staticmethod
     def by_role(blocks: Blocks) -> BlockSchedule:

@@ -5,8 +5,6 @@ one, and users may have theirs. Loading by name opens no connection unless the n
 fetches. From the hub only config and safetensors are fetched, never a pickle.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -128,9 +126,7 @@ class Entry:
         if self.hub is not None:
             return _checked(hub_folder(self.hub, self.revision), self.sha256)
         if self.url is None:
-            raise FileNotFoundError(
-                f"the bundled tuner {self.name!r} is not in {io.bundled_folder()}: install l2l again"
-            )
+            raise FileNotFoundError(f"the bundled tuner {self.name!r} is not in {io.bundled_folder()}: install l2l again")
         parts = cache_folder() / "downloads"
         if self.format == "published":
             file = parts / f"{self.sha256[:12]}-{self.url.rpartition('/')[2]}"
@@ -219,9 +215,7 @@ def locate(name: str, revision: str | None = None) -> Path:
     return hub_folder(name, revision)
 
 
-def download(
-    name: str, revision: str | None = None, sha256: str | None = None, report: Report = lambda *_: None
-) -> Path:
+def download(name: str, revision: str | None = None, sha256: str | None = None, report: Report = lambda *_: None) -> Path:
     """Fetch a tuner into the cache, if it is not there; its folder. A published file is imported, nothing in it is executed.
 
     Args:
@@ -307,8 +301,7 @@ def fetch(url: str, target: Path, sha256: str, size: int | None = None, report: 
     if found != sha256:
         part.unlink()
         raise ValueError(
-            f"{url} has sha256 {found}, but {sha256} was asked for: the file is not the one that was checked, and was "
-            "removed"
+            f"{url} has sha256 {found}, but {sha256} was asked for: the file is not the one that was checked, and was removed"
         )
     return part.replace(target)
 
@@ -431,8 +424,7 @@ def push(tuner: TunerModel, repo_id: str, private: bool, revision: str | None, l
         tuner = replace(tuner, provenance=replace(known, recipe=known.recipe | {"licence": licence}))
     elif isinstance(stated, str) and stated.startswith(UNKNOWN):
         raise ValueError(
-            f"the licence of this tuner is {stated}: it is not pushed. With its authors' leave, name the licence with "
-            "--licence"
+            f"the licence of this tuner is {stated}: it is not pushed. With its authors' leave, name the licence with --licence"
         )
     if Path(known.base_model).is_absolute() or known.base_model.startswith("."):
         raise ValueError(

@@ -6,8 +6,6 @@ weights (instruct, fine-tuned). ``renamed``: the same shapes under other names, 
 other shapes or numbers. ``other family``: nothing in common but kinds of blocks.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -181,9 +179,7 @@ def _representatives(mine: Fingerprint, other: Fingerprint) -> dict[str, str]:
         alike = [source for source in near if role(source[0]) == role(name)]
         alike = alike or [source for source in near if source[2] == kind] or near
         if not alike:
-            raise ValueError(
-                f"the tuner has no {kind}, so nothing to take for block {name!r}: learn one for this model"
-            )
+            raise ValueError(f"the tuner has no {kind}, so nothing to take for block {name!r}: learn one for this model")
         found[name] = min(alike, key=lambda source: abs(source[1] - depth))[0]
     return found
 

@@ -98,9 +98,7 @@ def test_a_new_file_among_the_methods_is_one_of_all(tmp_path: Path, monkeypatch)
 
 
 def test_a_list_holds_all_beside_others_and_an_entry_takes_the_place_of_its_label(tmp_path):
-    found = {
-        e.label: e for e in small(tmp_path, methods=["all", {"method": "dizo", "scale": 3.0}, AUTO, "adamw"]).contenders
-    }
+    found = {e.label: e for e in small(tmp_path, methods=["all", {"method": "dizo", "scale": 3.0}, AUTO, "adamw"]).contenders}
     assert list(found) == [*plain_methods(), "auto", "adamw"]
     assert (found["dizo"].scale, found["mezo"].scale) == (3.0, 1.0)
     assert [entry.label for entry in small(tmp_path, methods="dizo, mezo").contenders] == ["dizo", "mezo"]

@@ -66,9 +66,7 @@ def test_ranks_are_those_of_methods_that_ran_in_every_cell_and_the_others_stand_
 
 def test_within_a_model_those_are_ranked_that_ran_there():
     other = Cell("large", "full", "one")
-    runs = RunTable.of(
-        [*RESULTS, result(other, "mezo", 1.0), result(other, "mezo", 1.0, seed=1)], [ONE, TWO, other], LABELS
-    )
+    runs = RunTable.of([*RESULTS, result(other, "mezo", 1.0), result(other, "mezo", 1.0, seed=1)], [ONE, TWO, other], LABELS)
     everything, tiny, large = standings(runs, "mezo")
     assert [table.title for table in (everything, tiny, large)] == ["All cells", "tiny, full", "large, full"]
     assert {row[0]: row[1] for row in texts(everything)} == {"mezo": "1.00", "dizo": "-", "lozo": "-"}

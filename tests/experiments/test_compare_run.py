@@ -171,9 +171,7 @@ def test_a_configuration_is_one_and_begins_with_its_command(path, capsys):
     line, *_ = path.read_text().splitlines()
     assert line.startswith(f"# l2l compare --config configs/compare/{path.name}")
     assert ("all" in config.methods) == (path.stem != "fresh")
-    assert [
-        name for name, value in yaml.safe_load(path.read_text()).items() if getattr(CompareConfig(), name) == value
-    ] == []
+    assert [name for name, value in yaml.safe_load(path.read_text()).items() if getattr(CompareConfig(), name) == value] == []
     with pytest.raises(SystemExit) as leaving:
         main(["compare", "--config", str(path), "--print_config"])
     assert leaving.value.code == 0

@@ -125,9 +125,7 @@ def learned_on(task: str, folder: Path) -> str:
         ({"model": "./nowhere"}, "nowhere"),
     ],
 )
-def test_tasks_that_took_part_and_what_is_not_there_are_refused_before_anything_is_written(
-    setting, said, configured, tmp_path
-):
+def test_tasks_that_took_part_and_what_is_not_there_are_refused_before_anything_is_written(setting, said, configured, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         run_meta_evaluation(configured(settings=[SETTING | setting]))
     assert not (tmp_path / "out").exists()
@@ -216,9 +214,7 @@ def test_all_controls_are_built_and_run(configured, tuner, tmp_path, monkeypatch
     pooled = SETTING | {"pool": ["world_topic"]}
     one = {"seeds": 1, "grid": [1e-4], "step_fraction_grid": [0.1], "controls": list(CONTROLS), "passes": 4}
     found = run_meta_evaluation(configured(settings=[pooled], contenders=[MEZO, DIZO, judged], **one))
-    assert list(found["win_rate_over_each_control"]) == [
-        text for name, text in CONTROLS.items() if name != "random_turns"
-    ]
+    assert list(found["win_rate_over_each_control"]) == [text for name, text in CONTROLS.items() if name != "random_turns"]
     assert list(found["protocol"]["controls_left_out"]["tiny"]) == ["random_turns"]
     given = {row["contender"]: row for row in found["protocol"]["chosen"]}
     schedules = [row["schedule"] for row in found["runs"] if row["contender"] == CONTROLS["mezo_schedule"]]

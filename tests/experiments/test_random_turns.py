@@ -38,9 +38,7 @@ def test_a_tuner_that_takes_turns_meets_random_groups_and_tables_that_take_none(
         {"label": "MeZO", "method": "mezo", "role": "baseline-mezo"},
         {"label": "tuner", "method": "learned", "tuner": str(tmp_path / "turns")},
     ]
-    found = evaluate.run_meta_evaluation(
-        MetaEvaluateConfig(**SMALL | {"contenders": contenders, "out": str(tmp_path / "out")})
-    )
+    found = evaluate.run_meta_evaluation(MetaEvaluateConfig(**SMALL | {"contenders": contenders, "out": str(tmp_path / "out")}))
     assert set(found["win_rate_over_each_control"]) == {"random sigma", "turns of random groups"}
     kept = [Tuner.from_pretrained(path).block_schedule for path in (tmp_path / "out" / "runs" / "_tuners").iterdir()]
     (dealt,) = [one for one in kept if one and one != turns]

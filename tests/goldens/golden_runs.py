@@ -133,9 +133,7 @@ def contracts() -> dict[str, Compute]:
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "MeZO": lambda model: l2l.MeZO(model, lr=0.01, epsilon=1e-3, seed=3),
     "DiZO": lambda model: l2l.DiZO(model, lr=0.01, epsilon=1e-3, seed=3, interval=2, iterations=2),
-    "ZOFineTuner": lambda model: l2l.ZOFineTuner(
-        model, l2l.Tuner.for_model(model, seed=5), lr=0.01, epsilon=1e-3, seed=3
-    ),
+    "ZOFineTuner": lambda model: l2l.ZOFineTuner(model, l2l.Tuner.for_model(model, seed=5), lr=0.01, epsilon=1e-3, seed=3),
 }
 
 

@@ -75,9 +75,7 @@ def tuner_of(model: nn.Module, inside: Tensor | None = None, **options: Any) -> 
     return Tuner.for_model(model, seed=4, basis=None if inside is None else {"matrix": inside}, **options)
 
 
-def point_on(
-    model: Bowl, tuner: Tuner, key: Key = Key(5, 7), lr: float = 1e-2, other: int = 1, **changes: Any
-) -> MetaState:
+def point_on(model: Bowl, tuner: Tuner, key: Key = Key(5, 7), lr: float = 1e-2, other: int = 1, **changes: Any) -> MetaState:
     """Batch A is number 0, B is ``other``, further ones follow."""
     theta = PerturbedParameters(Blocks.of(model))
     method = Learned(tuner, epsilon=1e-3)
@@ -141,9 +139,7 @@ def exact_traces(model: Bowl, inside: Tensor | None) -> Tensor:
 
 
 def close(model: Bowl, before: list[Tensor]) -> bool:
-    return all(
-        torch.allclose(p, kept, rtol=1e-12, atol=1e-12) for p, kept in zip(model.parameters(), before, strict=True)
-    )
+    return all(torch.allclose(p, kept, rtol=1e-12, atol=1e-12) for p, kept in zip(model.parameters(), before, strict=True))
 
 
 def meta_gradient(outcome: MetaLoss, network: torch.nn.Module) -> Tensor:

@@ -142,9 +142,7 @@ def test_the_weights_are_back_after_an_error_on_the_way():
     def at(batch: int) -> Callable[[], Tensor]:
         return lambda: model(batch) * (float("nan") if batch > BATCHES + 5 else 1.0)
 
-    with pytest.raises(
-        FloatingPointError, match=r"task 'slope', gradients for the basis: the loss is nan.* lower inner_lr"
-    ):
+    with pytest.raises(FloatingPointError, match=r"task 'slope', gradients for the basis: the loss is nan.* lower inner_lr"):
         gradient_basis(PerturbedParameters(Blocks.of(model)), [Losses("slope", at)], RANK)
     assert all(torch.equal(p, kept) for p, kept in zip(model.parameters(), before, strict=True))
 

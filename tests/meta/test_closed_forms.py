@@ -83,9 +83,7 @@ def test_the_ratio_does_not_depend_on_the_learning_rate():
 def test_a_gain_that_seems_negative_counts_as_its_floor_and_keeps_its_slope():
     one = torch.ones(2, dtype=torch.float64)
     form = log_progress_rate(one, torch.tensor([-3.0, 1.0], dtype=torch.float64), one, one, 0.25)
-    assert form.value == pytest.approx(
-        2 * torch.log(torch.tensor(2.0)).item() - 2 * torch.log(torch.tensor(0.5)).item()
-    )
+    assert form.value == pytest.approx(2 * torch.log(torch.tensor(2.0)).item() - 2 * torch.log(torch.tensor(0.5)).item())
     assert form.slope[0] > form.slope[1]
     with pytest.raises(FloatingPointError, match="nan"):
         log_progress_rate(one, torch.tensor([float("nan"), 1.0], dtype=torch.float64), one, one, 0.25)

@@ -32,8 +32,7 @@ def loss_behind(model: Bowl, weights: Tensor, names: list[str], point: Any) -> T
     energy = sum(size * s**2 for size, s in zip(SIZES, sigma, strict=True))
     factor = (sum(SIZES) / energy) ** 0.5
     noise = [
-        standard_noise(name, point.key, p.shape, dtype=torch.float64)
-        for name, p in zip(names, model.parameters(), strict=True)
+        standard_noise(name, point.key, p.shape, dtype=torch.float64) for name, p in zip(names, model.parameters(), strict=True)
     ]
     u = torch.cat([(factor * sigma[i] * z).reshape(-1) for i, z in enumerate(noise)])
     x = model.flat().detach()
@@ -149,6 +148,4 @@ def test_whole_runs_teach_a_tuner_with_a_basis_role_by_role():
     assert delta.shape == (2, 2)
     (slope,) = torch.autograd.grad(objective(point).surrogate, list(point.method.tuner.network.parameters()))
     assert slope[0, 0] != 0 and slope[0, 1] != 0
-    assert all(
-        torch.allclose(p, kept, rtol=1e-12, atol=1e-12) for p, kept in zip(model.parameters(), before, strict=True)
-    )
+    assert all(torch.allclose(p, kept, rtol=1e-12, atol=1e-12) for p, kept in zip(model.parameters(), before, strict=True))

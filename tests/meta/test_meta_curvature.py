@@ -27,9 +27,7 @@ OPTIONS = ((7, 3), (9,), (11, 4, 2))
 
 def batch_of(form: Form, count: int = 1) -> Batch:
     prompts = [(1 + i, 20, 31, 40 + i) for i in range(count)]
-    examples = [
-        Encoded(tuple(EncodedOption(prompt + option, len(option)) for option in OPTIONS), (0,)) for prompt in prompts
-    ]
+    examples = [Encoded(tuple(EncodedOption(prompt + option, len(option)) for option in OPTIONS), (0,)) for prompt in prompts]
     return collate(examples, form, 0)
 
 
@@ -48,9 +46,7 @@ def test_options_are_drawn_as_often_as_the_model_believes_them():
         for parameter in model.parameters():
             parameter.mul_(2.0)  # so that the options differ
         scores = score(model, batch)
-        losses = torch.tensor(
-            [sampled_loss(model, batch, "classification", Key(step)).closure() for step in range(200)]
-        )
+        losses = torch.tensor([sampled_loss(model, batch, "classification", Key(step)).closure() for step in range(200)])
     believed = torch.softmax(scores, 0)
     for chance, value in zip(believed, -torch.log(believed), strict=True):
         share = torch.isclose(losses, value, rtol=1e-4).float().mean().item()
@@ -79,9 +75,7 @@ def test_the_squared_norm_under_drawn_labels_is_the_gauss_newton_trace_on_averag
         gold = torch.tensor([label])
 
         given = replace(batch, gold=gold)
-        exact += chance * squared_norms(
-            blocks, components, lambda given=given: classification_loss(score(model, given), given)
-        )
+        exact += chance * squared_norms(blocks, components, lambda given=given: classification_loss(score(model, given), given))
     num_directions = [sampled_loss(model, batch, "classification", Key(step)) for step in range(100)]
     found = torch.stack([draw.count * squared_norms(blocks, components, draw.closure) for draw in num_directions])
     error = found.std(0) / len(num_directions) ** 0.5

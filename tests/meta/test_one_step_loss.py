@@ -166,9 +166,7 @@ def test_the_published_gradient_is_exact_in_both_outputs(inside: Tensor | None):
         along[0] = low_rank_noise("matrix", inside.double(), point.key, 6)
     sigma = torch.tensor(seen.direction.sigma, dtype=torch.float64, requires_grad=True)
     inner = torch.tensor(seen.direction.basis_sigma or (0.0, 0.0), dtype=torch.float64, requires_grad=True)
-    moved = [
-        p.detach() + amount * (sigma[i] * noise[i] + inner[i] * along[i]) for i, p in enumerate(model.parameters())
-    ]
+    moved = [p.detach() + amount * (sigma[i] * noise[i] + inner[i] * along[i]) for i, p in enumerate(model.parameters())]
     x = torch.cat([part.reshape(-1) for part in moved])
     (0.5 * x @ model.hessian @ x + model.tilts[0] @ x).backward()
     assert outcome.sigma_gradient is not None and sigma.grad is not None and inner.grad is not None
@@ -217,9 +215,7 @@ def test_unrolled_steps_are_those_of_a_run_and_each_has_its_share_of_the_gradien
         ]
         slope = -point.lr * seen.projected_gradient * seen.direction.factor * torch.stack(dots)
         parts.append(torch.sum(point.method.tuner.sigma(features, point.theta.blocks.names) * slope.float()))
-    expected = torch.cat(
-        [g.reshape(-1) for g in torch.autograd.grad(torch.stack(parts).sum(), list(network.parameters()))]
-    )
+    expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(torch.stack(parts).sum(), list(network.parameters()))])
     torch.testing.assert_close(meta_gradient(outcome, network).float(), expected, rtol=1e-4, atol=1e-8)
     assert not close(model, before)
 

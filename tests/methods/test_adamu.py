@@ -76,9 +76,7 @@ def test_what_is_updated_and_remembered_is_what_was_looked_along(model: nn.Modul
     assert optimizer.report is not None
     (seen,) = optimizer.report.estimates
     for block, history in zip(optimizer.blocks, optimizer.method_state.history, strict=True):
-        torch.testing.assert_close(
-            history, (plus[block.name] - minus[block.name]) / (2 * EPSILON), rtol=1e-6, atol=1e-9
-        )
+        torch.testing.assert_close(history, (plus[block.name] - minus[block.name]) / (2 * EPSILON), rtol=1e-6, atol=1e-9)
     assert seen.direction.key == Key(0, 7)
 
 

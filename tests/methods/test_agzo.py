@@ -112,9 +112,7 @@ def test_every_way_to_read_a_weight_shows_its_inputs(form: tuple[int, int], read
     torch.testing.assert_close(projected, INPUTS, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "read", [lambda w: w.sum(), lambda w: functional.embedding(torch.tensor([1]), w), lambda w: w @ w]
-)
+@pytest.mark.parametrize("read", [lambda w: w.sum(), lambda w: functional.embedding(torch.tensor([1]), w), lambda w: w @ w])
 def test_what_is_no_linear_map_of_inputs_shows_none_or_its_own(read: Any):
     span = spans(nn.Parameter(torch.eye(4)), read)
     assert span is None or span.vectors.shape == (4, 2)

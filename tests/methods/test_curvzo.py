@@ -53,8 +53,7 @@ def test_twenty_four_steps_are_those_of_the_paper(kind: type[nn.Module]):
         part = sample_blocks(torch.tensor(pi, dtype=torch.float64), optimizer.blocks, key)
         z = {n: standard_noise(n, key, at[n].shape, dtype=torch.float64) * (i in part) for i, n in enumerate(names)}
         plus, minus = (
-            functional_call(twin, {n: at[n] + by * z[n] for n in at}, (), tie_weights=True).item()
-            for by in (EPSILON, -EPSILON)
+            functional_call(twin, {n: at[n] + by * z[n] for n in at}, (), tie_weights=True).item() for by in (EPSILON, -EPSILON)
         )
         g = (plus - minus) / (2 * EPSILON)
         at = {n: at[n] - LR * g / given[i] * z[n] for i, n in enumerate(names)}

@@ -59,9 +59,7 @@ def model() -> Any:
 
 @pytest.mark.parametrize("case", CASES, ids=named)
 def test_the_estimate_predicts_the_passes_and_the_state_of_real_steps(case: MethodCase, model: Any):
-    predicted = run_estimate(
-        EstimateConfig(SHAPE, "fp32", ROWS, LENGTH, method=case.name, method_args=case.args, steps=STEPS)
-    )
+    predicted = run_estimate(EstimateConfig(SHAPE, "fp32", ROWS, LENGTH, method=case.name, method_args=case.args, steps=STEPS))
     method, ids = declared_method(case.name, case.args, model), torch.arange(ROWS * LENGTH).reshape(ROWS, LENGTH)
     optimizer, passes = ZOOptimizer(model, method, lr=1e-6), 0
     for _ in range(STEPS):

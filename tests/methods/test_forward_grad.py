@@ -121,9 +121,7 @@ def test_half_precision_slopes_are_near_those_of_the_same_weights_in_float32():
 def test_it_may_be_given_lr_auto():
     left, right = Quadratic().double(), Quadratic().double()
     control = CurvatureLR(every=1, warm_up=0)
-    one, other = (
-        ZOOptimizer(m, k, "auto", SEED, curvature_lr=control) for m, k in ((left, ForwardGrad()), (right, MeZO()))
-    )
+    one, other = (ZOOptimizer(m, k, "auto", SEED, curvature_lr=control) for m, k in ((left, ForwardGrad()), (right, MeZO())))
     one.step(left)
     other.step(right)
     assert one.report is not None and other.report is not None
@@ -131,15 +129,11 @@ def test_it_may_be_given_lr_auto():
     assert one.report.passes == 2 + 2
 
 
-@pytest.mark.parametrize(
-    "value", [lambda model: model().item(), lambda model: model().detach(), lambda _: torch.tensor(1.0)]
-)
+@pytest.mark.parametrize("value", [lambda model: model().item(), lambda model: model().detach(), lambda _: torch.tensor(1.0)])
 def test_a_loss_without_a_derivative_is_refused(value: Any):
     model = TiedLM().double()
     before, optimizer = weights(model), ZOOptimizer(model, ForwardGrad(), LR)
-    with pytest.raises(
-        ValueError, match=r"carries no derivative .* use objective loss, or a method that only compares"
-    ):
+    with pytest.raises(ValueError, match=r"carries no derivative .* use objective loss, or a method that only compares"):
         optimizer.step(lambda: value(model))
     assert_near(weights(model), before)
 

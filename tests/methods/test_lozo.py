@@ -120,9 +120,7 @@ class OneMatrix(nn.Module):
 def test_with_a_high_rank_the_direction_has_the_covariance_of_plain_noise():
     blocks = Blocks.of(OneMatrix())
     method = LOZO(rank=50, interval=1)
-    drawn = [
-        dense_direction(method.direction(blocks, None, Key(SEED, step)), blocks, 0).flatten() for step in range(800)
-    ]
+    drawn = [dense_direction(method.direction(blocks, None, Key(SEED, step)), blocks, 0).flatten() for step in range(800)]
     samples = torch.stack(drawn)
     assert (samples.T @ samples / len(samples) - torch.eye(12)).abs().max() < 0.25
 
@@ -131,17 +129,14 @@ def test_with_a_high_rank_the_direction_has_the_covariance_of_plain_noise():
 def test_a_coordinate_has_mean_square_one_whatever_the_rank(rank: int):
     blocks = Blocks.of(OneMatrix())
     method = LOZO(rank=rank, interval=1)
-    squares = [
-        dense_direction(method.direction(blocks, None, Key(SEED, s)), blocks, 0).square().mean() for s in range(400)
-    ]
+    squares = [dense_direction(method.direction(blocks, None, Key(SEED, s)), blocks, 0).square().mean() for s in range(400)]
     assert torch.stack(squares).mean().item() == pytest.approx(1, rel=0.2)
 
 
 def test_v_stays_for_the_interval_and_u_does_not():
     blocks = Blocks.of(OneMatrix())
     us = [
-        dense_direction(LOZO(rank=1, interval=3).direction(blocks, None, Key(SEED, s)), blocks, 0).view(3, 4)
-        for s in range(4)
+        dense_direction(LOZO(rank=1, interval=3).direction(blocks, None, Key(SEED, s)), blocks, 0).view(3, 4) for s in range(4)
     ]
     assert torch.linalg.matrix_rank(torch.cat(us[:3])) == 1
     assert torch.linalg.matrix_rank(torch.cat(us[2:])) == 2
@@ -165,8 +160,7 @@ def test_a_tuner_scales_what_is_walked_and_what_is_moved(name: str):
     (seen,) = optimizer.report.estimates
     assert len(set(seen.direction.sigma)) == len(optimizer.blocks)
     wanted = {
-        block.name: before[block.name]
-        - LR * seen.projected_gradient * dense_direction(seen.direction, optimizer.blocks, i)
+        block.name: before[block.name] - LR * seen.projected_gradient * dense_direction(seen.direction, optimizer.blocks, i)
         for i, block in enumerate(optimizer.blocks)
     }
     assert_near(weights(model), wanted, 1e-9, 1e-12)

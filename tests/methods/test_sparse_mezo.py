@@ -31,8 +31,7 @@ def test_twenty_steps_are_those_of_the_paper(kind: type[nn.Module]):
         masks = {n: w.abs() <= limit[n] for n, w in at.items()}
         u = {n: masks[n] * standard_noise(n, key, w.shape, dtype=torch.float64) for n, w in at.items()}
         plus, minus = (
-            functional_call(twin, {n: at[n] + by * u[n] for n in at}, (), tie_weights=True).item()
-            for by in (EPSILON, -EPSILON)
+            functional_call(twin, {n: at[n] + by * u[n] for n in at}, (), tie_weights=True).item() for by in (EPSILON, -EPSILON)
         )
         at = {n: at[n] - LR * (plus - minus) / (2 * EPSILON) * u[n] for n in at}
     for name, value in weights(model).items():

@@ -95,9 +95,7 @@ def test_the_scores_and_the_loss_are_those_of_one_padded_batch(model, form: Form
 def test_the_gradients_are_those_of_one_padded_batch(model):
     batch = collate(examples(), "classification", 0)
     parameters = list(model.parameters())
-    parted, whole = (
-        torch.autograd.grad(batch_loss(model, one, "classification"), parameters) for one in (split(batch), batch)
-    )
+    parted, whole = (torch.autograd.grad(batch_loss(model, one, "classification"), parameters) for one in (split(batch), batch))
     for left, right in zip(parted, whole, strict=True):
         torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
 

@@ -36,9 +36,7 @@ def test_a_compiled_decoder_gives_the_same_numbers_and_follows_weights_written_t
     batches = [batch_of(9, 30, 14), batch_of(5, 12, 7, 8), batch_of(40, 11), batch_of(21, 22, 50, 9, 3)]
     for batch in batches:
         for parts in ((), Grouping(2).split(batch)):
-            torch.testing.assert_close(
-                token_logprobs(compiled, batch, parts), token_logprobs(plain, batch), atol=1e-5, rtol=0
-            )
+            torch.testing.assert_close(token_logprobs(compiled, batch, parts), token_logprobs(plain, batch), atol=1e-5, rtol=0)
     frames = counter.frame_count
     for model in (plain, compiled):
         write_through_its_address(model.get_parameter("model.layers.0.mlp.down_proj.weight"))

@@ -50,18 +50,14 @@ def test_what_is_no_regular_expression_is_refused_at_once(make):
 
 def test_a_run_leaves_frozen_parameters_as_they_are(tmp_path):
     before = {name: p.clone() for name, p in l2l.load_model("l2l/tiny").named_parameters()}
-    found = l2l.fine_tune(
-        "l2l/tiny", task="world_topic", steps=3, lr=1e-3, freeze="layernorm", out=str(tmp_path), **SMALL
-    )
+    found = l2l.fine_tune("l2l/tiny", task="world_topic", steps=3, lr=1e-3, freeze="layernorm", out=str(tmp_path), **SMALL)
     after = dict(found.model.named_parameters())
     assert all((before[name] == after[name]).all() == ("layernorm" in name) for name in before)
 
 
 def test_meta_training_with_frozen_parameters_gives_the_model_back_as_it_was(tmp_path):
     model = l2l.load_model("l2l/tiny")
-    tuner = l2l.meta_train(
-        model, ["world_topic"], str(tmp_path), steps=2, freeze="layernorm", train_size=16, progress=False
-    )
+    tuner = l2l.meta_train(model, ["world_topic"], str(tmp_path), steps=2, freeze="layernorm", train_size=16, progress=False)
     assert all(p.requires_grad for p in model.parameters())
     assert tuner.provenance.recipe is not None
     assert tuner.provenance.recipe["freeze"] == "layernorm"

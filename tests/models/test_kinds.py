@@ -85,9 +85,7 @@ def test_a_fresh_classification_head_is_seeded_and_has_the_labels_asked_for(fami
     assert all(torch.equal(one, two) for one, two, _ in pairs)
     assert any(not torch.equal(one, three) for one, _, three in pairs)
     base = dict(model.base_model.named_parameters())
-    kept = [
-        name for name, value in first.base_model.named_parameters() if name in base and torch.equal(value, base[name])
-    ]
+    kept = [name for name, value in first.base_model.named_parameters() if name in base and torch.equal(value, base[name])]
     assert len(kept) >= len(base) - 2  # a pooler, which masked language models do not have
 
 
@@ -144,9 +142,7 @@ def test_an_adapter_with_a_head_of_its_own_asks_for_it(tmp_path):
     model = load_model(tmp_path / "base", head="classifier", num_labels=3)
     adapted = apply_scheme(model, "lora")
     save_adapter(adapted, tmp_path / "adapter", AdapterBase(str(tmp_path / "base"), None))
-    with pytest.raises(
-        ValueError, match="holds a head 'classifier' that RobertaForMaskedLM has not; load it with head="
-    ):
+    with pytest.raises(ValueError, match="holds a head 'classifier' that RobertaForMaskedLM has not; load it with head="):
         load_model(tmp_path / "adapter")
     again = load_model(tmp_path / "adapter", head="classifier", num_labels=3)
     ids = torch.tensor([[5, 6, 7]])

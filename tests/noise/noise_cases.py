@@ -63,11 +63,7 @@ def random_case(seed: int, limit: int, dtypes: tuple[torch.dtype, ...] = (torch.
 
     key = Key(draw.randrange(2**40), draw.randrange(10_000), draw.randrange(4))
     terms = draw.choice([[], [term(key, 1)], [term(key, 2)]])
-    gather = (
-        MomentRequest([draw.uniform(-0.01, 0.01) for _ in counts], [0.1 for _ in counts])
-        if draw.random() < 0.4
-        else None
-    )
+    gather = MomentRequest([draw.uniform(-0.01, 0.01) for _ in counts], [0.1 for _ in counts]) if draw.random() < 0.4 else None
     if terms and gather is None and draw.random() < 0.5:
         terms = [*terms, term(Key(4), 1)]
     rounding = Key(5) if gather is None and draw.random() < 0.4 else None
@@ -91,9 +87,7 @@ def same_sums(left: Sums | None, right: Sums | None) -> bool:
 
 
 def same_pieces(left: list[TensorSlice], right: list[TensorSlice]) -> bool:
-    memory = [
-        (getattr(a, m), getattr(b, m)) for a, b in zip(left, right, strict=True) for m in ("flat", "into", "master")
-    ]
+    memory = [(getattr(a, m), getattr(b, m)) for a, b in zip(left, right, strict=True) for m in ("flat", "into", "master")]
     return all(same_bits(a if a is None else a.cpu(), b if b is None else b.cpu()) for a, b in memory)
 
 

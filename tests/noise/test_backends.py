@@ -51,9 +51,7 @@ def test_native_equals_reference_bit_for_bit(distribution: Distribution, monkeyp
 
 @pytest.mark.parametrize("backend", ALL)
 @pytest.mark.parametrize("base", [0, 2**32 - 20_000])
-def test_a_tensor_moves_the_same_whole_or_in_two_shards(
-    backend: str, base: int, key: Key, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_tensor_moves_the_same_whole_or_in_two_shards(backend: str, base: int, key: Key, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VARIABLE, backend)
     whole, parts = weights(50_000), weights(50_000)
     add_noise_to(whole, "w", key, [1e-5, 3e-6], offset=base)
@@ -106,9 +104,7 @@ def test_a_backend_can_be_forced_and_an_unknown_one_is_refused(monkeypatch: pyte
     monkeypatch.setenv(VARIABLE, "reference")
     assert active_backend() == "reference"
     monkeypatch.setenv(VARIABLE, "cuda9")
-    with pytest.raises(
-        ValueError, match="L2L_NOISE='cuda9' is not a noise backend; use auto, reference, native, numba"
-    ):
+    with pytest.raises(ValueError, match="L2L_NOISE='cuda9' is not a noise backend; use auto, reference, native, numba"):
         active_backend()
 
 

@@ -112,9 +112,7 @@ def test_native_cannot_be_forced_where_it_cannot_be_built(without_compiler: Path
         active_backend()
 
 
-def test_numba_cannot_be_forced_where_it_is_not_installed(
-    uncached: Path, without_numba: None, monkeypatch: pytest.MonkeyPatch
-):
+def test_numba_cannot_be_forced_where_it_is_not_installed(uncached: Path, without_numba: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VARIABLE, "numba")
     with pytest.raises(ValueError, match="L2L_NOISE=numba, but numba is not installed; use L2L_NOISE=auto"):
         active_backend()
@@ -136,9 +134,7 @@ def test_a_compiler_that_fails_leaves_no_file_and_says_what_serves(
 
 
 @needs_compiler
-def test_a_cache_that_cannot_be_written_gives_way_to_the_temporary_folder(
-    uncached: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_cache_that_cannot_be_written_gives_way_to_the_temporary_folder(uncached: Path, monkeypatch: pytest.MonkeyPatch):
     (uncached / "file").write_text("in the way")
     monkeypatch.setenv("L2L_CACHE", str(uncached / "file"))
     assert build.library() is not None

@@ -66,9 +66,7 @@ def moved(case: Case) -> tuple[list[TensorSlice], Sums | None]:
 def test_sums_and_values_do_not_depend_on_the_number_of_threads(backend: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VARIABLE, backend)
     case = replace(random_case(1, 10), dtype=torch.float32, form="place", counts=[900_001, 3], offsets=[5, 2**32 - 2])
-    case = replace(
-        case, terms=[NoiseTerm(Key(1), [(1e-3,)] * 2)], gather=MomentRequest([1e-3] * 2, [0.0] * 2), rounding=None
-    )
+    case = replace(case, terms=[NoiseTerm(Key(1), [(1e-3,)] * 2)], gather=MomentRequest([1e-3] * 2, [0.0] * 2), rounding=None)
     torch.set_num_threads(1)
     pieces, sums = moved(case)
     for count in (2, 3, 7):
@@ -142,9 +140,7 @@ def test_a_block_moves_the_same_whole_or_in_shards_of_rows_or_columns(
 
 
 @pytest.mark.parametrize("backend", ALL)
-def test_shards_across_two_to_the_32_elements_move_as_the_whole_does(
-    backend: str, monkeypatch: pytest.MonkeyPatch, key: Key
-):
+def test_shards_across_two_to_the_32_elements_move_as_the_whole_does(backend: str, monkeypatch: pytest.MonkeyPatch, key: Key):
     monkeypatch.setenv(VARIABLE, backend)
     columns, row = 65_536 * 4, 2**32 // (65_536 * 4) - 1  # the second row begins at 2**32
     shard = torch.randn(2, columns, generator=torch.Generator().manual_seed(0))
@@ -158,9 +154,7 @@ def test_shards_across_two_to_the_32_elements_move_as_the_whole_does(
 
 
 @pytest.mark.parametrize("backend", ALL)
-def test_a_traversal_that_is_to_store_and_sum_nothing_does_nothing(
-    backend: str, monkeypatch: pytest.MonkeyPatch, key: Key
-):
+def test_a_traversal_that_is_to_store_and_sum_nothing_does_nothing(backend: str, monkeypatch: pytest.MonkeyPatch, key: Key):
     monkeypatch.setenv(VARIABLE, backend)
     start = torch.randn(100, generator=torch.Generator().manual_seed(0))
     piece = TensorSlice(start.clone(), "w")

@@ -67,9 +67,7 @@ def test_neighbouring_keys_give_uncorrelated_noise(neighbour: Key):
 def correlation(words: tuple[int, int], others: tuple[int, int], count: int) -> float:
     """Of the noise that two pairs of key words give."""
     device = torch.device("cpu")
-    left, right = (
-        reference._integers_of(reference._hash(0, count, w, device), "gaussian").double() for w in (words, others)
-    )
+    left, right = (reference._integers_of(reference._hash(0, count, w, device), "gaussian").double() for w in (words, others))
     return float(left @ right / (left.norm() * right.norm()))
 
 

@@ -39,9 +39,7 @@ def test_interpreted_kernels_equal_the_reference_over_several_chunks():
 
 @needs_triton
 def test_triton_can_be_forced_on_the_cpu_only_where_it_is_interpreted():
-    code = (
-        "import os; os.environ['L2L_NOISE'] = 'triton'; from l2l.noise import active_backend; print(active_backend())"
-    )
+    code = "import os; os.environ['L2L_NOISE'] = 'triton'; from l2l.noise import active_backend; print(active_backend())"
     assert interpret("-c", code).stdout.strip() == "triton"
 
 

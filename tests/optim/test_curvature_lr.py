@@ -56,9 +56,7 @@ class Scaled(Method[None]):
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
         return Direction(key, (self.sigma,) * len(blocks))
 
-    def update_(
-        self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext
-    ) -> None:
+    def update_(self, theta: PerturbedParameters, state: None, estimates: Sequence[Estimate], context: StepContext) -> None:
         descend(theta, estimates, context.lr)
 
 
@@ -68,9 +66,7 @@ def true_curvature(model: Quadratic, key: Key) -> float:
     return float((model.curvature * z["matrix"] ** 2).sum() + (z["vector"] ** 2).sum())
 
 
-def step_with_curvature(
-    model: nn.Module, control: CurvatureLR, state: CurvatureLRState, method: Method[Any]
-) -> StepReport:
+def step_with_curvature(model: nn.Module, control: CurvatureLR, state: CurvatureLRState, method: Method[Any]) -> StepReport:
     theta = PerturbedParameters(Blocks.of(model))
     fractions = [control.step_fraction] * len(theta.blocks)
     return zo_step(
@@ -80,15 +76,11 @@ def step_with_curvature(
 
 @pytest.mark.parametrize("num_directions", [1, 3])
 @pytest.mark.parametrize("epsilon", [1e-3, 0.3])
-def test_on_a_quadratic_the_curvature_is_that_of_the_hessian_along_the_first_direction(
-    num_directions: int, epsilon: float
-):
+def test_on_a_quadratic_the_curvature_is_that_of_the_hessian_along_the_first_direction(num_directions: int, epsilon: float):
     model = Quadratic().double()
     wanted = true_curvature(model, KEY)
     control = CurvatureLR(step_fraction=0.25, resolution=FINE, needed=1)
-    report = step_with_curvature(
-        model, control, CurvatureLRState(), MeZO(epsilon=epsilon, num_directions=num_directions)
-    )
+    report = step_with_curvature(model, control, CurvatureLRState(), MeZO(epsilon=epsilon, num_directions=num_directions))
     assert report.curvature == pytest.approx(wanted, rel=1e-7)
     assert report.lr == pytest.approx((0.25 / wanted,) * 2, rel=1e-7)
     assert report.passes == 2 * num_directions + 1
@@ -117,9 +109,7 @@ def test_the_rate_grows_by_no_more_than_the_decay_lets_it():
     state = CurvatureLRState()
     for _ in range(100):
         state = update_average(state, 7.0, 0.9)
-    assert learning_rate(0.1, update_average(state, 0.0, 0.9)) / learning_rate(0.1, state) == pytest.approx(
-        1 / 0.9, rel=1e-4
-    )
+    assert learning_rate(0.1, update_average(state, 0.0, 0.9)) / learning_rate(0.1, state) == pytest.approx(1 / 0.9, rel=1e-4)
 
 
 def test_a_curvature_below_the_rounding_of_losses_counts_as_what_rounding_could_feign():
@@ -184,9 +174,7 @@ def test_the_unit_of_the_loss_and_the_length_of_the_direction_do_not_matter():
 @pytest.mark.parametrize("case", STEPPED, ids=named)
 def test_a_run_of_any_method_saved_half_way_continues_bit_for_bit(case: MethodCase):
     model = TiedLM()
-    optimizer = ZOOptimizer(
-        model, case.make(model), lr="auto", curvature_lr=CurvatureLR(every=3, warm_up=2, step_fraction=0.2)
-    )
+    optimizer = ZOOptimizer(model, case.make(model), lr="auto", curvature_lr=CurvatureLR(every=3, warm_up=2, step_fraction=0.2))
     for _ in range(5):
         optimizer.step(model)
     file = io.BytesIO()
@@ -295,9 +283,7 @@ def test_torch_schedulers_act_on_step_fraction_groups_override_it_and_decay_take
     model = TiedLM().double()
     groups = [{"match": "attention", "lr": 0.3}]
     control = CurvatureLR(resolution=FINE, needed=1)
-    optimizer = ZOOptimizer(
-        model, MeZO(), "auto", groups=groups, weight_decay=0.5, step_fraction=0.2, curvature_lr=control
-    )
+    optimizer = ZOOptimizer(model, MeZO(), "auto", groups=groups, weight_decay=0.5, step_fraction=0.2, curvature_lr=control)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.2]
     optimizer.step(model)

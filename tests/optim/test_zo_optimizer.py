@@ -200,9 +200,7 @@ def test_a_decay_that_would_turn_weights_round_is_refused_and_undone():
 
 
 def test_a_tuner_of_another_model_is_refused_by_the_names_of_blocks():
-    with pytest.raises(
-        ValueError, match=r"2 missing in the model: 'matrix', 'vector'; 6 not in the tuner: 'embed.weight'"
-    ):
+    with pytest.raises(ValueError, match=r"2 missing in the model: 'matrix', 'vector'; 6 not in the tuner: 'embed.weight'"):
         l2l.ZOFineTuner(TiedLM(), TUNER)
 
 
@@ -243,8 +241,7 @@ def test_the_factories_pass_on_how_to_perturb():
     assert l2l.DiZO(TiedLM().bfloat16(), update="stochastic", interval=7).theta.update == "stochastic"
     model = TiedLM()
     assert (
-        l2l.ZOFineTuner(model, l2l.Tuner.for_model(model), groups=[{"match": "norm", "lr": 0.5}]).param_groups[0]["lr"]
-        == 0.5
+        l2l.ZOFineTuner(model, l2l.Tuner.for_model(model), groups=[{"match": "norm", "lr": 0.5}]).param_groups[0]["lr"] == 0.5
     )
     with pytest.raises(ValueError, match="perturb='sideways' must be"):
         l2l.MeZO(TiedLM(), perturb="sideways")

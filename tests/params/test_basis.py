@@ -59,9 +59,7 @@ def test_looking_adds_the_direction_of_the_formula(dtype: torch.dtype, distribut
     theta.perturb(u, EPSILON)
     rtol, atol = (1e-10, 1e-13) if dtype == torch.float64 else (1e-6, 3e-7)
     for name, value in formula(theta.blocks, u).items():
-        torch.testing.assert_close(
-            weights(model)[name].double(), before[name].double() + EPSILON * value, rtol=rtol, atol=atol
-        )
+        torch.testing.assert_close(weights(model)[name].double(), before[name].double() + EPSILON * value, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("walk", ["in_place", "functional"])

@@ -49,9 +49,7 @@ def walked(sparse: bool, walk: Any, dtype: torch.dtype, sigma: float, update: An
 @pytest.mark.parametrize("walk", ["in_place", "functional"])
 @pytest.mark.parametrize("sigma", [0.0, 0.5])
 def test_losses_and_rows_are_those_of_the_whole_embedding(walk: Any, sigma: float):
-    (losses, seen, dense, *_), (also, rows, sparse, *_) = (
-        walked(flag, walk, torch.float32, sigma) for flag in (False, True)
-    )
+    (losses, seen, dense, *_), (also, rows, sparse, *_) = (walked(flag, walk, torch.float32, sigma) for flag in (False, True))
     assert also == pytest.approx(losses, rel=1e-6)
     torch.testing.assert_close(rows, seen, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(sparse["table.weight"][TOUCHED], dense["table.weight"][TOUCHED], rtol=1e-6, atol=3e-7)

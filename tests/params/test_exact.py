@@ -103,9 +103,7 @@ class HalfLM(TiedLM):
 
 
 @pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize(
-    "make", [lambda _: MeZOMethod(epsilon=1e-2), lambda m: Learned(Tuner.for_model(m), epsilon=1e-2)]
-)
+@pytest.mark.parametrize("make", [lambda _: MeZOMethod(epsilon=1e-2), lambda m: Learned(Tuner.for_model(m), epsilon=1e-2)])
 def test_half_precision_descends(make: Any, update: Any):
     model = HalfLM().to(torch.bfloat16)
     optimizer = ZOOptimizer(model, make(model), lr=0.01, update=update)

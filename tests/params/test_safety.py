@@ -201,9 +201,7 @@ def test_interrupts_are_held_back_in_every_traversal(move: str, monkeypatch: pyt
     theta.perturb(u, EPSILON)
     interrupting = Interrupting(monkeypatch, {0})
     with pytest.raises(KeyboardInterrupt):
-        {"look": lambda: theta.perturb(u, -EPSILON), "home": theta.restore, "add": lambda: theta.add(u, [1.0] * 6)}[
-            move
-        ]()
+        {"look": lambda: theta.perturb(u, -EPSILON), "home": theta.restore, "add": lambda: theta.add(u, [1.0] * 6)}[move]()
     assert interrupting.calls == 1
     assert theta.displacement.restored == (move != "look")
 

@@ -89,9 +89,7 @@ def write(folder: Path, **files: str) -> Path:
 
 def test_the_room_in_a_control_group_counts_cached_files_as_free(tmp_path: Path):
     second = write(tmp_path / "v2", max="1000\n", current="700\n", stat="anon 500\ninactive_file 150\n")
-    first = write(
-        tmp_path / "v1", limit_in_bytes="2000\n", usage_in_bytes="900\n", stat="cache 5\ntotal_inactive_file 100\n"
-    )
+    first = write(tmp_path / "v1", limit_in_bytes="2000\n", usage_in_bytes="900\n", stat="cache 5\ntotal_inactive_file 100\n")
     assert cgroup_room(second) == 450
     assert cgroup_room(first) == 1200
     assert cgroup_room(write(tmp_path / "free", max="max\n", current="1\n")) is None

@@ -47,9 +47,7 @@ def build(mask: bool = True, start: bool = True) -> PreTrainedTokenizerFast:
         single=("<s> " if start else "") + "$A </s>", special_tokens=[("<s>", START), ("</s>", END)]
     )
     names = {"mask_token": "<mask>"} if mask else {}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", **names
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", **names)
 
 
 def task_of(*options: str, answers: tuple[str, ...] = (), form: str = "classification") -> Task:
@@ -171,9 +169,7 @@ def test_a_long_prompt_loses_its_left_and_keeps_what_stands_around_it():
     assert {option.ids for option in encode_seq2seq(TASK, row, TOKENIZER, limit, PAD)[0].options} == {framed}
     assert {option.ids for option in encode_labels(TASK, row, TOKENIZER, limit, 4)[0].options} == {framed}
     for encode in (encode_masked, partial(encode_seq2seq, start=PAD)):
-        with pytest.raises(
-            ValueError, match=r"task 'mine', row 0: an option of 2 tokens does not fit into max_length 2"
-        ):
+        with pytest.raises(ValueError, match=r"task 'mine', row 0: an option of 2 tokens does not fit into max_length 2"):
             encode(TASK, row, TOKENIZER, 2)
     with pytest.raises(ValueError, match=r"task 'mine', row 0: a prompt of 11 tokens cannot be fed at max_length 1"):
         encode_labels(TASK, row, TOKENIZER, 1, 4)

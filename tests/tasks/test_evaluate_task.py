@@ -117,8 +117,7 @@ def test_generation_is_greedy_and_does_not_depend_on_the_batch(stories):
     for _ in range(12):
         ids = torch.cat([ids, model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
     assert (
-        tokenizer.decode(ids[0], skip_special_tokens=True)
-        == f"{prompts[0]}{'' if together[0][0] == ',' else ' '}{together[0]}"
+        tokenizer.decode(ids[0], skip_special_tokens=True) == f"{prompts[0]}{'' if together[0][0] == ',' else ' '}{together[0]}"
     )
 
 

@@ -29,9 +29,7 @@ CASES = {
     ),
     "rte": (
         {"premise": "Cats sleep.", "hypothesis": "Animals rest.", "label": 0},
-        Example(
-            'Cats sleep.\nGiven this text, is it true that "Animals rest."? Answer Yes or No.\n', ("Yes", "No"), (0,)
-        ),
+        Example('Cats sleep.\nGiven this text, is it true that "Animals rest."? Answer Yes or No.\n', ("Yes", "No"), (0,)),
     ),
     "cb": (
         {"premise": "it may rain.", "hypothesis": "it rains", "label": 2},
@@ -69,9 +67,7 @@ CASES = {
     ),
     "squad": (
         {"title": "Peru", "context": "Lima is big.", "question": "What is big?", "answers": {"text": ["Lima", "lima"]}},
-        Example(
-            "Title: Peru\nContext: Lima is big.\nQuestion: What is big?\nAnswer:", (" Lima\n",), (0,), ("Lima", "lima")
-        ),
+        Example("Title: Peru\nContext: Lima is big.\nQuestion: What is big?\nAnswer:", (" Lima\n",), (0,), ("Lima", "lima")),
     ),
     "snli": (
         {"premise": "A man surfs. ", "hypothesis": "A man is wet.", "label": 1},
@@ -107,9 +103,7 @@ CASES = {
     ),
     "multirc": (
         {"paragraph": "Lima is big. ", "question": "What is big?", "answer": "Lima", "label": 1},
-        Example(
-            'Lima is big.\nQuestion: What is big?\nIs "Lima" a right answer? Answer Yes or No.\n', ("No", "Yes"), (1,)
-        ),
+        Example('Lima is big.\nQuestion: What is big?\nIs "Lima" a right answer? Answer Yes or No.\n', ("No", "Yes"), (1,)),
     ),
     "record": (
         {
@@ -311,9 +305,7 @@ class Oracle(nn.Module):
         return SimpleNamespace(logits=logits)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor, generation_config: Any) -> Tensor:
-        told = [
-            self.says[tuple(ids[mask.bool()].tolist())] for ids, mask in zip(input_ids, attention_mask, strict=True)
-        ]
+        told = [self.says[tuple(ids[mask.bool()].tolist())] for ids, mask in zip(input_ids, attention_mask, strict=True)]
         longest = max(map(len, told))
         padded = [ids + [generation_config.pad_token_id] * (longest - len(ids)) for ids in told]
         return torch.cat([input_ids, torch.tensor(padded)], 1)

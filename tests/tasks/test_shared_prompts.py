@@ -246,9 +246,7 @@ def test_real_tasks_of_a_small_vocabulary_feed_half_or_less_and_score_the_same(s
     encoded = encode(task, rows, tokenizer, 512)
     grouping = Grouping.of(model)
     plain, tree = (collate(encoded, task.form, padding_id(tokenizer), grouping=one) for one in (None, grouping))
-    fed = [
-        sum(part.input_ids.numel() for part in grouping.split(one)) or one.input_ids.numel() for one in (plain, tree)
-    ]
+    fed = [sum(part.input_ids.numel() for part in grouping.split(one)) or one.input_ids.numel() for one in (plain, tree)]
     assert fed[1] < 0.6 * fed[0]
     scores = [option_scores(token_logprobs(model, one, grouping.split(one)), one) for one in (plain, tree)]
     torch.testing.assert_close(*scores, atol=1e-4, rtol=0)

@@ -37,10 +37,7 @@ def checked(folder: Path, train: list[dict[str, Any]], test: list[dict[str, Any]
 
 
 def rows(*moods: str) -> list[dict[str, str]]:
-    return [
-        {"text": f"lily had a {thing} .", "mood": mood}
-        for thing, mood in zip(["ball", "dog", "hat"], moods, strict=False)
-    ]
+    return [{"text": f"lily had a {thing} .", "mood": mood} for thing, mood in zip(["ball", "dog", "hat"], moods, strict=False)]
 
 
 def test_the_list_tells_of_every_task_what_is_asked_and_where_its_rows_come_from():

@@ -107,9 +107,7 @@ def test_drop_reads_the_release_s_answers_where_a_row_has_them():
     assert official("drop", [flat], ["Hindi"]) == {"f1": 1.0, "exact_match": 1.0}
     assert official("drop", [full], ["Hindi"]) == {"f1": 0.5, "exact_match": 0.0}
     validated = full | {"validated_answers": [date, {"number": "7", "spans": [], "date": {}}]}
-    assert official("drop", [validated] * 3, ["9 May 1950", "7.0", "8"]) == pytest.approx(
-        {"f1": 2 / 3, "exact_match": 2 / 3}
-    )
+    assert official("drop", [validated] * 3, ["9 May 1950", "7.0", "8"]) == pytest.approx({"f1": 2 / 3, "exact_match": 2 / 3})
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,7 @@ def _add_models(home: Path) -> None:
 
     for commit, size, ref in ((OLD, 8, "v1"), (NEW, 16, "main")):
         folder = home / commit
-        config = LlamaConfig(
-            vocab_size=2810, hidden_size=size, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
-        )
+        config = LlamaConfig(vocab_size=2810, hidden_size=size, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
         LlamaForCausalLM(config).save_pretrained(folder)
         load_tokenizer("l2l/tiny").save_pretrained(folder)
         files = {file.name: file.read_bytes() for file in folder.iterdir()}

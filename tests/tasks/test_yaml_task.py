@@ -29,10 +29,7 @@ THINGS = ("ball", "hat", "dog", "cake", "cat", "book", "box", "car")
 
 def moods(count: int, start: int = 0) -> list[dict[str, Any]]:
     """Rows that differ, half of them sad."""
-    texts = [
-        f"lily {'lost' if n % 2 else 'found'} the {THINGS[n // 2 % 8]} and the {THINGS[n // 16 % 8]} ."
-        for n in range(99)
-    ]
+    texts = [f"lily {'lost' if n % 2 else 'found'} the {THINGS[n // 2 % 8]} and the {THINGS[n // 16 % 8]} ." for n in range(99)]
     return [{"text": texts[start + n], "mood": ("happy", "sad")[(start + n) % 2]} for n in range(count)]
 
 
@@ -63,9 +60,7 @@ def example(folder: Path, row: dict[str, Any], **fields: Any) -> Example:
 def test_a_task_of_a_yaml_and_csv_files_trains_and_evaluates(tmp_path):
     write_csv(tmp_path / "train.csv", moods(60))
     write_csv(tmp_path / "test.csv", moods(20, 60))
-    path = written(
-        tmp_path, **CHOICE, data_files={"train": "train.csv", "validation": "test.csv"}, metadata={"version": 3}
-    )
+    path = written(tmp_path, **CHOICE, data_files={"train": "train.csv", "validation": "test.csv"}, metadata={"version": 3})
     result = fine_tune(
         "l2l/tiny", path, steps=3, lr=1e-3, batch_size=4, train_size=40, dev_size=8, test_size=20,
         out=str(tmp_path / "run"), progress=False,
@@ -126,9 +121,7 @@ def test_a_target_is_an_index_or_a_choice_s_text(tmp_path, target):
 
 
 def test_digits_that_are_a_choice_mean_that_choice(tmp_path):
-    found = example(
-        tmp_path, {"t": "x", "stars": "2"}, doc_to_text="t", doc_to_choice=list("123"), doc_to_target="stars"
-    )
+    found = example(tmp_path, {"t": "x", "stars": "2"}, doc_to_text="t", doc_to_choice=list("123"), doc_to_target="stars")
     assert found.gold == (1,)
 
 
@@ -366,9 +359,7 @@ def test_the_task_file_that_is_good_is_taken(folder):
 
 
 def test_an_absent_task_file_is_named():
-    with pytest.raises(
-        FileNotFoundError, match=r"no task file 'none\.yaml'; give the path of a YAML file, or the name"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no task file 'none\.yaml'; give the path of a YAML file, or the name"):
         get_task("none.yaml")
 
 

@@ -196,9 +196,7 @@ def test_meta_objectives_prints_a_row_per_objective_and_writes_every_place(
     found = json.loads((tmp_path / "found.json").read_text())
     assert [row["objective"] for row in found["summary"]] == names
     assert [row["passes"] for row in found["summary"]] == [8, 14, 8]
-    assert [(place["point"], place["objective"]) for place in found["places"]] == [
-        (at, n) for at in (0, 2) for n in names
-    ]
+    assert [(place["point"], place["objective"]) for place in found["places"]] == [(at, n) for at in (0, 2) for n in names]
     assert [place["reference"] for place in found["places"][:3]] == ["first order", "second order", "evolution"]
     assert all(abs(place["cosine"]) <= 1 and place["seconds"] > 0 for place in found["places"])
 

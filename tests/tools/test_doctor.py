@@ -24,9 +24,7 @@ def found(**changes) -> dict:
     machine = {"compiler": "/usr/bin/cc", "cache_folders": ["/a", "/b"], "cuda_devices": [], "noisy": False}
     row = {"device": "cpu", "dtype": "fp32", "backend": "native", "exact": True, "problem": None}
     whole = {"machine": machine, "problems": dict.fromkeys(BACKENDS), "serving": [row]}
-    return whole | {
-        name: {**whole[name], **value} if isinstance(value, dict) else value for name, value in changes.items()
-    }
+    return whole | {name: {**whole[name], **value} if isinstance(value, dict) else value for name, value in changes.items()}
 
 
 def test_the_command_names_versions_backends_and_folders_and_leaves_a_summary(tmp_path: Path, capsys):

@@ -75,9 +75,7 @@ def test_the_directions_are_the_method_s_and_the_scheme_s(done, tmp_path):
 
 
 def test_the_line_says_what_differs_from_the_defaults_of_a_run_and_no_more(tmp_path):
-    config = ProbeConfig(
-        model="a b", batch_size=4, method_args={"num_directions": 2}, step_fraction=0.1, out=str(tmp_path)
-    )
+    config = ProbeConfig(model="a b", batch_size=4, method_args={"num_directions": 2}, step_fraction=0.1, out=str(tmp_path))
     assert set(config.differing()) == {"model", "task", "method", "batch_size", "method_args"}
     assert config.fine_tune().method_args == {"num_directions": 2}
     assert set(ProbeConfig().differing()) == {"model", "task", "method"}

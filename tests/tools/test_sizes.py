@@ -120,9 +120,7 @@ def test_activations_are_those_of_the_widest_place():
 
 def test_choices_left_open_follow_dtype_and_room():
     assert choose_perturb_mode(torch.float32, "auto") == "in_place"
-    assert (
-        choose_perturb_mode(torch.bfloat16, "auto") == choose_perturb_mode(torch.float32, "functional") == "functional"
-    )
+    assert choose_perturb_mode(torch.bfloat16, "auto") == choose_perturb_mode(torch.float32, "functional") == "functional"
     assert choose_update(torch.float32, "auto", 0, 10) == "direct"
     assert choose_update(torch.bfloat16, "auto", 20, 10) == "master"
     assert choose_update(torch.bfloat16, "auto", 19, 10) == "stochastic"

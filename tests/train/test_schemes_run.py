@@ -151,9 +151,7 @@ def test_an_adapter_of_the_embedded_model_names_it_and_not_where_it_is_installed
     assert config["base_model_name_or_path"] == "l2l/tiny"
 
 
-@pytest.mark.parametrize(
-    ("scheme", "lr", "epsilon"), [("full", 1e-6, 1e-3), ("lora", 5e-5, 1e-2), ("prefix", 1e-3, 0.1)]
-)
+@pytest.mark.parametrize(("scheme", "lr", "epsilon"), [("full", 1e-6, 1e-3), ("lora", 5e-5, 1e-2), ("prefix", 1e-3, 0.1)])
 def test_learning_rate_and_epsilon_are_the_schemes_and_are_recorded(scheme, lr, epsilon, tmp_path):
     config = FineTuneConfig(scheme=scheme)
     assert (config.lr, config.epsilon) == (lr, epsilon)

@@ -131,9 +131,7 @@ def test_turns_are_kept_on_disk_and_a_tuner_without_them_is_written_as_before(tm
     assert "2 groups" in (tmp_path / "with" / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "broken", [{"groups": [["a"]]}, {"groups": 3, "shares": [1]}, {"groups": [[1]], "shares": [1]}]
-)
+@pytest.mark.parametrize("broken", [{"groups": [["a"]]}, {"groups": 3, "shares": [1]}, {"groups": [[1]], "shares": [1]}])
 def test_turns_that_are_broken_on_disk_give_one_error(tmp_path: Path, broken):
     tuner().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

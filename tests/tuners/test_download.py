@@ -98,9 +98,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_connection_that_breaks_off_at_any_byte_is_taken_up_in_the_same_call(
-    either: Server, tmp_path: Path, place: int
-):
+def test_a_connection_that_breaks_off_at_any_byte_is_taken_up_in_the_same_call(either: Server, tmp_path: Path, place: int):
     either.breaks = [place]
     target = fetch.fetch(either.at("/file"), tmp_path / "file", SHA256, len(CONTENT))
     assert target.read_bytes() == CONTENT
@@ -164,9 +162,7 @@ def test_what_is_there_is_not_fetched_again(server: Server, tmp_path: Path):
 def test_without_a_network_the_error_says_what_to_do(server: Server, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="is not to be had: the server answers 404"):
         fetch.fetch(server.at("/none"), tmp_path / "file", SHA256)
-    with pytest.raises(
-        FileNotFoundError, match=r"cannot be reached \(.*refused.*\): run the command where there is a net"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"cannot be reached \(.*refused.*\): run the command where there is a net"):
         fetch.fetch("http://127.0.0.1:9/file", tmp_path / "file", SHA256)
 
 

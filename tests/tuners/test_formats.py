@@ -120,11 +120,7 @@ def test_a_fixed_sigma_of_an_earlier_release_loads_as_a_table_of_its_values(rank
     folder = Tuner.for_model(model, "table", 1, NoNormalizer(), basis=basis).save_pretrained(tmp_path)
     sigma = torch.tensor([0.5, -2.0, 1e-3, 40.0, 1.0, 3.0])  # its absolute value was taken
     sigma = torch.stack([sigma, 2 * sigma], 1) if rank else sigma
-    kept = {
-        name: value
-        for name, value in safetensors.torch.load_file(folder / store.WEIGHTS).items()
-        if name != "log_sigma"
-    }
+    kept = {name: value for name, value in safetensors.torch.load_file(folder / store.WEIGHTS).items() if name != "log_sigma"}
     safetensors.torch.save_file(kept | {"sigma": sigma}, folder / store.WEIGHTS)
     config = json.loads((folder / store.CONFIG).read_text())
     args = {name: value for name, value in config["architecture_args"].items() if name != "start"} | {"cv": 0.5}

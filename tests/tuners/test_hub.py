@@ -104,9 +104,7 @@ def test_the_card_has_the_metadata_that_the_hub_reads(hub: FakeHub):
 def test_a_repository_that_holds_only_a_pickle_is_refused_with_the_command_that_reads_it(hub: FakeHub):
     hub.private["you/old"] = False
     hub.add("you/old", {"finetuner.pth": b"not read", "README.md": b""})
-    with pytest.raises(
-        ValueError, match=r"pickle 'finetuner.pth', which could run code: it is not loaded.*tuners import"
-    ):
+    with pytest.raises(ValueError, match=r"pickle 'finetuner.pth', which could run code: it is not loaded.*tuners import"):
         Tuner.from_pretrained("you/old")
     assert not [path for verb, path in hub.log if path.endswith(".pth")]
 
@@ -130,9 +128,7 @@ def test_what_is_not_there_is_one_clear_error(hub: FakeHub):
 
 
 def test_a_push_that_the_hub_refuses_is_one_clear_error(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(
-        ValueError, match=r"the hub did not take 'you/tuner' \(.*\): log in with `hf auth login`"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"the hub did not take 'you/tuner' \(.*\): log in with `hf auth login`") as caught:
         made().push_to_hub("you/tuner")
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("HF_TOKEN", "hf_of_you")
@@ -154,9 +150,7 @@ def test_without_a_network_a_push_is_one_clear_error(hub: FakeHub, monkeypatch: 
 @pytest.mark.parametrize("base", ["/home/me/model", "../model"])
 def test_a_tuner_whose_model_is_a_directory_is_not_pushed(hub: FakeHub, base: str):
     tuner = Tuner.for_model(TiedLM(), provenance=Provenance(base))
-    with pytest.raises(
-        ValueError, match=rf"its model is '{base}', a directory .* `l2l tuners card DIR --base_model ID`"
-    ):
+    with pytest.raises(ValueError, match=rf"its model is '{base}', a directory .* `l2l tuners card DIR --base_model ID`"):
         tuner.push_to_hub("me/tiny")
 
 

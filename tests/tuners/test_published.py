@@ -146,9 +146,7 @@ def test_every_published_file_has_its_model():
 TODAY = list(FILES)[date.today().toordinal() % len(FILES)]
 
 
-@pytest.mark.parametrize(
-    "base", [pytest.param(base, marks=() if base == TODAY else pytest.mark.slow) for base in FILES]
-)
+@pytest.mark.parametrize("base", [pytest.param(base, marks=() if base == TODAY else pytest.mark.slow) for base in FILES])
 def test_each_published_file_imports_verifies_and_drives_its_architecture(base: str, tmp_path: Path):
     path, (_, count, dtype) = published(base), FILES[base]
     import_published(path, base, tmp_path / "tuner")

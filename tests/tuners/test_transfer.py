@@ -96,9 +96,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("model", "kind", "needed", "message"), CASES, ids=[f"{c[1]} {i}" for i, c in enumerate(CASES)]
-)
+@pytest.mark.parametrize(("model", "kind", "needed", "message"), CASES, ids=[f"{c[1]} {i}" for i, c in enumerate(CASES)])
 def test_every_relation_has_its_name_its_level_and_its_message(
     tuner: Tuner, model: nn.Module, kind: str, needed: str, message: str
 ):
@@ -167,9 +165,7 @@ def test_another_size_takes_the_rows_of_the_same_role_nearest_in_depth(tuner: Tu
     own, theirs = sigma(tuner, Model()), sigma(tuner.matched(model, "kind"), model)
     for layer, source in ((0, 0), (1, 0), (2, 1), (3, 1)):
         assert (
-            tuner.matched(model, "kind").network.get_parameter("second_bias")[
-                list(theirs).index(f"layers.{layer}.up.bias")
-            ]
+            tuner.matched(model, "kind").network.get_parameter("second_bias")[list(theirs).index(f"layers.{layer}.up.bias")]
             == tuner.network.get_parameter("second_bias")[list(own).index(f"layers.{source}.up.bias")]
         )
 

@@ -214,9 +214,7 @@ def test_a_hub_id_that_is_not_in_the_cache_is_refused_clearly_offline(tmp_path: 
         Tuner.from_pretrained("me/nothing")
 
 
-def test_a_tuner_in_the_local_cache_of_the_hub_loads_by_its_id(
-    tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_tuner_in_the_local_cache_of_the_hub_loads_by_its_id(tuner: Tuner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "models--me--tuner"
     tuner.save_pretrained(repository / "snapshots" / commit)

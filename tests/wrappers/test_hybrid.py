@@ -78,9 +78,7 @@ def test_a_step_is_mezo_in_the_first_layers_and_sgd_in_the_last_at_one_theta():
         gradients = dict(zip(parameters, torch.autograd.grad(twin(), list(parameters.values())), strict=True))
         with torch.no_grad():
             z = {
-                n: standard_noise(n, Key(0, step), p.shape, dtype=torch.float64)
-                for n, p in parameters.items()
-                if n not in last
+                n: standard_noise(n, Key(0, step), p.shape, dtype=torch.float64) for n, p in parameters.items() if n not in last
             }
             losses = []
             for by in (EPSILON, -2 * EPSILON, EPSILON):

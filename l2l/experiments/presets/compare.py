@@ -1,7 +1,5 @@
 """``l2l compare``: methods x models x tasks x schemes x seeds at equal budgets and equal tuning effort, on one page."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -96,9 +94,7 @@ def write_results(
         "cells": [cell._asdict() for cell in cells],
         "average_rank": _ranks(runs),
         "average_rank_by_place": {name: _ranks(part) for name, part in runs.places.items()},
-        "rank_intervals": {}
-        if losses is None
-        else dict(zip(everywhere, map(list, stats.rank_intervals(losses)), strict=True)),
+        "rank_intervals": {} if losses is None else dict(zip(everywhere, map(list, stats.rank_intervals(losses)), strict=True)),
         "wins": {"methods": everywhere, "row_beats_column": [] if losses is None else stats.wins(losses).tolist()},
         "chosen": [
             {**cell._asdict(), "method": label, **point, "at_edge": stats.at_edge(point, grid)}
@@ -136,10 +132,7 @@ def record(run: Run) -> dict[str, Any]:
         "step_fraction": float(run.point["step_fraction"]) if auto else None,
         "step_size": stats.point_size(run.point),
         "status": run.status,
-        **{
-            name: getattr(run, name) if run.status == "ok" else None
-            for name in (*measured, "best_dev_loss", "best_accuracy")
-        },
+        **{name: getattr(run, name) if run.status == "ok" else None for name in (*measured, "best_dev_loss", "best_accuracy")},
         "peak_bytes": run.peak_bytes,
         "reason": run.refused,
         "folder": run.folder,

@@ -89,9 +89,7 @@ def check_held_out(config: MetaEvaluateConfig, setting: Setting) -> dict[Cell, f
     sizes = data_dir, config.train_size, config.dev_size
     if "static_table" in config.controls:
         if not pool:
-            raise ValueError(
-                f"setting {setting.name!r} has no pool: the control 'static_table' needs one; or leave it out"
-            )
+            raise ValueError(f"setting {setting.name!r} has no pool: the control 'static_table' needs one; or leave it out")
         for name in pool:
             load_splits(get_task(name), *sizes, 0, config.tuning_seed)
     found = {}
@@ -317,8 +315,5 @@ def headline_table(tuners: Mapping[str, Mapping[str, Any]]) -> Table:
             return "-"
         return f"{value:.3g}" if ends is None else f"{value:.3g} [{ends[0]:.3g}, {ends[1]:.3g}]"
 
-    rows = [
-        [Text(headline), *(Text(text(found, name)) for found in tuners.values())]
-        for name, headline in HEADLINES.items()
-    ]
+    rows = [[Text(headline), *(Text(text(found, name)) for found in tuners.values())] for name, headline in HEADLINES.items()]
     return Table("tuners, with 95 % intervals over pairs and seeds", ["over all pairs", *tuners], rows)

@@ -1,7 +1,5 @@
 """``l2l quickstart``: learn a tuner for the embedded model, then compare it with MeZO, DiZO and a random sigma, offline."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -130,9 +128,7 @@ def _random_sigma(out: Path) -> str:
     from l2l.tuners.model import Provenance
 
     provenance = Provenance("l2l/tiny", recipe={"control": "fixed random sigma"})
-    return str(
-        Tuner.for_model(load_model("l2l/tiny"), "table", start="random", provenance=provenance).save_pretrained(out)
-    )
+    return str(Tuner.for_model(load_model("l2l/tiny"), "table", start="random", provenance=provenance).save_pretrained(out))
 
 
 def best_lr(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

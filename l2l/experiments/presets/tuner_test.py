@@ -1,7 +1,5 @@
 """``l2l tuners test``: does a tuner gain over sigma = 1 on a model, for instance a fine-tuned copy of its own?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal

@@ -1,8 +1,6 @@
 """Meta-objectives: what a tuner can be trained for. :data:`OBJECTIVES` names those of the package; any other is named by the
 module that defines it: ``my_package.my_objective``, or a file of this folder by its name."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 from importlib import import_module

@@ -6,8 +6,6 @@ lambda_k = (factor * sigma_k)^2 per component (:mod:`l2l.meta.statistics`), G_k 
 of a batch's gradient, T_k the trace of the Hessian.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

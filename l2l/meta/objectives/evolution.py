@@ -6,8 +6,6 @@ batches, so only the tuner differs. The estimate includes everything that a run 
 gradients, the features of later steps.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ parameters nor a copy of the model is needed: the steps are taken in place, one 
 as it completes, its inner products with the regenerated noise of every step are taken, it is freed, and the steps are undone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final

@@ -3,8 +3,6 @@
 The import path is the registry: ``sparse`` is ``l2l.methods.wrappers.sparse``, whose class extends
 :class:`l2l.methods.base.Wrapper`."""
 
-from __future__ import annotations
-
 import pkgutil
 from collections.abc import Mapping
 from importlib import import_module
@@ -29,9 +27,7 @@ def wrapper_class(name: str) -> type[Wrapper[Any]]:
         ValueError: there is none.
     """
     if name not in wrapper_names():
-        raise ValueError(
-            f"{name!r} can be put around no method; known wrappers are {known_names(name, wrapper_names())}"
-        )
+        raise ValueError(f"{name!r} can be put around no method; known wrappers are {known_names(name, wrapper_names())}")
     return only_class(import_module(f"{__name__}.{name}"), "wrapper", Wrapper)
 
 

@@ -7,8 +7,6 @@ from the released code in
 - noise of its own for each group: the code uses one seed for all, so that equal groups move in step,
 - moving every block: the code leaves embeddings, last norm and head as they are."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

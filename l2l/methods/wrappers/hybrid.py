@@ -5,8 +5,6 @@ method inside evaluates its directions with the last layers unperturbed; one bac
 so that theirs are the only activations that are stored; they then take a step of plain SGD. Last is what comes after in the
 order of the model's parameters; with the last layers go blocks that follow all layers (a norm, a head), embeddings never."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -32,9 +30,7 @@ from l2l.params.operators import Group, layer_groups_of, layers
 class Hybrid(base.Wrapper[Any]):
     """Backpropagation in the last layers, under another method."""
 
-    info: ClassVar = base.MethodInfo(
-        "Zhang et al. 2024, arXiv:2402.11592", "0P; gradients of the last layers in a step"
-    )
+    info: ClassVar = base.MethodInfo("Zhang et al. 2024, arXiv:2402.11592", "0P; gradients of the last layers in a step")
     positive = ("fo_lr",)
     layers: int = 1
     """How many last layers; 0 is the method inside. As many as there are, or more: all blocks, which is SGD."""
@@ -97,9 +93,7 @@ class Hybrid(base.Wrapper[Any]):
         )
         return base.run_estimator(self.inner, still if self._backward else evaluator, state)
 
-    def update_(
-        self, theta: PerturbedParameters, state: Any, estimates: base.Estimates, context: base.StepContext
-    ) -> Any:
+    def update_(self, theta: PerturbedParameters, state: Any, estimates: base.Estimates, context: base.StepContext) -> Any:
         last = sorted(self.last(theta.blocks)) if self._backward else []
         gradients = self._gradients(theta, last, context.closure) if last else {}
         following = self.inner.update_(theta, state, estimates, context)
@@ -114,9 +108,7 @@ class Hybrid(base.Wrapper[Any]):
         with _frozen([theta.blocks[i].tensor for i in range(len(theta.blocks)) if i not in last]):
             pieces, blocks = map(_with_graph, pieces_of(closure)), Blocks(theta.blocks[i] for i in last)
             _, found = summed_gradients(pieces, blocks)
-        norm = math.hypot(
-            *(torch.linalg.vector_norm(g, dtype=base.accumulation_dtype(g.dtype)).item() for g in found.values())
-        )
+        norm = math.hypot(*(torch.linalg.vector_norm(g, dtype=base.accumulation_dtype(g.dtype)).item() for g in found.values()))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradient is {norm}: lower fo_lr, or look for overflowing inputs")
         return {last[i]: gradient for i, gradient in found.items()}

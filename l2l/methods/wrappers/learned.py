@@ -4,8 +4,6 @@ The method chooses its directions and what becomes of the estimates; the tuner s
 u_b = factor * sigma_b * (the method's own u_b), in perturbation and update alike. ``learned+mezo`` is ``learned``, bit for bit
 where lr is a number (under ``auto`` the loss at theta is evaluated at another moment)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
@@ -67,9 +65,7 @@ class LearnedWrapper(base.Wrapper[LearnedWrapperState]):
             basis_sigma=own.basis_sigma,
         )
 
-    def estimate(
-        self, evaluator: base.LossEvaluator, state: LearnedWrapperState
-    ) -> tuple[base.Estimates, LearnedWrapperState]:
+    def estimate(self, evaluator: base.LossEvaluator, state: LearnedWrapperState) -> tuple[base.Estimates, LearnedWrapperState]:
         blocks = evaluator.theta.blocks
         scaled = evaluator.with_transform(lambda direction: self._scaled(blocks, state, direction))
         estimates, inner = base.run_estimator(self.inner, scaled, state.inner)

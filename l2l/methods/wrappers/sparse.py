@@ -10,8 +10,6 @@ from the released code in that
 Directions are not scaled up for the frozen coordinates, there nor here. Momentum and running means of a method move no frozen
 coordinate either."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -47,9 +45,7 @@ class SparseState:
 class Sparse(base.Wrapper[SparseState]):
     """Some coordinates stay frozen, under another method."""
 
-    info: ClassVar = base.MethodInfo(
-        "Zhang et al. 2024, arXiv:2402.11592", "0P; by magnitude or wanda, 1 bit per weight"
-    )
+    info: ClassVar = base.MethodInfo("Zhang et al. 2024, arXiv:2402.11592", "0P; by magnitude or wanda, 1 bit per weight")
     counts = ("interval",)
     fractions = ("sparsity",)
     kind: Literal["random", "magnitude", "wanda"] = "random"
@@ -152,8 +148,6 @@ class Sparse(base.Wrapper[SparseState]):
 def global_shares(blocks: Blocks, sparsity: float) -> tuple[float, ...]:
     """Of each block, the fraction of its weights among the smallest ``sparsity`` of all blocks together."""
     stride = math.ceil(blocks.numel / SAMPLE)
-    sample = torch.cat(
-        [block.flat[::stride].to(base.accumulation_dtype(block.tensor.dtype)).abs().cpu() for block in blocks]
-    )
+    sample = torch.cat([block.flat[::stride].to(base.accumulation_dtype(block.tensor.dtype)).abs().cpu() for block in blocks])
     limit = sample.kthvalue(math.ceil(sparsity * len(sample))).values.item()
     return tuple((block.flat.abs() <= limit).sum().item() / max(1, block.numel) for block in blocks)

@@ -1,7 +1,5 @@
 """Options that complete a text, trained on the right option's tokens: COPA, WinoGrande, ReCoRD."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

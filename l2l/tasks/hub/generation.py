@@ -1,7 +1,5 @@
 """Questions about a passage whose answer is generated: SQuAD 1.1 and DROP. Training is on the first reference answer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Natural language inference: does a premise entail a hypothesis? RTE, CommitmentBank (CB), SNLI, MNLI."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from l2l.tasks.base import Example, HubData, Row, Task, label_index, text_of

@@ -1,7 +1,5 @@
 """Classification of one sentence or short text: sentiment, subjectivity, question type, topic."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from l2l.tasks.base import Example, HubData, Row, Task, label_index, text_of
@@ -41,9 +39,7 @@ TASKS = (
     # Sentences of film reviews: SST-2 and SST-5 (Socher et al., 2013), MR (Pang and Lee, 2005).
     _sentence_task("sst2", HubData("stanfordnlp/sst2"), _BINARY, " It was", text="sentence"),
     _sentence_task("sst5", HubData("SetFit/sst5"), _FIVE_LEVELS, " It was"),
-    _sentence_task(
-        "mr", HubData("cornell-movie-review-data/rotten_tomatoes", splits=("train", "test")), _BINARY, " It was"
-    ),
+    _sentence_task("mr", HubData("cornell-movie-review-data/rotten_tomatoes", splits=("train", "test")), _BINARY, " It was"),
     # Sentences of customer reviews (Hu and Liu, 2004).
     _sentence_task("cr", HubData("SetFit/CR", splits=("train", "test")), _BINARY, " It was"),
     # Sentences on films that tell the plot (objective) or judge it (Pang and Lee, 2004).

@@ -1,7 +1,5 @@
 """Yes/no questions about a text: BoolQ, WiC, WSC, MultiRC. Label 0 is no."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

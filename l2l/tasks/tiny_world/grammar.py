@@ -3,8 +3,6 @@
 A slot is written ``{town}``. Names are composed of syllables by a fixed recipe: the same words in every process.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Templates (``templates.json``) have blanks before punctuation; :func:`l2l.tasks.tiny_world.grammar.tidy` closes them.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from dataclasses import dataclass
@@ -112,8 +110,7 @@ class StatementForm:
 
 
 STATEMENT_FORMS = tuple(
-    StatementForm(form["premise"], (form["follows"], form["contradicts"], form["open"]))
-    for form in _TEMPLATES["statements"]
+    StatementForm(form["premise"], (form["follows"], form["contradicts"], form["open"])) for form in _TEMPLATES["statements"]
 )
 
 

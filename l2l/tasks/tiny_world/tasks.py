@@ -3,8 +3,6 @@
 Prompts ask in other words than pretraining tells, so that a task is not solved before it is learned.
 """
 
-from __future__ import annotations
-
 import random
 import zlib
 from collections.abc import Callable
@@ -177,9 +175,7 @@ TASKS = (
     _task("world_feeling", _feeling, "{text} {pronoun} was full of", ("joy", "sorrow", "rage", "fear"), ("pronoun",)),
     _task("world_job", _job, "{text} every morning {person} goes to the", _WORKPLACES, ("person",)),
     _task("world_opposite", _opposite, "{text}", "choices", ("choices",), choices=_CHOICES),
-    _task(
-        "world_question", lambda rng, label: {"text": tidy(question(rng, SORTS[label]))}, "{text} the answer is", SORTS
-    ),
+    _task("world_question", lambda rng, label: {"text": tidy(question(rng, SORTS[label]))}, "{text} the answer is", SORTS),
     _task("world_season", _season, "{text} {person} thought of", ("ice", "rain", "sun", "wind"), ("person",)),
     _task("world_sentiment", _sentiment, "{text} this is", ("awful", "nice")),
     # Reviews at five levels, 0 the worst.

@@ -3,8 +3,6 @@
 The order of the words in a group is their frequency rank.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, TypeAlias

@@ -1,7 +1,5 @@
 """Baselines that take no steps: one file each in this package, found by its name (``icl``: ``l2l.train.baselines.icl``)."""
 
-from __future__ import annotations
-
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod

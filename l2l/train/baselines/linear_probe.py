@@ -3,8 +3,6 @@
 Alain and Bengio 2016, arXiv:1610.01644; the baseline of Malladi et al. 2023, arXiv:2305.17333. The model is frozen and
 its head is not used: options are classes, and what their words mean plays no part."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -90,8 +88,7 @@ def fixed_options(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:
     found = {task.example(row).options for row in rows}
     if task.metric != "accuracy" or len(found) != 1:
         raise ValueError(
-            f"linear_probe needs the same options for every row, and those of task {task.name!r} differ: "
-            "use zero_shot or icl"
+            f"linear_probe needs the same options for every row, and those of task {task.name!r} differ: use zero_shot or icl"
         )
     return found.pop()
 
@@ -105,9 +102,7 @@ def features(inputs: RunInputs, rows: Sequence[Row]) -> Features:
     """
     model, device = inputs.model, inputs.model.device
     if kind_of(model) != "causal":
-        raise ValueError(
-            f"linear_probe reads causal language models, and this is {type(model).__name__}: use zero_shot"
-        )
+        raise ValueError(f"linear_probe reads causal language models, and this is {type(model).__name__}: use zero_shot")
     limit, pad = context_length(model, inputs.config.max_length), padding_id(inputs.tokenizer)
     encoded = encode(inputs.task, rows, inputs.tokenizer, limit)
     # The ids before the options, which all options share.

@@ -1,7 +1,5 @@
 """The untrained model, with which every run begins."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import final
 
