@@ -210,7 +210,7 @@ GOOD: dict[str, Any] = {
     "doc_to_target": "label",
     "metadata": {"version": 1},
 }
-ABSENT = object()
+ABSENT = "(left out)"
 
 FIELDS = [
     ({"doc_to_txt": "text"}, "field 'doc_to_txt' is unknown; did you mean 'doc_to_text'?"),
