@@ -185,12 +185,12 @@ def _cell(value: object) -> Cell:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{value!r} is neither a column's name nor a template such as '{{{{ text }}}}'")
     is_template = any(mark in value for mark in ("{{", "{%", "{#"))
-    return _compile_template(value) if is_template else Column(value)
+    return _compile_template(value) if is_template else value
 
 
 def _columns(cell: Sequence[Cell] | Cell | int | None) -> frozenset[str]:
-    if isinstance(cell, Column):
-        return frozenset({cell.name})
+    if isinstance(cell, str):
+        return frozenset({cell})
     if isinstance(cell, CompiledTemplate):
         return cell.columns
     return frozenset().union(*map(_columns, cell)) if isinstance(cell, tuple) else frozenset()
@@ -345,15 +345,8 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, k
 """A sandbox: a template can neither reach into Python nor change a row. A last newline is kept."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """The value of a column, unchanged."""
-
-    name: str
-
-
-Cell: TypeAlias = Column | CompiledTemplate
-"""One value per row: a column's, or the text of a template."""
+Cell: TypeAlias = str | CompiledTemplate
+"""One value per row: that of a column, by its name, or the text of a template."""
 
 
 @dataclass(frozen=True)
@@ -440,11 +433,11 @@ def _gold_index(value: object, choices: Sequence[str]) -> int:
 def _value(cell: Cell, row: Row) -> Any:
     if isinstance(cell, CompiledTemplate):
         return cell.render(row)
-    if cell.name not in row:
-        raise ValueError(f"no column {cell.name!r}; the row has {', '.join(row)}")
-    value = row[cell.name]
+    if cell not in row:
+        raise ValueError(f"no column {cell!r}; the row has {', '.join(row)}")
+    value = row[cell]
     if value is None:
-        raise ValueError(f"column {cell.name!r} is null in this row; fill it or drop the row")
+        raise ValueError(f"column {cell!r} is null in this row; fill it or drop the row")
     return value
 
 
@@ -477,6 +470,6 @@ def _listed(cell: Cell, row: Row) -> Sequence[Any]:
             value = ast.literal_eval(text.strip())
     if isinstance(value, list | tuple):
         return value
-    if isinstance(cell, Column):
-        raise ValueError(f"column {cell.name!r} must hold a list of choices, not {value!r}")
+    if isinstance(cell, str):
+        raise ValueError(f"column {cell!r} must hold a list of choices, not {value!r}")
     raise ValueError(f"the template must print a list, such as {{{{ [first, second] }}}}; got {text!r}")

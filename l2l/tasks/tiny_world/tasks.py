@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from l2l.tasks.base import Example, GeneratedData, Row, Split, Task
 from l2l.tasks.tiny_world import scenes, words
-from l2l.tasks.tiny_world.scenes import KINDS, fill, people, tidy
+from l2l.tasks.tiny_world.scenes import KINDS, SORTS, fill, people, question, tidy
 
 _VALIDATION_SHARE = 4
 """One text in this many belongs to validation."""
@@ -158,12 +158,7 @@ TASKS = (
     _task("world_feeling", _feeling, "{text} {pronoun} was full of", ("joy", "sorrow", "rage", "fear"), ("pronoun",)),
     _task("world_job", _job, "{text} every morning {person} goes to the", _WORKPLACES, ("person",)),
     _task("world_opposite", _opposite, "{text}", "choices", ("choices",), choices=_CHOICES),
-    _task(
-        "world_question",
-        lambda rng, label: {"text": tidy(scenes.question(rng, scenes.SORTS[label]))},
-        "{text} the answer is",
-        scenes.SORTS,
-    ),
+    _task("world_question", lambda rng, label: {"text": tidy(question(rng, SORTS[label]))}, "{text} the answer is", SORTS),
     _task("world_season", _season, "{text} {person} thought of", ("ice", "rain", "sun", "wind"), ("person",)),
     _task("world_sentiment", _sentiment, "{text} this is", ("awful", "nice")),
     # Reviews at five levels, 0 the worst.
