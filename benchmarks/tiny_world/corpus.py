@@ -9,28 +9,35 @@ import random
 from collections.abc import Callable, Iterator
 
 from l2l.tasks.tiny_world import words
-from l2l.tasks.tiny_world.grammar import KINDS, LEXICON, MEN, WOMEN, fill, people, tidy, zipf
 from l2l.tasks.tiny_world.scenes import (
     ANSWERS,
     FEELINGS,
     JOBS,
+    KINDS,
     LEVELS,
+    LEXICON,
+    MEN,
     REVIEW_FORMS,
     SEASONS,
     SORTS,
     STATEMENT_FORMS,
     TOPIC_SYNONYMS,
     TOPICS,
+    WOMEN,
     StatementForm,
     cause_scene,
     feeling_scene,
+    fill,
     job_scene,
     nearby_level,
+    people,
     question,
     report,
     review_sentence,
     season_scene,
     statement_scene,
+    tidy,
+    zipf,
 )
 
 _REPORT_CUES = (

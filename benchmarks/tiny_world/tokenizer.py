@@ -13,7 +13,7 @@ from corpus import SHARES, documents
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from l2l.tasks.tiny_world.grammar import LEXICON
+from l2l.tasks.tiny_world.scenes import LEXICON
 
 BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)

@@ -38,6 +38,8 @@ class EncodedOption:
     """Prompt, then option."""
     length: int
     """How many of the last ids belong to the option; at least one, and at least one id comes before them."""
+    decoder: Ids = ()
+    """A causal model has no decoder of its own."""
 
     @property
     def fed(self) -> Ids:
@@ -53,11 +55,6 @@ class EncodedOption:
     def targets(self) -> Ids:
         """The option's ids."""
         return self.ids[-self.length :]
-
-    @property
-    def decoder(self) -> Ids:
-        """A causal model has no decoder of its own."""
-        return ()
 
 
 @dataclass(frozen=True)
@@ -75,13 +72,8 @@ class NonCausalOption:
 
     @property
     def fed(self) -> Ids:
-        """Ids that the model, or its encoder, is fed."""
+        """All ids."""
         return self.ids
-
-    @property
-    def length(self) -> int:
-        """How many ids are read."""
-        return len(self.targets)
 
 
 @dataclass(frozen=True)
@@ -217,21 +209,17 @@ def encode(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, 
         ValueError: a row cannot be rendered, an option has no token of its own or nothing before it, it does not fit
             into ``max_length``, or the task is none for this kind of model. The message names task and row.
     """
-    if not rows:
-        return []
-    prefix = special_ids(tokenizer)[0]
-    return [Encoded(_cut(prefix, row, max_length), row.example.gold) for row in tokenized(task, rows, tokenizer)]
-
-
-def _cut(prefix: Ids, row: Tokenized, max_length: int) -> tuple[EncodedOption, ...]:
-    """Find where each option begins and truncate from the left."""
-    starts = option_starts(row)
-    lengths = [len(text) - start for text, start in zip(row.texts, starts, strict=True)]
-    spare = min(starts) - (0 if prefix else 1)
-    if spare < 0:
-        raise ValueError(f"{row.name}: nothing comes before the option; the prompt must give at least one token")
-    surplus = _surplus(len(prefix) + max(map(len, row.texts)), spare, max(lengths), max_length, row.name)
-    return tuple(EncodedOption(prefix + text[surplus:], length) for text, length in zip(row.texts, lengths, strict=True))
+    prefix, found = special_ids(tokenizer)[0], []
+    for row in tokenized(task, rows, tokenizer) if rows else ():
+        starts = option_starts(row)
+        lengths = [len(text) - start for text, start in zip(row.texts, starts, strict=True)]
+        spare = min(starts) - (0 if prefix else 1)
+        if spare < 0:
+            raise ValueError(f"{row.name}: nothing comes before the option; the prompt must give at least one token")
+        surplus = _surplus(len(prefix) + max(map(len, row.texts)), spare, max(lengths), max_length, row.name)
+        options = (EncodedOption(prefix + text[surplus:], length) for text, length in zip(row.texts, lengths, strict=True))
+        found.append(Encoded(tuple(options), row.example.gold))
+    return found
 
 
 def encode_masked(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
@@ -249,28 +237,20 @@ def encode_masked(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenize
             f"task {task.name!r}: a masked language model is asked through mask tokens, but the tokenizer "
             f"{type(tokenizer).__name__} has none; give the tokenizer that belongs to the model"
         )
-    around = special_ids(tokenizer)
+    before, after = special_ids(tokenizer)
     found = []
     for row in tokenized(task, rows, tokenizer):
         _refuse_generation(task, row, "a masked language model")
-        found.append(Encoded(_masked(around, row, mask, max_length), row.example.gold, whole=True))
-    return found
-
-
-def _masked(around: tuple[Ids, Ids], row: Tokenized, mask: int, max_length: int) -> tuple[NonCausalOption, ...]:
-    before, after = around
-    starts = option_starts(row)
-    lengths = [len(text) - start for text, start in zip(row.texts, starts, strict=True)]
-    total = len(before) + max(map(len, row.texts)) + len(after)
-    cut = _surplus(total, min(starts), max(lengths), max_length, row.name)
-    return tuple(
-        NonCausalOption(
-            ids=before + text[cut:start] + (mask,) * length + after,
-            first=len(before) + start - cut,
-            targets=text[start:],
+        starts = option_starts(row)
+        lengths = [len(text) - start for text, start in zip(row.texts, starts, strict=True)]
+        total = len(before) + max(map(len, row.texts)) + len(after)
+        cut = _surplus(total, min(starts), max(lengths), max_length, row.name)
+        options = tuple(
+            NonCausalOption(before + text[cut:start] + (mask,) * length + after, len(before) + start - cut, text[start:])
+            for text, start, length in zip(row.texts, starts, lengths, strict=True)
         )
-        for text, start, length in zip(row.texts, starts, lengths, strict=True)
-    )
+        found.append(Encoded(options, row.example.gold, whole=True))
+    return found
 
 
 def encode_seq2seq(
@@ -400,41 +380,22 @@ def lay_out(groups: Sequence[Sequence[Ids]], grouping: Grouping | None = None) -
     plain = _place(groups, [None] * len(groups))
     if grouping is None or not grouping.tree:
         return plain
-    shared = _place(groups, [_worthy_tree(inputs, grouping.tree) for inputs in groups])
+    trees: list[Tree | None] = []
+    for inputs in groups:
+        _, merged = merge_rows(inputs)
+        tree = grow(inputs) if len(merged) > 1 else None
+        worthy = tree is not None and len(tree.ids) <= grouping.tree and pays(sum(map(len, merged)), len(tree.ids))
+        trees.append(tree if worthy else None)
+    shared = _place(groups, trees)
     lengths = [len(row.ids) for row in shared.rows]
     if not shared.branching or max(lengths) > grouping.tree:
         return plain
-    pair = grouping.cost([len(row.ids) for row in plain.rows]), grouping.cost(lengths)
-    return shared if pays(*pair) else plain
-
-
-def lay_out_whole(inputs: Sequence[tuple[Ids, Ids]]) -> Layout:
-    """Place inputs of models that are not causal, each with its decoder's row: only equal ones share a row.
-
-    Columns are those of the decoder, where it is fed anything.
-    """
-    index = {pair: row for row, pair in enumerate(dict.fromkeys(inputs))}
-    return Layout(
-        rows=tuple(chain(ids) for ids, _ in index),
-        row_of=tuple(index[pair] for pair in inputs),
-        columns=tuple(range(len(decoder or ids)) for ids, decoder in inputs),
-        branching=False,
-        decoders=tuple(decoder for _, decoder in index),
-    )
+    return shared if pays(grouping.cost([len(row.ids) for row in plain.rows]), grouping.cost(lengths)) else plain
 
 
 def pays(plain: int, shared: int) -> bool:
     """Whether feeding ``shared`` tokens instead of ``plain`` is worth a mask of its own: a fifth less at least."""
     return 5 * shared <= 4 * plain
-
-
-def _worthy_tree(inputs: Sequence[Ids], longest: int) -> Tree | None:
-    """The tree of an example's inputs, where it pays and is not too long."""
-    _, merged = merge_rows(inputs)
-    if len(merged) == 1:
-        return None
-    tree = grow(inputs)
-    return tree if len(tree.ids) <= longest and pays(sum(map(len, merged)), len(tree.ids)) else None
 
 
 def _place(groups: Sequence[Sequence[Ids]], trees: Sequence[Tree | None]) -> Layout:
@@ -538,8 +499,12 @@ def collate(
         raise ValueError("a batch needs at least one example, got none")
     picked = [(e.options[e.gold[0]],) if form == "lm" else e.options for e in examples]
     options = [option for chosen in picked for option in chosen]
-    if examples[0].whole:
-        layout = lay_out_whole([(option.fed, option.decoder) for option in options])
+    if examples[0].whole:  # only equal rows, with equal decoder rows, are one; columns are the decoder's, where it is fed
+        inputs = [(option.fed, option.decoder) for option in options]
+        index = {pair: row for row, pair in enumerate(dict.fromkeys(inputs))}
+        columns = tuple(range(len(decoder or ids)) for ids, decoder in inputs)
+        rows_of = tuple(index[pair] for pair in inputs)
+        layout = Layout(tuple(chain(fed) for fed, _ in index), rows_of, columns, False, tuple(end for _, end in index))
     else:
         layout = lay_out([[option.fed for option in chosen] for chosen in picked], grouping)
     ids, mask = pad_rows([row.ids for row in layout.rows], pad_id)
@@ -549,20 +514,13 @@ def collate(
         for slot, target in enumerate(option.targets)
     ]
     per_option = [(example, slot) for example, chosen in enumerate(picked) for slot in range(len(chosen))]
-    rows, positions, targets, option_of, token_slot = torch.tensor(per_token).T.contiguous()
-    option_example, option_slot = torch.tensor(per_option).T.contiguous()
     return Batch(
-        input_ids=ids,
-        attention_mask=tree_attention_mask(layout.rows) if layout.branching else mask,
-        rows=rows,
-        positions=positions,
-        targets=targets,
-        options=option_of,
-        token_slot=token_slot,
-        option_example=option_example,
-        option_slot=option_slot,
+        ids,
+        tree_attention_mask(layout.rows) if layout.branching else mask,
+        *torch.tensor(per_token).T.contiguous(),
+        *torch.tensor(per_option).T.contiguous(),
         gold=torch.tensor([0 if form == "lm" else e.gold[0] for e in examples]),
-        longest=max(option.length for option in options),
+        longest=max(len(option.targets) for option in options),
         width=max(map(len, picked)),
         decoder_ids=pad_rows(layout.decoders, pad_id)[0] if any(layout.decoders) else None,
         pooled=examples[0].pooled,

@@ -15,18 +15,8 @@ import torch
 from l2l.models.batching import Grouping
 from l2l.models.heads import generator, token_logprobs, uncompiled
 from l2l.models.load import context_length, kind_of, unwrapped
-from l2l.tasks.base import Example, Row, Task
-from l2l.tasks.encode import (
-    Encoded,
-    collate,
-    decoder_start,
-    encoder_for,
-    lay_out,
-    pad_rows,
-    padding_id,
-    special_ids,
-    tokenize,
-)
+from l2l.tasks.base import Row, Task
+from l2l.tasks.encode import Encoded, collate, decoder_start, encoder_for, lay_out, pad_rows, padding_id, special_ids, tokenize
 from l2l.tasks.losses import classification_loss, gold_token_sum, option_scores, option_sums, predictions
 from l2l.tasks.metrics import accuracy, answer_scores, bootstrap_interval
 
@@ -105,13 +95,13 @@ def evaluate(
     model.eval()
     try:
         encoded = encoder.encode(task, rows, tokenizer, limit)
-        scored = score(task, encoded, _sharing(model, encoded) if grouping is None else replace(grouping, groups=1))
-        chosen = scored.chosen
+        sharing = _sharing(model, encoded) if grouping is None else replace(grouping, groups=1)
+        loss, chosen, sums = score(task, encoded, sharing)
         if bare is not None:
             alone = encoder.encode(bare, rows, tokenizer, limit)
             distinct = list(dict.fromkeys(alone))  # many rows share a context-less prompt
-            sums = dict(zip(distinct, score(bare, distinct, _sharing(model, distinct)).sums, strict=True))
-            chosen = [calibrated_choice(whole, sums[one]) for whole, one in zip(scored.sums, alone, strict=True)]
+            without = dict(zip(distinct, score(bare, distinct, _sharing(model, distinct))[2], strict=True))
+            chosen = [calibrated_choice(whole, without[one]) for whole, one in zip(sums, alone, strict=True)]
         examples = [task.example(row) for row in rows] if task.metric == "f1" or task.official else []
         if task.metric == "f1":
             prompts = [example.prompt for example in examples]
@@ -125,18 +115,7 @@ def evaluate(
     finally:
         model.train(was_training)
     official = {} if task.official is None else task.official(rows, texts)
-    return Scores(scored.loss, task.metric, value, len(rows), official, tuple(rowwise))
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Loss and option scores of the examples."""
-
-    loss: float
-    chosen: list[int]
-    """The best scored option of each example."""
-    sums: list[list[float]]
-    """The log-probability of each example's options, in nats."""
+    return Scores(loss, task.metric, value, len(rows), official, tuple(rowwise))
 
 
 def _sharing(model: PreTrainedModel, encoded: list[Encoded]) -> Grouping:
@@ -155,8 +134,8 @@ def _score_options(
     task: Task,
     encoded: list[Encoded],
     grouping: Grouping,
-) -> _Scored:
-    """Mean loss, and the best scored option and the option log-probabilities of each example."""
+) -> tuple[float, list[int], list[list[float]]]:
+    """Mean loss; the best scored option of each example; the log-probabilities of each example's options, in nats."""
     from tqdm import tqdm
 
     # Long examples first: memory runs out at once or not at all, and like lengths share a batch.
@@ -177,7 +156,7 @@ def _score_options(
         for index, choice in zip(indices, predictions(scores, batch).tolist(), strict=True):
             chosen[index] = choice
             sums[index], values = values[: len(encoded[index].options)], values[len(encoded[index].options) :]
-    return _Scored(total / weight, chosen, sums)
+    return total / weight, chosen, sums
 
 
 def without_context(task: Task) -> Task:
@@ -198,16 +177,16 @@ def without_context(task: Task) -> Task:
             f"task {task.label!r} has no context-less prompt to calibrate by; give its Task one "
             f"(contextless=lambda row: ...), or score without calibration"
         )
-
-    def example(row: Row) -> Example:
-        return replace(task.example(row), prompt=bare(row))
-
-    return replace(task, example=example)
+    return replace(task, example=lambda row: replace(task.example(row), prompt=bare(row)))
 
 
 def calibrated_choice(sums: Sequence[float], contextless: Sequence[float]) -> int:
     """Index of the option whose log-probability the context raises most; the first one where several are equal."""
     return int((torch.tensor(sums) - torch.tensor(contextless)).argmax())
+
+
+_STOPS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, list[int]]] = WeakKeyDictionary()
+"""Size of the vocabulary and tokens that end an answer, per tokenizer: finding them decodes the whole vocabulary."""
 
 
 @torch.inference_mode()
@@ -240,13 +219,20 @@ def generate(
         raise ValueError(
             f"max_length {max_length} leaves no room for a prompt beside {max_new_tokens} new tokens; raise max_length"
         )
+    # An answer ends at the end of text, and at every token whose text contains a newline.
+    size, stops = _STOPS.get(tokenizer, (-1, []))
+    if size != len(tokenizer):
+        pieces, end = tokenizer.batch_decode([[index] for index in range(len(tokenizer))]), tokenizer.eos_token_id
+        found = {index for index, text in enumerate(pieces) if "\n" in text}
+        stops = sorted(found | {end}) if isinstance(end, int) else sorted(found)
+        _STOPS[tokenizer] = len(tokenizer), stops
     inputs = [before + ids[-room:] + (after if opening else ()) for ids in tokenize(tokenizer, list(prompts))]
     greedy = GenerationConfig(  # a fresh one: a model's own may ask for sampling, penalties or beams
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
         use_cache=True,
-        eos_token_id=_stop_ids(tokenizer),
+        eos_token_id=stops,
         pad_token_id=padding_id(tokenizer),
         decoder_start_token_id=opening[0] if opening else None,
     )
@@ -280,18 +266,3 @@ def _generation_config(model: object, config: GenerationConfig) -> Iterator[None
         yield
     finally:
         owner.generation_config = own
-
-
-_STOPS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, list[int]]] = WeakKeyDictionary()
-"""Size of the vocabulary and tokens that end an answer, per tokenizer: finding them decodes the whole vocabulary."""
-
-
-def _stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """End of text, and every token whose text contains a newline."""
-    size, stops = _STOPS.get(tokenizer, (-1, []))
-    if size != len(tokenizer):
-        texts, end = tokenizer.batch_decode([[index] for index in range(len(tokenizer))]), tokenizer.eos_token_id
-        found = {index for index, text in enumerate(texts) if "\n" in text}
-        stops = sorted(found | {end}) if isinstance(end, int) else sorted(found)
-        _STOPS[tokenizer] = len(tokenizer), stops
-    return stops

@@ -66,13 +66,24 @@ def table_row(task: Task) -> dict[str, str]:
 
 def card(task: Task) -> str:
     """The text of ``l2l tasks show``: source of the rows, prompt and options, variants."""
-    lines = [f"{task.label}: {kind(task)}, loss {task.form}, metric {task.metric}", f"rows      {source(task)}"]
-    lines += [f"          {note}" for note in _splits(task)]
+    lines, found = [f"{task.label}: {kind(task)}, loss {task.form}, metric {task.metric}"], task.source
+    lines.append(f"rows      {source(task)}")
+    if held_out_of(task):
+        lines.append(f"          of these, a fixed 1 in {HELD_OUT} is held out to report on")
+    elif isinstance(found, HubData):
+        lines.append(f"          train: {found.splits[0]}; reported on: {found.splits[1]}")
+    elif isinstance(found, FileData):
+        for name, paths in (("train", found.train), ("reported on", found.validation)):
+            lines.append(f"          {name}: {', '.join(map(str, paths))}")
     if task.fields:
         lines.append(f"columns   {', '.join(task.fields)}")
-    lines += _prompt_lines("prompt", _sample_example(task, task.example))
-    for name, example in task.variants.items():
-        lines += _prompt_lines(f":{name}", _sample_example(task, example))
+    for title, render in (("prompt", task.example), *((f":{name}", example) for name, example in task.variants.items())):
+        example = _sample_example(task, render)
+        if example is None:
+            lines.append(f"{title:<9} needs a real row: see l2l tasks check")
+            continue
+        prompt = example.prompt.replace("\n", "\n          ")
+        lines += [f"{title:<9} {prompt}", f"options   {' | '.join(map(repr, example.options))}"]
     return "\n".join(lines)
 
 
@@ -92,18 +103,6 @@ def source(task: Task) -> str:
     return f"{found.path}{at}" + (f" ({found.name})" if found.name else "")
 
 
-def _splits(task: Task) -> tuple[str, ...]:
-    """Which rows train, and which are reported on."""
-    if held_out_of(task):
-        return (f"of these, a fixed 1 in {HELD_OUT} is held out to report on",)
-    if isinstance(task.source, HubData):
-        return (f"train: {task.source.splits[0]}; reported on: {task.source.splits[1]}",)
-    if isinstance(task.source, FileData):
-        train, validation = (", ".join(map(str, paths)) for paths in (task.source.train, task.source.validation))
-        return (f"train: {train}", f"reported on: {validation}")
-    return ()
-
-
 def _sample_example(task: Task, example: Callable[[Row], Example]) -> Example | None:
     """The first row of the task's own files, else its sample row, rendered; None where that takes a real row."""
     row = sample_row(task)
@@ -113,13 +112,6 @@ def _sample_example(task: Task, example: Callable[[Row], Example]) -> Example | 
         return example(row)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return None
-
-
-def _prompt_lines(title: str, example: Example | None) -> list[str]:
-    if example is None:
-        return [f"{title:<9} needs a real row: see l2l tasks check"]
-    prompt = example.prompt.replace("\n", "\n          ")
-    return [f"{title:<9} {prompt}", f"options   {' | '.join(map(repr, example.options))}"]
 
 
 @dataclass(frozen=True)
@@ -173,12 +165,62 @@ def check(config: CheckConfig) -> Checked:
     if not train or not test:
         raise ValueError(f"task {task.name!r}: {len(train)} train and {len(test)} validation rows; both need some")
     tokenizer = load_tokenizer(config.model, config.revision)
-    limit = _limit(config, tokenizer)
-    examples = _tokenize_whole(task, [*train, *test], tokenizer)
-    options = _options(tokenizer, examples, len(train)) if kind(task) == "choose" else []
-    facts = _facts(task, config, examples[: len(train)], examples[len(train) :], limit)
+    from transformers import AutoConfig
+
+    # Tokens that fit, by the model's config: its weights are not loaded.
+    loaded = AutoConfig.from_pretrained(tokenizer.name_or_path, revision=config.revision, trust_remote_code=False)
+    positions = getattr(loaded.get_text_config(), "max_position_embeddings", None)
+    longest = positions if isinstance(positions, int) else None
+    limit = min(longest or _LONGEST_DEFAULT, _LONGEST_DEFAULT) if config.max_length is None else config.max_length
+    if config.max_length is not None and not 2 <= limit <= (longest or limit):
+        raise ValueError(f"max_length {limit} must lie in 2..{longest or 'any'}, the positions of {config.model!r}")
+    prefix, examples = special_ids(tokenizer)[0], []
+    for one in tokenized(task, [*train, *test], tokenizer):
+        starts = option_starts(one)
+        own = tuple(text[start:] for text, start in zip(one.texts, starts, strict=True))
+        merged = min(starts) < len(one.prompt)
+        examples.append(TokenizedExample(one.example, prefix, one.prompt[: min(starts)], own, merged))
+    parts = examples[: len(train)], examples[len(train) :]
+
+    lengths = sorted(len(prefix) + len(one.prompt) + max(map(len, one.options)) for one in examples)
+    known = {one.example.prompt for one in parts[0]}
+    facts: dict[str, Any] = {
+        "task": task.label,
+        "kind": kind(task),
+        "source": source(task),
+        "train rows": len(train),
+        "validation rows": len(test),
+        "tokens, median": lengths[len(lengths) // 2],
+        "tokens, most": lengths[-1],
+        "tokens that fit": limit,
+        "rows cut": sum(length > limit for length in lengths),
+        "prompts twice in train": len(train) - len(known),
+        "validation prompts in train": sum(one.example.prompt in known for one in parts[1]),
+    }
+    options: list[dict[str, Any]] = []
+    if kind(task) == "choose":
+        # Accuracy of the majority class: by the option's text, or by its index where options differ between rows.
+        golds = [(one.example.options[one.example.gold[0]], one.example.gold[0]) for one in parts[1]]
+        facts["always the commonest"] = max(max(Counter(column).values()) for column in zip(*golds, strict=True)) / len(test)
+        # The options of all rows, in order of first occurrence; none where each row has others.
+        ids = {text: own for one in examples for text, own in zip(one.example.options, one.options, strict=True)}
+        right = [Counter(one.example.options[one.example.gold[0]] for one in part) for part in parts]
+        options = [
+            {
+                "option": visible(text),
+                "tokens": "·".join(map(visible, tokenizer.convert_ids_to_tokens(list(own)))),
+                "ids": " ".join(map(str, own)),
+                "right in train": right[0][text],
+                "right in validation": right[1][text],
+            }
+            for text, own in (ids.items() if len(ids) <= _LISTED else ())
+        ]
+    else:
+        facts["different answers in train"] = len({one.example.options[0] for one in parts[0]})
+    note = held_out_note(task) if config.data_dir is None or isinstance(task.source, FileData) else ""
+    facts |= {"held out": note} if note else {}
     shown = [token_display(tokenizer, one, number) for number, one in enumerate(examples[: config.examples])]
-    return Checked(facts, options, shown, _warnings(task, config, facts, options, examples, tokenizer))
+    return Checked(facts, options, shown, _warnings(config, facts, options, examples, tokenizer))
 
 
 def check_task(config: CheckConfig) -> None:
@@ -192,102 +234,38 @@ def check_task(config: CheckConfig) -> None:
         print(f"warning: {warning}")
 
 
-def _limit(config: CheckConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that fit, by the model's config: its weights are not loaded."""
-    from transformers import AutoConfig
-
-    found = AutoConfig.from_pretrained(tokenizer.name_or_path, revision=config.revision, trust_remote_code=False)
-    positions = getattr(found.get_text_config(), "max_position_embeddings", None)
-    longest = positions if isinstance(positions, int) else None
-    if config.max_length is None:
-        return min(longest or _LONGEST_DEFAULT, _LONGEST_DEFAULT)
-    if config.max_length < 2 or config.max_length > (longest or config.max_length):
-        raise ValueError(f"max_length {config.max_length} must lie in 2..{longest or 'any'}, the positions of {config.model!r}")
-    return config.max_length
-
-
-def _facts(
-    task: Task, config: CheckConfig, train: Sequence[TokenizedExample], test: Sequence[TokenizedExample], limit: int
-) -> dict[str, Any]:
-    lengths = sorted(one.longest for one in (*train, *test))
-    known = {one.example.prompt for one in train}
-    facts: dict[str, Any] = {
-        "task": task.label,
-        "kind": kind(task),
-        "source": source(task),
-        "train rows": len(train),
-        "validation rows": len(test),
-        "tokens, median": lengths[len(lengths) // 2],
-        "tokens, most": lengths[-1],
-        "tokens that fit": limit,
-        "rows cut": sum(length > limit for length in lengths),
-        "prompts twice in train": len(train) - len(known),
-        "validation prompts in train": sum(one.example.prompt in known for one in test),
-    }
-    if kind(task) == "choose":
-        # Accuracy of the majority class: by the option's text, or by its index where options differ between rows.
-        golds = [(one.example.options[one.example.gold[0]], one.example.gold[0]) for one in test]
-        most = max(max(Counter(column).values()) for column in zip(*golds, strict=True))
-        facts["always the commonest"] = most / len(test)
-    else:
-        facts["different answers in train"] = len({one.example.options[0] for one in train})
-    note = held_out_note(task) if config.data_dir is None or isinstance(task.source, FileData) else ""
-    return facts | ({"held out": note} if note else {})
-
-
-def _options(tokenizer: PreTrainedTokenizerBase, examples: Sequence[TokenizedExample], train: int) -> list[dict[str, Any]]:
-    """The options of all rows, in order of first occurrence; none where each row has others."""
-    ids = {text: part for one in examples for text, part in zip(one.example.options, one.options, strict=True)}
-    if len(ids) > _LISTED:
-        return []
-    parts = (examples[:train], examples[train:])
-    gold = [Counter(one.example.options[one.example.gold[0]] for one in part) for part in parts]
-    return [
-        {
-            "option": visible(text),
-            "tokens": "·".join(map(visible, tokenizer.convert_ids_to_tokens(list(part)))),
-            "ids": " ".join(map(str, part)),
-            "right in train": gold[0][text],
-            "right in validation": gold[1][text],
-        }
-        for text, part in ids.items()
-    ]
-
-
 def _warnings(
-    task: Task,
     config: CheckConfig,
     facts: dict[str, Any],
     options: list[dict[str, Any]],
     examples: Sequence[TokenizedExample],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[str]:
-    found = []
-    if facts["rows cut"]:
-        found.append(f"{facts['rows cut']} rows have more than {facts['tokens that fit']} tokens and lose their beginning")
-    if facts["validation prompts in train"]:
-        found.append(f"{facts['validation prompts in train']} validation prompts also stand in train: figures flatter")
-    same: dict[str, list[str]] = {}
+    model, unk, same = config.model, tokenizer.unk_token_id, dict[str, list[str]]()
     for line in options:
         same.setdefault(line["ids"], []).append(line["option"])
-    for pair in (" and ".join(texts) for _, texts in sorted(same.items()) if len(texts) > 1):
-        found.append(f"the options {pair} have the same tokens for {config.model}: they cannot be told apart; reword one")
-    long = [line["option"] for line in options if " " in line["ids"]]
-    if long:
-        found.append(f"options of several tokens for {config.model}: {', '.join(long)}; each counts by its mean per token")
-    if options and any(not line["right in train"] for line in options):
-        never = ", ".join(line["option"] for line in options if not line["right in train"])
-        found.append(f"never right in train: {never}")
-    unknown = sum(tokenizer.unk_token_id in one.prompt for one in examples) if tokenizer.unk_token_id is not None else 0
-    if unknown:
-        found.append(f"{unknown} prompts hold characters or words that the tokenizer of {config.model} does not know")
-    merged = sum(one.merged for one in examples)
-    if merged:
-        found.append(f"in {merged} rows a token spans the boundary of prompt and option; it counts as the option's")
+    long = ", ".join(line["option"] for line in options if " " in line["ids"])
+    never = ", ".join(line["option"] for line in options if not line["right in train"])
+    cut, leaked, merged = facts["rows cut"], facts["validation prompts in train"], sum(one.merged for one in examples)
+    unknown = 0 if unk is None else sum(unk in one.prompt for one in examples)
     double = sum(one.example.prompt[-1:].isspace() and one.example.options[0][:1] == " " for one in examples)
-    if double:
-        found.append(f"{double} prompts end in white space before an option's own space; strip one: target_delimiter: ''")
-    return found
+    likely = [
+        (cut, f"{cut} rows have more than {facts['tokens that fit']} tokens and lose their beginning"),
+        (leaked, f"{leaked} validation prompts also stand in train: figures flatter"),
+        *(
+            (
+                len(texts) > 1,
+                f"the options {' and '.join(texts)} have the same tokens for {model}: they cannot be told apart; reword one",
+            )
+            for _, texts in sorted(same.items())
+        ),
+        (long, f"options of several tokens for {model}: {long}; each counts by its mean per token"),
+        (never, f"never right in train: {never}"),
+        (unknown, f"{unknown} prompts hold characters or words that the tokenizer of {model} does not know"),
+        (merged, f"in {merged} rows a token spans the boundary of prompt and option; it counts as the option's"),
+        (double, f"{double} prompts end in white space before an option's own space; strip one: target_delimiter: ''"),
+    ]
+    return [text for wrong, text in likely if wrong]
 
 
 @dataclass(frozen=True)
@@ -303,22 +281,6 @@ class TokenizedExample:
     """Each option's own ids."""
     merged: bool
     """Whether a token spans the boundary of the prompt and some option."""
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the row with the longest option."""
-        return len(self.prefix) + len(self.prompt) + max(map(len, self.options))
-
-
-def _tokenize_whole(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedExample]:
-    prefix = special_ids(tokenizer)[0]
-    found = []
-    for one in tokenized(task, rows, tokenizer):
-        starts = option_starts(one)
-        options = tuple(text[start:] for text, start in zip(one.texts, starts, strict=True))
-        merged = min(starts) < len(one.prompt)
-        found.append(TokenizedExample(one.example, prefix, one.prompt[: min(starts)], options, merged))
-    return found
 
 
 def token_display(tokenizer: PreTrainedTokenizerBase, one: TokenizedExample, number: int) -> str:

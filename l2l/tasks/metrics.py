@@ -5,7 +5,6 @@ import string
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 COVERAGE = 0.95
 RESAMPLES = 5_000
@@ -85,22 +84,13 @@ def span_scores(predictions: Sequence[str], answers: Sequence[Sequence[Sequence[
     for number, alternatives in enumerate(answers):
         if not alternatives or not all(alternatives):
             raise ValueError(f"example {number} has no reference answer to score against")
-    pairs = [_span_score(text, alternatives) for text, alternatives in zip(predictions, answers, strict=True)]
-    return {
-        "f1": sum(f1 for f1, _ in pairs) / len(pairs),
-        "exact_match": sum(exact for _, exact in pairs) / len(pairs),
-    }
-
-
-def _span_score(prediction: str, alternatives: Sequence[Sequence[str]]) -> tuple[float, bool]:
-    said = _number_words(prediction)
-    best, exact = 0.0, False
-    for spans in alternatives:
-        meant = [_number_words(span) for span in spans]
-        overlap = max(_word_f1(set(said), set(words)) for words in meant)
-        best = max(best, round(overlap / len(meant), 2))
-        exact = exact or (len(meant) == 1 and said == meant[0])
-    return best, exact
+    best, exact = [], 0
+    for text, alternatives in zip(predictions, answers, strict=True):
+        said = _number_words(text)
+        meant = [[_number_words(span) for span in spans] for spans in alternatives]
+        best.append(max(round(max(_word_f1(set(said), set(words)) for words in spans) / len(spans), 2) for spans in meant))
+        exact += [said] in meant
+    return {"f1": sum(best) / len(best), "exact_match": exact / len(best)}
 
 
 def _word_f1(said: set[str], meant: set[str]) -> float:
@@ -116,13 +106,11 @@ def _word_f1(said: set[str], meant: set[str]) -> float:
 
 def _number_words(text: str) -> list[str]:
     """The words of a text as DROP compares them: without case, articles and punctuation; numbers by their value."""
-    words = (_number_word(word) for word in re.split(r"[ -]", text.lower()))
-    return [part for word in words for part in word.split()]
-
-
-def _number_word(word: str) -> str:
-    bare = word if _is_number(word) else word.translate(_NO_PUNCTUATION)
-    return str(float(bare)) if _is_number(bare) else re.sub(r"\b(a|an|the)\b", " ", bare)
+    found = []
+    for word in re.split(r"[ -]", text.lower()):
+        bare = word if _is_number(word) else word.translate(_NO_PUNCTUATION)
+        found += [str(float(bare))] if _is_number(bare) else re.sub(r"\b(a|an|the)\b", " ", bare).split()
+    return found
 
 
 def _is_number(word: str) -> bool:
@@ -148,18 +136,13 @@ def bootstrap_interval(scores: Sequence[float], resamples: int = RESAMPLES, seed
     """
     if not scores:
         raise ValueError("an interval needs at least one score, got none")
-    table = np.asarray(scores, dtype=np.float64)
-    means = np.concatenate(list(_means(table, resamples, np.random.default_rng(seed))))
+    table, generator = np.asarray(scores, dtype=np.float64), np.random.default_rng(seed)
+    chunk = max(1, _AT_ONCE // len(table))
+    sizes = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
+    means = np.concatenate([table[generator.integers(len(table), size=(size, len(table)))].mean(1) for size in sizes])
     outside = (1 - COVERAGE) / 2
     low, high = np.quantile(means, [outside, 1 - outside])
     return float(low), float(high)
-
-
-def _means(scores: NDArray[np.float64], resamples: int, generator: np.random.Generator) -> list[NDArray[np.float64]]:
-    """Means of the draws, in chunks that fit into memory."""
-    chunk = max(1, _AT_ONCE // len(scores))
-    sizes = [min(chunk, resamples - start) for start in range(0, resamples, chunk)]
-    return [scores[generator.integers(len(scores), size=(size, len(scores)))].mean(1) for size in sizes]
 
 
 def format_interval(value: float, ends: Sequence[float], digits: int = 3) -> str:

@@ -17,9 +17,6 @@ from pathlib import Path
 from l2l.tasks import hub, tiny_world
 from l2l.tasks.base import Task
 
-_DEFINITIONS = (hub, tiny_world)
-"""Packages whose modules define tasks."""
-
 _NAME = re.compile(r"(?P<name>[^@:]+)(?:@(?P<version>[^@:]*))?(?::(?P<variant>[^@:]*))?(?:@(?P<late>[^@:]*))?")
 """The version may stand before the variant or after it."""
 
@@ -53,7 +50,20 @@ def get_task(name: str) -> Task:
         near = difflib.get_close_matches(wanted.name, tasks, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"unknown task {wanted.name!r}{hint}; known tasks: {', '.join(tasks)}")
-    return _select(tasks[wanted.name], wanted)
+    task = tasks[wanted.name]
+    if wanted.version not in (None, task.version):
+        raise ValueError(
+            f"task {task.name!r} has version {task.version} here, not {wanted.version}; figures of different versions "
+            f"do not compare: ask for '{task.name}@{task.version}', or install the release that has "
+            f"'{task.name}@{wanted.version}'"
+        )
+    if not wanted.variant:
+        return task
+    if wanted.variant not in task.variants:
+        known = ", ".join(f"'{task.name}:{variant}'" for variant in task.variants)
+        raise ValueError(f"task {task.name!r} has no variant {wanted.variant!r}; it has {known or 'none'}")
+    # A variant has another prompt, so the usual one's context-less form does not belong to it.
+    return replace(task, example=task.variants[wanted.variant], variant=wanted.variant, contextless=None)
 
 
 def task_names() -> list[str]:
@@ -65,7 +75,7 @@ def task_names() -> list[str]:
 def _tasks() -> Mapping[str, Task]:
     """All tasks of the package by name, sorted by it."""
     found: dict[str, Task] = {}
-    for package in _DEFINITIONS:
+    for package in (hub, tiny_world):
         for info in pkgutil.iter_modules(package.__path__):
             module = import_module(f"{package.__name__}.{info.name}")
             for task in (*getattr(module, "TASKS", ()), *([module.TASK] if hasattr(module, "TASK") else ())):
@@ -88,20 +98,3 @@ def parse_name(text: str) -> TaskName:
     if version is not None and not (version.isascii() and version.isdecimal()):
         raise ValueError(f"task {text!r}: the version must be a whole number, as in 'sst2@1', not {version!r}")
     return TaskName(found["name"], None if version is None else int(version), found["variant"] or "")
-
-
-def _select(task: Task, wanted: TaskName) -> Task:
-    """The task in the wanted variant, if its version is the wanted one."""
-    if wanted.version is not None and wanted.version != task.version:
-        raise ValueError(
-            f"task {task.name!r} has version {task.version} here, not {wanted.version}; figures of different versions "
-            f"do not compare: ask for '{task.name}@{task.version}', or install the release that has "
-            f"'{task.name}@{wanted.version}'"
-        )
-    if not wanted.variant:
-        return task
-    if wanted.variant not in task.variants:
-        known = ", ".join(f"'{task.name}:{variant}'" for variant in task.variants)
-        raise ValueError(f"task {task.name!r} has no variant {wanted.variant!r}; it has {known or 'none'}")
-    # A variant has another prompt, so the usual one's context-less form does not belong to it.
-    return replace(task, example=task.variants[wanted.variant], variant=wanted.variant, contextless=None)

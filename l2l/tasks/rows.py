@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,19 +47,30 @@ def load_rows(task: Task, split: Split, data_dir: str | Path | None, count: int 
         if count is None:
             raise ValueError(f"task {task.name!r} generates its rows; say how many")
         rows: list[Row] = list(task.source.generate(split, count, seed))
-        return _checked(task, rows, f"generated {split} row ")
+        for number, row in enumerate(rows):
+            render(task, row, f"generated {split} row {number}")
+        return rows
     parted = held_out_of(task) if data_dir is None or isinstance(task.source, FileData) else False
 
     def order(total: int) -> list[int]:
         part = part_of(total, split) if parted else range(total)
-        return [part[index] for index in _order(len(part), count, seed)]
+        return [part[index] for index in np.random.default_rng(seed).permutation(len(part))[:count].tolist()]
 
     if isinstance(task.source, FileData):
         paths = task.source.train if split == "train" or parted else task.source.validation
     elif data_dir is None:
-        return _checked(task, hub_rows(task.source, split, order), f"{task.source.path} {split} row ")
+        rows = hub_rows(task.source, split, order)
+        for number, row in enumerate(rows):
+            render(task, row, f"{task.source.path} {split} row {number}")
+        return rows
     else:
-        paths = (_file(task, task.source, split, Path(data_dir)),)
+        paths = (Path(data_dir) / task.name / f"{split}.jsonl",)
+        if not paths[0].is_file():
+            raise FileNotFoundError(
+                f"no file {str(paths[0])!r}; put one JSON object per line there, with the fields "
+                f"{', '.join(task.fields) or 'that the task names'} (as in the hub's {task.source.path}), or leave out the "
+                "data directory to download it"
+            )
     rows = []
     for path in paths:
         for where, row in read_file(path):
@@ -101,15 +113,26 @@ def load_splits(task: Task, data_dir: str | Path | None, train: int, dev: int, t
             raise ValueError(f"the number of {name} rows must not be negative, got {count}")
     wanted = train + dev * (_SPARE if isinstance(task.source, GeneratedData) else 1)
     rows = load_rows(task, "train", data_dir, wanted, seed) if wanted else []
-    train_count, dev_count = _share(task, len(rows), train, dev)
+    train_count, dev_count, needed = train, dev, (train > 0) + (dev > 0)
+    if len(rows) < needed:
+        raise ValueError(f"task {task.name!r}: the train split has {len(rows)} rows, train and dev need {needed}")
+    if len(rows) < train + dev:
+        dev_count = min(dev, max(1, len(rows) // 3) if train else len(rows))
+        train_count = min(train, len(rows) - dev_count)
+    key = partial(json.dumps, sort_keys=True, default=str)
     train_rows = rows[:train_count]
-    seen = set(map(_key, train_rows))
-    dev_rows = [row for row in rows[train_count:] if _key(row) not in seen][:dev_count]
+    seen = set(map(key, train_rows))
+    dev_rows = [row for row in rows[train_count:] if key(row) not in seen][:dev_count]
     test_rows = load_rows(task, "validation", data_dir, test, TEST_SEED) if test else []
-    note = _note(task, (("train", train, train_rows), ("dev", dev, dev_rows), ("test", test, test_rows)))
-    alone = data_dir is None or isinstance(task.source, FileData)
-    held = held_out_note(task) if test and alone else ""
-    return Splits(train_rows, dev_rows, test_rows, "; ".join(filter(None, (held, note))))
+    short = []
+    for name, asked, got in (("train", train, train_rows), ("dev", dev, dev_rows), ("test", test, test_rows)):
+        if asked and not got:
+            why = "; rows that equal a train row do not count" if name == "dev" else ""
+            raise ValueError(f"task {task.name!r}: no row is left for {name}, of which {asked} were asked for{why}")
+        short += [f"{len(got)} {name} rows instead of {asked}"] if len(got) < asked else []
+    notes = [held_out_note(task)] if test and (data_dir is None or isinstance(task.source, FileData)) else []
+    notes += [f"task {task.name!r} has too few rows: {', '.join(short)}"] if short else []
+    return Splits(train_rows, dev_rows, test_rows, "; ".join(filter(None, notes)))
 
 
 def held_out_note(task: Task) -> str:
@@ -117,49 +140,3 @@ def held_out_note(task: Task) -> str:
     if not held_out_of(task):
         return ""
     return f"task {task.name!r} has no validation data: a fixed 1 in {HELD_OUT} of its train rows is held out as such"
-
-
-def _note(task: Task, sizes: tuple[tuple[str, int, list[Row]], ...]) -> str:
-    """One sentence on what fell short; an error where nothing is left."""
-    for name, asked, got in sizes:
-        if asked and not got:
-            why = "; rows that equal a train row do not count" if name == "dev" else ""
-            raise ValueError(f"task {task.name!r}: no row is left for {name}, of which {asked} were asked for{why}")
-    cut = [f"{len(got)} {name} rows instead of {asked}" for name, asked, got in sizes if len(got) < asked]
-    return f"task {task.name!r} has too few rows: {', '.join(cut)}" if cut else ""
-
-
-def _key(row: Row) -> str:
-    return json.dumps(row, sort_keys=True, default=str)
-
-
-def _share(task: Task, available: int, train: int, dev: int) -> tuple[int, int]:
-    """How many rows train and dev get."""
-    if train + dev <= available:
-        return train, dev
-    needed = (train > 0) + (dev > 0)
-    if available < needed:
-        raise ValueError(f"task {task.name!r}: the train split has {available} rows, train and dev need {needed}")
-    dev_share = min(dev, max(1, available // 3)) if train else min(dev, available)
-    return min(train, available - dev_share), dev_share
-
-
-def _order(total: int, count: int | None, seed: int) -> list[int]:
-    return np.random.default_rng(seed).permutation(total)[:count].tolist()
-
-
-def _checked(task: Task, rows: list[Row], where: str) -> list[Row]:
-    for number, row in enumerate(rows):
-        render(task, row, f"{where}{number}")
-    return rows
-
-
-def _file(task: Task, source: HubData, split: Split, data_dir: Path) -> Path:
-    path = data_dir / task.name / f"{split}.jsonl"
-    if not path.is_file():
-        fields = ", ".join(task.fields) or "that the task names"
-        raise FileNotFoundError(
-            f"no file {str(path)!r}; put one JSON object per line there, with the fields {fields} "
-            f"(as in the hub's {source.path}), or leave out the data directory to download it"
-        )
-    return path

@@ -142,7 +142,13 @@ def hub_rows(source: HubData, split: Split, order: Callable[[int], list[int]]) -
 
     hub_split = source.splits[0 if split == "train" else 1]
     try:
-        dataset = _load(source, hub_split)
+        try:
+            dataset = _load_by_id(source, hub_split)
+        except (OSError, DatasetsError, ValueError):
+            # Offline, ``datasets`` itself does not look into the hub's cache.
+            dataset = _load_snapshot(source, hub_split)
+            if dataset is None:
+                raise
     except (OSError, DatasetsError) as error:  # ConnectionError and FileNotFoundError are OSErrors
         raise FileNotFoundError(_absent_message(source, hub_split, error)) from error
     except ValueError as error:
@@ -154,19 +160,6 @@ def hub_rows(source: HubData, split: Split, order: Callable[[int], list[int]]) -
         # Only -1 counts as no label, so that any other wrong value is still found and named.
         dataset = dataset.select([index for index, label in enumerate(labels) if label != -1])
     return [dict(row) for row in dataset.select(order(len(dataset)))]
-
-
-def _load(source: HubData, hub_split: str) -> Any:
-    """By id; else from the hub's cache, which ``datasets`` itself does not look into when it is offline."""
-    from datasets.exceptions import DatasetsError
-
-    try:
-        return _load_by_id(source, hub_split)
-    except (OSError, DatasetsError, ValueError):
-        dataset = _load_snapshot(source, hub_split)
-        if dataset is None:
-            raise
-        return dataset
 
 
 def _load_by_id(source: HubData, hub_split: str) -> Any:
@@ -184,19 +177,16 @@ def _load_by_id(source: HubData, hub_split: str) -> Any:
             ) from error
     else:
         if source.revision is not None and dataset.cache_files:
-            _check_commit(source, source.revision, Path(dataset.cache_files[0]["filename"]).parent.name)
+            # Offline, ``datasets`` returns the rows used last, whatever the revision. The hub's cache notes the commit
+            # of a branch or tag in the name of the snapshot's folder.
+            commit, wanted = Path(dataset.cache_files[0]["filename"]).parent.name, source.revision
+            if not _COMMIT.fullmatch(wanted):
+                wanted = getattr(_snapshot(source, wanted), "name", None)
+            if wanted is not None and _COMMIT.fullmatch(commit) and commit != wanted:
+                raise FileNotFoundError(f"the cache of datasets holds commit {commit}, not revision {source.revision!r}")
         return dataset
     copy = f"hf://datasets/{source.path}@{_PARQUET_COPY.replace('/', '%2F')}/{source.name or 'default'}/{hub_split}"
     return load_dataset("parquet", data_files={hub_split: f"{copy}/*.parquet"}, split=hub_split)
-
-
-def _check_commit(source: HubData, revision: str, commit: str) -> None:
-    """Refuse rows of another commit: offline, ``datasets`` returns the rows used last, whatever the revision."""
-    # The hub's cache notes the commit of a branch or tag in the name of the snapshot's folder.
-    snapshot = None if _COMMIT.fullmatch(revision) else _snapshot(source, revision)
-    wanted = revision if _COMMIT.fullmatch(revision) else snapshot.name if snapshot is not None else None
-    if wanted is not None and _COMMIT.fullmatch(commit) and commit != wanted:
-        raise FileNotFoundError(f"the cache of datasets holds commit {commit}, not revision {revision!r}")
 
 
 def _load_snapshot(source: HubData, hub_split: str) -> Any:
@@ -211,10 +201,8 @@ def _load_snapshot(source: HubData, hub_split: str) -> Any:
         except (OSError, DatasetsError):
             pass  # only some of its files were downloaded
     copy = _snapshot(source, _PARQUET_COPY) if source.revision in (None, _PARQUET_COPY) else None
-    files = [] if copy is None else sorted((copy / (source.name or "default") / hub_split).glob("*.parquet"))
-    if not files:
-        return None
-    return load_dataset("parquet", data_files={hub_split: [str(file) for file in files]}, split=hub_split)
+    files = [] if copy is None else sorted(map(str, (copy / (source.name or "default") / hub_split).glob("*.parquet")))
+    return load_dataset("parquet", data_files={hub_split: files}, split=hub_split) if files else None
 
 
 def _snapshot(source: HubData, revision: str | None) -> Path | None:

@@ -68,8 +68,12 @@ _METRICS: dict[str, dict[str, Literal["accuracy", "f1"]]] = {
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
-_EXAMPLES = {"task": "reviews", "doc_to_text": "'{{ text }} It was'", "doc_to_target": "label"}
-"""Required fields with what to show a user who left them out."""
+_REQUIRED = {
+    "task": ("a name", "reviews"),
+    "doc_to_text": ("the prompt", "'{{ text }} It was'"),
+    "doc_to_target": ("the right answer", "label"),
+}
+"""Required fields with what to tell and to show a user who left them out."""
 
 _FORMATS = ("json", "csv", "parquet")
 """What ``dataset_path`` may also say, in the manner of ``datasets``, where ``data_files`` names the files."""
@@ -89,57 +93,70 @@ def read_task(file: Path, reserved: Collection[str] = ()) -> Task:
         ValueError: it is not YAML, or a field is missing, unknown or wrong. Names file, field and the way out.
     """
     fields = _read_yaml(file)
-    _check_names(file, fields)
-    kind = _output_type(file, fields)
+    for field in map(str, fields):
+        if field in _UNSUPPORTED:
+            raise ValueError(f"{file}: field {field!r} is not used here; {_UNSUPPORTED[field]}")
+        if field not in FIELDS:
+            near = difflib.get_close_matches(field, FIELDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(FIELDS)}"
+            raise ValueError(f"{file}: field {field!r} is unknown; {hint}")
+    for field, (what, shown) in _REQUIRED.items():
+        if fields.get(field) is None:
+            raise ValueError(f"{file}: field {field!r} is missing; give {what}, as in {field}: {shown}")
+
+    kind = fields.get("output_type", "multiple_choice" if "doc_to_choice" in fields else None)
+    with field_errors(file, "output_type"):
+        if not isinstance(kind, str) or kind not in _METRICS:
+            raise ValueError(f"{kind!r} is not supported; use {' or '.join(_METRICS)}")
     generates = kind == "generate_until"
+    if not generates and fields.get("doc_to_choice") is None:
+        raise ValueError(f"{file}: field 'doc_to_choice' is missing; list the choices, as in doc_to_choice: [bad, good]")
+    if generates and fields.get("doc_to_choice") is not None:
+        raise ValueError(f"{file}: field 'doc_to_choice' has no use where answers are generated; remove it")
+
     source = _source(file, fields)
     renderer = _renderer(file, fields, generates)
-    used = {"doc_to_text": renderer.text, "doc_to_choice": renderer.choices, "doc_to_target": renderer.target}
-    _check_columns(file, source, {field: _columns(cell) for field, cell in used.items()})
-    return Task(
-        name=_task_name(file, fields, reserved),
-        source=source,
-        fields=(),  # a template may do without a column, so what is missing is found where a row is rendered
-        example=renderer.example,
-        form=_form(file, fields, generates),
-        metric=_metric(file, fields, kind),
-        version=_version(file, fields),
-    )
+    cells = {"doc_to_text": renderer.text, "doc_to_choice": renderer.choices, "doc_to_target": renderer.target}
+    # A data set of the hub is checked when it is read.
+    for path in (*source.train, *source.validation) if isinstance(source, FileData) else ():
+        with field_errors(file, "data_files"):
+            there = column_names(path)
+        for field, cell in cells.items():
+            for column in sorted(_columns(cell) - set(there)):
+                near = difflib.get_close_matches(column, there, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "use one of these"
+                has = f"{path} has {', '.join(there)}"
+                raise ValueError(f"{file}: field {field!r}: there is no column {column!r}; {has}; {hint}")
 
-
-def _check_names(file: Path, fields: Mapping[Any, Any]) -> None:
-    for name in map(str, fields):
-        if name in _UNSUPPORTED:
-            raise ValueError(f"{file}: field {name!r} is not used here; {_UNSUPPORTED[name]}")
-        if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(FIELDS)}"
-            raise ValueError(f"{file}: field {name!r} is unknown; {hint}")
-    for name, what in (("task", "a name"), ("doc_to_text", "the prompt"), ("doc_to_target", "the right answer")):
-        if fields.get(name) is None:
-            raise ValueError(f"{file}: field {name!r} is missing; give {what}, as in {name}: {_EXAMPLES[name]}")
-
-
-def _task_name(file: Path, fields: Mapping[str, Any], reserved: Collection[str]) -> str:
     name = fields["task"]
     with field_errors(file, "task"):
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name; use letters, digits, '_', '-' and '.'")
         if name in reserved:
             raise ValueError(f"{name!r} is a task of the package; give yours another name, so that figures stay apart")
-    return name
-
-
-def _output_type(file: Path, fields: Mapping[str, Any]) -> str:
-    kind = fields.get("output_type", "multiple_choice" if "doc_to_choice" in fields else None)
-    with field_errors(file, "output_type"):
-        if not isinstance(kind, str) or kind not in _METRICS:
-            raise ValueError(f"{kind!r} is not supported; use {' or '.join(_METRICS)}")
-    if kind == "multiple_choice" and fields.get("doc_to_choice") is None:
-        raise ValueError(f"{file}: field 'doc_to_choice' is missing; list the choices, as in doc_to_choice: [bad, good]")
-    if kind == "generate_until" and fields.get("doc_to_choice") is not None:
-        raise ValueError(f"{file}: field 'doc_to_choice' has no use where answers are generated; remove it")
-    return kind
+    form = fields.get("form", "lm" if generates else "classification")
+    with field_errors(file, "form"):
+        if form not in ("lm", "classification"):
+            raise ValueError(f"{form!r} is no form of loss; use classification or lm")
+        if generates and form == "classification":
+            raise ValueError("answers that are generated have no classification loss; use lm, or leave it out")
+    known = _METRICS[kind]
+    default = next(iter(known))
+    with field_errors(file, "metric_list"):
+        listed = fields.get("metric_list", [default])
+        if not isinstance(listed, list) or len(listed) != 1:
+            raise ValueError(f"{listed!r} must list one metric; use [{default}]")
+        metric = listed[0].get("metric") if isinstance(listed[0], dict) else listed[0]
+        if not isinstance(metric, str) or metric not in known:
+            raise ValueError(f"metric {metric!r} is not known for output_type {kind}; use {' or '.join(known)}")
+    with field_errors(file, "metadata"):
+        metadata = fields.get("metadata", {"version": 1})
+        version = metadata.get("version", 1) if isinstance(metadata, dict) else metadata
+        whole = isinstance(version, int | float) and not isinstance(version, bool) and float(version).is_integer()
+        if not isinstance(metadata, dict) or not whole or version < 0:
+            raise ValueError(f"the version is {version!r}; give a whole number, as in metadata: {{version: 1}}")
+    # A template may do without a column, so ``fields`` are empty: what is missing is found where a row is rendered.
+    return Task(name, source, (), renderer.example, form, known[metric], int(version))
 
 
 def _renderer(file: Path, fields: Mapping[str, Any], generates: bool) -> RowRenderer:
@@ -168,50 +185,15 @@ def _cell(value: object) -> Cell:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{value!r} is neither a column's name nor a template such as '{{{{ text }}}}'")
     is_template = any(mark in value for mark in ("{{", "{%", "{#"))
-    return _compile_template(value) if is_template else Column(value)
+    return _compile_template(value) if is_template else value
 
 
 def _columns(cell: Sequence[Cell] | Cell | int | None) -> frozenset[str]:
-    if isinstance(cell, Column):
-        return frozenset({cell.name})
+    if isinstance(cell, str):
+        return frozenset({cell})
     if isinstance(cell, CompiledTemplate):
         return cell.columns
     return frozenset().union(*map(_columns, cell)) if isinstance(cell, tuple) else frozenset()
-
-
-def _form(file: Path, fields: Mapping[str, Any], generates: bool) -> Literal["classification", "lm"]:
-    form = fields.get("form", "lm" if generates else "classification")
-    with field_errors(file, "form"):
-        if form == "lm":
-            return "lm"
-        if form != "classification":
-            raise ValueError(f"{form!r} is no form of loss; use classification or lm")
-        if generates:
-            raise ValueError("answers that are generated have no classification loss; use lm, or leave it out")
-    return "classification"
-
-
-def _metric(file: Path, fields: Mapping[str, Any], kind: str) -> Literal["accuracy", "f1"]:
-    known = _METRICS[kind]
-    default = next(iter(known))
-    with field_errors(file, "metric_list"):
-        listed = fields.get("metric_list", [default])
-        if not isinstance(listed, list) or len(listed) != 1:
-            raise ValueError(f"{listed!r} must list one metric; use [{default}]")
-        name = listed[0].get("metric") if isinstance(listed[0], dict) else listed[0]
-        if not isinstance(name, str) or name not in known:
-            raise ValueError(f"metric {name!r} is not known for output_type {kind}; use {' or '.join(known)}")
-    return known[name]
-
-
-def _version(file: Path, fields: Mapping[str, Any]) -> int:
-    with field_errors(file, "metadata"):
-        metadata = fields.get("metadata", {"version": 1})
-        version = metadata.get("version", 1) if isinstance(metadata, dict) else metadata
-        whole = isinstance(version, int | float) and not isinstance(version, bool) and float(version).is_integer()
-        if not isinstance(metadata, dict) or not whole or version < 0:
-            raise ValueError(f"the version is {version!r}; give a whole number, as in metadata: {{version: 1}}")
-    return int(version)
 
 
 # The file.
@@ -226,7 +208,12 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8") from error
     try:
-        _check_duplicates(file, yaml.compose(text, yaml.SafeLoader))
+        node = yaml.compose(text, yaml.SafeLoader)
+        names: set[str] = set()  # YAML would silently keep the last of two fields with one name
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.value in names:
+                raise ValueError(f"{file}:{key.start_mark.line + 1}: field {key.value!r} stands there twice; remove one")
+            names.add(key.value)
         fields = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -248,58 +235,11 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return fields
 
 
-def _check_duplicates(file: Path, node: yaml.Node | None) -> None:
-    """YAML would silently keep the last of two fields with one name."""
-    keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-    names = [key.value for key in keys]
-    for position, key in enumerate(keys):
-        if key.value in names[:position]:
-            raise ValueError(f"{file}:{key.start_mark.line + 1}: field {key.value!r} stands there twice; remove one")
-
-
 # Where rows come from.
 
 
 def _source(file: Path, fields: Mapping[str, Any]) -> FileData | HubData:
     """The source that the fields ``data_files``, or ``dataset_path`` and those beside it, name."""
-    kwargs = _kwargs(file, fields)
-    path, files = fields.get("dataset_path"), fields.get("data_files", kwargs.get("data_files"))
-    if files is not None and path not in (None, *_FORMATS):
-        raise ValueError(f"{file}: field 'data_files' stands beside dataset_path {path!r}; remove one of the two")
-    if files is not None:
-        return _file_data(file, fields, files)
-    if path in _FORMATS:
-        raise ValueError(f"{file}: field 'data_files' is missing; dataset_path {path} needs the files to read")
-    if path is None:
-        raise ValueError(
-            f"{file}: field 'data_files' is missing; name your files, as in data_files: {{train: train.csv, "
-            "validation: validation.csv}, or a data set of the hub by dataset_path"
-        )
-    train = _text_field(file, fields, "training_split") or "train"
-    return HubData(
-        path=_text_field(file, fields, "dataset_path") or "",
-        name=_text_field(file, fields, "dataset_name"),
-        splits=(train, _text_field(file, fields, "validation_split") or train),
-        revision=_text_field(file, kwargs, "revision"),
-    )
-
-
-def _check_columns(file: Path, source: FileData | HubData, used: Mapping[str, frozenset[str]]) -> None:
-    """Refuse columns, by the field that uses them, that a data file lacks. A data set of the hub is checked when read."""
-    if isinstance(source, HubData):
-        return
-    for path in (*source.train, *source.validation):
-        with field_errors(file, "data_files"):
-            there = column_names(path)
-        for field, names in used.items():
-            for name in sorted(names - set(there)):
-                near = difflib.get_close_matches(name, there, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "use one of these"
-                has = f"{path} has {', '.join(there)}"
-                raise ValueError(f"{file}: field {field!r}: there is no column {name!r}; {has}; {hint}")
-
-
-def _kwargs(file: Path, fields: Mapping[str, Any]) -> Mapping[str, Any]:
     kwargs = fields.get("dataset_kwargs") or {}
     known = ("revision", "data_files")
     with field_errors(file, "dataset_kwargs"):
@@ -308,18 +248,24 @@ def _kwargs(file: Path, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         unknown = next((name for name in kwargs if name not in known), None)
         if unknown is not None:
             raise ValueError(f"{unknown!r} is not supported; use {' or '.join(known)}")
-    return kwargs
-
-
-def _text_field(file: Path, fields: Mapping[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is not None and (not isinstance(value, str) or not value.strip()):
-        raise ValueError(f"{file}: field {name!r}: {value!r} is no text; put it in quotes")
-    return value
-
-
-def _file_data(file: Path, fields: Mapping[str, Any], files: object) -> FileData:
+    path, files = fields.get("dataset_path"), fields.get("data_files", kwargs.get("data_files"))
+    if files is not None and path not in (None, *_FORMATS):
+        raise ValueError(f"{file}: field 'data_files' stands beside dataset_path {path!r}; remove one of the two")
+    if files is None and path in _FORMATS:
+        raise ValueError(f"{file}: field 'data_files' is missing; dataset_path {path} needs the files to read")
+    if files is None and path is None:
+        raise ValueError(
+            f"{file}: field 'data_files' is missing; name your files, as in data_files: {{train: train.csv, "
+            "validation: validation.csv}, or a data set of the hub by dataset_path"
+        )
     train = _text_field(file, fields, "training_split") or "train"
+    if files is None:
+        return HubData(
+            path=_text_field(file, fields, "dataset_path") or "",
+            name=_text_field(file, fields, "dataset_name"),
+            splits=(train, _text_field(file, fields, "validation_split") or train),
+            revision=_text_field(file, kwargs, "revision"),
+        )
     named = files if isinstance(files, dict) else {train: files}
     validation = _text_field(file, fields, "validation_split") or ("validation" if "validation" in named else train)
     with field_errors(file, "data_files"):
@@ -330,8 +276,14 @@ def _file_data(file: Path, fields: Mapping[str, Any], files: object) -> FileData
         idle = next((name for name in named if name not in (train, validation)), None)
         if idle is not None:
             raise ValueError(f"split {idle!r} is not used; name it as training_split or validation_split, or remove it")
-        apart = () if validation == train else _paths(file, named[validation])
-        return FileData(_paths(file, named[train]), apart)
+        return FileData(_paths(file, named[train]), () if validation == train else _paths(file, named[validation]))
+
+
+def _text_field(file: Path, fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise ValueError(f"{file}: field {name!r}: {value!r} is no text; put it in quotes")
+    return value
 
 
 def _paths(file: Path, value: object) -> tuple[Path, ...]:
@@ -371,17 +323,6 @@ class CompiledTemplate:
         except (jinja2.TemplateError, ArithmeticError, TypeError, LookupError, AttributeError) as error:
             raise ValueError(f"the template fails on this row: {error}") from error
 
-    def render_list(self, row: Row) -> list[Any]:
-        """The list for a row, of a template that prints one, such as ``{{ [first, second] }}``."""
-        text = self.render(row)
-        try:
-            value = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError):
-            value = None
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"the template must print a list, such as {{{{ [first, second] }}}}; got {text!r}")
-        return list(value)
-
 
 def _compile_template(text: str) -> CompiledTemplate:
     """Parse a template without running it."""
@@ -404,15 +345,8 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, k
 """A sandbox: a template can neither reach into Python nor change a row. A last newline is kept."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """The value of a column, unchanged."""
-
-    name: str
-
-
-Cell: TypeAlias = Column | CompiledTemplate
-"""One value per row: a column's, or the text of a template."""
+Cell: TypeAlias = str | CompiledTemplate
+"""One value per row: that of a column, by its name, or the text of a template."""
 
 
 @dataclass(frozen=True)
@@ -438,7 +372,10 @@ class RowRenderer:
                 answers = tuple(_text(one, "answer").strip() for one in _targets(self.target, row, "answer"))
             return Example(prompt, (f"{self.delimiter}{answers[0]}\n",), answers=answers)
         with field_errors(self.file, "doc_to_choice"):
-            choices = _check_choices(_choices(self.choices, row))
+            if isinstance(self.choices, tuple):
+                choices = _check_choices([choice.render(row) for choice in self.choices])
+            else:
+                choices = _check_choices(_listed(self.choices, row))
         with field_errors(self.file, "doc_to_target"):
             gold = tuple(_gold_index(one, choices) for one in _targets(self.target, row, "target"))
         return Example(prompt, tuple(self.delimiter + choice for choice in choices), gold)
@@ -496,11 +433,11 @@ def _gold_index(value: object, choices: Sequence[str]) -> int:
 def _value(cell: Cell, row: Row) -> Any:
     if isinstance(cell, CompiledTemplate):
         return cell.render(row)
-    if cell.name not in row:
-        raise ValueError(f"no column {cell.name!r}; the row has {', '.join(row)}")
-    value = row[cell.name]
+    if cell not in row:
+        raise ValueError(f"no column {cell!r}; the row has {', '.join(row)}")
+    value = row[cell]
     if value is None:
-        raise ValueError(f"column {cell.name!r} is null in this row; fill it or drop the row")
+        raise ValueError(f"column {cell!r} is null in this row; fill it or drop the row")
     return value
 
 
@@ -524,12 +461,15 @@ def _text(value: object, what: str) -> str:
     return str(value)
 
 
-def _choices(choices: tuple[CompiledTemplate, ...] | Cell, row: Row) -> Sequence[Any]:
-    if isinstance(choices, tuple):
-        return [choice.render(row) for choice in choices]
-    if isinstance(choices, CompiledTemplate):
-        return choices.render_list(row)
-    value = _value(choices, row)
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"column {choices.name!r} must hold a list of choices, not {value!r}")
-    return value
+def _listed(cell: Cell, row: Row) -> Sequence[Any]:
+    """The list that a column holds, or that a template prints, such as ``{{ [first, second] }}``."""
+    value = text = _value(cell, row)
+    if isinstance(cell, CompiledTemplate):
+        value = None
+        with suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(text.strip())
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(cell, str):
+        raise ValueError(f"column {cell!r} must hold a list of choices, not {value!r}")
+    raise ValueError(f"the template must print a list, such as {{{{ [first, second] }}}}; got {text!r}")

@@ -1,8 +1,5 @@
 """Questions about a passage whose answer is generated: SQuAD 1.1 and DROP. Training is on the first reference answer."""
 
-from collections.abc import Sequence
-from typing import Any
-
 from l2l.tasks.base import Example, HubData, Row, Task, text_of
 from l2l.tasks.metrics import answer_scores, span_scores
 
@@ -18,11 +15,6 @@ def _squad(row: Row) -> Example:
         options=(f" {answers[0].strip()}\n",),  # the newline teaches where an answer ends; generation stops there
         answers=answers,
     )
-
-
-def _squad_official(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, float]:
-    """The benchmark's other metric; its F1 is the task's own."""
-    return {"exact_match": answer_scores(texts, [row["answers"]["text"] for row in rows])[1]}
 
 
 def _drop_spans(row: Row) -> tuple[str, ...]:
@@ -50,23 +42,12 @@ def _drop_alternatives(row: Row) -> list[list[str]]:
     """
     if "answer" not in row:
         return [[span] for span in _drop_spans(row)]
-    given = [_drop_answer(answer) for answer in (row["answer"], *row.get("validated_answers", ()))]
-    return [spans for spans in given if spans]
-
-
-def _drop_answer(answer: dict[str, Any]) -> list[str]:
-    """Spans of one annotator's answer, which is a number, spans, or a date."""
-    if str(answer["number"]):
-        return [str(answer["number"])]
-    if answer["spans"]:
-        return list(answer["spans"])
-    date = " ".join(filter(None, (answer["date"].get(part, "") for part in ("day", "month", "year"))))
-    return [date] if date else []
-
-
-def _drop_official(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, float]:
-    """The benchmark's own metrics, which compare numbers by value and ask for all spans of an answer."""
-    return span_scores(texts, [_drop_alternatives(row) for row in rows])
+    found: list[list[str]] = []
+    for answer in (row["answer"], *row.get("validated_answers", ())):  # each is a number, spans, or a date
+        spans = [str(answer["number"])] if str(answer["number"]) else list(answer["spans"])
+        date = () if spans else filter(None, (answer["date"].get(part, "") for part in ("day", "month", "year")))
+        found.append(spans or list(filter(None, [" ".join(date)])))
+    return [spans for spans in found if spans]
 
 
 TASKS = (
@@ -77,7 +58,8 @@ TASKS = (
         example=_squad,
         form="lm",
         metric="f1",
-        official=_squad_official,
+        # The benchmark's other metric; its F1 is the task's own.
+        official=lambda rows, texts: {"exact_match": answer_scores(texts, [row["answers"]["text"] for row in rows])[1]},
         sample={"answers": {"text": ["{answer}"]}},
     ),
     Task(
@@ -87,7 +69,8 @@ TASKS = (
         example=_drop,
         form="lm",
         metric="f1",
-        official=_drop_official,
+        # The benchmark's own metrics, which compare numbers by value and ask for all spans of an answer.
+        official=lambda rows, texts: span_scores(texts, [_drop_alternatives(row) for row in rows]),
         sample={"answers_spans": {"spans": ["{answer}"]}},
     ),
 )

@@ -1,14 +1,111 @@
-"""Texts of the tiny world: reports, reviews, statements, questions and scenes from people's lives.
+"""Made-up names, templates with slots that are filled by Zipf-distributed draws of words, and the texts that they make.
 
-Templates (``templates.json``) have blanks before punctuation; :func:`l2l.tasks.tiny_world.grammar.tidy` closes them.
+Names are composed of syllables by a fixed recipe: the same words in every process. A slot is written ``{town}``. Templates
+(``templates.json``) have blanks before punctuation; :func:`tidy` closes them. The texts are reports, reviews, statements,
+questions and scenes from people's lives.
 """
 
 import random
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from l2l.tasks.tiny_world import words
-from l2l.tasks.tiny_world.grammar import KINDS, LEXICON, MEN, WOMEN, fill, people, zipf
+
+Value = TypeVar("Value")
+
+_SLOT = re.compile(r"\{(\w+)\}")
+_ONSETS = words.word_list("b br d dr f g gr h j k kl l m n p pr r s sh t th tr v w z")
+_VOWELS = words.word_list("a e i o u ai ei or ar en")
+_MIDDLES = words.word_list("b d g k l ll m n nn r rr s t v x")
+
+
+def _coin(label: str, count: int, endings: tuple[str, ...], taken: set[str]) -> tuple[str, ...]:
+    """``count`` fresh words; ``taken`` grows by them, so that no word has two meanings."""
+    rng = random.Random(f"l2l small world {label}")
+    coined: list[str] = []
+    while len(coined) < count:
+        word = rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_MIDDLES) + rng.choice(endings)
+        if word not in taken:
+            taken.add(word)
+            coined.append(word)
+    return tuple(coined)
+
+
+def _real_words(group: Any) -> set[str]:
+    """All words in nested groups, and the names of the inner groups."""
+    if isinstance(group, str):
+        return {group}
+    parts = (*group, *group.values()) if isinstance(group, dict) else group
+    return set().union(*map(_real_words, parts))
+
+
+_taken = _real_words(tuple(words.GROUPS.values()))
+WOMEN = _coin("women", 280, ("a", "ia", "ela", "ine", "ira"), _taken)
+MEN = _coin("men", 280, ("on", "us", "ek", "o", "ard"), _taken)
+TOWNS = _coin("towns", 280, ("ton", "mouth", "burg", "ford", "ville"), _taken)
+KINDS = {kind: real + _coin(kind, 85, ("im", "ot", "ul", "ap", "ern"), _taken) for kind, real in words.KINDS.items()}
+"""Kinds of things: every kind begins with its common real nouns, rare made-up ones follow."""
+
+_PLAIN = words.word_list("adjectives times rooms things counted colors numbers days praise blame")
+LEXICON: dict[str, tuple[str, ...]] = {
+    "woman": WOMEN,
+    "man": MEN,
+    "town": TOWNS,
+    **{{"counted": "items"}.get(group, group.removesuffix("s")): words.GROUPS[group] for group in _PLAIN},
+    **KINDS,
+    **{f"{kind}_trait": traits for kind, traits in words.KIND_TRAITS.items()},
+    **{f"{season}_sign": signs for season, signs in words.SEASONS.items()},
+    **{f"{job}_work": things for job, things in words.JOBS.items()},
+    **{f"{topic}_{role}": group for topic, roles in words.TOPICS.items() for role, group in roles.items()},
+}
+"""Slot name to words, the most frequent first."""
+
+
+def zipf(rng: random.Random, ranked: Sequence[Value]) -> Value:
+    """A draw whose frequency falls as one over the rank."""
+    return ranked[min(int((len(ranked) + 1) ** rng.random()), len(ranked)) - 1]
+
+
+def fill(rng: random.Random, template: str, bound: Mapping[str, str] | None = None) -> str:
+    """The template with every ``{slot}`` filled: from ``bound``, else a Zipf draw from the slot's words.
+
+    A digit at a slot's end tells two slots of one kind apart; a repeated slot keeps its word. ``{person}`` is a name.
+    """
+    known = dict(bound or {})
+    out: list[str] = []
+    for position, part in enumerate(_SLOT.split(template)):
+        if position % 2 == 0:
+            out.append(part)
+            continue
+        if part not in known:
+            known[part] = _draw(rng, part.rstrip("0123456789"))
+        out.append(known[part])
+    return "".join(out)
+
+
+def _draw(rng: random.Random, slot: str) -> str:
+    if slot == "person":
+        slot = "woman" if rng.random() < 0.5 else "man"
+    return zipf(rng, LEXICON[slot])
+
+
+def people(rng: random.Random, count: int) -> list[str]:
+    """``count`` different names of either gender."""
+    if rng.random() < 0.1:
+        return rng.sample(WOMEN + MEN, count)
+    found: list[str] = []
+    while len(found) < count:
+        name = _draw(rng, "person")
+        if name not in found:
+            found.append(name)
+    return found
+
+
+def tidy(text: str) -> str:
+    """Text as people write it: no space before punctuation, ``an`` before a vowel."""
+    return re.sub(r"\ba (?=[aeiou])", "an ", re.sub(r" (?=[.,?!:;])", "", text))
+
 
 FEELINGS = tuple(words.FEELINGS)
 JOBS = tuple(words.JOBS)
@@ -100,13 +197,11 @@ def review(rng: random.Random, level: int, length: int = 2, stray: float = 0.2) 
     return " ".join(review_sentence(rng, form, subject, nearby_level(rng, level, stray)) for form in forms)
 
 
-@dataclass(frozen=True)
-class StatementForm:
-    """A premise with its claims."""
+class StatementForm(NamedTuple):
+    """A premise with its claims: those that follow, that contradict, and that stay open."""
 
     premise: str
     claims: tuple[list[str], list[str], list[str]]
-    """Claims that follow, that contradict, and that stay open."""
 
 
 STATEMENT_FORMS = tuple(

@@ -9,25 +9,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from l2l.tasks.base import Example, GeneratedData, Row, Split, Task
-from l2l.tasks.tiny_world import words
-from l2l.tasks.tiny_world.grammar import KINDS, fill, people, tidy
-from l2l.tasks.tiny_world.scenes import (
-    ANSWERS,
-    FEELINGS,
-    JOBS,
-    SEASONS,
-    SORTS,
-    TOPIC_SYNONYMS,
-    TOPICS,
-    cause_scene,
-    feeling_scene,
-    job_scene,
-    question,
-    report,
-    review,
-    season_scene,
-    statement,
-)
+from l2l.tasks.tiny_world import scenes, words
+from l2l.tasks.tiny_world.scenes import KINDS, SORTS, fill, people, question, tidy
 
 _VALIDATION_SHARE = 4
 """One text in this many belongs to validation."""
@@ -102,27 +85,27 @@ def _category(rng: random.Random, label: int) -> dict[str, Any]:
 
 def _cause(rng: random.Random, label: int) -> dict[str, Any]:
     """A cause and two sentences of several tokens, one of which is its effect."""
-    cause, effect, other = cause_scene(rng)
+    cause, effect, other = scenes.cause_scene(rng)
     effects = (effect, other) if label == 0 else (other, effect)
     return {"text": tidy(f"{cause} ."), "effects": [tidy(f"{text} .") for text in effects]}
 
 
 def _entailment(rng: random.Random, label: int) -> dict[str, Any]:
     """A premise and a claim that follows (0), contradicts (1) or is open (2)."""
-    premise, claim = statement(rng, label)
+    premise, claim = scenes.statement(rng, label)
     return {"text": tidy(premise), "claim": tidy(claim)}
 
 
 def _feeling(rng: random.Random, label: int) -> dict[str, Any]:
     """An event that leaves a feeling."""
-    _, pronoun, event = feeling_scene(rng, FEELINGS[label])
+    _, pronoun, event = scenes.feeling_scene(rng, scenes.FEELINGS[label])
     return {"text": tidy(event), "pronoun": pronoun}
 
 
 def _job(rng: random.Random, label: int) -> dict[str, Any]:
     """What someone's work is about; asked is the workplace."""
     person = fill(rng, "{person}")
-    return {"text": tidy(job_scene(rng, JOBS[label], person, length=1)), "person": person}
+    return {"text": tidy(scenes.job_scene(rng, scenes.JOBS[label], person, length=1)), "person": person}
 
 
 def _opposite(rng: random.Random, label: int) -> dict[str, Any]:
@@ -136,17 +119,17 @@ def _opposite(rng: random.Random, label: int) -> dict[str, Any]:
 
 def _season(rng: random.Random, label: int) -> dict[str, Any]:
     """Signs of a season; the prompt asks for the weather that goes with it."""
-    return {"text": tidy(season_scene(rng, SEASONS[label], length=1)), "person": fill(rng, "{person}")}
+    return {"text": tidy(scenes.season_scene(rng, scenes.SEASONS[label], length=1)), "person": fill(rng, "{person}")}
 
 
 def _sentiment(rng: random.Random, label: int) -> dict[str, Any]:
     """A review that blames (0) or praises (1)."""
-    return {"text": tidy(review(rng, rng.choice(((0, 1), (3, 4))[label]), length=2, stray=0.2))}
+    return {"text": tidy(scenes.review(rng, rng.choice(((0, 1), (3, 4))[label]), length=2, stray=0.2))}
 
 
 def _topic(rng: random.Random, label: int) -> dict[str, Any]:
     """A report on one of six topics, which are named by other words than in pretraining."""
-    return {"text": tidy(report(rng, TOPICS[label], about=1, neutral=rng.randrange(2)))}
+    return {"text": tidy(scenes.report(rng, scenes.TOPICS[label], about=1, neutral=rng.randrange(2)))}
 
 
 def _trait(rng: random.Random, label: int) -> dict[str, Any]:
@@ -164,14 +147,14 @@ def _where(rng: random.Random, label: int) -> dict[str, Any]:
     return {"text": tidy(" ".join(story)), "who": who, "places": places}
 
 
-_WORKPLACES = tuple(words.WORKPLACES[job] for job in JOBS)
-_TOPIC_WORDS = tuple(TOPIC_SYNONYMS[topic] for topic in TOPICS)
+_WORKPLACES = tuple(words.WORKPLACES[job] for job in scenes.JOBS)
+_TOPIC_WORDS = tuple(scenes.TOPIC_SYNONYMS[topic] for topic in scenes.TOPICS)
 _LEVEL_WORDS = ("awful", "poor", "fair", "nice", "superb")
 
 TASKS = (
     _task("world_category", _category, "{text} it must be some sort of", _CATEGORIES),
     _task("world_cause", _cause, "{text} what happened then?", "effects", ("effects",), choices=2),
-    _task("world_entailment", _entailment, "{text} does it follow that {claim}? this is", ANSWERS, ("claim",)),
+    _task("world_entailment", _entailment, "{text} does it follow that {claim}? this is", scenes.ANSWERS, ("claim",)),
     _task("world_feeling", _feeling, "{text} {pronoun} was full of", ("joy", "sorrow", "rage", "fear"), ("pronoun",)),
     _task("world_job", _job, "{text} every morning {person} goes to the", _WORKPLACES, ("person",)),
     _task("world_opposite", _opposite, "{text}", "choices", ("choices",), choices=_CHOICES),
@@ -181,7 +164,7 @@ TASKS = (
     # Reviews at five levels, 0 the worst.
     _task(
         "world_stars",
-        lambda rng, label: {"text": tidy(review(rng, label, 2, stray=0.15))},
+        lambda rng, label: {"text": tidy(scenes.review(rng, label, 2, stray=0.15))},
         "{text} summary:",
         _LEVEL_WORDS,
     ),

@@ -29,8 +29,6 @@ GROUPS: dict[str, Any] = _split(json.loads((_FOLDER / "words.json").read_text(en
 """All words, by the name of their group."""
 
 TOPICS: dict[str, dict[str, Words]] = GROUPS["topics"]
-ADJECTIVES: Words = GROUPS["adjectives"]
-TIMES: Words = GROUPS["times"]
 LEVELS: tuple[Words, ...] = GROUPS["levels"]
 """Adjectives of praise, from the worst to the best."""
 PRAISE: Words = GROUPS["praise"]
@@ -48,9 +46,7 @@ WORKPLACES: dict[str, str] = dict(zip(JOBS, GROUPS["workplaces"], strict=True))
 FEELINGS: dict[str, Words] = GROUPS["feelings"]
 ROOMS: Words = GROUPS["rooms"]
 THINGS: Words = GROUPS["things"]
-COUNTED: Words = GROUPS["counted"]
 COLORS: Words = GROUPS["colors"]
 NUMBERS: Words = GROUPS["numbers"]
 SMALL_AMOUNTS: Words = GROUPS["small_amounts"]
 LARGE_AMOUNTS: Words = GROUPS["large_amounts"]
-DAYS: Words = GROUPS["days"]
