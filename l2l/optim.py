@@ -21,15 +21,7 @@ from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
 from l2l.estimators.backward import summed_gradients
-from l2l.estimators.finite_difference import (
-    Closure,
-    Estimate,
-    MicroBatched,
-    center_loss,
-    loss_along,
-    pieces_of,
-    two_point,
-)
+from l2l.estimators.finite_difference import Closure, Estimate, MicroBatched, center_loss, loss_along, pieces_of, two_point
 from l2l.methods.base import (
     CustomEstimator,
     FirstOrder,

@@ -139,11 +139,7 @@ def loss_along(closure: Closure, theta: PerturbedParameters, direction: Directio
 
 
 def one_sided(
-    closure: Closure,
-    theta: PerturbedParameters,
-    directions: Sequence[Direction],
-    epsilon: float,
-    center: float | None = None,
+    closure: Closure, theta: PerturbedParameters, directions: Sequence[Direction], epsilon: float, center: float | None = None
 ) -> tuple[Estimate, ...]:
     """g = (L+ - L0) / epsilon along each direction, with one loss at theta for all of them.
 

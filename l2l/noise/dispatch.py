@@ -152,12 +152,7 @@ def _with_scales(term: NoiseTerm, scales: Sequence[tuple[float, ...]]) -> NoiseT
 
 
 def add_noise_to(
-    flat: Tensor,
-    name: str,
-    key: Key,
-    scales: Sequence[float],
-    distribution: Distribution = "gaussian",
-    offset: int = 0,
+    flat: Tensor, name: str, key: Key, scales: Sequence[float], distribution: Distribution = "gaussian", offset: int = 0
 ) -> None:
     """``flat += scale * integers`` for each scale in turn, in place."""
     add_noise([TensorSlice(flat, name, offset)], [NoiseTerm(key, [tuple(scales)], distribution)])

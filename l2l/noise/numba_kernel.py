@@ -223,20 +223,7 @@ def gathering(shape: Shape) -> Any:
 
     @numba.njit(parallel=True, error_model="numpy")
     def run(
-        source,
-        target,
-        copy,
-        counts,
-        first_task,
-        first_chunk,
-        start,
-        words,
-        rounding,
-        scales,
-        restoring,
-        centre,
-        tasks,
-        out,
+        source, target, copy, counts, first_task, first_chunk, start, words, rounding, scales, restoring, centre, tasks, out
     ):
         for task in numba.prange(tasks):
             p = _piece_of(task, first_task)

@@ -75,11 +75,7 @@ class Plan:
 
 
 def plan(
-    pieces: Sequence[TensorSlice],
-    terms: Sequence[NoiseTerm],
-    gather: MomentRequest | None,
-    rounding: Key | None,
-    store: bool,
+    pieces: Sequence[TensorSlice], terms: Sequence[NoiseTerm], gather: MomentRequest | None, rounding: Key | None, store: bool
 ) -> Plan:
     """The table of a traversal of at least one piece; see :class:`Plan`.
 

@@ -192,14 +192,12 @@ def add(
     full = count // TILE * TILE
     for at in range(0, full, TILE):
         _visit(
-            *(table, part, begin, at + i, count),
-            *(half, first, second, rademacher, stochastic, store, copied, aligned, False),
+            *(table, part, begin, at + i, count), *(half, first, second, rademacher, stochastic, store, copied, aligned, False)
         )
     # A mask would keep the loads above from being wide.
     if full < count:
         _visit(
-            *(table, part, begin, full + i, count),
-            *(half, first, second, rademacher, stochastic, store, copied, aligned, True),
+            *(table, part, begin, full + i, count), *(half, first, second, rademacher, stochastic, store, copied, aligned, True)
         )
 
 
@@ -227,14 +225,12 @@ def add_and_sum(
     full = count // CHUNK_SIZE * RUN_SIZE
     for at in range(0, full, WIDTH):
         d, u = _visit(
-            *(table, part, begin, at + i, count),
-            *(half, first, second, rademacher, stochastic, store, copied, aligned, False),
+            *(table, part, begin, at + i, count), *(half, first, second, rademacher, stochastic, store, copied, aligned, False)
         )
         all_d, all_u, dd, du, uu = all_d + d, all_u + u, dd + d * d, du + d * u, uu + u * u
     for at in range(full, tl.minimum(count, RUN_SIZE), WIDTH):
         d, u = _visit(
-            *(table, part, begin, at + i, count),
-            *(half, first, second, rademacher, stochastic, store, copied, aligned, True),
+            *(table, part, begin, at + i, count), *(half, first, second, rademacher, stochastic, store, copied, aligned, True)
         )
         all_d, all_u, dd, du, uu = all_d + d, all_u + u, dd + d * d, du + d * u, uu + u * u
     out = lanes + tl.program_id(0).to(tl.int64) * (ROWS * 5) + run * (5 * WIDTH) + lane
