@@ -4,7 +4,6 @@ No fast maths: LLVM then neither fuses nor reorders, and the bits are those of t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -12,27 +11,12 @@ from typing import Any
 import numpy as np
 
 from l2l.noise.reference import CHUNK, LANES, RUN
-from l2l.noise.table import TASK
+from l2l.noise.table import TASK, Shape
 
 numba: Any = import_module("numba")
 extending: Any = import_module("numba.extending")
 cgutils: Any = import_module("numba.core.cgutils")
 njit: Any = numba.njit(error_model="numpy")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What is constant within a compiled loop."""
-
-    half: bool
-    first: int
-    second: int
-    rademacher: bool
-    stochastic: bool
-    apart: bool
-    """Whether the target is other memory than the source. In place, one array serves, or loops would not be vector."""
-    store: bool
-    copy: bool
 
 
 @extending.intrinsic
@@ -81,12 +65,6 @@ def _nearest(value: Any) -> Any:
     return _narrow(value, np.uint32(np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))))
 
 
-@njit
-def _stochastic(value: Any, random: Any) -> Any:
-    finite = (np.float32(value).view(np.uint32) & np.uint32(0x7F800000)) != np.uint32(0x7F800000)
-    return _narrow(value, np.uint32(random & np.uint32(0xFFFF)) if finite else np.uint32(0))
-
-
 @lru_cache(maxsize=64)
 def _values(shape: Shape) -> tuple[Any, Any, Any]:
     """Functions of one element: its noise, its new value, and that value as bfloat16."""
@@ -111,7 +89,8 @@ def _values(shape: Shape) -> tuple[Any, Any, Any]:
     @njit
     def rounded(value: Any, at: Any, rounding: Any) -> Any:
         if is_stochastic:
-            return _stochastic(value, _hash(at, rounding))
+            finite = (np.float32(value).view(np.uint32) & np.uint32(0x7F800000)) != np.uint32(0x7F800000)
+            return _narrow(value, np.uint32(_hash(at, rounding) & np.uint32(0xFFFF)) if finite else np.uint32(0))
         return _nearest(value)
 
     return noise, moved, rounded
@@ -123,9 +102,13 @@ def _piece_of(task: Any, first_task: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def adding(shape: Shape) -> Any:
-    """A traversal without sums: takes the columns of the table and the number of tasks."""
-    half, apart, copied = shape.half, shape.apart, shape.copy
+def adding(shape: Shape, apart: bool) -> Any:
+    """A traversal without sums: takes the columns of the table and the number of tasks.
+
+    Args:
+        apart: whether the target is other memory than the source. In place, one array serves, or loops would not be vector.
+    """
+    half, copied = shape.half, shape.copied
     dtype = np.uint16 if half else np.float32
     size = np.uint64(2 if half else 4)
     _, moved, rounded = _values(shape)
@@ -178,9 +161,9 @@ def _add_lanes(x: Any, y: Any, out: Any) -> None:
 
 
 @lru_cache(maxsize=64)
-def gathering(shape: Shape) -> Any:
+def gathering(shape: Shape, apart: bool) -> Any:
     """A traversal with sums: takes the columns of the table, the number of tasks and the sums [chunks, 5, LANES]."""
-    half, apart, copied, stored, first = shape.half, shape.apart, shape.copy, shape.store, shape.first
+    half, copied, stored, first = shape.half, shape.copied, shape.store, shape.first
     dtype = np.uint16 if half else np.float32
     size = np.uint64(2 if half else 4)
     noise, moved, _ = _values(shape)
