@@ -9,6 +9,7 @@ weights with stochastic rounding, which is right on average. Tensors of one dime
 master: their updates are far below the spacing of bfloat16 around 1.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -26,7 +27,6 @@ from l2l.params.direction import Direction, Move
 from l2l.params.engine import (
     Moments,
     Perturbation,
-    PerturbEngine,
     add_part,
     apply_moves,
     copy_blocks,
@@ -310,6 +310,67 @@ def mapped(values: Any, copies: Mapping[int, Tensor]) -> Any:
     return copies.get(id(values), values)
 
 
+class PerturbEngine(ABC):
+    """Makes evaluations see perturbed weights, and brings moves into the stored weights.
+
+    Args:
+        pieces: the memory of the blocks that are replaced while an evaluation reads them.
+        sparse: blocks of which only the rows looked up move.
+    """
+
+    def __init__(self, blocks: Blocks, pieces: Mapping[int, TensorSlice], sparse: Sequence[int]) -> None:
+        self._blocks = blocks
+        self._substitution = Substitution(blocks, pieces, frozenset(sparse))
+
+    @abstractmethod
+    def perturb(self, at: Perturbation | None, moves: Sequence[Move]) -> None:
+        """Make the moves; from now on evaluations see the weights perturbed as told, or unperturbed."""
+
+    def commit(self, moves: Sequence[Move]) -> None:
+        """As ``perturb(None, moves)``, but the moves will not be reverted."""
+        self.perturb(None, moves)
+
+    @abstractmethod
+    def revert(self, moves: Sequence[Move]) -> None:
+        """Take back moves that :meth:`perturb` made in this step, the last first."""
+
+    def begin(self) -> None:
+        """A step begins: weights that were written from outside are taken as they are."""
+        return None
+
+    def finish(self) -> None:
+        """A step has ended well: nothing of it will be reverted."""
+        return None
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """Inside it, whatever reads a parameter reads its perturbed value."""
+        return self._substitution.active()
+
+    def touched(self) -> dict[int, Tensor]:
+        """For each sparse block, the rows that evaluations have looked up since the last call, sorted, each once."""
+        return self._substitution.take_touched()
+
+    @abstractmethod
+    def moments(self, direction: Direction, moves: Sequence[Move]) -> Moments | None:
+        """Of the unperturbed blocks once the moves are made; None where that can only be measured after them."""
+
+    def value(self, index: int) -> Tensor:
+        """The weights of a block in the precision they are kept in, sharing memory with them."""
+        return self._blocks[index].tensor.detach()
+
+    def rewrite(self, index: int, change: Callable[[Tensor], Any]) -> None:
+        """Let ``change`` write the weights of a block in place, in the precision they are kept in."""
+        change(self.value(index))
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Tensors by block name that resuming needs beside the model's own weights."""
+        return {}
+
+    @abstractmethod
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from :meth:`extra_state`."""
+
+
 HALF = (torch.bfloat16, torch.float16)
 ROUNDING, SHRINKING = -1, -2
 """Draws of the rounding noise: no direction's draw is negative."""
@@ -323,14 +384,12 @@ class FunctionalEngine(PerturbEngine):
 
     Args:
         update: ``master`` or ``stochastic``, for half-precision blocks of two dimensions or more.
-        sparse: blocks of which only the rows looked up move.
 
     Raises:
         ValueError: stochastic rounding is asked for a float16 matrix.
     """
 
     def __init__(self, blocks: Blocks, update: Literal["master", "stochastic"], sparse: Sequence[int] = ()) -> None:
-        self._blocks = blocks
         half = [i for i, block in enumerate(blocks) if block.tensor.dtype in HALF]
         narrow = [i for i in half if blocks[i].tensor.ndim < 2]
         refused = [blocks[i].name for i in half if i not in narrow and blocks[i].tensor.dtype == torch.float16]
@@ -342,7 +401,7 @@ class FunctionalEngine(PerturbEngine):
         self._masters = {i: blocks[i].flat.float() for i in with_master}
         self._stochastic = [i for i in half if i not in self._masters]
         pieces = {i: TensorSlice(self._masters[i] if i in narrow else b.flat, b.name) for i, b in enumerate(blocks)}
-        self._substitution = Substitution(blocks, pieces, frozenset(sparse))
+        super().__init__(blocks, pieces, sparse)
         self._kept: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._last_key = Key(0)
         self._seen = self._versions()
@@ -400,12 +459,6 @@ class FunctionalEngine(PerturbEngine):
     def finish(self) -> None:
         self._kept = {}
 
-    def evaluating(self) -> AbstractContextManager[Any]:
-        return self._substitution.active()
-
-    def touched(self) -> dict[int, Tensor]:
-        return self._substitution.take_touched()
-
     def moments(self, direction: Direction, moves: Sequence[Move]) -> Moments | None:
         count = len(self._blocks)
         pieces = [TensorSlice(self._masters.get(i, block.flat), block.name) for i, block in enumerate(self._blocks)]
@@ -416,8 +469,8 @@ class FunctionalEngine(PerturbEngine):
         return measure(pieces, direction.centre or (0.0,) * count, [move.term(range(count)) for move in whole], parts)
 
     def value(self, index: int) -> Tensor:
-        block = self._blocks[index]
-        return self._masters[index].view(block.tensor.shape) if index in self._masters else block.tensor.detach()
+        kept = super().value(index)
+        return self._masters[index].view(kept.shape) if index in self._masters else kept
 
     def rewrite(self, index: int, change: Callable[[Tensor], Any]) -> None:
         block, kept = self._blocks[index], self.value(index)
@@ -447,22 +500,3 @@ class FunctionalEngine(PerturbEngine):
                 master.copy_(state[self._blocks[i].name])
                 self._blocks[i].flat.copy_(master)
         self._seen = self._versions()
-
-
-def check_perturb_mode(blocks: Blocks, perturb: str, update: str) -> bool:
-    """Whether a block is of half precision.
-
-    Raises:
-        ValueError: in-place perturbation is asked for such a block, or a value is unknown.
-    """
-    half = next((block for block in blocks if block.tensor.dtype in HALF), None)
-    if perturb == "in_place" and half is not None:
-        raise ValueError(
-            f"perturb='in_place', but block {half.name!r} is {half.tensor.dtype}: half-precision weights drift "
-            "when they are perturbed in place; use perturb='functional' or load the model with dtype float32"
-        )
-    if perturb not in ("auto", "in_place", "functional"):
-        raise ValueError(f"perturb={perturb!r} must be 'auto', 'in_place' or 'functional'")
-    if update not in ("master", "stochastic"):
-        raise ValueError(f"update={update!r} must be 'master' or 'stochastic'")
-    return half is not None

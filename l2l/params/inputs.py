@@ -98,14 +98,12 @@ class InputNorms(Watch):
 
     def multiplied(self, index: int, inputs: Tensor, over_rows: bool) -> None:
         squares = inputs.reshape(-1, inputs.shape[-1]).float().square().sum(0)
-        _add(self._rows if over_rows else self._columns, index, squares)
+        sums = self._rows if over_rows else self._columns
+        sums[index] = sums[index] + squares if index in sums else squares
 
     def looked_up(self, index: int, rows: Tensor) -> None:
-        _add(self._rows, index, torch.bincount(rows.reshape(-1), minlength=self._heights[index]).float())
-
-
-def _add(sums: dict[int, Tensor], index: int, more: Tensor) -> None:
-    sums[index] = sums[index] + more if index in sums else more
+        counts = torch.bincount(rows.reshape(-1), minlength=self._heights[index]).float()
+        self._rows[index] = self._rows[index] + counts if index in self._rows else counts
 
 
 @dataclass(frozen=True)
