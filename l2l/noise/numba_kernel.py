@@ -37,17 +37,6 @@ def _hash(x: Any, words: Any) -> Any:
 
 
 @njit
-def _gaussian(x: Any) -> Any:
-    pairs = np.uint32((x & np.uint32(0x00FF00FF)) + ((x >> np.uint32(8)) & np.uint32(0x00FF00FF)))
-    return np.float32(np.int32((pairs & np.uint32(0xFFFF)) + (pairs >> np.uint32(16))) - np.int32(510))
-
-
-@njit
-def _rademacher(x: Any) -> Any:
-    return np.float32(np.int32(1) - np.int32(2) * np.int32(x >> np.uint32(31)))
-
-
-@njit
 def _widen(half: Any) -> Any:
     return np.uint32(np.uint32(half) << np.uint32(16)).view(np.float32)
 
@@ -68,12 +57,15 @@ def _nearest(value: Any) -> Any:
 @lru_cache(maxsize=64)
 def _values(shape: Shape) -> tuple[Any, Any, Any]:
     """Functions of one element: its noise, its new value, and that value as bfloat16."""
-    first, second, is_stochastic = shape.first, shape.second, shape.stochastic
-    integer = _rademacher if shape.rademacher else _gaussian
+    first, second, rademacher, stochastic = shape.first, shape.second, shape.rademacher, shape.stochastic
 
     @njit
     def noise(at: Any, words: Any) -> Any:
-        return integer(_hash(at, words))
+        x = _hash(at, words)
+        if rademacher:
+            return np.float32(np.int32(1) - np.int32(2) * np.int32(x >> np.uint32(31)))
+        pairs = np.uint32((x & np.uint32(0x00FF00FF)) + ((x >> np.uint32(8)) & np.uint32(0x00FF00FF)))
+        return np.float32(np.int32((pairs & np.uint32(0xFFFF)) + (pairs >> np.uint32(16))) - np.int32(510))
 
     @njit
     def moved(value: Any, at: Any, words: Any, scales: Any) -> Any:
@@ -88,17 +80,12 @@ def _values(shape: Shape) -> tuple[Any, Any, Any]:
 
     @njit
     def rounded(value: Any, at: Any, rounding: Any) -> Any:
-        if is_stochastic:
+        if stochastic:
             finite = (np.float32(value).view(np.uint32) & np.uint32(0x7F800000)) != np.uint32(0x7F800000)
             return _narrow(value, np.uint32(_hash(at, rounding) & np.uint32(0xFFFF)) if finite else np.uint32(0))
         return _nearest(value)
 
     return noise, moved, rounded
-
-
-@njit
-def _piece_of(task: Any, first_task: Any) -> Any:
-    return np.searchsorted(first_task, task, side="right") - 1
 
 
 @lru_cache(maxsize=64)
@@ -131,7 +118,7 @@ def adding(shape: Shape, apart: bool) -> Any:
     @numba.njit(parallel=True, error_model="numpy")
     def run(source, target, copy, counts, first_task, first_chunk, start, words, rounding, scales, restoring, centre, tasks):
         for task in numba.prange(tasks):
-            p = _piece_of(task, first_task)
+            p = np.searchsorted(first_task, task, side="right") - 1
             at = (task - first_task[p]) * TASK
             count = min(TASK, counts[p] - at)
             w = ((words[p, 0, 0], words[p, 0, 1]), (words[p, 1, 0], words[p, 1, 1]))
@@ -209,7 +196,7 @@ def gathering(shape: Shape, apart: bool) -> Any:
         source, target, copy, counts, first_task, first_chunk, start, words, rounding, scales, restoring, centre, tasks, out
     ):
         for task in numba.prange(tasks):
-            p = _piece_of(task, first_task)
+            p = np.searchsorted(first_task, task, side="right") - 1
             begin = (task - first_task[p]) * TASK
             w = ((words[p, 0, 0], words[p, 0, 1]), (words[p, 1, 0], words[p, 1, 1]))
             s = ((scales[p, 0, 0], scales[p, 0, 1]), (scales[p, 1, 0], scales[p, 1, 1]))

@@ -128,7 +128,10 @@ def add_noise(
             if piece.master is not None and store:
                 piece.master[span] = value
             if rounding is not None and piece.flat.dtype == torch.bfloat16:
-                value = _stochastic(value, _hashed(piece.name, rounding, *place))
+                # Up or down with the probability that makes it right on average; what is not finite stays.
+                bits = value.view(torch.int32) + _hashed(piece.name, rounding, *place).bitwise_and(0xFFFF)
+                rounded = bits.bitwise_and_(-0x10000).view(torch.float32)
+                value = torch.where(torch.isfinite(value), rounded, value)
             if store:
                 (piece.flat if piece.into is None else piece.into)[span] = value
             if gather is not None:
@@ -139,13 +142,6 @@ def add_noise(
         if rows:
             found[i] = np.stack(rows)
     return total(found) if gather is not None else None
-
-
-def _stochastic(value: Tensor, hashed: Tensor) -> Tensor:
-    """float32 rounded to bfloat16, up or down with the probability that makes it right on average."""
-    bits = value.view(torch.int32)
-    moved = (bits + hashed.bitwise_and(0xFFFF)).bitwise_and_(-0x10000).view(torch.float32)
-    return torch.where(torch.isfinite(value), moved, value)
 
 
 def _lane_sums(value: Tensor, u: Tensor, restoring: float, centre: float) -> np.ndarray:

@@ -20,18 +20,13 @@ TASK = 8 * CHUNK
 
 PART = np.dtype(
     [
-        ("source", np.uint64),
-        ("target", np.uint64),
-        ("copy", np.uint64),
-        ("count", np.int64),
-        ("first_task", np.int64),
-        ("first_chunk", np.int64),
+        *((name, np.uint64) for name in ("source", "target", "copy")),
+        *((name, np.int64) for name in ("count", "first_task", "first_chunk")),
         ("start", np.uint32),
         ("words", np.uint32, (2, 2)),
         ("rounding", np.uint32, 2),
         ("scales", np.float32, (2, 2)),
-        ("restoring", np.float32),
-        ("centre", np.float32),
+        *((name, np.float32) for name in ("restoring", "centre")),
     ],
     align=True,
 )

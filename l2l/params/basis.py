@@ -99,8 +99,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 _MATMUL = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
-_WAYS = ("fp32_precision", "ieee"), ("allow_tf32", False)  # the second where torch does not know the first
+_WAYS: tuple[tuple[str, Any], ...] = (
+    ("fp32_precision", "ieee"),
+    ("allow_tf32", False),
+)  # the second where torch does not know the first
 _SWITCHES: list[tuple[Any, str, Any]] = [
-    known[0] for owner in _MATMUL if (known := [(owner, *way) for way in _WAYS if hasattr(owner, way[0])])
+    known[0] for owner in _MATMUL if (known := [(owner, name, exact) for name, exact in _WAYS if hasattr(owner, name)])
 ]
 """What makes matrix products less precise: (owner, attribute, its value for full precision)."""

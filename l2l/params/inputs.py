@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from l2l.noise import Key
 from l2l.noise.slices import computed_in
 from l2l.params.basis import full_precision
-from l2l.params.blocks import Block, Blocks
+from l2l.params.blocks import Blocks
 from l2l.params.operators import factor, orthonormal
 
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
@@ -146,15 +146,11 @@ class Activations(Watch):
         block = self._blocks[index]
         rows = inputs.reshape(-1, inputs.shape[-1]).to(computed_in(block.tensor.dtype))
         with torch.no_grad(), full_precision(rows.device):
-            vectors, self._sketches[index] = self._dominant(block, rows, self._sketches.get(index))
+            if index in self._sketches:
+                rows = torch.cat([self._sketches[index], rows])
+            width = rows.shape[1]
+            vectors = factor(block, "activations", self._key, (width, min(self._rank, width)))
+            for _ in range(self._iterations):
+                vectors = orthonormal(rows.t() @ (rows @ vectors))
+            self._sketches[index] = torch.linalg.qr(rows @ vectors).R @ vectors.t()
         self.spans[index] = Span(vectors, over_rows)
-
-    def _dominant(self, block: Block, rows: Tensor, sketch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Basis of the rows and of what the sketch stands for, and the sketch of both."""
-        if sketch is not None:
-            rows = torch.cat([sketch, rows])
-        width = rows.shape[1]
-        vectors = factor(block, "activations", self._key, (width, min(self._rank, width)))
-        for _ in range(self._iterations):
-            vectors = orthonormal(rows.t() @ (rows @ vectors))
-        return vectors, torch.linalg.qr(rows @ vectors).R @ vectors.t()

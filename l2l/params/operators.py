@@ -239,8 +239,6 @@ def matched(blocks: Blocks, patterns: Sequence[str]) -> list[Group]:
 
 def layer_groups_of(direction: Direction, group: Group) -> Direction:
     """The direction with scale 0 in all blocks outside the group."""
-    return replace(
-        direction,
-        sigma=tuple(scale if i in group else 0.0 for i, scale in enumerate(direction.sigma)),
-        basis_sigma=tuple(scale if i in group else 0.0 for i, scale in enumerate(direction.basis_sigma)),
-    )
+    both = direction.sigma, direction.basis_sigma
+    sigma, basis_sigma = (tuple(scale if i in group else 0.0 for i, scale in enumerate(scales)) for scales in both)
+    return replace(direction, sigma=sigma, basis_sigma=basis_sigma)
