@@ -21,26 +21,8 @@ from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
 from l2l.estimators.backward import summed_gradients
-from l2l.estimators.finite_difference import (
-    Closure,
-    Estimate,
-    MicroBatched,
-    center_loss,
-    loss_along,
-    pieces_of,
-    two_point,
-)
-from l2l.methods.base import (
-    CustomEstimator,
-    FirstOrder,
-    LossEvaluator,
-    Method,
-    StepContext,
-    accumulation_dtype,
-    check_counts,
-    check_positive,
-    directions_of,
-)
+from l2l.estimators.finite_difference import Closure, Estimate, MicroBatched, center_loss, loss_along, pieces_of, two_point
+from l2l.methods import base
 from l2l.noise import Key
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Block, Blocks
@@ -78,8 +60,8 @@ class CurvatureLR:
     resolution * |loss| / epsilon^2, is a lower bound, so that flat losses cannot make the rate explode."""
 
     def __post_init__(self) -> None:
-        check_positive(step_fraction=self.step_fraction)
-        check_counts(every=self.every, needed=self.needed)
+        base.check_positive(step_fraction=self.step_fraction)
+        base.check_counts(every=self.every, needed=self.needed)
         if not isinstance(self.warm_up, int) or isinstance(self.warm_up, bool) or self.warm_up < 0:
             raise ValueError(f"warm_up={self.warm_up} must be a whole number, at least 0")
         for name in ("decay", "resolution"):
@@ -139,33 +121,9 @@ def learning_rate(step_fraction: float, state: CurvatureLRState) -> float:
     return step_fraction / state.average if state.average else 0.0
 
 
-def choose_curvature_lr(lr: LearningRate, step_fraction: float | None, curvature_lr: CurvatureLR | None) -> CurvatureLR | None:
-    """The settings of ``lr="auto"`` from the arguments of an optimizer; None where lr is a number.
-
-    Raises:
-        ValueError: lr is out of range, or a number although step_fraction or curvature_lr is given.
-    """
-    check_lr(lr=lr)
-    if lr == "auto":
-        found = curvature_lr or CurvatureLR()
-        return found if step_fraction is None else replace(found, step_fraction=step_fraction)
-    if step_fraction is not None or curvature_lr is not None:
-        raise ValueError(
-            f"lr={lr} is a number, so step_fraction and curvature_lr mean nothing: pass lr='auto', or leave them out"
-        )
-    return None
-
-
 def curvature_lr_state(control: CurvatureLR | None, state: CurvatureLRState) -> dict[str, dict[str, Any]] | None:
     """Settings and state of ``lr="auto"`` as plain values; None where there are none."""
     return None if control is None else {"settings": asdict(control), "seen": asdict(state)}
-
-
-def restore_curvature_lr(kept: Mapping[str, Mapping[str, Any]] | None) -> tuple[CurvatureLR | None, CurvatureLRState]:
-    """Settings and state from what :func:`curvature_lr_state` gave."""
-    if kept is None:
-        return None, CurvatureLRState()
-    return CurvatureLR(**kept["settings"]), CurvatureLRState(**kept["seen"])
 
 
 def schedule_factor(schedule: Schedule, progress: float, end: float = 0.0) -> float:
@@ -266,7 +224,7 @@ def _evaluated(theta: PerturbedParameters, closure: Closure) -> Closure:
 def zo_step(
     closure: Closure,
     theta: PerturbedParameters,
-    method: Method[Any],
+    method: base.Method[Any],
     state: Any,
     key: Key,
     lr: Sequence[float],
@@ -296,13 +254,13 @@ def zo_step(
 
     with theta.step():
         due, bend = curvature_lr is not None and curvature_lr.due(key.step), None
-        evaluator = LossEvaluator(theta, key, counted, lambda direction: direction)
-        if isinstance(method, CustomEstimator):
+        evaluator = base.LossEvaluator(theta, key, counted, lambda direction: direction)
+        if isinstance(method, base.CustomEstimator):
             estimates, state = method.estimate(evaluator, state)
             if due:
                 estimates = (_with_all_losses(evaluator, estimates[0], method.epsilon), *estimates[1:])
         else:
-            directions = directions_of(method, evaluator, state)
+            directions = base.directions_of(method, evaluator, state)
             center = center_loss(counted, theta, directions[0]) if due else None
             seen: list[Estimate] = []
             for direction in directions:  # a loop, not a comprehension: few frames lie between a step and its kernel
@@ -317,14 +275,14 @@ def zo_step(
                 bend = curvature(*losses, method.epsilon, curvature_lr.resolution)
                 curvature_lr_state = update_average(curvature_lr_state, bend, curvature_lr.decay)
             lr = curvature_lr.rates(lr, curvature_lr_state)
-        context = StepContext(key, tuple(lr), _evaluated(theta, counted), further, bend)
+        context = base.StepContext(key, tuple(lr), _evaluated(theta, counted), further, bend)
         following = method.update_(theta, state, estimates, context)
         if weight_decay is not None and any(weight_decay):
             theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
     return following, StepReport(key, estimates, counter.passes, tuple(lr), bend, curvature_lr_state)
 
 
-def _with_all_losses(evaluator: LossEvaluator, seen: Estimate, epsilon: float) -> Estimate:
+def _with_all_losses(evaluator: base.LossEvaluator, seen: Estimate, epsilon: float) -> Estimate:
     """The estimate with the losses that its method did not evaluate. Its direction is transformed already."""
     plus, minus, center = seen.loss_plus, seen.loss_minus, seen.loss_center
     if plus == center and minus is None:  # a derivative, taken at theta; a difference would be 0
@@ -343,7 +301,7 @@ FIRST_ORDER_PASSES = 3
 def first_order_step(
     closure: Closure,
     theta: PerturbedParameters,
-    method: FirstOrder[Any],
+    method: base.FirstOrder[Any],
     state: Any,
     key: Key,
     lr: Sequence[float],
@@ -359,11 +317,8 @@ def first_order_step(
         theta.restore()
         pieces = (partial(theta.evaluate, piece) for piece in pieces_of(closure))
         loss, gradients = summed_gradients(pieces, theta.blocks)
-        squares = [
-            torch.linalg.vector_norm(gradient, dtype=accumulation_dtype(gradient.dtype)).item() ** 2
-            for gradient in gradients.values()
-        ]
-        norm = math.sqrt(sum(squares))
+        norms = [torch.linalg.vector_norm(g, dtype=base.accumulation_dtype(g.dtype)).item() for g in gradients.values()]
+        norm = math.sqrt(sum(own**2 for own in norms))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradient is {norm}: lower lr, or look for overflowing inputs")
         with defer_interrupt():  # blocks and state change together
@@ -406,7 +361,7 @@ class ZOOptimizer(Optimizer):
     def __init__(
         self,
         model: nn.Module,
-        method: Method[Any] | FirstOrder[Any],
+        method: base.Method[Any] | base.FirstOrder[Any],
         lr: LearningRate = 1e-6,
         seed: int = 0,
         weight_decay: float = 0.0,
@@ -417,11 +372,17 @@ class ZOOptimizer(Optimizer):
         step_fraction: float | None = None,
         curvature_lr: CurvatureLR | None = None,
     ) -> None:
-        self.curvature_lr = choose_curvature_lr(lr, step_fraction, curvature_lr)
+        check_lr(lr=lr)
+        if lr != "auto" and (step_fraction is not None or curvature_lr is not None):
+            raise ValueError(
+                f"lr={lr} is a number, so step_fraction and curvature_lr mean nothing: pass lr='auto', or leave them out"
+            )
+        chosen = (curvature_lr or CurvatureLR()) if lr == "auto" else None
+        self.curvature_lr = chosen and (chosen if step_fraction is None else replace(chosen, step_fraction=step_fraction))
         self.curvature_lr_state = CurvatureLRState()
         _check_decay(weight_decay)
         Key(seed)  # refuses a value that is not a seed
-        if lr == "auto" and isinstance(method, Method) and method.step_is_normalized:
+        if lr == "auto" and isinstance(method, base.Method) and method.step_is_normalized:
             name = type(method).__name__
             raise ValueError(
                 f"lr='auto' is a share of the way to the bottom of the parabola seen, and the step of {name} has a "
@@ -437,10 +398,17 @@ class ZOOptimizer(Optimizer):
         self.seed = seed
         self.steps_done = 0
         ordered = Blocks(block for inside, _ in split for block in inside)
-        automatic = "master" if isinstance(method, FirstOrder) else choose_update(ordered)
+        automatic = "master" if isinstance(method, base.FirstOrder) else choose_update(ordered)
         self.theta = PerturbedParameters(ordered, perturb, automatic if update == "auto" else update, sparse_embeddings)
-        if isinstance(method, FirstOrder):
-            _check_first_order(self.theta, lr, sparse_embeddings)
+        if isinstance(method, base.FirstOrder):
+            if lr == "auto":
+                raise ValueError(
+                    "lr='auto' reads the curvature along the directions of a zeroth-order method: give lr as a number"
+                )
+            if sparse_embeddings:
+                raise ValueError("sparse_embeddings restricts directions, and a first-order method has none: leave it off")
+            if self.theta.update == "stochastic":
+                raise ValueError("a first-order method moves half-precision weights by a float32 copy: use update='master'")
         self.method_state: Any = method.init(self.theta.blocks)
         self.report: StepReport | None = None
 
@@ -463,9 +431,13 @@ class ZOOptimizer(Optimizer):
         Raises:
             FloatingPointError: a loss is not finite; theta is back where the step began.
         """
-        lr, decay = self._rates()
+        pairs = [(group, p) for group in self.param_groups for p in group["params"]]
+        if len(pairs) != len(self.blocks):
+            raise ValueError("a parameter group was added after the optimizer was made: make a new optimizer instead")
+        lr = [float(group["lr"]) for group, _ in pairs]
+        decay = [float(group["weight_decay"]) if p.ndim > 1 else 0.0 for group, p in pairs]
         key = Key(self.seed, self.steps_done)
-        if isinstance(self.method, FirstOrder):
+        if isinstance(self.method, base.FirstOrder):
             stepped = first_order_step(closure, self.theta, self.method, self.method_state, key, lr, decay)
         else:
             control, seen = self.curvature_lr, self.curvature_lr_state
@@ -475,13 +447,6 @@ class ZOOptimizer(Optimizer):
         self.steps_done += 1
         self.theta.raise_deferred_interrupt()
         return self.report.loss
-
-    def _rates(self) -> tuple[list[float], list[float]]:
-        pairs = [(group, p) for group in self.param_groups for p in group["params"]]
-        if len(pairs) != len(self.blocks):
-            raise ValueError("a parameter group was added after the optimizer was made: make a new optimizer instead")
-        lr = [float(group["lr"]) for group, _ in pairs]
-        return lr, [float(group["weight_decay"]) if p.ndim > 1 else 0.0 for group, p in pairs]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs beside the weights, exactly. Restores the unperturbed weights."""
@@ -500,7 +465,8 @@ class ZOOptimizer(Optimizer):
         if kept is None:
             raise ValueError("this state_dict has no zeroth-order state: it belongs to another optimizer")
         restored = _restored(self.method_state, kept["method"])
-        control, seen = restore_curvature_lr(kept.get("control"))
+        auto = kept.get("control")  # of lr="auto", as curvature_lr_state gives it
+        control, seen = auto and CurvatureLR(**auto["settings"]), CurvatureLRState(**(auto["seen"] if auto else {}))
         self.theta.load_extra_state(kept.get("masters", {}))
         super().load_state_dict({name: value for name, value in state_dict.items() if name != STATE})
         self.seed, self.steps_done, self.method_state = kept["seed"], kept["step"], restored
@@ -520,39 +486,23 @@ def choose_update(blocks: Blocks) -> Literal["master", "stochastic"]:
     return "master" if 2 * needed <= available_bytes(half[0].tensor.device) else "stochastic"
 
 
-def _check_first_order(theta: PerturbedParameters, lr: LearningRate, sparse_embeddings: bool) -> None:
-    """Refuse options of zeroth-order methods."""
-    if lr == "auto":
-        raise ValueError("lr='auto' reads the curvature along the directions of a zeroth-order method: give lr as a number")
-    if sparse_embeddings:
-        raise ValueError("sparse_embeddings restricts directions, and a first-order method has none: leave it off")
-    if theta.update == "stochastic":
-        raise ValueError("a first-order method moves half-precision weights by a float32 copy: use update='master'")
-
-
 def _check_decay(value: float) -> None:
     if not 0 <= value < float("inf"):
         raise ValueError(f"weight_decay={value} must be finite and not negative")
 
 
-def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides of a group, checked."""
-    if "match" not in group or not set(group) <= {"match", "lr", "weight_decay"}:
-        raise ValueError(f"group {dict(group)} must have 'match' and may have 'lr' and 'weight_decay', nothing else")
-    check_lr(lr=float(group.get("lr", 0.0)))
-    _check_decay(group.get("weight_decay", 0.0))
-    return {name: value for name, value in group.items() if name != "match"}
-
-
 def _split(blocks: Blocks, groups: Sequence[Mapping[str, Any]]) -> list[tuple[list[Block], dict[str, Any]]]:
     rest, split = list(blocks), []
     for group in groups:
-        options = _options(group)
+        if "match" not in group or not set(group) <= {"match", "lr", "weight_decay"}:
+            raise ValueError(f"group {dict(group)} must have 'match' and may have 'lr' and 'weight_decay', nothing else")
+        check_lr(lr=float(group.get("lr", 0.0)))
+        _check_decay(group.get("weight_decay", 0.0))
         inside = [block for block in rest if re.search(group["match"], block.name)]
         if not inside:
             raise ValueError(f"group match={group['match']!r} takes no block; names look like {blocks.names[0]!r}")
         rest = [block for block in rest if block not in inside]
-        split.append((inside, options))
+        split.append((inside, {name: value for name, value in group.items() if name != "match"}))
     return [*split, (rest, {})] if rest else split
 
 

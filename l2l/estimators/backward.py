@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,38 +22,28 @@ def consume_gradients(closure: Closure, blocks: Blocks, consume: Callable[[int, 
         TypeError: the closure's value carries no graph.
         FloatingPointError: the loss is not finite.
     """
-    with torch.enable_grad(), _gradients_only_for(blocks), _hooks(blocks, consume):
+    with torch.enable_grad(), _gradients_handed_over(blocks, consume):
         loss = closure()
         value = as_loss(loss)
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             raise TypeError("the closure returned a loss without a graph: do not detach it or call .item() in it")
-        _add_in_place(loss)
+        # Let autograd add up the parts of the gradient of a tensor that is used more than once without a third tensor.
+        # It adds in place where it alone holds the first part. A part that is a transposed view of the matrix that the head
+        # has computed holds that one too; detached, it does not. Of a tied embedding that is the largest tensor there is.
+        for node in _repeated(loss):
+            node.register_hook(lambda parts, _: tuple(part if part is None else part.detach() for part in parts))
         loss.backward(inputs=[block.tensor for block in blocks])  # other parameters gather no gradient
     return value
 
 
 def summed_gradients(pieces: Iterable[Closure], blocks: Blocks) -> tuple[float, dict[int, Tensor]]:
-    """(loss, gradient by index of the block) of the sum of the pieces, accumulated over one backward pass each.
-
-    Raises:
-        TypeError, FloatingPointError: as :func:`consume_gradients`.
-    """
+    """(loss, gradient by index of the block) of the sum of the pieces, one :func:`consume_gradients` each."""
     found: dict[int, Tensor] = {}
 
     def gather(index: int, gradient: Tensor) -> None:
         found[index] = found[index].add_(gradient) if index in found else gradient
 
     return sum(consume_gradients(piece, blocks, gather) for piece in pieces), found
-
-
-def _add_in_place(loss: Tensor) -> None:
-    """Let autograd add up the parts of the gradient of a tensor that is used more than once without a third tensor.
-
-    It adds in place where it alone holds the first part. A part that is a transposed view of the matrix that the head
-    has computed holds that one too; detached, it does not. Of a tied embedding that is the largest tensor there is.
-    """
-    for node in _repeated(loss):
-        node.register_hook(lambda parts, _: tuple(part if part is None else part.detach() for part in parts))
 
 
 def _repeated(loss: Tensor) -> list[Node]:
@@ -72,32 +63,24 @@ def _repeated(loss: Tensor) -> list[Node]:
 
 
 @contextmanager
-def _gradients_only_for(blocks: Blocks) -> Iterator[None]:
+def _gradients_handed_over(blocks: Blocks, consume: Callable[[int, Tensor], None]) -> Iterator[None]:
     kept = [(block.tensor, block.tensor.requires_grad, block.tensor.grad) for block in blocks]
+
+    def take(tensor: Tensor, index: int) -> None:
+        gradient, tensor.grad = tensor.grad, None
+        if gradient is not None:
+            consume(index, gradient)
+
+    handles = []
     try:
-        for tensor, _, _ in kept:
+        for index, (tensor, _, _) in enumerate(kept):
             tensor.requires_grad_(True)
             tensor.grad = None
-        yield
-    finally:
-        for tensor, required, grad in kept:
-            tensor.grad = grad
-            tensor.requires_grad_(required)
-
-
-@contextmanager
-def _hooks(blocks: Blocks, consume: Callable[[int, Tensor], None]) -> Iterator[None]:
-    def hook(index: int) -> Callable[[Tensor], None]:
-        def take(tensor: Tensor) -> None:
-            gradient, tensor.grad = tensor.grad, None
-            if gradient is not None:
-                consume(index, gradient)
-
-        return take
-
-    handles = [block.tensor.register_post_accumulate_grad_hook(hook(i)) for i, block in enumerate(blocks)]
-    try:
+            handles.append(tensor.register_post_accumulate_grad_hook(partial(take, index=index)))
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for tensor, required, grad in kept:
+            tensor.grad = grad
+            tensor.requires_grad_(required)

@@ -1,4 +1,6 @@
-"""Projected gradients from differences of losses: two-sided (SPSA, exact on quadratics) and one-sided."""
+"""Projected gradients from differences of losses: two-sided (SPSA, exact on quadratics) and one-sided.
+
+A loss that is not finite raises FloatingPointError, and one that is no scalar TypeError: see :func:`finite_loss`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,7 +54,7 @@ def finite_loss(closure: Closure) -> float:
 
 
 def as_loss(value: Tensor | float) -> float:
-    """A scalar tensor or number as a finite float; see :func:`read_loss`."""
+    """A scalar tensor or number as a finite float; errors as of :func:`finite_loss`."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise TypeError(f"the closure returned a tensor of shape {tuple(value.shape)}; return a scalar loss")
@@ -98,9 +100,6 @@ def two_point(closure: Closure, theta: PerturbedParameters, direction: Direction
     Two forward passes. Theta is left at ``-epsilon * u``, so that a step along the same direction costs no extra
     traversal; :meth:`PerturbedParameters.restore` or the end of the step brings it back.
     Spall 1992 (SPSA); Malladi et al. 2023, arXiv:2305.17333, Definition 1.
-
-    Raises:
-        FloatingPointError: a loss is not finite.
     """
     theta.perturb(direction, epsilon)
     plus = theta.evaluate(lambda: finite_loss(closure))
@@ -117,9 +116,6 @@ def center_loss(closure: Closure, theta: PerturbedParameters, direction: Directi
 
     Args:
         direction: along which the evaluations before and after are made, if there are any; it does not change the loss.
-
-    Raises:
-        FloatingPointError: it is not finite.
     """
     if theta.update is None:
         theta.restore()
@@ -129,32 +125,19 @@ def center_loss(closure: Closure, theta: PerturbedParameters, direction: Directi
 
 
 def loss_along(closure: Closure, theta: PerturbedParameters, direction: Direction, distance: float) -> float:
-    """The loss at ``theta + distance * u``. One forward pass; theta is left there.
-
-    Raises:
-        FloatingPointError: it is not finite.
-    """
+    """The loss at ``theta + distance * u``. One forward pass; theta is left there."""
     theta.perturb(direction, distance)
     return theta.evaluate(lambda: finite_loss(closure))
 
 
 def one_sided(
-    closure: Closure,
-    theta: PerturbedParameters,
-    directions: Sequence[Direction],
-    epsilon: float,
-    center: float | None = None,
+    closure: Closure, theta: PerturbedParameters, directions: Sequence[Direction], epsilon: float, center: float | None = None
 ) -> tuple[Estimate, ...]:
     """g = (L+ - L0) / epsilon along each direction, with one loss at theta for all of them.
 
     One forward pass per direction, and one for L0 unless ``center`` has it. Theta is left at the last of them.
     Used by FZOO (arXiv:2506.09034) and AGZO, for example.
-
-    Raises:
-        FloatingPointError: a loss is not finite.
     """
     base = center_loss(closure, theta) if center is None else center
-    plus = [loss_along(closure, theta, direction, epsilon) for direction in directions]
-    return tuple(
-        Estimate(direction, loss, None, (loss - base) / epsilon, base) for direction, loss in zip(directions, plus, strict=True)
-    )
+    plus = [(direction, loss_along(closure, theta, direction, epsilon)) for direction in directions]
+    return tuple(Estimate(direction, loss, None, (loss - base) / epsilon, base) for direction, loss in plus)

@@ -3,7 +3,7 @@
 While the closure runs, whatever function reads a parameter is given a dual number of it, with u_b as its tangent. The tangent
 is made when it is read and lives as long as something computes with it, so nothing of the model's size is held."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,14 +37,16 @@ def forward_gradient(closure: Closure, theta: PerturbedParameters, direction: Di
         nonlocal slope
         with duals, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
             value = closure()  # with gradients on, no code switches to inference mode; no graph is built of duals
-        slope = _slope(value)
+        tangent = forward_ad.unpack_dual(value).tangent if isinstance(value, Tensor) else None
+        if tangent is not None and tangent.numel() == 1:
+            slope = tangent.double().item()
         return value
 
     with forward_ad.dual_level():
         try:
             loss = as_loss(theta.evaluate(differentiated))
         except NotImplementedError as error:
-            raise ValueError(f"an operation of the model has no forward-mode rule: {_line(error)}") from error
+            raise ValueError(f"an operation of the model has no forward-mode rule: {str(error).splitlines()[0]}") from error
     if slope is None:
         raise ValueError(
             "the closure's value carries no derivative (a float, a detached tensor, or one of no parameter): forward "
@@ -53,16 +55,6 @@ def forward_gradient(closure: Closure, theta: PerturbedParameters, direction: Di
     if not abs(slope) < float("inf"):
         raise FloatingPointError(f"the derivative along the direction is {slope}: look for overflowing inputs")
     return Estimate(direction, loss, None, slope, loss)
-
-
-def _slope(value: object) -> float | None:
-    """The tangent of a loss; None where it has none."""
-    tangent = forward_ad.unpack_dual(value).tangent if isinstance(value, Tensor) else None
-    return tangent.double().item() if tangent is not None and tangent.numel() == 1 else None
-
-
-def _line(error: BaseException) -> str:
-    return str(error).splitlines()[0]
 
 
 class _Duals(TorchFunctionMode):
@@ -82,32 +74,21 @@ class _Duals(TorchFunctionMode):
         if func in PASSIVE:
             return func(*args, **kwargs)
         found = {id(value): self._index[id(value)] for value in values if id(value) in self._index}
-        _check_whole(value for value in values if id(value) not in found)
+        for value in values:  # quantised kernels compute outside of what forward-mode rules cover
+            quantised = isinstance(value, nn.Parameter) and id(value) not in found
+            if quantised and (not value.is_floating_point() or hasattr(type(value), "__tensor_flatten__")):
+                raise ValueError(
+                    f"a weight of shape {tuple(value.shape)} is quantised, and its kernels drop derivatives: forward "
+                    "gradients need a model loaded without quantize; or take a method that only compares losses"
+                )
         if not found:
             return func(*args, **kwargs)
         if func is functional.embedding and len(args) > 1 and id(args[1]) in found and not renormalises(args, kwargs):
-            return self._looked_up(found[id(args[1])], args, kwargs)
-        duals = {key: self._dual(index) for key, index in found.items()}
+            with torch.no_grad():  # rows of the stored weights, read as in any evaluation; the same rows of u as tangent
+                rows = functional.embedding(*args, **kwargs)
+                return forward_ad.make_dual(rows, functional.embedding(args[0], self._tangent(found[id(args[1])])))
+        duals = {key: forward_ad.make_dual(self._stored[index], self._tangent(index)) for key, index in found.items()}
         return func(*mapped(args, duals), **mapped(kwargs, duals))
-
-    def _dual(self, index: int) -> Tensor:
-        return forward_ad.make_dual(self._stored[index], self._tangent(index))
 
     def _tangent(self, index: int) -> Tensor:
         return dense_direction(self._direction, self._blocks, index).to(self._stored[index].dtype)
-
-    def _looked_up(self, index: int, args: Any, kwargs: dict[str, Any]) -> Tensor:
-        """Rows of the stored weights, read as in any evaluation, with the same rows of u as tangent."""
-        with torch.no_grad():
-            rows = functional.embedding(*args, **kwargs)
-            return forward_ad.make_dual(rows, functional.embedding(args[0], self._tangent(index)))
-
-
-def _check_whole(values: Iterable[object]) -> None:
-    """Refuse quantised weights: their kernels compute outside of what forward-mode rules cover, and drop tangents."""
-    for value in values:
-        if isinstance(value, nn.Parameter) and (not value.is_floating_point() or hasattr(type(value), "__tensor_flatten__")):
-            raise ValueError(
-                f"a weight of shape {tuple(value.shape)} is quantised, and its kernels drop derivatives: forward "
-                "gradients need a model loaded without quantize; or take a method that only compares losses"
-            )

@@ -7,7 +7,6 @@ backward pass through the loss alone, with the memory of that, whatever the mode
 
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -15,17 +14,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from l2l.estimators.finite_difference import Closure
+from l2l.params.functional import mapped
 
 _DETACHING = {Tensor.detach, torch.detach, Tensor.data.__get__}  # pyright: ignore[reportAttributeAccessIssue]
 """Cut gradients, and change no value: done again, they are left out."""
-
-
-@dataclass(frozen=True)
-class _Call:
-    function: Callable[..., Any]
-    args: Any
-    kwargs: dict[str, Any]
-    result: Any
 
 
 @final
@@ -34,7 +26,7 @@ class Outputs(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._calls: list[_Call] = []
+        self._calls: list[tuple[Callable[..., Any], Any, dict[str, Any], Any]] = []  # function, arguments, result
         self._made_of_parameters: dict[int, weakref.ref[Tensor]] = {}
         self._versions: dict[int, int] = {}
         self._loss: Tensor = torch.zeros(())
@@ -61,7 +53,7 @@ class Outputs(TorchFunctionMode):
         elif any(of_parameters) and made:
             self._calls, self._versions = [], {}
         elif given and (made or func is Tensor.__setitem__):
-            self._calls.append(_Call(func, args, kwargs, result))
+            self._calls.append((func, args, kwargs, result))
             self._versions = versions | self._versions
         return result
 
@@ -74,11 +66,11 @@ class Outputs(TorchFunctionMode):
         """The outputs, in the order in which the loss reads them. The loss itself where it cannot be told apart."""
         made: set[int] = set()
         found: dict[int, Tensor] = {}
-        for call in self._calls:
-            for tensor in _tensors((call.args, call.kwargs)):
+        for _, args, kwargs, result in self._calls:
+            for tensor in _tensors((args, kwargs)):
                 if tensor.is_floating_point() and id(tensor) not in made:
                     found[id(tensor)] = tensor
-            made |= {id(tensor) for tensor in _tensors(call.result)}
+            made |= {id(tensor) for tensor in _tensors(result)}
         return list(found.values()) if id(self._loss) in made else [self._loss]
 
     def gradients(self) -> list[Tensor]:
@@ -95,15 +87,14 @@ class Outputs(TorchFunctionMode):
             known = {id(tensor): leaf for tensor, leaf in zip(outputs, leaves, strict=True)}
             if id(self._loss) in known:
                 return [torch.ones_like(self._loss)]
-            for call in self._calls:
-                again = self._again(call, known)
-                known |= {id(old): new for old, new in zip(_tensors(call.result), _tensors(again), strict=True)}
+            for function, args, kwargs, result in self._calls:
+                inference = {id(t): t for t in _tensors((args, kwargs)) if t.is_inference() and id(t) not in known}
+                copies = {key: tensor.clone() for key, tensor in inference.items()} | known
+                args, kwargs = mapped(args, copies), mapped(kwargs, copies)
+                again = args[0] if function in _DETACHING else function(*args, **kwargs)
+                known |= {id(old): new for old, new in zip(_tensors(result), _tensors(again), strict=True)}
             found = torch.autograd.grad(known[id(self._loss)], leaves, allow_unused=True)
         return [torch.zeros_like(out) if own is None else own for out, own in zip(outputs, found, strict=True)]
-
-    def _again(self, call: _Call, known: dict[int, Tensor]) -> Any:
-        args, kwargs = _mapped(call.args, known), _mapped(call.kwargs, known)
-        return args[0] if call.function in _DETACHING else call.function(*args, **kwargs)
 
 
 def _version(tensor: Tensor) -> int:
@@ -119,14 +110,3 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, tuple | list):
         for value in values:
             yield from _tensors(value)
-
-
-def _mapped(values: Any, known: dict[int, Tensor]) -> Any:
-    if isinstance(values, Tensor):
-        plain = values.clone() if values.is_inference() else values
-        return known.get(id(values), plain)
-    if isinstance(values, dict):
-        return {name: _mapped(value, known) for name, value in values.items()}
-    if type(values) in (tuple, list):
-        return type(values)(_mapped(value, known) for value in values)
-    return values

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -134,12 +135,11 @@ def _grouped(terms: Sequence[NoiseTerm]) -> list[list[NoiseTerm]]:
     groups: list[list[NoiseTerm]] = []
     for term in terms:
         for add in range(len(term.scales[0])):
-            single = term if len(term.scales[0]) == 1 else _with_scales(term, [(s[add],) for s in term.scales])
+            single = term if len(term.scales[0]) == 1 else replace(term, scales=[(own[add],) for own in term.scales])
             last = groups[-1] if groups else []
             same = len(last) == 1 and last[0].key == term.key and last[0].distribution == term.distribution
             if same and len(last[0].scales[0]) == 1:
-                both = zip(last[0].scales, single.scales, strict=True)
-                last[0] = _with_scales(term, [(*a, *b) for a, b in both])
+                last[0] = replace(term, scales=[(*a, *b) for a, b in zip(last[0].scales, single.scales, strict=True)])
             elif len(last) == 1 and not same and last[0].distribution == term.distribution:
                 last.append(single)
             else:
@@ -147,17 +147,8 @@ def _grouped(terms: Sequence[NoiseTerm]) -> list[list[NoiseTerm]]:
     return groups or [[]]
 
 
-def _with_scales(term: NoiseTerm, scales: Sequence[tuple[float, ...]]) -> NoiseTerm:
-    return NoiseTerm(term.key, scales, term.distribution)
-
-
 def add_noise_to(
-    flat: Tensor,
-    name: str,
-    key: Key,
-    scales: Sequence[float],
-    distribution: Distribution = "gaussian",
-    offset: int = 0,
+    flat: Tensor, name: str, key: Key, scales: Sequence[float], distribution: Distribution = "gaussian", offset: int = 0
 ) -> None:
     """``flat += scale * integers`` for each scale in turn, in place."""
     add_noise([TensorSlice(flat, name, offset)], [NoiseTerm(key, [tuple(scales)], distribution)])

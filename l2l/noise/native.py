@@ -46,17 +46,16 @@ def run(plan: Plan) -> list[np.ndarray]:
     compiled = library()
     assert compiled is not None, "available() was not asked"
     sums = np.empty((plan.chunks, 5, LANES)) if plan.gather else None
-    job = _Job(
-        *(plan.table.ctypes.data, None if sums is None else sums.ctypes.data, len(plan.table), plan.tasks, 0),
-        *(plan.half, plan.first, plan.second, plan.rademacher, plan.stochastic),
-    )
+    memory, shape = (plan.table.ctypes.data, None if sums is None else sums.ctypes.data), plan.shape
+    kind = shape.half, shape.first, shape.second, shape.rademacher, shape.stochastic
+    job = _Job(*memory, len(plan.table), plan.tasks, 0, *kind)
     threads = min(torch.get_num_threads(), plan.tasks)
     if threads < 2:
         compiled.add_noise(ctypes.byref(job))
     elif (parallel := _torch_threads()) is not None:
         parallel(compiled.add_noise, ctypes.byref(job), threads, 0)
     else:
-        helpers = [_pool().submit(compiled.add_noise, ctypes.byref(job)) for _ in range(threads - 1)]
+        helpers = [_POOL.submit(compiled.add_noise, ctypes.byref(job)) for _ in range(threads - 1)]
         compiled.add_noise(ctypes.byref(job))
         for helper in helpers:
             helper.result()
@@ -79,22 +78,12 @@ def _torch_threads() -> Callable[..., None] | None:
     return parallel
 
 
-@lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
-    """Threads that work beside the caller's. ctypes lets go of the interpreter while compiled code runs."""
-    return ThreadPoolExecutor(max_workers=256, thread_name_prefix="l2l-noise")
+_POOL = ThreadPoolExecutor(max_workers=256, thread_name_prefix="l2l-noise")
+"""Threads that work beside the caller's. ctypes lets go of the interpreter while compiled code runs."""
 
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
-
-
-def _processor() -> str:
-    """What a library built for the native processor depends on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return f"{platform.system()} {platform.machine()} {platform.processor()} {flags}"
 
 
 def folders() -> tuple[Path, Path]:
@@ -110,7 +99,10 @@ def compiler() -> str | None:
 
 
 def _compiled(folder: Path) -> Path | None:
-    stamp = hashlib.blake2b(SOURCE.read_bytes() + " ".join((*FLAGS, _processor())).encode(), digest_size=8).hexdigest()
+    info = Path("/proc/cpuinfo")  # what is built for the native processor depends on it
+    flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "") if info.exists() else ""
+    built_for = " ".join((*FLAGS, platform.system(), platform.machine(), platform.processor(), flags))
+    stamp = hashlib.blake2b(SOURCE.read_bytes() + built_for.encode(), digest_size=8).hexdigest()
     target = folder / f"noise-{stamp}.so"
     if folder.exists() and hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
         return None  # code that another user could have put there is never loaded

@@ -4,7 +4,6 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,40 +27,23 @@ def available() -> str | None:
     return None
 
 
-@lru_cache(maxsize=1)
-def _compiler() -> tuple[Any, Any]:
-    """numba and the kernels, imported where the first noise is made: numba takes seconds to import."""
-    from l2l.noise import numba_kernel
-
-    return import_module("numba"), numba_kernel
-
-
 def run(plan: Plan) -> list[np.ndarray]:
     """Carries out the plan; lane sums of each piece's chunks, [chunks, 5, LANES] each, where any are wanted."""
-    numba, kernels = _compiler()
-    table = plan.table
+    from l2l.noise import numba_kernel as kernels  # where the first noise is made: numba takes seconds to import
+
+    numba, table = kernels.numba, plan.table
     # Kernels take columns; where nothing is stored apart from the source, source and target are one array to them.
     columns = [np.ascontiguousarray(table[name]) for name in PLACES]
     apart = bool(np.any((table["target"] != 0) & (table["target"] != table["source"])))
-    shape = kernels.Shape(
-        half=plan.half,
-        first=plan.first,
-        second=plan.second,
-        rademacher=plan.rademacher,
-        stochastic=plan.stochastic,
-        apart=apart,
-        store=bool(table["target"].any()),
-        copy=bool(table["copy"].any()),
-    )
     sums = np.empty((plan.chunks, 5, LANES))
     with _ONE_LAUNCH:
         before = numba.get_num_threads()
         numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
         try:
             if plan.gather:
-                kernels.gathering(shape)(*columns, plan.tasks, sums)
+                kernels.gathering(plan.shape, apart)(*columns, plan.tasks, sums)
             else:
-                kernels.adding(shape)(*columns, plan.tasks)
+                kernels.adding(plan.shape, apart)(*columns, plan.tasks)
         finally:
             numba.set_num_threads(before)
     return np.split(sums, plan.ends[:-1]) if plan.gather else []

@@ -4,7 +4,6 @@ No fast maths: LLVM then neither fuses nor reorders, and the bits are those of t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -12,27 +11,12 @@ from typing import Any
 import numpy as np
 
 from l2l.noise.reference import CHUNK, LANES, RUN
-from l2l.noise.table import TASK
+from l2l.noise.table import TASK, Shape
 
 numba: Any = import_module("numba")
 extending: Any = import_module("numba.extending")
 cgutils: Any = import_module("numba.core.cgutils")
 njit: Any = numba.njit(error_model="numpy")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What is constant within a compiled loop."""
-
-    half: bool
-    first: int
-    second: int
-    rademacher: bool
-    stochastic: bool
-    apart: bool
-    """Whether the target is other memory than the source. In place, one array serves, or loops would not be vector."""
-    store: bool
-    copy: bool
 
 
 @extending.intrinsic
@@ -53,17 +37,6 @@ def _hash(x: Any, words: Any) -> Any:
 
 
 @njit
-def _gaussian(x: Any) -> Any:
-    pairs = np.uint32((x & np.uint32(0x00FF00FF)) + ((x >> np.uint32(8)) & np.uint32(0x00FF00FF)))
-    return np.float32(np.int32((pairs & np.uint32(0xFFFF)) + (pairs >> np.uint32(16))) - np.int32(510))
-
-
-@njit
-def _rademacher(x: Any) -> Any:
-    return np.float32(np.int32(1) - np.int32(2) * np.int32(x >> np.uint32(31)))
-
-
-@njit
 def _widen(half: Any) -> Any:
     return np.uint32(np.uint32(half) << np.uint32(16)).view(np.float32)
 
@@ -81,21 +54,18 @@ def _nearest(value: Any) -> Any:
     return _narrow(value, np.uint32(np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))))
 
 
-@njit
-def _stochastic(value: Any, random: Any) -> Any:
-    finite = (np.float32(value).view(np.uint32) & np.uint32(0x7F800000)) != np.uint32(0x7F800000)
-    return _narrow(value, np.uint32(random & np.uint32(0xFFFF)) if finite else np.uint32(0))
-
-
 @lru_cache(maxsize=64)
 def _values(shape: Shape) -> tuple[Any, Any, Any]:
     """Functions of one element: its noise, its new value, and that value as bfloat16."""
-    first, second, is_stochastic = shape.first, shape.second, shape.stochastic
-    integer = _rademacher if shape.rademacher else _gaussian
+    first, second, rademacher, stochastic = shape.first, shape.second, shape.rademacher, shape.stochastic
 
     @njit
     def noise(at: Any, words: Any) -> Any:
-        return integer(_hash(at, words))
+        x = _hash(at, words)
+        if rademacher:
+            return np.float32(np.int32(1) - np.int32(2) * np.int32(x >> np.uint32(31)))
+        pairs = np.uint32((x & np.uint32(0x00FF00FF)) + ((x >> np.uint32(8)) & np.uint32(0x00FF00FF)))
+        return np.float32(np.int32((pairs & np.uint32(0xFFFF)) + (pairs >> np.uint32(16))) - np.int32(510))
 
     @njit
     def moved(value: Any, at: Any, words: Any, scales: Any) -> Any:
@@ -110,22 +80,22 @@ def _values(shape: Shape) -> tuple[Any, Any, Any]:
 
     @njit
     def rounded(value: Any, at: Any, rounding: Any) -> Any:
-        if is_stochastic:
-            return _stochastic(value, _hash(at, rounding))
+        if stochastic:
+            finite = (np.float32(value).view(np.uint32) & np.uint32(0x7F800000)) != np.uint32(0x7F800000)
+            return _narrow(value, np.uint32(_hash(at, rounding) & np.uint32(0xFFFF)) if finite else np.uint32(0))
         return _nearest(value)
 
     return noise, moved, rounded
 
 
-@njit
-def _piece_of(task: Any, first_task: Any) -> Any:
-    return np.searchsorted(first_task, task, side="right") - 1
-
-
 @lru_cache(maxsize=64)
-def adding(shape: Shape) -> Any:
-    """A traversal without sums: takes the columns of the table and the number of tasks."""
-    half, apart, copied = shape.half, shape.apart, shape.copy
+def adding(shape: Shape, apart: bool) -> Any:
+    """A traversal without sums: takes the columns of the table and the number of tasks.
+
+    Args:
+        apart: whether the target is other memory than the source. In place, one array serves, or loops would not be vector.
+    """
+    half, copied = shape.half, shape.copied
     dtype = np.uint16 if half else np.float32
     size = np.uint64(2 if half else 4)
     _, moved, rounded = _values(shape)
@@ -148,7 +118,7 @@ def adding(shape: Shape) -> Any:
     @numba.njit(parallel=True, error_model="numpy")
     def run(source, target, copy, counts, first_task, first_chunk, start, words, rounding, scales, restoring, centre, tasks):
         for task in numba.prange(tasks):
-            p = _piece_of(task, first_task)
+            p = np.searchsorted(first_task, task, side="right") - 1
             at = (task - first_task[p]) * TASK
             count = min(TASK, counts[p] - at)
             w = ((words[p, 0, 0], words[p, 0, 1]), (words[p, 1, 0], words[p, 1, 1]))
@@ -178,9 +148,9 @@ def _add_lanes(x: Any, y: Any, out: Any) -> None:
 
 
 @lru_cache(maxsize=64)
-def gathering(shape: Shape) -> Any:
+def gathering(shape: Shape, apart: bool) -> Any:
     """A traversal with sums: takes the columns of the table, the number of tasks and the sums [chunks, 5, LANES]."""
-    half, apart, copied, stored, first = shape.half, shape.apart, shape.copy, shape.store, shape.first
+    half, copied, stored, first = shape.half, shape.copied, shape.store, shape.first
     dtype = np.uint16 if half else np.float32
     size = np.uint64(2 if half else 4)
     noise, moved, _ = _values(shape)
@@ -223,23 +193,10 @@ def gathering(shape: Shape) -> Any:
 
     @numba.njit(parallel=True, error_model="numpy")
     def run(
-        source,
-        target,
-        copy,
-        counts,
-        first_task,
-        first_chunk,
-        start,
-        words,
-        rounding,
-        scales,
-        restoring,
-        centre,
-        tasks,
-        out,
+        source, target, copy, counts, first_task, first_chunk, start, words, rounding, scales, restoring, centre, tasks, out
     ):
         for task in numba.prange(tasks):
-            p = _piece_of(task, first_task)
+            p = np.searchsorted(first_task, task, side="right") - 1
             begin = (task - first_task[p]) * TASK
             w = ((words[p, 0, 0], words[p, 0, 1]), (words[p, 1, 0], words[p, 1, 1]))
             s = ((scales[p, 0, 0], scales[p, 0, 1]), (scales[p, 1, 0], scales[p, 1, 1]))

@@ -52,11 +52,11 @@ def _integers_of(x: Tensor, distribution: Distribution) -> Tensor:
     return pairs.bitwise_and(0xFFFF).add_(pairs >> 16).sub_(510)
 
 
-def chunks(offset: int, count: int) -> Iterator[tuple[int, int]]:
-    """(start within the tensor, length): at most CHUNK long, never across a multiple of 2**32."""
+def chunks(offset: int, count: int, longest: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """(start within the tensor, length): at most ``longest``, never across a multiple of 2**32, where key words change."""
     at = 0
     while at < count:
-        size = min(CHUNK, count - at, WORD - (offset + at) % WORD)
+        size = min(longest, count - at, WORD - (offset + at) % WORD)
         yield at, size
         at += size
 
@@ -115,61 +115,37 @@ def add_noise(
         [tuple(round_scale(s, piece.flat.dtype) for s in own) for own, piece in zip(term.scales, pieces, strict=True)]
         for term in terms
     ]
-    found = []
+    found = [np.zeros((0, 5, LANES)) for _ in pieces]
     for i, piece in enumerate(pieces):
-        adds = [(term, scales[t][i]) for t, term in enumerate(terms)]
-        rows = [
-            _chunk(piece, at, size, adds, gather, i, rounding, store) for at, size in chunks(piece.offset, piece.flat.numel())
-        ]
-        if gather is not None:
-            found.append(np.stack(rows) if rows else np.zeros((0, 5, LANES)))
+        rows, exact = [], computed_in(piece.flat.dtype)
+        for at, size in chunks(piece.offset, piece.flat.numel()):
+            span, place = slice(at, at + size), (piece.offset + at, size, piece.flat.device)
+            value = (piece.flat if piece.master is None else piece.master)[span].to(exact, copy=True)
+            noise = [_integers_of(_hashed(piece.name, t.key, *place), t.distribution).to(exact) for t in terms]
+            for t, u in enumerate(noise):
+                for scale in scales[t][i]:
+                    value.add_(u, alpha=scale)
+            if piece.master is not None and store:
+                piece.master[span] = value
+            if rounding is not None and piece.flat.dtype == torch.bfloat16:
+                # Up or down with the probability that makes it right on average; what is not finite stays.
+                bits = value.view(torch.int32) + _hashed(piece.name, rounding, *place).bitwise_and(0xFFFF)
+                rounded = bits.bitwise_and_(-0x10000).view(torch.float32)
+                value = torch.where(torch.isfinite(value), rounded, value)
+            if store:
+                (piece.flat if piece.into is None else piece.into)[span] = value
+            if gather is not None:
+                if piece.master is None:
+                    value = value.to(piece.flat.dtype).to(exact)  # the sums are those of what is written
+                u = noise[0] if noise else torch.zeros_like(value)
+                rows.append(_lane_sums(value, u, round_scale(gather.restoring[i], exact), gather.centre[i]))
+        if rows:
+            found[i] = np.stack(rows)
     return total(found) if gather is not None else None
 
 
-def _chunk(
-    piece: TensorSlice,
-    at: int,
-    size: int,
-    adds: Sequence[tuple[NoiseTerm, tuple[float, ...]]],
-    gather: MomentRequest | None,
-    index: int,
-    rounding: Key | None,
-    store: bool,
-) -> np.ndarray:
-    """Add to one chunk of a piece; its sums [5, LANES], where any are wanted."""
-    span = slice(at, at + size)
-    source = (piece.flat if piece.master is None else piece.master)[span]
-    exact = computed_in(piece.flat.dtype)
-    value, first = source.to(exact, copy=True), None
-    for term, scales in adds:
-        hashed = _hashed(piece.name, term.key, piece.offset + at, size, source.device)
-        u = _integers_of(hashed, term.distribution).to(exact)
-        first = u if first is None else first
-        for scale in scales:
-            value.add_(u, alpha=scale)
-    if piece.master is not None and store:
-        piece.master[span] = value
-    if rounding is not None and piece.flat.dtype == torch.bfloat16:
-        value = _stochastic(value, _hashed(piece.name, rounding, piece.offset + at, size, source.device))
-    if store:
-        (piece.flat if piece.into is None else piece.into)[span] = value
-    if gather is None:
-        return np.zeros((5, LANES))
-    if piece.master is None:
-        value = value.to(piece.flat.dtype).to(exact)  # the sums are those of what is written
-    return _lane_sums(value, first, round_scale(gather.restoring[index], exact), gather.centre[index])
-
-
-def _stochastic(value: Tensor, hashed: Tensor) -> Tensor:
-    """float32 rounded to bfloat16, up or down with the probability that makes it right on average."""
-    bits = value.view(torch.int32)
-    moved = (bits + hashed.bitwise_and(0xFFFF)).bitwise_and_(-0x10000).view(torch.float32)
-    return torch.where(torch.isfinite(value), moved, value)
-
-
-def _lane_sums(value: Tensor, u: Tensor | None, restoring: float, centre: float) -> np.ndarray:
+def _lane_sums(value: Tensor, u: Tensor, restoring: float, centre: float) -> np.ndarray:
     """[5, LANES] float64: sums of d, d*d, d*u, u, u*u of a chunk, in the order that RUN and LANES prescribe."""
-    u = torch.zeros_like(value) if u is None else u
     d = value.add(u, alpha=restoring).sub_(centre)
     padded = -value.numel() % RUN
     stacked = torch.stack([d, d * d, d * u, u, u * u])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from l2l.noise.key import Key, round_scale
-from l2l.noise.reference import CHUNK
+from l2l.noise.reference import CHUNK, chunks
 from l2l.noise.slices import WORD, MomentRequest, NoiseTerm, TensorSlice
 
 TASK = 8 * CHUNK
@@ -20,18 +20,13 @@ TASK = 8 * CHUNK
 
 PART = np.dtype(
     [
-        ("source", np.uint64),
-        ("target", np.uint64),
-        ("copy", np.uint64),
-        ("count", np.int64),
-        ("first_task", np.int64),
-        ("first_chunk", np.int64),
+        *((name, np.uint64) for name in ("source", "target", "copy")),
+        *((name, np.int64) for name in ("count", "first_task", "first_chunk")),
         ("start", np.uint32),
         ("words", np.uint32, (2, 2)),
         ("rounding", np.uint32, 2),
         ("scales", np.float32, (2, 2)),
-        ("restoring", np.float32),
-        ("centre", np.float32),
+        *((name, np.float32) for name in ("restoring", "centre")),
     ],
     align=True,
 )
@@ -43,14 +38,10 @@ PLACES = {name: place for name, (_, place, *_) in (PART.fields or {}).items()}
 """Byte at which each field of a part lies."""
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """One traversal, for pieces of one device and dtype."""
+@dataclass(frozen=True)
+class Shape:
+    """What is constant within a compiled loop or kernel."""
 
-    table: np.ndarray
-    """[parts] of PART, at least one."""
-    ends: np.ndarray
-    """[pieces] number of chunks up to the end of each piece."""
     half: bool
     """Whether ``source`` and ``target`` are bfloat16, not float32."""
     first: int
@@ -60,6 +51,20 @@ class Plan:
     rademacher: bool
     stochastic: bool
     """Whether what is written as bfloat16 is rounded stochastically."""
+    store: bool
+    copied: bool
+    """Whether ``copy`` is written."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One traversal, for pieces of one device and dtype."""
+
+    table: np.ndarray
+    """[parts] of PART, at least one."""
+    ends: np.ndarray
+    """[pieces] number of chunks up to the end of each piece."""
+    shape: Shape
     gather: bool
     device: torch.device
 
@@ -75,11 +80,7 @@ class Plan:
 
 
 def plan(
-    pieces: Sequence[TensorSlice],
-    terms: Sequence[NoiseTerm],
-    gather: MomentRequest | None,
-    rounding: Key | None,
-    store: bool,
+    pieces: Sequence[TensorSlice], terms: Sequence[NoiseTerm], gather: MomentRequest | None, rounding: Key | None, store: bool
 ) -> Plan:
     """The table of a traversal of at least one piece; see :class:`Plan`.
 
@@ -90,7 +91,8 @@ def plan(
     scales = [
         [[round_scale(scale, dtype) for scale in own] for _, own in zip(pieces, term.scales, strict=True)] for term in terms
     ]
-    owners, at, counts = np.array(_parts(pieces), dtype=np.int64).reshape(-1, 3).T
+    parts = [(i, *part) for i, piece in enumerate(pieces) for part in chunks(piece.offset, piece.flat.numel(), WORD)]
+    owners, at, counts = np.array(parts, dtype=np.int64).reshape(-1, 3).T
     table = np.zeros(len(owners), PART)
     table["count"] = counts
     for name, size in (("first_task", TASK), ("first_chunk", CHUNK)):
@@ -116,29 +118,12 @@ def plan(
         table["restoring"] = np.array(restoring, dtype=np.float32)[owners]
         table["centre"] = np.array(gather.centre, dtype=np.float32)[owners]
     half = dtype == torch.bfloat16
-    return Plan(
-        table,
-        ends=np.cumsum(np.bincount(owners, -(-counts // CHUNK), len(pieces))).astype(np.int64),
-        half=half and not mastered,
-        first=len(scales[0][0]) if scales else 0,
-        second=len(scales[1][0]) if len(scales) > 1 else 0,
-        rademacher=any(term.distribution == "rademacher" for term in terms),
-        stochastic=half and rounding is not None,
-        gather=gather is not None,
-        device=pieces[0].flat.device,
-    )
-
-
-def _parts(pieces: Sequence[TensorSlice]) -> list[tuple[int, int, int]]:
-    """(index of the piece, start within it, length), cut where a multiple of 2**32 is crossed: key words change there."""
-    found = []
-    for owner, piece in enumerate(pieces):
-        at, count = 0, piece.flat.numel()
-        while at < count:
-            size = min(count - at, WORD - (piece.offset + at) % WORD)
-            found.append((owner, at, size))
-            at += size
-    return found
+    ends = np.cumsum(np.bincount(owners, -(-counts // CHUNK), len(pieces))).astype(np.int64)
+    first, second = (len(scales[t][0]) if len(scales) > t else 0 for t in (0, 1))
+    rademacher = any(term.distribution == "rademacher" for term in terms)
+    stochastic = half and rounding is not None
+    shape = Shape(half and not mastered, first, second, rademacher, stochastic, store, store and mastered)
+    return Plan(table, ends, shape, gather is not None, pieces[0].flat.device)
 
 
 def _addresses(tensors: Sequence[Tensor], owners: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -30,25 +30,19 @@ def available() -> str | None:
     return None
 
 
-@lru_cache(maxsize=1)
-def _kernels() -> Any:
-    """Imported where the first noise is made: triton is installed only where there is CUDA."""
-    from l2l.noise import triton_kernel
-
-    return triton_kernel
-
-
 def run(made: Plan) -> list[np.ndarray]:
     """Carries out the plan; lane sums of each piece, [1, 5, LANES] each, where any are wanted.
 
     Without sums nothing waits for the device.
     """
+    from l2l.noise import triton_kernel as kernels  # where the first noise is made: triton is installed only with CUDA
+
     device = made.device
     with torch.cuda.device(device if device.type == "cuda" else -1):
-        kernels = _kernels()
         table = torch.from_numpy(made.table.view(np.int64)).to(device)
         owners = _owners(made.table["first_chunk"].tobytes(), made.chunks, device)
-        shape = {**_shape(made), "enable_fp_fusion": False}
+        places = np.concatenate([made.table[name] for name in ("source", "target", "copy")])
+        shape = {**vars(made.shape), "aligned": not np.any(places % 16), "enable_fp_fusion": False}
         if not made.gather:
             kernels.add[(made.chunks,)](table, owners, **shape)
             return []
@@ -63,21 +57,6 @@ def run(made: Plan) -> list[np.ndarray]:
         whole = torch.empty((len(made.ends), 5 * LANES), dtype=torch.float64, device=device)
         _fold(kernels, sums, torch.from_numpy(made.ends).to(device), whole)
         return list(whole.view(-1, 1, 5, LANES).cpu().numpy())
-
-
-def _shape(made: Plan) -> dict[str, Any]:
-    """What is constant within a compiled kernel."""
-    places = np.concatenate([made.table[name] for name in ("source", "target", "copy")])
-    return {
-        "half": made.half,
-        "first": made.first,
-        "second": made.second,
-        "rademacher": made.rademacher,
-        "stochastic": made.stochastic,
-        "store": bool(made.table["target"].any()),
-        "copied": bool(made.table["copy"].any()),
-        "aligned": not np.any(places % 16),
-    }
 
 
 def _fold(kernels: Any, rows: Tensor, ends: Tensor, out: Tensor) -> None:

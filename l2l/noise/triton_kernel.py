@@ -83,19 +83,6 @@ def _narrow(value, random, stochastic: constexpr):
 
 
 @triton.jit
-def _moved(value, u, at, table, part, first: constexpr, second: constexpr, rademacher: constexpr):
-    """The value with the noise added: one exact product and one rounding each time."""
-    if first > 0:
-        value = value + _number(table, part, SCALES) * u
-    if first > 1:
-        value = value + _number(table, part, SCALES + 1) * u
-    if second > 0:
-        other = _hash(at, _word(table, part, WORDS + 2), _word(table, part, WORDS + 3))
-        value = value + _number(table, part, SCALES + 2) * _integer(other, rademacher)
-    return value
-
-
-@triton.jit
 def _address(table, part, field: constexpr, at, half: constexpr, aligned: constexpr):
     """Pointer to element ``at`` of a part."""
     base = tl.load(table + part * (PART_SIZE // 8) + field)
@@ -103,11 +90,6 @@ def _address(table, part, field: constexpr, at, half: constexpr, aligned: conste
     if aligned:
         start = tl.multiple_of(start, 16)
     return start + at
-
-
-@triton.jit
-def _load(source, i, count, masked: constexpr):
-    return tl.load(source + i, mask=i < count, other=0) if masked else tl.load(source + i)
 
 
 @triton.jit
@@ -137,13 +119,19 @@ def _visit(
 ):
     """One tile: elements ``begin + i`` of a part are moved and stored. Returns their d and u, see MomentRequest."""
     at = _word(table, part, START) + begin.to(tl.uint32) + i.to(tl.uint32)
-    value = _load(_address(table, part, SOURCE, begin, half, aligned), i, count, masked)
+    source = _address(table, part, SOURCE, begin, half, aligned) + i
+    value = tl.load(source, mask=i < count, other=0) if masked else tl.load(source)
     if half:
         value = _widen(value)
     u = tl.zeros(i.shape, tl.float32)
-    if first > 0:
+    if first > 0:  # one exact product and one rounding each time
         u = _integer(_hash(at, _word(table, part, WORDS), _word(table, part, WORDS + 1)), rademacher)
-    value = _moved(value, u, at, table, part, first, second, rademacher)
+        value = value + _number(table, part, SCALES) * u
+    if first > 1:
+        value = value + _number(table, part, SCALES + 1) * u
+    if second > 0:
+        other = _hash(at, _word(table, part, WORDS + 2), _word(table, part, WORDS + 3))
+        value = value + _number(table, part, SCALES + 2) * _integer(other, rademacher)
     random = at
     if stochastic:
         random = _hash(at, _word(table, part, ROUNDING), _word(table, part, ROUNDING + 1))
@@ -192,14 +180,12 @@ def add(
     full = count // TILE * TILE
     for at in range(0, full, TILE):
         _visit(
-            *(table, part, begin, at + i, count),
-            *(half, first, second, rademacher, stochastic, store, copied, aligned, False),
+            *(table, part, begin, at + i, count), *(half, first, second, rademacher, stochastic, store, copied, aligned, False)
         )
     # A mask would keep the loads above from being wide.
     if full < count:
         _visit(
-            *(table, part, begin, full + i, count),
-            *(half, first, second, rademacher, stochastic, store, copied, aligned, True),
+            *(table, part, begin, full + i, count), *(half, first, second, rademacher, stochastic, store, copied, aligned, True)
         )
 
 
@@ -227,14 +213,12 @@ def add_and_sum(
     full = count // CHUNK_SIZE * RUN_SIZE
     for at in range(0, full, WIDTH):
         d, u = _visit(
-            *(table, part, begin, at + i, count),
-            *(half, first, second, rademacher, stochastic, store, copied, aligned, False),
+            *(table, part, begin, at + i, count), *(half, first, second, rademacher, stochastic, store, copied, aligned, False)
         )
         all_d, all_u, dd, du, uu = all_d + d, all_u + u, dd + d * d, du + d * u, uu + u * u
     for at in range(full, tl.minimum(count, RUN_SIZE), WIDTH):
         d, u = _visit(
-            *(table, part, begin, at + i, count),
-            *(half, first, second, rademacher, stochastic, store, copied, aligned, True),
+            *(table, part, begin, at + i, count), *(half, first, second, rademacher, stochastic, store, copied, aligned, True)
         )
         all_d, all_u, dd, du, uu = all_d + d, all_u + u, dd + d * d, du + d * u, uu + u * u
     out = lanes + tl.program_id(0).to(tl.int64) * (ROWS * 5) + run * (5 * WIDTH) + lane

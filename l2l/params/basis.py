@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -88,22 +87,23 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     A move that brings theta back and updates it is one product: rounded to fewer bits, it would lose the update.
     """
-    switches = _switches()
-    before = [getattr(module, name) for module, name, _ in switches]
+    before = [getattr(module, name) for module, name, _ in _SWITCHES]
     try:
-        for module, name, exact in switches:
+        for module, name, exact in _SWITCHES:
             setattr(module, name, exact)
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for (module, name, _), value in zip(switches, before, strict=True):
+        for (module, name, _), value in zip(_SWITCHES, before, strict=True):
             setattr(module, name, value)
 
 
-@lru_cache(maxsize=1)
-def _switches() -> tuple[tuple[Any, str, Any], ...]:
-    """What makes matrix products less precise: (owner, attribute, its value for full precision)."""
-    owners: tuple[Any, ...] = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
-    ways = (("fp32_precision", "ieee"), ("allow_tf32", False))  # the second where torch does not know the first
-    known = [[(owner, name, exact) for name, exact in ways if hasattr(owner, name)][:1] for owner in owners]
-    return tuple(switch for switches in known for switch in switches)
+_MATMUL = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+_WAYS: tuple[tuple[str, Any], ...] = (
+    ("fp32_precision", "ieee"),
+    ("allow_tf32", False),
+)  # the second where torch does not know the first
+_SWITCHES: list[tuple[Any, str, Any]] = [
+    known[0] for owner in _MATMUL if (known := [(owner, name, exact) for name, exact in _WAYS if hasattr(owner, name)])
+]
+"""What makes matrix products less precise: (owner, attribute, its value for full precision)."""

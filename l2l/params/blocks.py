@@ -79,7 +79,9 @@ class Blocks(Sequence[Block]):
         Raises:
             ValueError: nothing is trainable, or a trainable tensor is not contiguous or of a dtype that has no gradient.
         """
-        embeddings, attention = _owned(model, _is_embedding), _owned(model, _splits_heads)
+        embeddings = _owned(model, lambda module: isinstance(module, nn.Embedding | nn.EmbeddingBag))
+        heads = "head_dim", "head_size"
+        attention = _owned(model, lambda module: any(isinstance(getattr(module, name, None), int) for name in heads))
         found: list[Block] = []
         seen: set[tuple[int, int]] = set()
         for name, parameter in model.named_parameters():
@@ -88,27 +90,14 @@ class Blocks(Sequence[Block]):
                 continue
             seen.add(memory)
             found.append(Block(name, parameter, id(parameter) in embeddings, id(parameter) in attention))
-        if trainable:
-            _check(found)
+        if trainable and not found:
+            raise ValueError("the model has no trainable parameter: set requires_grad=True on those to be trained")
+        for block in found if trainable else ():
+            if block.tensor.dtype not in TRAINABLE:
+                raise ValueError(f"block {block.name!r} is {block.tensor.dtype}, which cannot be trained: freeze it")
+            if not block.tensor.is_contiguous():
+                raise ValueError(f"block {block.name!r} is not contiguous: replace it by its .contiguous() copy")
         return Blocks(found)
-
-
-def _check(blocks: Sequence[Block]) -> None:
-    if not blocks:
-        raise ValueError("the model has no trainable parameter: set requires_grad=True on those to be trained")
-    for block in blocks:
-        if block.tensor.dtype not in TRAINABLE:
-            raise ValueError(f"block {block.name!r} is {block.tensor.dtype}, which cannot be trained: freeze it")
-        if not block.tensor.is_contiguous():
-            raise ValueError(f"block {block.name!r} is not contiguous: replace it by its .contiguous() copy")
-
-
-def _is_embedding(module: nn.Module) -> bool:
-    return isinstance(module, nn.Embedding | nn.EmbeddingBag)
-
-
-def _splits_heads(module: nn.Module) -> bool:
-    return any(isinstance(getattr(module, name, None), int) for name in ("head_dim", "head_size"))
 
 
 def _owned(model: nn.Module, kind: Callable[[nn.Module], bool]) -> set[int]:

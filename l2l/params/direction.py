@@ -102,17 +102,6 @@ class Direction:
         found = [amount * sigma * unit for amount, sigma in zip(amounts, self.sigma, strict=True)]
         return found if self.shape is None else [0.0 if self.shaped(i) else scale for i, scale in enumerate(found)]
 
-    def shape_scale(self, index: int, amount: float) -> float:
-        """Factor of s_b in ``amount * u_b``; 0 where no operator covers block ``index``."""
-        return amount * self.factor * self.sigma[index] if self.shaped(index) else 0.0
-
-    def basis_scale(self, index: int, amount: float) -> float:
-        """Factor of the integers of R in ``amount * u_b`` of block ``index``; 0 without a basis."""
-        if self.basis is None or not self.basis_sigma[index]:
-            return 0.0
-        unit = self.factor / standard_deviation(self.distribution)
-        return amount * self.basis_sigma[index] * self.basis.spread(index) * unit
-
 
 @dataclass(frozen=True, eq=False)
 class Move:
@@ -123,10 +112,6 @@ class Move:
     rows: Mapping[int, Tensor] = field(default_factory=dict)
     """Of the blocks listed, only these rows move."""
 
-    def reversed(self) -> Move:
-        """The move back."""
-        return Move(self.direction, tuple(-amount for amount in self.amounts), self.rows)
-
     def dense(self, index: int) -> bool:
         """Whether a block moves along its dense noise."""
         return bool(self.amounts[index] * self.direction.sigma[index]) and not self.direction.shaped(index)
@@ -136,14 +121,19 @@ class Move:
         scales = self.direction.scales(self.amounts)
         return NoiseTerm(self.direction.key, [(scales[i],) for i in indices], self.direction.distribution)
 
-    def shape_scale(self, index: int) -> float:
-        """See :meth:`Direction.shape_scale`."""
-        return self.direction.shape_scale(index, self.amounts[index])
-
-    def basis_scale(self, index: int) -> float:
-        """See :meth:`Direction.basis_scale`."""
-        return self.direction.basis_scale(index, self.amounts[index])
-
     def basis_term(self, indices: Sequence[int]) -> NoiseTerm:
         """The noise R to add to the left factors of these blocks."""
         return NoiseTerm(self.direction.key, [(self.basis_scale(i),) for i in indices], self.direction.distribution)
+
+    def shape_scale(self, index: int) -> float:
+        """Factor of s_b of block ``index``; 0 where no operator covers it."""
+        direction, amount = self.direction, self.amounts[index]
+        return amount * direction.factor * direction.sigma[index] if direction.shaped(index) else 0.0
+
+    def basis_scale(self, index: int) -> float:
+        """Factor of the integers of R of block ``index``; 0 without a basis."""
+        direction, amount = self.direction, self.amounts[index]
+        if direction.basis is None or not direction.basis_sigma[index]:
+            return 0.0
+        unit = direction.factor / standard_deviation(direction.distribution)
+        return amount * direction.basis_sigma[index] * direction.basis.spread(index) * unit

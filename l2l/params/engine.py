@@ -1,4 +1,4 @@
-"""Moves brought into weights, or into copies of them; and the interface of the two perturbation engines.
+"""Moves brought into weights, or into copies of them.
 
 Dense noise of all blocks is added in one traversal. What a direction adds beside it, along a basis or by an operator, is
 one :class:`Part` per block; a direction without them, as that of MeZO, costs nothing here. Weights of full precision are
@@ -11,18 +11,17 @@ elsewhere. To +epsilon, on to -epsilon and back are the same product times 1, -2
 
 import signal
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from l2l.noise import Key, MomentRequest, NoiseTerm, Sums, TensorSlice, add_noise, round_scale
+from l2l.noise import Key, MomentRequest, NoiseTerm, Sums, TensorSlice, add_noise
 from l2l.noise.slices import computed_in
 from l2l.params.basis import basis_name, full_precision, low_rank_noise
 from l2l.params.blocks import Block, Blocks
@@ -164,26 +163,11 @@ def _factors(block: Block, vectors: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return torch.zeros(rows, vectors.shape[1], dtype=dtype, device=device), vectors.detach().to(device, dtype)
 
 
-def _low_rank_parts(blocks: Blocks, moves: Sequence[Move], chosen: Sequence[int]) -> dict[int, Part]:
-    """What the moves add along bases to the chosen blocks. One traversal for all moves along one basis."""
-    found: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    bases = [move.direction.basis for move in moves if move.direction.along_basis]
-    for basis in {id(basis): basis for basis in bases if basis is not None}.values():
-        along = [move for move in moves if move.direction.basis is basis]
-        moving = [i for i in chosen if any(move.basis_scale(i) for move in along)]
-        pairs = {i: _factors(blocks[i], basis.vectors[i], blocks[i].tensor.shape[0]) for i in moving}
-        pieces = [TensorSlice(left.view(-1), basis_name(blocks[i].name)) for i, (left, _) in pairs.items()]
-        add_noise(pieces, [move.basis_term(moving) for move in along])
-        for i, pair in pairs.items():
-            found.setdefault(i, []).append(pair)
-    return {i: _low_rank(pairs) for i, pairs in found.items()}
-
-
 def dense_direction(direction: Direction, blocks: Blocks, index: int) -> Tensor:
     """u_b of a block written out, of its shape and at least float32: for updates that are not along directions."""
     block = blocks[index]
     if direction.shaped(index):
-        return _shaped(direction, blocks, index).mul_(direction.shape_scale(index, 1.0))
+        return _shaped(direction, blocks, index).mul_(direction.factor * direction.sigma[index])
     out = torch.zeros(block.tensor.shape, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
     scale = direction.scales([1.0] * len(blocks))[index]
     if scale:
@@ -201,30 +185,23 @@ def _shaped(direction: Direction, blocks: Blocks, index: int) -> Tensor:
         return direction.shape.write(blocks[index], index, direction.key, direction.distribution)
 
 
-def _change(blocks: Blocks, moves: Sequence[Move], index: int) -> Tensor:
-    """The sum of the moves of one block, each direction written once."""
-    scales: list[tuple[Direction, float]] = []
-    for move in moves:
-        known = next((k for k, (direction, _) in enumerate(scales) if direction == move.direction), None)
-        if known is None:
-            scales.append((move.direction, move.shape_scale(index)))
-        else:
-            scales[known] = (move.direction, scales[known][1] + move.shape_scale(index))
-    total: Tensor | None = None
-    for direction, scale in scales:
-        if scale:
-            own = _shaped(direction, blocks, index).mul_(scale)
-            total = own if total is None else total.add_(own)
-    return torch.zeros_like(blocks[index].flat) if total is None else total
-
-
 def parts_of(blocks: Blocks, moves: Sequence[Move], chosen: Sequence[int]) -> dict[int, Part]:
     """What the moves add along bases and by operators to each of the chosen blocks, whole; others are left out.
 
     Raises:
         ValueError: some go along a basis and others by an operator, in one block.
     """
-    found = _low_rank_parts(blocks, moves, chosen) if any(move.direction.along_basis for move in moves) else {}
+    factors: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    bases = [move.direction.basis for move in moves if move.direction.along_basis]
+    for basis in {id(basis): basis for basis in bases if basis is not None}.values():  # one traversal for all along it
+        along = [move for move in moves if move.direction.basis is basis]
+        moving = [i for i in chosen if any(move.basis_scale(i) for move in along)]
+        pairs = {i: _factors(blocks[i], basis.vectors[i], blocks[i].tensor.shape[0]) for i in moving}
+        pieces = [TensorSlice(left.view(-1), basis_name(blocks[i].name)) for i, (left, _) in pairs.items()]
+        add_noise(pieces, [move.basis_term(moving) for move in along])
+        for i, pair in pairs.items():
+            factors.setdefault(i, []).append(pair)
+    found = {i: _low_rank(pairs) for i, pairs in factors.items()}
     by_operator = [move for move in moves if move.direction.shape is not None]
     for i in chosen if by_operator else ():
         if any(move.shape_scale(i) for move in by_operator):
@@ -255,7 +232,17 @@ def _written_out(blocks: Blocks, moves: Sequence[Move], index: int, rows: Tensor
     width = tensor.shape[-1] if tensor.ndim else 1
 
     def written() -> Callable[[Tensor, int], object]:
-        whole = _change(blocks, moves, index).view(-1, width)
+        scales: list[tuple[Direction, float]] = []  # each direction is written once
+        for move in moves:
+            known = next((k for k, (direction, _) in enumerate(scales) if direction == move.direction), len(scales))
+            before = sum(scale for _, scale in scales[known : known + 1])
+            scales[known : known + 1] = [(move.direction, before + move.shape_scale(index))]
+        total: Tensor | None = None
+        for direction, scale in scales:
+            if scale:
+                own = _shaped(direction, blocks, index).mul_(scale)
+                total = own if total is None else total.add_(own)
+        whole = (torch.zeros_like(blocks[index].flat) if total is None else total).view(-1, width)
         moved = whole if rows is None else whole[rows]
         return lambda weights, at: weights.add_(moved[at : at + len(weights)])
 
@@ -334,66 +321,6 @@ class Perturbation:
         return Move(self.direction, (times * self.distance,) * count)
 
 
-class PerturbEngine(ABC):
-    """Makes evaluations see perturbed weights, and brings moves into the stored weights."""
-
-    @abstractmethod
-    def perturb(self, at: Perturbation | None, moves: Sequence[Move]) -> None:
-        """Make the moves; from now on evaluations see the weights perturbed as told, or unperturbed."""
-
-    @abstractmethod
-    def commit(self, moves: Sequence[Move]) -> None:
-        """As ``perturb(None, moves)``, but the moves will not be reverted."""
-
-    @abstractmethod
-    def revert(self, moves: Sequence[Move]) -> None:
-        """Take back moves that :meth:`perturb` made in this step, the last first."""
-
-    @abstractmethod
-    def begin(self) -> None:
-        """A step begins: weights that were written from outside are taken as they are."""
-
-    @abstractmethod
-    def finish(self) -> None:
-        """A step has ended well: nothing of it will be reverted."""
-
-    @abstractmethod
-    def evaluating(self) -> AbstractContextManager[Any]:
-        """Inside it, whatever reads a parameter reads its perturbed value."""
-
-    @abstractmethod
-    def touched(self) -> dict[int, Tensor]:
-        """For each sparse block, the rows that evaluations have looked up since the last call."""
-
-    @abstractmethod
-    def moments(self, direction: Direction, moves: Sequence[Move]) -> Moments | None:
-        """Of the unperturbed blocks once the moves are made; None where that can only be measured after them."""
-
-    @abstractmethod
-    def value(self, index: int) -> Tensor:
-        """The weights of a block in the precision they are kept in, sharing memory with them."""
-
-    @abstractmethod
-    def rewrite(self, index: int, change: Callable[[Tensor], Any]) -> None:
-        """Let ``change`` write the weights of a block in place, in the precision they are kept in."""
-
-    @abstractmethod
-    def extra_state(self) -> dict[str, Tensor]:
-        """Tensors by block name that resuming needs beside the model's own weights."""
-
-    @abstractmethod
-    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from :meth:`extra_state`."""
-
-
-def check_finite(moves: Sequence[Move]) -> None:
-    """Raise ValueError if a move's scale is not finite: before any block moves."""
-    for move in moves:
-        round_scale(sum(map(abs, move.direction.scales(move.amounts))), torch.float32)
-        if move.direction.along_basis:
-            round_scale(sum(abs(move.basis_scale(i)) for i in range(len(move.amounts))), torch.float32)
-
-
 def apply_moves(
     blocks: Blocks,
     moves: Sequence[Move],
@@ -402,7 +329,7 @@ def apply_moves(
     at: Perturbation | None = None,
     rounding: Key | None = None,
 ) -> Sums | None:
-    """Make the moves in turn, of the chosen blocks, in one traversal. They are finite: see :func:`check_finite`.
+    """Make the moves in turn, of the chosen blocks, in one traversal. Their scales are finite.
 
     Args:
         piece: the memory of a block.

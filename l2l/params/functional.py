@@ -9,6 +9,7 @@ weights with stochastic rounding, which is right on average. Tensors of one dime
 master: their updates are far below the spacing of bfloat16 around 1.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -21,20 +22,9 @@ from torch.overrides import TorchFunctionMode
 
 from l2l.noise import Key, NoiseTerm, TensorSlice, add_noise
 from l2l.noise.reference import add_noise as reference_add_noise
+from l2l.params import engine
 from l2l.params.blocks import Blocks
 from l2l.params.direction import Direction, Move
-from l2l.params.engine import (
-    Moments,
-    Perturbation,
-    PerturbEngine,
-    add_part,
-    apply_moves,
-    copy_blocks,
-    measure,
-    parts_of,
-    rows_part,
-    rows_piece,
-)
 
 
 @final
@@ -71,7 +61,7 @@ class CopyCache:
         """The copy [count] of a block."""
         self._read.append(index)
         if index not in self._ready:
-            self._make(self._following(index))
+            self._make(index)
         self._busy = True
         return self._ready.pop(index)
 
@@ -92,21 +82,17 @@ class CopyCache:
         """Elements of all memory that is kept for copies."""
         return sum(tensor.numel() for tensor in (*self._lent, *self._resting, *self._free))
 
-    def _following(self, index: int) -> list[int]:
-        """The block, and those that were read after it the last time, while they fit."""
-        if index not in self._order[self._place :]:
-            return [index]
-        start = self._order.index(index, self._place)
-        chosen, total = [], 0
-        for i in self._order[start:]:
-            total += self._pieces[i].flat.numel()
-            if i in chosen or (chosen and total > self._budget):
-                break
-            chosen.append(i)
-        self._place = start + len(chosen)
-        return chosen
-
-    def _make(self, chosen: Sequence[int]) -> None:
+    def _make(self, index: int) -> None:
+        """Copies of the block, and of those that were read after it the last time, while they fit."""
+        chosen, total = [index], self._pieces[index].flat.numel()
+        if index in self._order[self._place :]:
+            start = self._order.index(index, self._place)
+            for i in self._order[start + 1 :]:
+                total += self._pieces[i].flat.numel()
+                if i in chosen or total > self._budget:
+                    break
+                chosen.append(i)
+            self._place = start + len(chosen)
         if self._busy:
             self._resting += self._lent  # until the present call is over
         else:
@@ -116,21 +102,19 @@ class CopyCache:
         for i in chosen:
             flat = self._pieces[i].flat
             sizes[flat.dtype, flat.device] = sizes.get((flat.dtype, flat.device), 0) + flat.numel()
-        rest = {kind: self._memory(size, *kind) for kind, size in sizes.items()}
+        rest: dict[Any, Tensor] = {}
+        for (dtype, device), size in sizes.items():  # smaller memory is let go before a larger one is taken
+            alike = [t for t in self._free if t.dtype == dtype and t.device == device]
+            enough = [t for t in alike if t.numel() >= size]
+            gone = [min(enough, key=Tensor.numel)] if enough else alike
+            self._free = [t for t in self._free if all(t is not other for other in gone)]
+            rest[dtype, device] = gone[0] if enough else torch.empty(size, dtype=dtype, device=device)
+        self._lent += rest.values()
         for i in chosen:
             flat = self._pieces[i].flat
             kind = flat.dtype, flat.device
             self._ready[i], rest[kind] = rest[kind][: flat.numel()], rest[kind][flat.numel() :]
         self._fill([replace(self._pieces[i], into=self._ready[i]) for i in chosen], chosen)
-
-    def _memory(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The smallest memory that is free and large enough; smaller ones are let go before a larger one is taken."""
-        alike = [t for t in self._free if t.dtype == dtype and t.device == device]
-        enough = [t for t in alike if t.numel() >= size]
-        gone = [min(enough, key=Tensor.numel)] if enough else alike
-        self._free = [t for t in self._free if all(t is not other for other in gone)]
-        self._lent.append(gone[0] if enough else torch.empty(size, dtype=dtype, device=device))
-        return self._lent[-1]
 
 
 _ATTRIBUTES = (
@@ -161,7 +145,7 @@ class Substitution:
         self._touched: dict[int, list[Tensor]] = {}
         self.copies = CopyCache(self.pieces, self._fill)
 
-    def perturb(self, at: Perturbation | None) -> None:
+    def perturb(self, at: engine.Perturbation | None) -> None:
         """Give copies perturbed so from now on; None: the parameters themselves."""
         self._move = None if at is None else at.move(len(self._blocks))
         self._scales = [] if self._move is None else self._move.direction.scales(self._move.amounts)
@@ -202,17 +186,17 @@ class Substitution:
         assert move is not None, "only perturbed weights are replaced"
         out = torch.empty(len(rows), width, dtype=whole.flat.dtype, device=whole.flat.device)
         with torch.no_grad():
-            part = None if move.direction.only_noise else rows_part(self._blocks, index, move, distinct)
+            part = None if move.direction.only_noise else engine.rows_part(self._blocks, index, move, distinct)
             if part is None:
                 # Neighbouring rows are one piece: positions, for example, are all read in order.
                 starts = [k for k, row in enumerate(rows) if k == 0 or row != rows[k - 1] + 1]
                 runs = zip(starts, [*starts[1:], len(rows)], strict=True)
-                pieces = [rows_piece(whole, rows[k], end - k, width, out[k:end].view(-1)) for k, end in runs]
+                pieces = [engine.rows_piece(whole, rows[k], end - k, width, out[k:end].view(-1)) for k, end in runs]
                 add_noise(pieces, [self._term([index] * len(pieces))])
             else:
-                pieces = [rows_piece(whole, row, 1, width, out[k]) for k, row in enumerate(rows)]
+                pieces = [engine.rows_piece(whole, row, 1, width, out[k]) for k, row in enumerate(rows)]
                 terms = [self._term([index])] if move.dense(index) else []
-                add_part(whole, pieces, part, terms, into=out.view(-1))
+                engine.add_part(whole, pieces, part, terms, into=out.view(-1))
         if index in self.sparse:
             self._touched.setdefault(index, []).append(distinct)
         return out, where
@@ -224,9 +208,9 @@ class Substitution:
             add_noise(pieces, [term])
             return
         with torch.no_grad():
-            parts = parts_of(self._blocks, [self._move], indices)
+            parts = engine.parts_of(self._blocks, [self._move], indices)
         with torch.inference_mode():  # memory from an evaluation in inference mode is written again in another
-            copy_blocks(pieces, term, {k: parts[i] for k, i in enumerate(indices) if i in parts})
+            engine.copy_blocks(pieces, term, {k: parts[i] for k, i in enumerate(indices) if i in parts})
 
     def _term(self, indices: Sequence[int]) -> NoiseTerm:
         assert self._move is not None, "only perturbed weights are replaced"
@@ -310,6 +294,67 @@ def mapped(values: Any, copies: Mapping[int, Tensor]) -> Any:
     return copies.get(id(values), values)
 
 
+class PerturbEngine(ABC):
+    """Makes evaluations see perturbed weights, and brings moves into the stored weights.
+
+    Args:
+        pieces: the memory of the blocks that are replaced while an evaluation reads them.
+        sparse: blocks of which only the rows looked up move.
+    """
+
+    def __init__(self, blocks: Blocks, pieces: Mapping[int, TensorSlice], sparse: Sequence[int]) -> None:
+        self._blocks = blocks
+        self._substitution = Substitution(blocks, pieces, frozenset(sparse))
+
+    @abstractmethod
+    def perturb(self, at: engine.Perturbation | None, moves: Sequence[Move]) -> None:
+        """Make the moves; from now on evaluations see the weights perturbed as told, or unperturbed."""
+
+    def commit(self, moves: Sequence[Move]) -> None:
+        """As ``perturb(None, moves)``, but the moves will not be reverted."""
+        self.perturb(None, moves)
+
+    @abstractmethod
+    def revert(self, moves: Sequence[Move]) -> None:
+        """Take back moves that :meth:`perturb` made in this step, the last first."""
+
+    def begin(self) -> None:
+        """A step begins: weights that were written from outside are taken as they are."""
+        return None
+
+    def finish(self) -> None:
+        """A step has ended well: nothing of it will be reverted."""
+        return None
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """Inside it, whatever reads a parameter reads its perturbed value."""
+        return self._substitution.active()
+
+    def touched(self) -> dict[int, Tensor]:
+        """For each sparse block, the rows that evaluations have looked up since the last call, sorted, each once."""
+        return self._substitution.take_touched()
+
+    @abstractmethod
+    def moments(self, direction: Direction, moves: Sequence[Move]) -> engine.Moments | None:
+        """Of the unperturbed blocks once the moves are made; None where that can only be measured after them."""
+
+    def value(self, index: int) -> Tensor:
+        """The weights of a block in the precision they are kept in, sharing memory with them."""
+        return self._blocks[index].tensor.detach()
+
+    def rewrite(self, index: int, change: Callable[[Tensor], Any]) -> None:
+        """Let ``change`` write the weights of a block in place, in the precision they are kept in."""
+        change(self.value(index))
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Tensors by block name that resuming needs beside the model's own weights."""
+        return {}
+
+    @abstractmethod
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from :meth:`extra_state`."""
+
+
 HALF = (torch.bfloat16, torch.float16)
 ROUNDING, SHRINKING = -1, -2
 """Draws of the rounding noise: no direction's draw is negative."""
@@ -323,14 +368,12 @@ class FunctionalEngine(PerturbEngine):
 
     Args:
         update: ``master`` or ``stochastic``, for half-precision blocks of two dimensions or more.
-        sparse: blocks of which only the rows looked up move.
 
     Raises:
         ValueError: stochastic rounding is asked for a float16 matrix.
     """
 
     def __init__(self, blocks: Blocks, update: Literal["master", "stochastic"], sparse: Sequence[int] = ()) -> None:
-        self._blocks = blocks
         half = [i for i, block in enumerate(blocks) if block.tensor.dtype in HALF]
         narrow = [i for i in half if blocks[i].tensor.ndim < 2]
         refused = [blocks[i].name for i in half if i not in narrow and blocks[i].tensor.dtype == torch.float16]
@@ -342,7 +385,7 @@ class FunctionalEngine(PerturbEngine):
         self._masters = {i: blocks[i].flat.float() for i in with_master}
         self._stochastic = [i for i in half if i not in self._masters]
         pieces = {i: TensorSlice(self._masters[i] if i in narrow else b.flat, b.name) for i, b in enumerate(blocks)}
-        self._substitution = Substitution(blocks, pieces, frozenset(sparse))
+        super().__init__(blocks, pieces, sparse)
         self._kept: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._last_key = Key(0)
         self._seen = self._versions()
@@ -363,7 +406,7 @@ class FunctionalEngine(PerturbEngine):
         block = self._blocks[index]
         return TensorSlice(block.flat, block.name, 0, None, self._masters.get(index))
 
-    def perturb(self, at: Perturbation | None, moves: Sequence[Move]) -> None:
+    def perturb(self, at: engine.Perturbation | None, moves: Sequence[Move]) -> None:
         self._write(moves, revertible=True)
         self._substitution.perturb(at)
 
@@ -383,9 +426,9 @@ class FunctionalEngine(PerturbEngine):
                     master = self._masters.get(i)
                     self._kept[i] = (block.flat.clone(), None if master is None else master.clone())
             nearest = [i for i in range(len(self._blocks)) if i not in self._stochastic]
-            apply_moves(self._blocks, moving, self._piece, nearest)
+            engine.apply_moves(self._blocks, moving, self._piece, nearest)
             rounding = self._last_key.with_draw(ROUNDING)
-            apply_moves(self._blocks, moving, self._piece, self._stochastic, rounding=rounding)
+            engine.apply_moves(self._blocks, moving, self._piece, self._stochastic, rounding=rounding)
             self._seen = self._versions()
 
     def revert(self, moves: Sequence[Move]) -> None:
@@ -400,24 +443,18 @@ class FunctionalEngine(PerturbEngine):
     def finish(self) -> None:
         self._kept = {}
 
-    def evaluating(self) -> AbstractContextManager[Any]:
-        return self._substitution.active()
-
-    def touched(self) -> dict[int, Tensor]:
-        return self._substitution.take_touched()
-
-    def moments(self, direction: Direction, moves: Sequence[Move]) -> Moments | None:
+    def moments(self, direction: Direction, moves: Sequence[Move]) -> engine.Moments | None:
         count = len(self._blocks)
         pieces = [TensorSlice(self._masters.get(i, block.flat), block.name) for i, block in enumerate(self._blocks)]
         whole = [
             Move(move.direction, tuple(0.0 if i in move.rows else a for i, a in enumerate(move.amounts))) for move in moves
         ]
-        parts = parts_of(self._blocks, whole, range(count))
-        return measure(pieces, direction.centre or (0.0,) * count, [move.term(range(count)) for move in whole], parts)
+        parts = engine.parts_of(self._blocks, whole, range(count))
+        return engine.measure(pieces, direction.centre or (0.0,) * count, [move.term(range(count)) for move in whole], parts)
 
     def value(self, index: int) -> Tensor:
-        block = self._blocks[index]
-        return self._masters[index].view(block.tensor.shape) if index in self._masters else block.tensor.detach()
+        kept = super().value(index)
+        return self._masters[index].view(kept.shape) if index in self._masters else kept
 
     def rewrite(self, index: int, change: Callable[[Tensor], Any]) -> None:
         block, kept = self._blocks[index], self.value(index)
@@ -447,22 +484,3 @@ class FunctionalEngine(PerturbEngine):
                 master.copy_(state[self._blocks[i].name])
                 self._blocks[i].flat.copy_(master)
         self._seen = self._versions()
-
-
-def check_perturb_mode(blocks: Blocks, perturb: str, update: str) -> bool:
-    """Whether a block is of half precision.
-
-    Raises:
-        ValueError: in-place perturbation is asked for such a block, or a value is unknown.
-    """
-    half = next((block for block in blocks if block.tensor.dtype in HALF), None)
-    if perturb == "in_place" and half is not None:
-        raise ValueError(
-            f"perturb='in_place', but block {half.name!r} is {half.tensor.dtype}: half-precision weights drift "
-            "when they are perturbed in place; use perturb='functional' or load the model with dtype float32"
-        )
-    if perturb not in ("auto", "in_place", "functional"):
-        raise ValueError(f"perturb={perturb!r} must be 'auto', 'in_place' or 'functional'")
-    if update not in ("master", "stochastic"):
-        raise ValueError(f"update={update!r} must be 'master' or 'stochastic'")
-    return half is not None

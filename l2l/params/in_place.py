@@ -5,9 +5,9 @@ next perturbation. So a step costs three traversals when it must end at the unpe
 step follows at once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import final
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from torch import Tensor
 from l2l.noise import Sums, TensorSlice, round_scale
 from l2l.params.blocks import Blocks
 from l2l.params.direction import Direction, Move
-from l2l.params.engine import Moments, Perturbation, PerturbEngine, apply_moves, measure, moments_of
-from l2l.params.functional import Substitution
+from l2l.params.engine import Moments, Perturbation, apply_moves, measure, moments_of
+from l2l.params.functional import PerturbEngine
 
 
 @final
@@ -27,22 +27,20 @@ class InPlaceEngine(PerturbEngine):
     """
 
     def __init__(self, blocks: Blocks, sparse: Sequence[int] = ()) -> None:
-        self._blocks = blocks
+        super().__init__(blocks, {i: TensorSlice(blocks[i].flat, blocks[i].name) for i in sparse}, sparse)
         self._dense = [i for i in range(len(blocks)) if i not in sparse]
         self._sparse = list(sparse)
         self._at: Perturbation | None = None
         self._sums: Sums | None = None
-        self._substitution = Substitution(blocks, {i: self._piece(i) for i in sparse}, frozenset(sparse))
 
     def _piece(self, index: int) -> TensorSlice:
-        block = self._blocks[index]
-        return TensorSlice(block.flat, block.name)
+        return TensorSlice(self._blocks[index].flat, self._blocks[index].name)
 
     def perturb(self, at: Perturbation | None, moves: Sequence[Move]) -> None:
         if at == self._at and not moves:
             return
         count = len(self._blocks)
-        across = self._at is not None and at is not None and not moves and _opposite(self._at, at)
+        across = at is not None and not moves and self._at == Perturbation(at.direction, -at.distance)
         if across and at is not None:
             # From +epsilon to -epsilon by exactly twice the rounded scale: one addition and one rounding, not two.
             steps = [at.move(count, 2.0)]
@@ -58,23 +56,8 @@ class InPlaceEngine(PerturbEngine):
         self._at = at
         self._substitution.perturb(at)
 
-    def commit(self, moves: Sequence[Move]) -> None:
-        self.perturb(None, moves)
-
     def revert(self, moves: Sequence[Move]) -> None:
-        self.perturb(None, [move.reversed() for move in reversed(moves)])
-
-    def begin(self) -> None:
-        return None
-
-    def finish(self) -> None:
-        return None
-
-    def evaluating(self) -> AbstractContextManager[Any]:
-        return self._substitution.active()
-
-    def touched(self) -> dict[int, Tensor]:
-        return self._substitution.take_touched()
+        self.perturb(None, [replace(move, amounts=tuple(-amount for amount in move.amounts)) for move in reversed(moves)])
 
     def moments(self, direction: Direction, moves: Sequence[Move]) -> Moments | None:
         centre = direction.centre or (0.0,) * len(self._blocks)
@@ -90,19 +73,6 @@ class InPlaceEngine(PerturbEngine):
             scale = [s + round_scale(t, block.tensor.dtype) for s, (block, t) in zip(scale, terms, strict=True)]
         return moments_of(self._sums, [block.numel for block in self._blocks], centre, scale)
 
-    def value(self, index: int) -> Tensor:
-        return self._blocks[index].tensor.detach()
-
-    def rewrite(self, index: int, change: Callable[[Tensor], Any]) -> None:
-        change(self._blocks[index].tensor.detach())
-
-    def extra_state(self) -> dict[str, Tensor]:
-        return {}
-
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         if state:
             raise ValueError("this state has float32 master weights; these weights are perturbed in place and need none")
-
-
-def _opposite(one: Perturbation, other: Perturbation) -> bool:
-    return one.direction == other.direction and one.distance == -other.distance

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from l2l.noise import Key
 from l2l.noise.slices import computed_in
 from l2l.params.basis import full_precision
-from l2l.params.blocks import Block, Blocks
+from l2l.params.blocks import Blocks
 from l2l.params.operators import factor, orthonormal
 
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
@@ -98,14 +98,12 @@ class InputNorms(Watch):
 
     def multiplied(self, index: int, inputs: Tensor, over_rows: bool) -> None:
         squares = inputs.reshape(-1, inputs.shape[-1]).float().square().sum(0)
-        _add(self._rows if over_rows else self._columns, index, squares)
+        sums = self._rows if over_rows else self._columns
+        sums[index] = sums[index] + squares if index in sums else squares
 
     def looked_up(self, index: int, rows: Tensor) -> None:
-        _add(self._rows, index, torch.bincount(rows.reshape(-1), minlength=self._heights[index]).float())
-
-
-def _add(sums: dict[int, Tensor], index: int, more: Tensor) -> None:
-    sums[index] = sums[index] + more if index in sums else more
+        counts = torch.bincount(rows.reshape(-1), minlength=self._heights[index]).float()
+        self._rows[index] = self._rows[index] + counts if index in self._rows else counts
 
 
 @dataclass(frozen=True)
@@ -148,15 +146,11 @@ class Activations(Watch):
         block = self._blocks[index]
         rows = inputs.reshape(-1, inputs.shape[-1]).to(computed_in(block.tensor.dtype))
         with torch.no_grad(), full_precision(rows.device):
-            vectors, self._sketches[index] = self._dominant(block, rows, self._sketches.get(index))
+            if index in self._sketches:
+                rows = torch.cat([self._sketches[index], rows])
+            width = rows.shape[1]
+            vectors = factor(block, "activations", self._key, (width, min(self._rank, width)))
+            for _ in range(self._iterations):
+                vectors = orthonormal(rows.t() @ (rows @ vectors))
+            self._sketches[index] = torch.linalg.qr(rows @ vectors).R @ vectors.t()
         self.spans[index] = Span(vectors, over_rows)
-
-    def _dominant(self, block: Block, rows: Tensor, sketch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Basis of the rows and of what the sketch stands for, and the sketch of both."""
-        if sketch is not None:
-            rows = torch.cat([sketch, rows])
-        width = rows.shape[1]
-        vectors = factor(block, "activations", self._key, (width, min(self._rank, width)))
-        for _ in range(self._iterations):
-            vectors = orthonormal(rows.t() @ (rows @ vectors))
-        return vectors, torch.linalg.qr(rows @ vectors).R @ vectors.t()

@@ -36,19 +36,15 @@ def sides(block: Block) -> tuple[int, int]:
 
 def factor(block: Block, name: str, key: Key, shape: tuple[int, ...], distribution: Distribution = "gaussian") -> Tensor:
     """Standard noise of ``shape`` that belongs to a block, under a name of its own: on its device, at least float32."""
-    return _standard(block, f"{block.name}#{name}", key, shape, distribution)
+    out = torch.zeros(shape, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
+    term = NoiseTerm(key, [(1 / standard_deviation(distribution),)], distribution)
+    add_noise([TensorSlice(out.view(-1), f"{block.name}#{name}" if name else block.name)], [term])
+    return out
 
 
 def plain(block: Block, key: Key, distribution: Distribution = "gaussian") -> Tensor:
     """The block's own standard noise, of its shape, on its device, at least float32: its direction without an operator."""
-    return _standard(block, block.name, key, block.tensor.shape, distribution)
-
-
-def _standard(block: Block, name: str, key: Key, shape: tuple[int, ...], distribution: Distribution) -> Tensor:
-    out = torch.zeros(shape, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
-    scale = 1 / standard_deviation(distribution)
-    add_noise([TensorSlice(out.view(-1), name)], [NoiseTerm(key, [(scale,)], distribution)])
-    return out
+    return factor(block, "", key, block.tensor.shape, distribution)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -115,21 +111,14 @@ class Drawn(Mask):
         self._key, self._shares = key, shares
 
     def clear_(self, moved: Tensor, block: Block, index: int) -> Tensor:
-        flat = moved.view(-1)
+        flat, (first, second) = moved.view(-1), thresholds(self._shares[index])
         for at in range(0, len(flat), CHUNK):
             some = flat[at : at + CHUNK]
-            some.masked_fill_(self._staying(block, at, some, self._shares[index]), 0)
+            x, y = (torch.zeros(len(some), dtype=torch.float32, device=some.device) for _ in range(2))
+            for out, name in ((x, "mask"), (y, "mask, ties")):  # times 1: the integers themselves
+                add_noise([TensorSlice(out, f"{block.name}#{name}", at)], [NoiseTerm(self._key, [(1.0,)])])
+            some.masked_fill_((x < first) | ((x == first) & (y < second)), 0)
         return moved
-
-    def _staying(self, block: Block, at: int, some: Tensor, share: float) -> Tensor:
-        first, second = thresholds(share)
-        x, y = (self._integers(f"{block.name}#{name}", at, some) for name in ("mask", "mask, ties"))
-        return (x < first) | ((x == first) & (y < second))
-
-    def _integers(self, name: str, at: int, some: Tensor) -> Tensor:
-        out = torch.zeros(len(some), dtype=torch.float32, device=some.device)
-        add_noise([TensorSlice(out, name, at)], [NoiseTerm(self._key, [(1.0,)])])  # by 1: the integers themselves
-        return out
 
 
 @lru_cache(maxsize=1024)
@@ -163,8 +152,9 @@ class Stored(Mask):
         for at in range(0, 0 if bits is None else len(flat), CHUNK):
             assert bits is not None, "else there is nothing to go through"
             some = flat[at : at + CHUNK]
-            moving = _unpacked(bits[at // 8 : (at + CHUNK) // 8].to(some.device), len(some))
-            some.masked_fill_(~moving, 0)
+            own = bits[at // 8 : (at + CHUNK) // 8].to(some.device)
+            moving = own[:, None].bitwise_right_shift(_places(own.device)).bitwise_and(1).view(-1)[: len(some)]
+            some.masked_fill_(~moving.bool(), 0)
         return moved
 
 
@@ -178,10 +168,6 @@ def packed(moving: Tensor) -> Tensor:
 def packed_bytes(count: int) -> int:
     """Bytes of the bits for ``count`` coordinates."""
     return -(-count // 8)
-
-
-def _unpacked(bits: Tensor, count: int) -> Tensor:
-    return bits[:, None].bitwise_right_shift(_places(bits.device)).bitwise_and(1).view(-1)[:count].bool()
 
 
 def _places(device: torch.device) -> Tensor:
@@ -209,8 +195,16 @@ def layers(blocks: Blocks) -> tuple[list[list[int]], list[int]]:
     A layer is a member of the outermost numbered container (``model.layers.3``) that holds blocks in more than one member.
     Where there is no such container, each module that owns blocks is a layer, and none lies outside.
     """
-    members = _members(blocks)
-    names = [_layer(name, members) for name in blocks.names]
+    paths = {name: name.split(".") for name in blocks.names}
+    members: defaultdict[str, set[str]] = defaultdict(set)  # the numbered members that hold blocks, of each container
+    for path in paths.values():
+        for at, part in enumerate(path):
+            if part.isdigit():
+                members[".".join(path[:at])].add(part)
+    names = []
+    for path in paths.values():
+        numbered = (at for at, part in enumerate(path) if part.isdigit() and len(members[".".join(path[:at])]) > 1)
+        names.append(".".join(path[: next(numbered, -1) + 1]))
     if not any(names):
         names = [name.rpartition(".")[0] or "." for name in blocks.names]
     found: dict[str, list[int]] = {}
@@ -218,26 +212,6 @@ def layers(blocks: Blocks) -> tuple[list[list[int]], list[int]]:
         if name:
             found.setdefault(name, []).append(index)
     return list(found.values()), [index for index, name in enumerate(names) if not name]
-
-
-def _members(blocks: Blocks) -> dict[str, set[str]]:
-    """The numbered members that hold blocks, of each container."""
-    found: defaultdict[str, set[str]] = defaultdict(set)
-    for name in blocks.names:
-        parts = name.split(".")
-        for at, part in enumerate(parts):
-            if part.isdigit():
-                found[".".join(parts[:at])].add(part)
-    return found
-
-
-def _layer(name: str, members: dict[str, set[str]]) -> str:
-    """Path of the layer that a block of that name belongs to; empty where it belongs to none."""
-    parts = name.split(".")
-    for at, part in enumerate(parts):
-        if part.isdigit() and len(members[".".join(parts[:at])]) > 1:
-            return ".".join(parts[: at + 1])
-    return ""
 
 
 def group_blocks(units: Sequence[Sequence[int]], count: int) -> list[Group]:
@@ -265,8 +239,6 @@ def matched(blocks: Blocks, patterns: Sequence[str]) -> list[Group]:
 
 def layer_groups_of(direction: Direction, group: Group) -> Direction:
     """The direction with scale 0 in all blocks outside the group."""
-    return replace(
-        direction,
-        sigma=tuple(scale if i in group else 0.0 for i, scale in enumerate(direction.sigma)),
-        basis_sigma=tuple(scale if i in group else 0.0 for i, scale in enumerate(direction.basis_sigma)),
-    )
+    both = direction.sigma, direction.basis_sigma
+    sigma, basis_sigma = (tuple(scale if i in group else 0.0 for i, scale in enumerate(scales)) for scales in both)
+    return replace(direction, sigma=sigma, basis_sigma=basis_sigma)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, TypeAlias, TypeVar, final
 
 import torch
 from torch import Tensor
 
+from l2l.noise import round_scale
 from l2l.params.basis import Basis
 from l2l.params.blocks import Blocks
 from l2l.params.direction import Direction, Move
-from l2l.params.engine import Moments, Perturbation, PerturbEngine, check_finite, defer_interrupt, raise_deferred
-from l2l.params.functional import FunctionalEngine, check_perturb_mode
+from l2l.params.engine import Moments, Perturbation, defer_interrupt, raise_deferred
+from l2l.params.functional import HALF, FunctionalEngine, PerturbEngine
 from l2l.params.in_place import InPlaceEngine
 
 
@@ -65,13 +65,24 @@ class PerturbedParameters:
         update: Literal["master", "stochastic"] = "master",
         sparse_embeddings: bool = False,
     ) -> None:
-        half = check_perturb_mode(blocks, perturb, update)
+        half = next((block for block in blocks if block.tensor.dtype in HALF), None)
+        if perturb == "in_place" and half is not None:
+            raise ValueError(
+                f"perturb='in_place', but block {half.name!r} is {half.tensor.dtype}: half-precision weights drift "
+                "when they are perturbed in place; use perturb='functional' or load the model with dtype float32"
+            )
+        if perturb not in ("auto", "in_place", "functional"):
+            raise ValueError(f"perturb={perturb!r} must be 'auto', 'in_place' or 'functional'")
+        if update not in ("master", "stochastic"):
+            raise ValueError(f"update={update!r} must be 'master' or 'stochastic'")
         sparse = [i for i, block in enumerate(blocks) if block.embedding] if sparse_embeddings else []
         if sparse_embeddings and not sparse:
             raise ValueError("sparse_embeddings is set, but no embedding is trained: leave it off")
         self.blocks = blocks
-        self.mode: Literal["in_place", "functional"] = "functional" if perturb == "functional" or half else "in_place"
-        self.update = update if half else None
+        self.mode: Literal["in_place", "functional"] = (
+            "functional" if perturb == "functional" or half is not None else "in_place"
+        )
+        self.update = None if half is None else update
         self._engine: PerturbEngine = (
             FunctionalEngine(blocks, update, sparse) if self.mode == "functional" else InPlaceEngine(blocks, sparse)
         )
@@ -112,7 +123,9 @@ class PerturbedParameters:
         if basis is not None and basis is not self._basis:
             basis.check(self.blocks)
             self._basis = basis
-        check_finite([move])
+        round_scale(sum(map(abs, move.direction.scales(move.amounts))), torch.float32)  # raises where it is not finite
+        if move.direction.along_basis:
+            round_scale(sum(abs(move.basis_scale(i)) for i in range(len(move.amounts))), torch.float32)
 
     def add(self, direction: Direction, amounts: Sequence[float]) -> None:
         """Move theta by ``amounts[b] * u_b``. Inside a step the move is pending until the next traversal, and part of it."""
@@ -209,11 +222,12 @@ class PerturbedParameters:
         """
         self.restore()
         self._undo = lambda: self._copy(here)
-
-        def between(w: Tensor, index: int) -> Tensor:
-            return torch.lerp(anchor[index].to(w.dtype), here[index].to(w.dtype), ratios[index], out=w)
-
-        self._rewrite({i: partial(between, index=i) for i in ratios})
+        self._rewrite(
+            {
+                i: lambda w, i=i, by=by: torch.lerp(anchor[i].to(w.dtype), here[i].to(w.dtype), by, out=w)
+                for i, by in ratios.items()
+            }
+        )
 
     @contextmanager
     def step(self) -> Iterator[PerturbedParameters]:
