@@ -178,15 +178,7 @@ def activation_basis(
         moments = _zero_grams(blocks, indices)
         for run, tokens in passes:
 
-            def take(
-                index: int,
-                _: nn.Module,
-                args: tuple[Any, ...],
-                named: Mapping[str, Any],
-                output: object,
-                tokens=tokens,
-                moments=moments,
-            ) -> None:
+            def take(index: int, _: object, args: Any, named: Any, output: object, tokens=tokens, moments=moments) -> None:
                 rows = args[0] if args else named["input"]
                 padded = tokens is not None and rows.shape[:-1] == tokens.shape
                 add_gram(moments[index], rows[tokens] if padded else rows.reshape(-1, rows.shape[-1]), 1.0)

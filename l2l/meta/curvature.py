@@ -6,7 +6,7 @@ mean loss of n examples||^2 is an unbiased estimate of the trace of the mean los
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from l2l.estimators.backward import consume_gradients
 from l2l.meta.pool import PoolTask
 from l2l.meta.state import MetaState, SampledLoss
 from l2l.meta.statistics import Components, NoiseDots, squared_norms
-from l2l.methods.base import check_counts
 from l2l.models.heads import token_logprobs
 from l2l.noise import Key, standard_noise
 from l2l.params import Direction
@@ -38,20 +37,13 @@ FLOOR = 1e-6
 rounding, and could otherwise be given a sigma without bounds."""
 
 
-def check_trace(trace: str, probes: int) -> None:
-    """Raise ValueError, naming the value, where there is no such estimate."""
-    check_counts(probes=probes)
-    if trace not in get_args(Trace):
-        raise ValueError(f"trace={trace!r} must be one of {', '.join(get_args(Trace))}")
-
-
 def hessian_traces(
     point: MetaState, components: Components, direction: Direction, trace: Trace, probes: int
 ) -> tuple[Tensor, int]:
     """[components] float64 estimates of trace(P_k H), averaged over the probes, and the forward passes they took.
 
-    ``direction`` is that of the zeroth-order step at theta. ``probes`` are draws of labels, Rademacher directions, or (``seen``)
-    batches, A being the first. ValueError where labels are to be drawn and the state offers no way to.
+    ``direction`` is that of the zeroth-order step at theta. ``probes`` are draws of labels, Rademacher directions, or
+    (``seen``) batches, A being the first. ValueError where labels are to be drawn and the state offers no way to.
     """
     found, passes = components.zeros(), 0
     for probe in range(probes):
