@@ -5,12 +5,10 @@ first-order steps further. ``activations``: the principal directions of the inpu
 only. ``random``: the control.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +23,6 @@ from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
 from l2l.tuners.model import random_basis
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 Source: TypeAlias = Literal["gradients", "activations", "random"]
 BATCHES = 8
 """Batches of every task that are measured at every point."""
@@ -37,28 +32,22 @@ ROWS = 4096
 """Rows of a matrix that are widened to float64 at a time."""
 
 
+ForwardPass: TypeAlias = tuple[Callable[[], object], Tensor | None]
+"""A forward pass whose layer inputs are measured, and [R, T] bool: which positions are tokens, not padding. None: all."""
+
+
 @dataclass(frozen=True)
 class Losses:
-    """The losses of a task's batches."""
+    """``at(i)`` is the loss of a task's i-th batch at the current parameters. The first ``measured`` batches share no example;
+    gradients are measured on them."""
 
     name: str
     at: Callable[[int], Closure]
-    """``at(i)`` is the loss of the i-th batch at the current parameters."""
     measured: int = BATCHES
-    """The first so many share no example; gradients are measured on them."""
-
-
-@dataclass(frozen=True)
-class ForwardPass:
-    """A forward pass whose layer inputs are measured."""
-
-    run: Callable[[], object]
-    tokens: Tensor | None = None
-    """[R, T] bool: which positions are tokens, not padding. None: all."""
 
 
 def pool_basis(
-    model: PreTrainedModel,
+    model: nn.Module,
     pool: Sequence[PoolTask],
     source: Source,
     rank: int,
@@ -72,33 +61,35 @@ def pool_basis(
 
     Args:
         seed: of ``random``.
-        batches: of every task at every point, fewer where a task has not so many distinct ones, but at least two.
-        points, config: for ``gradients``, see :func:`gradient_basis`.
-
-    Raises:
-        ValueError: no block can have such a basis.
-        FloatingPointError: a loss or a gradient is not finite.
+        batches: of every task at every point; where a task has fewer without a common example, those, but at least two:
+            one gives only noise.
+        points, config: for ``gradients``, see :func:`gradient_basis`, as for the errors.
     """
+
+    def chosen(task: PoolTask) -> range:
+        return range(max(2, min(batches, len(task.batcher.examples) // task.batcher.batch_size)))
+
+    def forward(part: TokenQuery) -> ForwardPass:
+        mask = part.attention_mask
+        return lambda: token_logprobs(model, part), (mask if mask.ndim == 2 else mask.diagonal(dim1=1, dim2=2)) > 0
+
     blocks = Blocks.of(model)
     indices = candidates(blocks, rank)
     if source == "random":
         return random_basis(blocks, {blocks[i].name: rank for i in indices}, seed)
     if source == "activations":
         layers = linear_layers(model, blocks, indices)
-        return activation_basis(blocks, layers, [_forward_passes(model, task, batches) for task in pool], rank)
+        fed = [[task.batcher.at(number) for number in chosen(task)] for task in pool]
+        passes = [[forward(part) for batch in of_task for part in batch.parts or (batch,)] for of_task in fed]
+        return activation_basis(blocks, layers, passes, rank)
     losses = [
-        Losses(task.task.name, lambda i, task=task: task.loss(model, task.batcher.at(i)), _distinct(task, batches))
-        for task in pool
+        Losses(task.task.name, lambda i, task=task: task.loss(model, task.batcher.at(i)), len(chosen(task))) for task in pool
     ]
     return gradient_basis(PerturbedParameters(blocks), losses, rank, points, config)
 
 
 def candidates(blocks: Blocks, rank: int) -> list[int]:
-    """Indices of the matrices [m, n] with n > 2 * rank that are no embeddings.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """Indices of the matrices [m, n] with n > 2 * rank that are no embeddings; ValueError where there are none."""
     fit = [i for i, b in enumerate(blocks) if b.tensor.ndim == 2 and not b.embedding and b.tensor.shape[1] > 2 * rank]
     if not fit:
         raise ValueError(
@@ -117,14 +108,11 @@ def gradient_basis(
     """Leading right singular directions of the tasks' mean gradients, every task and every point with equal weight.
 
     Memory beside the model: a copy and a velocity, unless the only point is 0; one gradient; two [n, n] float64 per block.
+    FloatingPointError where a loss or a gradient is not finite; the weights are back then.
 
     Args:
         points: first-order steps on a task, from the current weights, after which its gradients are measured.
         config: its ``inner_`` fields say how these steps are taken; None: the defaults.
-
-    Raises:
-        ValueError: no point, or a negative one; or no block can have such a basis.
-        FloatingPointError: a loss or a gradient is not finite. The weights are back.
     """
     if not points or min(points) < 0:
         raise ValueError(f"points={list(points)} must name numbers of steps, at least 0")
@@ -188,9 +176,21 @@ def activation_basis(
     total = _zero_grams(blocks, indices)
     for passes in tasks:
         moments = _zero_grams(blocks, indices)
-        for forward in passes:
-            with _gathering_inputs(layers, moments, forward.tokens), torch.no_grad():
-                forward.run()
+        for run, tokens in passes:
+
+            def take(index: int, _: object, args: Any, named: Any, output: object, tokens=tokens, moments=moments) -> None:
+                rows = args[0] if args else named["input"]
+                padded = tokens is not None and rows.shape[:-1] == tokens.shape
+                add_gram(moments[index], rows[tokens] if padded else rows.reshape(-1, rows.shape[-1]), 1.0)
+
+            # After a layer has run: before, other hooks may still drop positions.
+            handles = [layer.register_forward_hook(partial(take, index), with_kwargs=True) for index, layer in layers]
+            try:
+                with torch.no_grad():
+                    run()
+            finally:
+                for handle in handles:
+                    handle.remove()
         for index, moment in moments.items():
             size = moment.trace().item()
             if size != 0:
@@ -200,39 +200,13 @@ def activation_basis(
 
 def linear_layers(model: nn.Module, blocks: Blocks, indices: Sequence[int]) -> list[tuple[int, nn.Module]]:
     """(block, layer) of the nn.Linear layers with these weights. A layer that keeps its weight as [inputs, outputs] has its
-    inputs along the rows, where there is no basis.
-
-    Raises:
-        ValueError: there are none.
-    """
+    inputs along the rows, where there is no basis. ValueError where there are none."""
     place = {id(blocks[i].tensor): i for i in indices}
     weights = [(module, id(module.weight)) for module in model.modules() if isinstance(module, nn.Linear)]
     found: list[tuple[int, nn.Module]] = [(place[weight], module) for module, weight in weights if weight in place]
     if not found:
         raise ValueError("basis='activations': no weight matrix belongs to an nn.Linear: use 'gradients'")
     return found
-
-
-@contextmanager
-def _gathering_inputs(
-    layers: Sequence[tuple[int, nn.Module]], moments: Mapping[int, Tensor], tokens: Tensor | None
-) -> Iterator[None]:
-    """Add each layer's inputs to its moment after it has run: before, other hooks may still drop positions."""
-
-    def hook(index: int) -> Callable[..., None]:
-        def take(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: object) -> None:
-            rows = args[0] if args else named["input"]
-            padded = tokens is not None and rows.shape[:-1] == tokens.shape
-            add_gram(moments[index], rows[tokens] if padded else rows.reshape(-1, rows.shape[-1]), 1.0)
-
-        return take
-
-    handles = [module.register_forward_hook(hook(index), with_kwargs=True) for index, module in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def add_gram(into: Tensor, rows: Tensor, scale: float) -> None:
@@ -260,18 +234,3 @@ def _leading_columns(blocks: Blocks, total: Mapping[int, Tensor], rank: int) -> 
         if not bool(torch.isfinite(gram).all()):
             raise FloatingPointError(f"the gradients or inputs of block {blocks[index].name!r} for the basis are not finite")
     return {blocks[i].name: leading(gram, rank).cpu() for i, gram in total.items() if bool(gram.any())}
-
-
-def _forward_passes(model: PreTrainedModel, task: PoolTask, batches: int) -> list[ForwardPass]:
-    def forward(part: TokenQuery) -> ForwardPass:
-        mask = part.attention_mask
-        tokens = (mask if mask.ndim == 2 else mask.diagonal(dim1=1, dim2=2)) > 0
-        return ForwardPass(lambda: token_logprobs(model, part), tokens)
-
-    chosen = [task.batcher.at(number) for number in range(_distinct(task, batches))]
-    return [forward(part) for batch in chosen for part in batch.parts or (batch,)]
-
-
-def _distinct(task: PoolTask, batches: int) -> int:
-    """Batches without a common example: as many as wanted, or as there are, but at least two: one gives only noise."""
-    return max(2, min(batches, len(task.batcher.examples) // task.batcher.batch_size))

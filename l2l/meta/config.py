@@ -19,10 +19,10 @@ from l2l.tuners.normalize import NORMALIZERS, EnergyNormalizer
 _KINDS = 2
 """Sets the random stream of a mixture's periods apart from those of batches and tasks."""
 COUNTS = (
-    *("steps", "batch_size", "validate_every", "validation_steps", "restart_every", "train_size", "dev_size"),
-    *("checkpoint_every", "log_every", "basis_rank"),
+    "steps batch_size validate_every validation_steps restart_every train_size dev_size checkpoint_every log_every basis_rank"
 )
 """Fields that are whole numbers, at least 1."""
+POSITIVE = ("outer_lr", "lr", "epsilon", "embedding_rows_per_sample", "inner_lr", "inner_clip")
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ class MetaTrainConfig:
     tasks: list[str] | str = field(default_factory=list)
     """The pool: a list, or names separated by commas. Empty: the embedded pool, for ``l2l/tiny`` only."""
     validation_tasks: list[str] | str = field(default_factory=list)
-    """Tasks outside the pool by which the best tuner is chosen. Empty: the last tuner is kept; for the embedded pool, its own
-    validation tasks."""
+    """Tasks outside the pool that choose the best tuner. Empty: the last is kept; for the embedded pool, its own ones."""
     out: str = "runs/meta-train"
     """Directory of the tuner and of the run's files. The same command again continues an interrupted run."""
     data_dir: str | None = None
@@ -69,10 +68,9 @@ class MetaTrainConfig:
     zo_share: float = 0.5
     """Share of a mixture's periods that are zeroth-order."""
     share_prompts: bool | None = None
-    """Whether options of several tokens share one row with their prompt. None: where a probe of the model gives the same
-    numbers, up to rounding."""
+    """Whether options of several tokens share one row with their prompt. None: where a probe finds no difference."""
     inner_lr: float = 1e-2
-    """Learning rate of the first-order trajectory at the start of each period; it falls linearly to zero until the restart."""
+    """Learning rate of the first-order trajectory, which falls linearly to zero from each restart to the next."""
     inner_momentum: float = 0.8
     """Its momentum."""
     inner_clip: float = 1.0
@@ -88,11 +86,9 @@ class MetaTrainConfig:
     validate_every: int = 250
     """Outer steps between validations."""
     validation_steps: int = 10
-    """Zeroth-order steps from the initial weights, per validation task and learning rate, before the loss is read. Ten are
-    cheap and noisy; a hundred choose more reliably."""
+    """Zeroth-order steps from the initial weights, per validation task and learning rate. Ten are noisy, a hundred better."""
     validation_lrs: list[float] = field(default_factory=list)
-    """Learning rates of these steps. On each task the best counts, so that a tuner does not win by asking for another learning
-    rate. Empty, and no step fractions: ``lr`` and a third of it."""
+    """Learning rates of these steps; on each task the best counts. Empty, and no step fractions: ``lr`` and a third of it."""
     validation_step_fractions: list[float] = field(default_factory=list)
     """Step fractions of further such runs at ``lr="auto"``."""
     architecture: str = "per_block_mlp"
@@ -145,15 +141,9 @@ class MetaTrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", renamed({"objective": self.objective}, ("objective",))["objective"])
         check_pattern(self.freeze)
-        check_positive(
-            outer_lr=self.outer_lr,
-            lr=self.lr,
-            epsilon=self.epsilon,
-            embedding_rows_per_sample=self.embedding_rows_per_sample,
-            validation_lrs=min(self.validation_lrs, default=1.0),
-            validation_step_fractions=min(self.validation_step_fractions, default=1.0),
-        )
-        check_positive(inner_lr=self.inner_lr, inner_clip=self.inner_clip)
+        check_positive(**{name: getattr(self, name) for name in POSITIVE})
+        for name in ("validation_lrs", "validation_step_fractions"):
+            check_positive(**{name: min(getattr(self, name), default=1.0)})
         check_choice("trajectory", self.trajectory, ("teacher", "zo", "mixture"))
         if not 0 <= self.zo_share <= 1:
             raise ValueError(f"zo_share={self.zo_share} must lie between 0 and 1")
@@ -176,7 +166,7 @@ class MetaTrainConfig:
             raise ValueError(
                 f"architecture_args have outputs={outputs}, but a basis needs a sigma of its own: leave outputs out"
             )
-        check_counts(**{name: getattr(self, name) for name in COUNTS})
+        check_counts(**{name: getattr(self, name) for name in COUNTS.split()})
         check_counts(length_groups=1 if self.length_groups is None else self.length_groups)
 
     def inner_lr_at(self, step: int) -> float:
@@ -190,11 +180,7 @@ class MetaTrainConfig:
         return np.random.default_rng((self.seed, step // self.restart_every, _KINDS)).random() < self.zo_share
 
     def make_objective(self) -> Objective:
-        """The objective of the tuner.
-
-        Raises:
-            ValueError: there is no such objective, or it has no such arguments.
-        """
+        """The objective of the tuner; see :func:`l2l.meta.objectives.make_objective`."""
         return make_objective(self.objective, **self.objective_args)
 
 
@@ -204,11 +190,8 @@ def task_list(value: list[str] | str) -> list[str]:
 
 
 def with_defaults(config: MetaTrainConfig) -> MetaTrainConfig:
-    """The configuration with its pool spelled out, checked as far as it can be before anything is loaded.
-
-    Raises:
-        ValueError: no pool, an unknown task, features or normalizer, or a validation task inside the pool.
-    """
+    """The configuration with its pool spelled out, checked as far as it can be before anything is loaded: ValueError where
+    there is no pool, an unknown task, features or normalizer, or a validation task inside the pool."""
     tasks, validation = task_list(config.tasks), task_list(config.validation_tasks)
     if config.normalizer not in NORMALIZERS:
         raise ValueError(f"normalizer={config.normalizer!r} must be one of {', '.join(NORMALIZERS)}")

@@ -4,20 +4,17 @@ Under labels that the model draws itself, per-example gradients have mean zero a
 mean loss of n examples||^2 is an unbiased estimate of the trace of the mean loss's Gauss-Newton matrix, from one backward pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from l2l.estimators.backward import consume_gradients
 from l2l.meta.pool import PoolTask
 from l2l.meta.state import MetaState, SampledLoss
 from l2l.meta.statistics import Components, NoiseDots, squared_norms
-from l2l.methods.base import check_counts
 from l2l.models.heads import token_logprobs
 from l2l.noise import Key, standard_noise
 from l2l.params import Direction
@@ -25,9 +22,6 @@ from l2l.params.blocks import Blocks
 from l2l.tasks.encode import Batch, Form
 from l2l.tasks.losses import classification_loss, lm_loss, option_scores, predictions
 from l2l.tuners.model import bind
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Trace: TypeAlias = Literal["fisher", "hutchinson", "seen"]
 """``fisher``: squared gradient norms under labels drawn from the model: the Gauss-Newton matrix, never negative.
@@ -43,24 +37,13 @@ FLOOR = 1e-6
 rounding, and could otherwise be given a sigma without bounds."""
 
 
-def check_trace(trace: str, probes: int) -> None:
-    """Raise ValueError, naming the value, where there is no such estimate."""
-    check_counts(probes=probes)
-    if trace not in get_args(Trace):
-        raise ValueError(f"trace={trace!r} must be one of {', '.join(get_args(Trace))}")
-
-
 def hessian_traces(
     point: MetaState, components: Components, direction: Direction, trace: Trace, probes: int
 ) -> tuple[Tensor, int]:
     """[components] float64 estimates of trace(P_k H), averaged over the probes, and the forward passes they took.
 
-    Args:
-        direction: of the zeroth-order step at theta.
-        probes: draws of labels, Rademacher directions, or (``seen``) batches, A being the first.
-
-    Raises:
-        ValueError: labels are to be drawn and the state offers no way to.
+    ``direction`` is that of the zeroth-order step at theta. ``probes`` are draws of labels, Rademacher directions, or
+    (``seen``) batches, A being the first. ValueError where labels are to be drawn and the state offers no way to.
     """
     found, passes = components.zeros(), 0
     for probe in range(probes):
@@ -70,8 +53,7 @@ def hessian_traces(
                     "trace='fisher' draws labels from the model, which this task offers no way to: use 'hutchinson'"
                 )
             sampled = point.sampled(probe)
-            one = sampled.count * squared_norms(point.theta.blocks, components, sampled.closure)
-            cost = sampled.passes
+            one, cost = sampled.count * squared_norms(point.theta.blocks, components, sampled.closure), sampled.passes
         elif trace == "hutchinson":
             rademacher = Direction(point.key.with_draw(PROBES + probe), (1.0,) * len(point.theta.blocks), "rademacher")
             one, cost = _curvature_along(point, components, rademacher, 0), 6
@@ -88,8 +70,7 @@ def _curvature_along(point: MetaState, components: Components, direction: Direct
     """<z_b, (H u)_b> under every component [components], from gradients at both sides of theta along u, for batch A or the
     further batch ``number - 1``. Two forward and backward passes."""
     closure = point.closure if number == 0 else point.further(number - 1)
-    found, epsilon, blocks = components.zeros(), point.method.epsilon, point.theta.blocks
-    kind = direction.distribution
+    found, epsilon, blocks, kind = components.zeros(), point.method.epsilon, point.theta.blocks, direction.distribution
     with point.theta.step():
         for side in (1.0, -1.0):
             dense = NoiseDots(blocks, replace(direction, basis=None, basis_sigma=()))
@@ -109,48 +90,39 @@ def _curvature_along(point: MetaState, components: Components, direction: Direct
     return found
 
 
-def sampled_loss(model: PreTrainedModel, batch: Batch, form: Form, key: Key) -> SampledLoss:
+def sampled_loss(model: Any, batch: Batch, form: Form, key: Key) -> SampledLoss:
     """The loss of a batch under labels drawn from the model at its current parameters.
 
     For classification the option is drawn from the softmax of the options' scores. For ``lm`` each gold token is drawn
     given the true ones before it, which takes one more forward pass, with logits at all positions.
     """
-    seed = key.words("drawn labels")[0]
-    if form == "lm":
-        gold = batch.option_slot == batch.gold[batch.option_example]
-        return SampledLoss(lambda: _token_loss(model, batch, seed), int(gold[batch.options].sum()), 4)
-    return SampledLoss(lambda: _option_loss(model, batch, seed), batch.n, 3)
 
+    def perturbed(scores: Tensor) -> Tensor:
+        """The scores plus Gumbel noise, the largest of which is a draw from their softmax."""
+        draw = torch.Generator().manual_seed(key.words("drawn labels")[0])
+        uniform = torch.rand(scores.shape, generator=draw, dtype=torch.float64).clamp_(1e-300, 1 - 1e-16)
+        return scores.double() - torch.log(-torch.log(uniform)).to(scores.device)
 
-def _gumbel(like: Tensor, seed: int) -> Tensor:
-    """Gumbel noise: the largest of scores with it added is a draw from their softmax."""
-    draw = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(like.shape, generator=draw, dtype=torch.float64).clamp_(1e-300, 1 - 1e-16)
-    return -torch.log(-torch.log(uniform)).to(like.device)
+    def option_loss() -> Tensor:
+        scores = option_scores(token_logprobs(model, batch, batch.parts), batch)
+        return classification_loss(scores, replace(batch, gold=predictions(perturbed(scores.detach()), batch)))
 
+    def token_loss() -> Tensor:
+        with torch.no_grad():
+            rows = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+            targets = perturbed(rows[batch.rows, batch.positions]).argmax(-1)
+        parts = tuple(replace(part, targets=targets[part.tokens]) for part in batch.parts)
+        sampled = replace(batch, targets=targets, parts=parts)
+        return lm_loss(token_logprobs(model, sampled, parts), sampled)
 
-def _option_loss(model: PreTrainedModel, batch: Batch, seed: int) -> Tensor:
-    scores = option_scores(token_logprobs(model, batch, batch.parts), batch)
-    labels = predictions(scores.detach().double() + _gumbel(scores, seed), batch)
-    return classification_loss(scores, replace(batch, gold=labels))
-
-
-def _token_loss(model: PreTrainedModel, batch: Batch, seed: int) -> Tensor:
-    with torch.no_grad():
-        rows = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        logits = rows[batch.rows, batch.positions].double()
-        targets = (logits + _gumbel(logits, seed)).argmax(-1)
-    parts = tuple(replace(part, targets=targets[part.tokens]) for part in batch.parts)
-    sampled = replace(batch, targets=targets, parts=parts)
-    return lm_loss(token_logprobs(model, sampled, sampled.parts), sampled)
+    if form != "lm":
+        return SampledLoss(option_loss, batch.n, 3)
+    gold = batch.option_slot == batch.gold[batch.option_example]
+    return SampledLoss(token_loss, int(gold[batch.options].sum()), 4)
 
 
 def pool_traces(
-    model: PreTrainedModel,
-    pool: Sequence[PoolTask],
-    seed: int,
-    batches: int = BATCHES,
-    basis: Mapping[str, Tensor] | None = None,
+    model: nn.Module, pool: Sequence[PoolTask], seed: int, batches: int = BATCHES, basis: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Traces of the Gauss-Newton matrix by block, and (n / r) E|g V|^2 by block with a basis: what the curvature normalizer
     holds. Means over the tasks' first batches; one forward and backward pass per batch."""

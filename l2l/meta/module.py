@@ -31,10 +31,7 @@ from l2l.tasks.evaluate import evaluate
 from l2l.train.trainer import Steps, fit
 from l2l.tuners.features import RunStatistics
 
-COLUMNS = (
-    *("task", "train_loss", "objective", "loss_after", "trajectory_loss", "sigma_mean", "sigma_cv"),
-    "validation_loss",
-)
+MEASURES = ("task", "train_loss", "objective", "loss_after", "trajectory_loss", "sigma_mean", "sigma_cv")
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 STATE = "meta_learner"
 """Key of the module's state in a checkpoint."""
@@ -84,8 +81,7 @@ class MetaTraining(lightning.LightningModule):
         self.advance: Callable[[float], None] = lambda loss: None
         """Called with the loss of every outer step, for a progress bar."""
         self.theta = PerturbedParameters(Blocks.of(inputs.model))
-        period = max(1, config.restart_every // len(inputs.pool))
-        horizon = period if config.restart_histories else None
+        horizon = max(1, config.restart_every // len(inputs.pool)) if config.restart_histories else None
         self.method = Learned(inputs.tuner, epsilon=config.epsilon, horizon=horizon)
         self.objective = config.make_objective()
         self.velocity = {} if config.trajectory == "zo" else zero_velocity(self.theta.blocks)
@@ -113,16 +109,9 @@ class MetaTraining(lightning.LightningModule):
         trajectory_loss = self.inner_step(step, closure, outcome)
         if step % self.config.log_every == 0:
             sigma = torch.tensor(outcome.report.estimates[0].direction.sigma)
-            self._log(
-                step,
-                task=self.task_of(step)[0],
-                train_loss=outcome.report.loss,
-                objective=outcome.value,
-                loss_after=outcome.loss,
-                trajectory_loss=trajectory_loss,
-                sigma_mean=sigma.mean().item(),
-                sigma_cv=(sigma.std() / sigma.mean()).item(),
-            )
+            losses = outcome.report.loss, outcome.value, outcome.loss, trajectory_loss
+            spread = sigma.mean().item(), (sigma.std() / sigma.mean()).item()
+            self._log(step, **dict(zip(MEASURES, (self.task_of(step)[0], *losses, *spread), strict=True)))
         self.advance(outcome.report.loss)
 
     def on_train_batch_end(self, outputs: Any, batch: int, batch_idx: int) -> None:
@@ -157,8 +146,8 @@ class MetaTraining(lightning.LightningModule):
 
     def meta_state(self, step: int, index: int, number: int) -> MetaState:
         """The model at outer step ``step``, seen through batch ``number`` of task ``index`` of the pool."""
-        model, task, config = self.inputs.model, self.inputs.pool[index], self.config
-        batch, key, batcher = task.batcher.at(number), Key(config.seed, step), task.batcher
+        model, task, config, key = self.inputs.model, self.inputs.pool[index], self.config, Key(self.config.seed, step)
+        batcher, batch = task.batcher, task.batcher.at(number)
         shares = config.trajectory_gradient == "shared" and not config.zeroth_order(step)
         return MetaState(
             closure=task.loss(model, batch),
@@ -220,21 +209,21 @@ class MetaTraining(lightning.LightningModule):
         # needed=1: short runs cannot spare the steps that wait for further measurements, and all start alike.
         rates += [(share, CurvatureLR(share, needed=1)) for share in config.validation_step_fractions]
         rates = rates or [(config.lr, None), (config.lr / 3, None)]
-        best = [min(self._loss_after_run(method, task, *rate) for rate in rates) for task in self.inputs.validation]
-        return sum(best) / len(best)
+        model, steps = self.inputs.model, range(config.validation_steps)
 
-    def _loss_after_run(self, method: Method[Any], task: PoolTask, lr: float, curvature_lr: CurvatureLR | None) -> float:
-        """Dev loss after ``validation_steps`` steps from the initial weights; infinite if the run diverged. All methods see the
-        same batches and noise."""
-        self.theta.assign(read_tensors(self.folder.path / "initial.pt"))
-        model, steps = self.inputs.model, range(self.config.validation_steps)
-        batches = ((task.loss(model, task.batcher.at(step)), Key(self.config.seed, step)) for step in steps)
-        try:
-            for _ in inner_steps(self.theta, method, method.init(self.theta.blocks), batches, lr, curvature_lr):
-                pass
-        except FloatingPointError:
-            return float("inf")
-        return evaluate(model, self.inputs.tokenizer, task.task, task.dev, grouping=task.batcher.grouping).loss
+        def loss_after(task: PoolTask, lr: float, curvature_lr: CurvatureLR | None) -> float:
+            """Dev loss; infinite if the run diverged. All methods see the same batches and noise."""
+            self.theta.assign(read_tensors(self.folder.path / "initial.pt"))
+            batches = ((task.loss(model, task.batcher.at(step)), Key(config.seed, step)) for step in steps)
+            try:
+                for _ in inner_steps(self.theta, method, method.init(self.theta.blocks), batches, lr, curvature_lr):
+                    pass
+            except FloatingPointError:
+                return float("inf")
+            return evaluate(model, self.inputs.tokenizer, task.task, task.dev, grouping=task.batcher.grouping).loss
+
+        best = [min(loss_after(task, *rate) for rate in rates) for task in self.inputs.validation]
+        return sum(best) / len(best)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[STATE] = {
@@ -258,20 +247,12 @@ def train(module: MetaTraining) -> None:
     """Run the remaining outer steps under a Lightning trainer."""
     config, folder = module.config, module.folder
     done = read_tensors(folder.checkpoint)["global_step"] if folder.resumed else 0
-    module.metrics = MetricsLog(folder.path, COLUMNS, done - 1 if folder.resumed else None)
+    module.metrics = MetricsLog(folder.path, (*MEASURES, "validation_loss"), done - 1 if folder.resumed else None)
     try:
         with quiet_lightning(), progress_bar("meta-train", config.steps, done, config.progress) as module.advance:
-            trainer = lightning.Trainer(
-                max_steps=config.steps,
-                max_epochs=-1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                plugins=[WholeFiles()],
-                accelerator="cpu",
-                devices=1,
-            )
+            off: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+            length: Any = {"max_steps": config.steps, "max_epochs": -1}
+            trainer = lightning.Trainer(**length, **off, plugins=[WholeFiles()], accelerator="cpu", devices=1)
             fit(trainer, module, ckpt_path=str(folder.checkpoint) if folder.resumed else None, weights_only=True)
     finally:
         module.metrics.close()

@@ -38,8 +38,7 @@ class PoolTask:
     batcher: Batcher
     dev: list[Row]
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> Closure:
-        """The closure of a batch: its loss at the model's current parameters."""
+    def loss(self, model: nn.Module, batch: Batch) -> Closure:
         return partial(batch_loss, model, batch, self.batcher.form)
 
 
@@ -57,17 +56,9 @@ class MetaInputs:
 
 
 def load_pool(
-    names: Sequence[str],
-    config: MetaTrainConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
+    names: Sequence[str], config: MetaTrainConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[PoolTask]:
-    """Load and encode the tasks.
-
-    Raises:
-        ValueError, FileNotFoundError: an unknown task, missing or malformed data.
-    """
+    """Load and encode the tasks."""
     found, encoder = [], encoder_for(model)
     grouping, pad_id = Grouping.of(model, config.length_groups, config.share_prompts), encoder.pad_id(tokenizer)
     for name in names:
@@ -83,10 +74,7 @@ def sampled_task(step: int, weights: tuple[float, ...], seed: int) -> tuple[int,
     """(task, which of its batches) of outer step ``step`` where tasks are sampled by weight.
 
     A task's batches are numbered by how often it was sampled before, so none is skipped. A pure function: resuming needs
-    no state.
-
-    Raises:
-        ValueError: a weight is negative or not finite, or all are zero.
+    no state. ValueError where a weight is negative or not finite, or all are zero.
     """
     tasks = _sampled_tasks(-(-(step + 1) // _AT_ONCE) * _AT_ONCE, weights, seed)
     return int(tasks[step]), int(np.count_nonzero(tasks[:step] == tasks[step]))

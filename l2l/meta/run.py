@@ -12,7 +12,7 @@ from l2l.estimators.finite_difference import finite_loss
 from l2l.meta.bases import pool_basis
 from l2l.meta.config import MetaTrainConfig, task_list, with_defaults
 from l2l.meta.curvature import pool_traces
-from l2l.meta.pool import MetaInputs, PoolTask, load_pool
+from l2l.meta.pool import MetaInputs, load_pool
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, load_model, load_tokenizer, model_identity, thaw
 from l2l.params.blocks import Blocks
 from l2l.params.functional import HALF
@@ -23,12 +23,11 @@ from l2l.report.run_directory import METRICS, RunDirectory, read_metrics
 from l2l.tuners.api import Tuner
 from l2l.tuners.diagnostics import movement
 from l2l.tuners.model import Provenance, load_weights
-from l2l.tuners.normalize import CurvatureNormalizer, EnergyNormalizer, Normalizer, build_normalizer, normalizer_config
+from l2l.tuners.normalize import CurvatureNormalizer, EnergyNormalizer, build_normalizer, normalizer_config
 from l2l.tuners.schedule import BlockSchedule
 from l2l.tuners.transfer import identified
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from l2l.meta.module import MetaTraining
@@ -93,16 +92,10 @@ def run_meta_training(
 
 
 def prepare_meta_training(
-    config: MetaTrainConfig,
-    model: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    measured: Path | None = None,
+    config: MetaTrainConfig, model: Any, tokenizer: PreTrainedTokenizerBase | None, measured: Path | None = None
 ) -> MetaInputs:
-    """Load model and pool, evaluate one loss per task, make a fresh tuner. Nothing is written.
-
-    Args:
-        measured: file with the basis and normalizer of a run that is resumed. None: they are measured on the pool.
-    """
+    """Load model and pool, evaluate one loss per task, make a fresh tuner. Nothing is written. ``measured``: file with the
+    basis and normalizer of a run that is resumed; None: they are measured on the pool."""
     if model is None:
         model = load_model(config.model, config.dtype, config.device, config.revision)
     if tokenizer is None:
@@ -123,40 +116,27 @@ def prepare_meta_training(
             finite_loss(task.loss(model, task.batcher.at(0)))
         except FloatingPointError as error:
             raise FloatingPointError(f"task {task.task.name!r}, step 0, before any update: {error}") from error
-    if measured is None:
-        basis, normalizer = _measure(config, model, pool)
-    else:
+    if measured is not None:
         known = read_tensors(measured)
         basis, normalizer = known["basis"], build_normalizer(**known["normaliser"])
+    else:
+        rank = config.basis_rank
+        basis = {} if config.basis == "none" else pool_basis(model, pool, config.basis, rank, config.seed, config=config)
+        if config.normalizer == EnergyNormalizer.name:
+            normalizer = EnergyNormalizer(config.embedding_rows_per_sample, config.batch_size, config.normalise)
+        elif config.normalizer == CurvatureNormalizer.name:
+            normalizer = CurvatureNormalizer(*pool_traces(model, pool, config.seed, basis=basis))
+        else:
+            normalizer = build_normalizer(config.normalizer)
     identity = model_identity(model)
     name = identity.id or type(model).__name__
     if name != EMBEDDED and Path(name).is_dir():
         name = Path(name).resolve().name  # a directory lies elsewhere for others
-    recipe = _settings(config, *NOT_IN_RECIPE)
-    tuner = Tuner.for_model(
-        model,
-        config.architecture,
-        config.seed,
-        normalizer,
-        Provenance(name, identity.revision, recipe=recipe),
-        config.features,
-        basis,
-        BlockSchedule.by_role(Blocks.of(model, trainable=False)) if config.block_schedule == "role" else None,
-        **config.architecture_args,
-    )
+    provenance = Provenance(name, identity.revision, recipe=_settings(config, *NOT_IN_RECIPE))
+    schedule = BlockSchedule.by_role(Blocks.of(model, trainable=False)) if config.block_schedule == "role" else None
+    made_of = config.architecture, config.seed, normalizer, provenance, config.features, basis, schedule
+    tuner = Tuner.for_model(model, *made_of, **config.architecture_args)
     return MetaInputs(model, tokenizer, identified(tuner, model), pool, validation, frozen)
-
-
-def _measure(config: MetaTrainConfig, model: Any, pool: list[PoolTask]) -> tuple[dict[str, Tensor], Normalizer]:
-    """The tuner's basis, empty without one, and its normalizer; for ``curvature``, with the traces of the model."""
-    basis: dict[str, Tensor] = {}
-    if config.basis != "none":
-        basis = pool_basis(model, pool, config.basis, config.basis_rank, config.seed, config=config)
-    if config.normalizer == EnergyNormalizer.name:
-        return basis, EnergyNormalizer(config.embedding_rows_per_sample, config.batch_size, config.normalise)
-    if config.normalizer == CurvatureNormalizer.name:
-        return basis, CurvatureNormalizer(*pool_traces(model, pool, config.seed, basis=basis))
-    return basis, build_normalizer(config.normalizer)
 
 
 def _settings(config: MetaTrainConfig, *without: str) -> dict[str, Any]:
@@ -172,27 +152,15 @@ def _finish(module: MetaTraining, folder: RunDirectory, seconds: float) -> Tuner
     results: dict[str, Any] = {"validated": bool(found.history), "best_step": config.steps}
     if found.history:
         load_weights(tuner, found.best_weights)
-        results |= {
-            "best_step": found.best_step,
-            "validation_loss": found.best_loss,
-            "validation_loss_mezo": found.mezo,
-            "initial_validation_loss": found.history[0][1],
-        }
+        results |= {"best_step": found.best_step, "validation_loss": found.best_loss}
+        results |= {"validation_loss_mezo": found.mezo, "initial_validation_loss": found.history[0][1]}
     tuner.provenance = replace(tuner.provenance, results=results)
     tuner.save_pretrained(folder.path)
     moved = movement(tuner)
     draw_curves(folder.path, task_list(config.tasks))
-    folder.finish(
-        {
-            **results,
-            "validations": found.history,
-            "movement": {"median": sorted(moved)[len(moved) // 2], "largest": max(moved)},
-            "seconds": round(seconds, 2),
-            "steps": config.steps,
-            "blocks": len(moved),
-            "config": asdict(config),
-        }
-    )
+    movements = {"median": sorted(moved)[len(moved) // 2], "largest": max(moved)}
+    summary = {**results, "validations": found.history, "movement": movements, "seconds": round(seconds, 2)}
+    folder.finish(summary | {"steps": config.steps, "blocks": len(moved), "config": asdict(config)})
     for name in ("initial.pt", "theta.pt", MEASURED):  # last: until the run is finished it can be resumed
         (folder.path / name).unlink(missing_ok=True)
     return tuner

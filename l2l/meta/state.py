@@ -37,7 +37,6 @@ class MetaState:
     """``further(i)`` is the loss of the i-th further batch, independent of A and B."""
     theta: PerturbedParameters
     method: Learned
-    """The learned method with the current tuner."""
     history: RunStatistics
     """Run statistics after the previous outer step on this task."""
     key: Key
@@ -83,8 +82,5 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, point: MetaState) -> MetaLoss:
-        """The objective at a state.
-
-        Raises:
-            FloatingPointError: a loss is not finite; theta is back where it was, as after any other error.
-        """
+        """The objective at a state. FloatingPointError where a loss is not finite; theta is back where it was, as after any
+        other error."""

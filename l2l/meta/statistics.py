@@ -6,8 +6,6 @@ for dense noise, and (n / r) V V^T on the block's input side for noise inside a 
 component is an inner product under P_k: <a, b> of two gradients, or (n / r) <a V, b V>.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -42,13 +40,7 @@ class Components:
         self.parts = [*((i, 0) for i in range(len(blocks))), *((i, 1) for i in self.bases)]
         """(block, 0 for its dense noise or 1 for that inside its basis) of each component."""
 
-    @staticmethod
-    def of(blocks: Blocks, direction: Direction) -> Components:
-        """Those of a direction."""
-        return Components(blocks, None if direction.basis is None else direction.basis.vectors)
-
     def zeros(self) -> Tensor:
-        """[components] float64."""
         return torch.zeros(len(self.parts), dtype=torch.float64)
 
     def scales(self, direction: Direction) -> Tensor:
@@ -72,9 +64,9 @@ class Components:
 
     def split(self, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         """A derivative in sigma_k [components] as one in sigma [blocks] and one in basis_sigma [blocks], float32."""
-        count = len(self.blocks)
         if not self.bases:
             return gradient.float(), None
+        count = len(self.blocks)
         inside = torch.zeros(count, dtype=torch.float64)
         inside[list(self.bases)] = gradient[count:]
         return gradient[:count].float(), inside.float()
@@ -126,14 +118,13 @@ class NoiseDots:
 
 @dataclass(frozen=True)
 class GradientStatistics:
-    """Statistics of the gradient at theta from two independent batches."""
+    """From two independent batches at theta, [components] float64: ``signal`` <gradient of A, gradient of B>, unbiased for the
+    squared norm of the full gradient (G); ``noisy``, the mean squared norm of one batch's gradient, its sampling noise
+    included (G'). Also the loss of batch A, and the forward passes spent."""
 
     signal: Tensor
-    """[components] float64: <gradient of A, gradient of B>, unbiased for the squared norm of the full gradient (G)."""
     noisy: Tensor
-    """[components] float64: squared norm of one batch's gradient, its sampling noise included (G'); mean of both."""
     loss: float
-    """Of batch A at theta."""
     passes: int
 
 

@@ -41,10 +41,7 @@ def momentum_step(
     clip: float = 1.0,
 ) -> float:
     """velocity <- momentum * velocity + gradient; theta <- theta - lr * clipped velocity. Returns the loss.
-
-    Raises:
-        FloatingPointError: the loss is not finite; theta has not moved.
-    """
+    FloatingPointError where it is not finite; theta has not moved then."""
     loss = consume_gradients(closure, theta.blocks, accumulate_velocity(velocity, momentum))
     apply_velocity(theta, velocity, lr, momentum, clip)
     return loss
@@ -67,10 +64,9 @@ def apply_velocity(theta: PerturbedParameters, velocity: dict[int, Tensor], lr: 
 
 @dataclass(frozen=True)
 class InnerStep:
-    """One zeroth-order step as fine-tuning takes it."""
+    """One zeroth-order step as fine-tuning takes it, and the method's state before and after it."""
 
     before: Any
-    """State of the method before it."""
     after: Any
     report: StepReport
 
@@ -90,10 +86,7 @@ def inner_steps(
     curvature_lr: CurvatureLR | None = None,
 ) -> Iterator[InnerStep]:
     """Take one zeroth-order step per batch and key. ``lr`` is the step fraction where ``curvature_lr`` is given.
-
-    Raises:
-        FloatingPointError: a loss is not finite; theta is back where that step began.
-    """
+    FloatingPointError where a loss is not finite; theta is back where that step began."""
     rates, seen = [lr] * len(theta.blocks), CurvatureLRState()
     for closure, key in batches:
         after, report = zo_step(closure, theta, method, state, key, rates, curvature_lr=curvature_lr, curvature_lr_state=seen)

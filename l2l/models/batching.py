@@ -45,41 +45,32 @@ def longest_tree(model: nn.Module) -> int:
     positions = getattr(config, "max_position_embeddings", None)
     vocabulary = embedding.num_embeddings if isinstance(embedding, nn.Embedding) else 0
     on_meta = next(model.parameters()).device.type == "meta"
-    if on_meta or not vocabulary or not isinstance(positions, int) or _attends_partly(config):
+    if on_meta or not vocabulary or not isinstance(positions, int):
+        return 0
+    # The numbers of layers that are not full attention may depend on columns.
+    stated = (value for name, value in vars(config).items() if name.endswith(_PARTIAL))
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()) or any(stated):
         return 0
     prompt = min(positions - virtual_tokens(model), _POSITIONS) - _BRANCH
-    if prompt < _SHORT or not _probe_short(model, vocabulary):
+    if prompt < _SHORT:
         return 0
-    return prompt + _BRANCHES * _BRANCH if _probe_long(model, vocabulary, prompt) else 0
+    # Two short trees of unlike length; in the first, branches branch again.
+    draw = _random_ids(vocabulary)
+    first, second, fork = draw(_SHORT), draw(_SHORT - 2), draw(_BRANCH // 2)
+    branches = [fork + draw(_BRANCH // 2), fork + draw(_BRANCH // 4), *(draw(_BRANCH) for _ in range(_BRANCHES))]
+    groups = [[first + branch for branch in branches], [second + draw(_BRANCH) for _ in range(2)]]
+    if not _agrees(model, groups, [(row, one) for row, group in enumerate(groups) for one in group], draw):
+        return 0
+    # A long one, of which the branch that lies farthest from the prompt is compared.
+    draw = _random_ids(vocabulary)
+    start = draw(prompt)
+    group = [start + draw(_BRANCH) for _ in range(_BRANCHES)]
+    return prompt + _BRANCHES * _BRANCH if _agrees(model, [group], [(0, max(group))], draw) else 0
 
 
 def _call(owner: object, name: str) -> Any:
     method = getattr(owner, name, None)
     return method() if callable(method) else None
-
-
-def _attends_partly(config: Any) -> bool:
-    """Whether the config states layers that are not full attention: their numbers may depend on columns."""
-    layers = getattr(config, "layer_types", None) or ()
-    stated = (value for name, value in vars(config).items() if name.endswith(_PARTIAL))
-    return any(kind != "full_attention" for kind in layers) or any(stated)
-
-
-def _probe_short(model: nn.Module, vocabulary: int) -> bool:
-    """Two trees of unlike length; in the first, branches branch again."""
-    draw = _random_ids(vocabulary)
-    first, second, fork = draw(_SHORT), draw(_SHORT - 2), draw(_BRANCH // 2)
-    branches = [fork + draw(_BRANCH // 2), fork + draw(_BRANCH // 4), *(draw(_BRANCH) for _ in range(_BRANCHES))]
-    groups = [[first + branch for branch in branches], [second + draw(_BRANCH) for _ in range(2)]]
-    return _agrees(model, groups, [(row, one) for row, group in enumerate(groups) for one in group], draw)
-
-
-def _probe_long(model: nn.Module, vocabulary: int, prompt: int) -> bool:
-    """One tree; the branch that lies farthest from the prompt is compared."""
-    draw = _random_ids(vocabulary)
-    start = draw(prompt)
-    group = [start + draw(_BRANCH) for _ in range(_BRANCHES)]
-    return _agrees(model, [group], [(0, max(group))], draw)
 
 
 def _random_ids(vocabulary: int) -> RandomIds:
@@ -139,16 +130,12 @@ class Grouping:
 
     @staticmethod
     def of(model: nn.Module, groups: int | None = None, share_prompts: bool | None = None) -> Grouping:
-        """The grouping for a model.
+        """The grouping for a language model. Options share rows, or batches are split, only where its kind allows it.
 
         Args:
-            model: a language model. Options share rows, or batches are split, only where its kind allows it.
             groups: most forward passes per batch; ``None``: 6 on the CPU, 1 on other devices.
             share_prompts: whether options of several tokens share their prompt's row; ``None``: where :func:`longest_tree`
-                finds that the model gives the same numbers.
-
-        Raises:
-            ValueError: ``share_prompts=True``, and the model's numbers would differ.
+                finds that the model gives the same numbers. ValueError where True, and they would differ.
         """
         device = next(model.parameters()).device.type
         asked = (6 if device == "cpu" else 1) if groups is None else groups
@@ -170,7 +157,19 @@ class Grouping:
             return ()
         lengths = row_lengths(batch.attention_mask).tolist()
         found = partition(lengths, self.groups, self.extra)
-        return tuple(_part(batch, rows, lengths[rows[-1]]) for rows in found) if len(found) > 1 else ()
+        if len(found) == 1:
+            return ()
+        parts = []
+        for rows in found:
+            place = torch.full((len(batch.input_ids),), -1)
+            place[rows] = torch.arange(len(rows))
+            tokens: Tensor = (place[batch.rows] >= 0).nonzero()[:, 0]
+            columns = lengths[rows[-1]]
+            mask = batch.attention_mask[rows, :columns]
+            mask = mask if mask.ndim == 2 else mask[:, :, :columns]
+            inside, positions, targets = place[batch.rows[tokens]], batch.positions[tokens], batch.targets[tokens]
+            parts.append(Part(batch.input_ids[rows, :columns], mask, inside, positions, targets, tokens))
+        return tuple(parts)
 
 
 def forward_cost(model: nn.Module) -> int:
@@ -194,13 +193,8 @@ def partition(lengths: Sequence[int], groups: int, extra: int = 0) -> list[list[
 
     A group of n rows costs n times its longest row, and each group after the first ``extra`` more. Some cheapest partition
     cuts the rows, sorted by length, into runs, so a dynamic programme over the cuts finds it, in O(rows^2 * groups). Of equally
-    cheap ones the one with fewest groups is taken.
-
-    Returns:
-        Row numbers of each group, from short to long, within a group too.
-
-    Raises:
-        ValueError: no rows, or fewer than one group.
+    cheap ones the one with fewest groups is taken. Gives the row numbers of each group, from short to long, within a group
+    too. ValueError where there are no rows, or fewer than one group.
     """
     if not lengths or groups < 1:
         raise ValueError(f"cannot split {len(lengths)} rows into {groups} groups; both must be at least 1")
@@ -227,13 +221,3 @@ def _cheapest_cuts(lengths: np.ndarray, groups: int, extra: int) -> tuple[list[i
         cuts.append(total.argmin(0))
         costs.append(int(best[-1]))
     return costs, cuts
-
-
-def _part(batch: TokenQuery, rows: list[int], columns: int) -> Part:
-    place = torch.full((len(batch.input_ids),), -1)
-    place[rows] = torch.arange(len(rows))
-    tokens: Tensor = (place[batch.rows] >= 0).nonzero()[:, 0]
-    mask = batch.attention_mask[rows, :columns]
-    mask = mask if mask.ndim == 2 else mask[:, :, :columns]
-    inside, positions, targets = place[batch.rows[tokens]], batch.positions[tokens], batch.targets[tokens]
-    return Part(batch.input_ids[rows, :columns], mask, inside, positions, targets, tokens)

@@ -98,39 +98,35 @@ def _logits_at(model: nn.Module, batch: TokenQuery) -> Tensor:
     """[K, vocabulary] logits; [K, labels] where rows are classified."""
     if batch.pooled:
         return _forward(model, batch)[batch.rows]
-    head = output_embedding(model)
+    head, before = output_embedding(model), columns_before(model)
+    columns = batch.positions + before
     if head is not None:
-        logits = _gathered_logits(model, head, batch)
-        if logits is not None:
-            return logits
-    return _forward(model, batch)[batch.rows, batch.positions + columns_before(model)]
+        shapes: list[tuple[int, ...]] = []
+
+        def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            shapes.append(tuple(args[0].shape[:2]))
+            return (args[0][batch.rows, columns][None], *args[1:])
+
+        handle = head.register_forward_pre_hook(gather)
+        try:
+            logits = _forward(model, batch)
+        finally:
+            handle.remove()
+        fed_rows, fed = (batch.input_ids if batch.decoder_ids is None else batch.decoder_ids).shape
+        if shapes == [(fed_rows, fed + before)] and logits.shape[:2] == (1, len(batch.targets)):
+            return logits.squeeze(0)
+    return _forward(model, batch)[batch.rows, columns]
 
 
 def output_embedding(model: nn.Module) -> nn.Module | None:
     """The layer that turns hidden states into logits, where the model names one."""
-    find = getattr(model, "get_output_embeddings", None)
-    head = find() if callable(find) else None
-    return head if isinstance(head, nn.Module) else None
+    return _named_by(model, "get_output_embeddings")
 
 
-def _gathered_logits(model: nn.Module, head: nn.Module, batch: TokenQuery) -> Tensor | None:
-    """Logits at the K positions, or None where the model's head is not used in the expected way."""
-    shapes: list[tuple[int, ...]] = []
-    before = columns_before(model)
-
-    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = args[0]
-        shapes.append(tuple(hidden.shape[:2]))
-        return (hidden[batch.rows, batch.positions + before][None], *args[1:])
-
-    handle = head.register_forward_pre_hook(gather)
-    try:
-        logits = _forward(model, batch)
-    finally:
-        handle.remove()
-    rows, columns = (batch.input_ids if batch.decoder_ids is None else batch.decoder_ids).shape
-    expected = shapes == [(rows, columns + before)] and logits.shape[:2] == (1, len(batch.targets))
-    return logits.squeeze(0) if expected else None
+def _named_by(model: object, method: str) -> nn.Module | None:
+    find = getattr(model, method, None)
+    found = find() if callable(find) else None
+    return found if isinstance(found, nn.Module) and found is not model else None
 
 
 def _forward(model: Any, batch: TokenQuery) -> Tensor:
@@ -171,8 +167,7 @@ def virtual_inputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> dic
 
     Args:
         model: a model of peft with a prefix or a prompt.
-        input_ids: [R, T] right-padded rows.
-        attention_mask: [R, T] 1 on tokens; or the mask [R, T, T] of rows that branch.
+        input_ids, attention_mask: as in :class:`TokenQuery`.
     """
     before, count = model.get_prompt(len(input_ids)), virtual_tokens(model)
     rows, columns = attention_mask.shape[:2]
@@ -217,7 +212,7 @@ def compile_decoder(model: nn.Module) -> None:
     Raises:
         ValueError: the model names no decoder apart from itself, or runs on the CPU and there is no C++ compiler.
     """
-    decoder = _decoder(model)
+    decoder = _named_by(model, "get_decoder")
     if decoder is None:
         raise ValueError(f"{type(model).__name__} names no decoder apart from its head; leave compile off")
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
@@ -230,11 +225,5 @@ def compile_decoder(model: nn.Module) -> None:
 
 def uncompiled(model: object) -> AbstractContextManager[Any]:
     """Run a compiled decoder uncompiled inside, for calls whose shapes and caches change every time."""
-    compiled = getattr(_decoder(model), "_compiled_call_impl", None)
+    compiled = getattr(_named_by(model, "get_decoder"), "_compiled_call_impl", None)
     return nullcontext() if compiled is None else torch.compiler.set_stance("force_eager")
-
-
-def _decoder(model: object) -> nn.Module | None:
-    find = getattr(model, "get_decoder", None)
-    found = find() if callable(find) else None
-    return found if isinstance(found, nn.Module) and found is not model else None

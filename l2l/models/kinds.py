@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -26,6 +26,7 @@ _AUTO: dict[Kind, str] = {
     "causal": "AutoModelForCausalLM",
 }
 """In the order of look-up: an encoder-decoder that fills in masks counts as an encoder-decoder."""
+_TABLES = dict(zip(_AUTO, ("SEQUENCE_CLASSIFICATION", "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM", "CAUSAL_LM"), strict=True))
 
 
 def kind_of(model: object) -> Kind:
@@ -51,16 +52,11 @@ def unwrapped(model: object) -> Any:
 
 def kind_of_config(config: PreTrainedConfig, head: str = "auto") -> Kind:
     """``head``; under ``auto`` the kind of the class that the checkpoint was saved from (``architectures``, or the classes of
-    its own code in ``auto_map``), else the kind that its model type is made for.
-
-    Raises:
-        ValueError: ``head`` is no kind.
-    """
+    its own code in ``auto_map``), else the kind that its model type is made for. ValueError where ``head`` is no kind."""
+    if head not in get_args(Head):
+        raise ValueError(f"head is {head!r}; use one of {', '.join(get_args(Head))}")
     if head != "auto":
-        kinds: dict[str, Kind] = {kind: kind for kind in _AUTO}
-        if head not in kinds:
-            raise ValueError(f"head is {head!r}; use one of {', '.join(get_args(Head))}")
-        return kinds[head]
+        return cast(Kind, head)
     pair = bool(getattr(config, "is_encoder_decoder", False))
     for name in getattr(config, "architectures", None) or ():
         kind = _kind_of_class(name, pair)
@@ -98,9 +94,4 @@ def _table(kind: Kind) -> Mapping[str, str | tuple[str, ...]]:
     """Model type -> names of its classes of a kind."""
     from transformers.models.auto import modeling_auto
 
-    return {
-        "classifier": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-        "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-        "masked": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-        "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    }[kind]
+    return getattr(modeling_auto, f"MODEL_FOR_{_TABLES[kind]}_MAPPING_NAMES")

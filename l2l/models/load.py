@@ -19,11 +19,10 @@ from l2l.models.heads import virtual_tokens
 from l2l.models.kinds import auto_class, kind_of_config
 from l2l.models.kinds import kind_of as kind_of
 from l2l.models.kinds import unwrapped as unwrapped
-from l2l.models.schemes import CONFIG as ADAPTER_CONFIG
-from l2l.models.schemes import adapter_base, seeded, with_adapter
+from l2l.models.schemes import CONFIG, adapter_base, seeded, with_adapter
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "l2l/tiny"
 """Id of the model that ships inside the package."""
@@ -78,18 +77,26 @@ def load_model(
         quantize: a :data:`Quantize`: the linear layers are kept in 4 or 8 bits and cannot be trained. ``none``: they are not.
 
     Raises:
-        FileNotFoundError: no such directory, no ``config.json`` in it, or the model is neither in the local cache
-            nor can it be fetched.
+        FileNotFoundError: no such directory, no ``config.json`` in it, or neither in the local cache nor to be fetched.
         ValueError: an unknown dtype or head, both ``device`` and ``device_map``, a model type that transformers cannot
             load without foreign code, or a checkpoint that lacks weights of the model other than a fresh head's.
     """
-    from transformers import AutoConfig
+    import transformers
 
     adapter = adapter_base(name_or_path)
     if adapter is not None:
         rest = (head, device_map, trust_remote_code, num_labels, seed, quantize)
         base = load_model(adapter.name, dtype, device, adapter.revision, attn_implementation, *rest)
-        return _checked_head(with_adapter(base, name_or_path), base, str(name_or_path))
+        adapted = with_adapter(base, name_or_path)
+        held = getattr(adapted.active_peft_config, "modules_to_save", None) or ()
+        there = {part.rpartition(".")[2] for part, _ in base.named_modules()}
+        absent = [part for part in held if part.rpartition(".")[2] not in there]
+        if absent:
+            raise ValueError(
+                f"the adapter in {str(name_or_path)!r} holds a head {absent[0]!r} that {type(base).__name__} has not; "
+                "load it with head=classifier and num_labels as it was trained"
+            )
+        return adapted
     if device is not None and device_map is not None:
         raise ValueError(f"device={str(device)!r} and device_map={device_map!r} are both given; leave one out")
     if dtype not in DTYPES:
@@ -103,65 +110,38 @@ def load_model(
     if device_map is not None:
         options["device_map"] = device_map
     code = {"trust_remote_code": trust_remote_code}
-    config = _load(AutoConfig, "model", name_or_path, revision, code)
+    config = _load(transformers.AutoConfig, "model", name_or_path, revision, code)
     kind = kind_of_config(config, head)
     fresh = kind == "classifier" != kind_of_config(config)
     if fresh and num_labels is not None:
         options["num_labels"] = num_labels
     with seeded(seed) if fresh else nullcontext():
         model, info = _load(auto_class(kind), "model", name_or_path, revision, options | code)
-    missing = sorted(info["missing_keys"] - (_head_weights(model, config) if fresh else set()))
+    missing = set(info["missing_keys"])
+    if fresh:  # what the class of the checkpoint does not have is the head
+        prefix = f"{model.base_model_prefix}."
+        saved_from = getattr(transformers, (config.architectures or [""])[0], None)
+        with torch.device("meta"):
+            held = (model.base_model if saved_from is None else saved_from(config)).named_parameters()
+        names = {name.removeprefix(prefix) for name, _ in held}
+        missing -= {name for name, _ in model.named_parameters() if name.removeprefix(prefix) not in names}
     if missing:
         # transformers fills the gap with random numbers and only warns.
         raise ValueError(
             f"checkpoint {str(name_or_path)!r} lacks {len(missing)} weights of {type(model).__name__}, "
-            f"the first being {missing[0]!r}; it was saved from {', '.join(config.architectures or ['another class'])}"
+            f"the first being {min(missing)!r}; it was saved from {', '.join(config.architectures or ['another class'])}"
         )
     return (model if device is None else model.to(device)).eval()
-
-
-def _checked_head(adapted: Any, base: PreTrainedModel, name: str) -> PreTrainedModel:
-    """The adapted model; ValueError where its base lacks a module that the adapter holds whole, such as a classifier's head."""
-    held = getattr(adapted.active_peft_config, "modules_to_save", None) or ()
-    there = {part.rpartition(".")[2] for part, _ in base.named_modules()}
-    absent = [part for part in held if part.rpartition(".")[2] not in there]
-    if absent:
-        raise ValueError(
-            f"the adapter in {name!r} holds a head {absent[0]!r} that {type(base).__name__} has not; "
-            "load it with head=classifier and num_labels as it was trained"
-        )
-    return adapted
-
-
-def _head_weights(model: PreTrainedModel, config: PreTrainedConfig) -> set[str]:
-    """Names of a model's weights that the class of its checkpoint does not have: those of a fresh head."""
-    import transformers
-
-    prefix = f"{model.base_model_prefix}."
-    saved_from = getattr(transformers, (config.architectures or [""])[0], None)
-    if saved_from is None:
-        held = {name for name, _ in model.base_model.named_parameters()}
-    else:
-        with torch.device("meta"):
-            held = {name.removeprefix(prefix) for name, _ in saved_from(config).named_parameters()}
-    return {name for name, _ in model.named_parameters() if name.removeprefix(prefix) not in held}
 
 
 def load_tokenizer(
     name_or_path: str | Path, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model. Where it has no padding token, the end-of-text token is used.
-
-    Args:
-        trust_remote_code: run the Python code that comes with the tokenizer.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_model`.
-    """
+    """Load the tokenizer of a model. Where it has no padding token, the end-of-text token is used. Arguments and errors are
+    those of :func:`load_model`."""
     from transformers import AutoTokenizer
 
-    code = {"trust_remote_code": trust_remote_code}
-    tokenizer = _load(AutoTokenizer, "tokenizer", name_or_path, revision, code)
+    tokenizer = _load(AutoTokenizer, "tokenizer", name_or_path, revision, {"trust_remote_code": trust_remote_code})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -176,12 +156,15 @@ def model_identity(model: PreTrainedModel) -> ModelIdentity:
 
 
 def context_length(model: PreTrainedModel, asked: int | None = None) -> int:
-    """Most tokens a row may have: ``asked``; by default as many as the model has positions, at most 2048.
-
-    Raises:
-        ValueError: ``asked`` is below 2 or more than the model has positions.
-    """
-    limit = _position_limit(model)
+    """Most tokens a row may have: ``asked``; by default as many as the model has positions, at most 2048. ValueError where
+    ``asked`` is below 2 or more than the model has positions."""
+    limit, positions = None, getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int):
+        words = model.get_input_embeddings()
+        tables = (module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words)
+        # A table with a padding row counts its positions from the row after that one.
+        padded = (table.padding_idx for table in tables if table.num_embeddings == positions)
+        limit = positions - max((index + 1 for index in padded if index is not None), default=0) - virtual_tokens(model)
     if asked is None:
         return min(limit or _LONGEST_DEFAULT, _LONGEST_DEFAULT)
     if asked < 2 or (limit is not None and asked > limit):
@@ -189,21 +172,18 @@ def context_length(model: PreTrainedModel, asked: int | None = None) -> int:
     return asked
 
 
-def _position_limit(model: PreTrainedModel) -> int | None:
-    """Most tokens that the model has positions for, where there is a limit."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int):
-        return None
-    words = model.get_input_embeddings()
-    tables = (module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words)
-    # A table with a padding row counts its positions from the row after that one.
-    padded = (table.padding_idx for table in tables if table.num_embeddings == positions)
-    return positions - max((index + 1 for index in padded if index is not None), default=0) - virtual_tokens(model)
-
-
 def _load(auto: Any, what: str, name_or_path: str | Path, revision: str | None, options: dict[str, Any]) -> Any:
     """``auto.from_pretrained`` with one-line errors."""
-    source = _resolve(name_or_path)
+    source = str(name_or_path)
+    path = Path(source).expanduser()
+    if source == EMBEDDED:
+        source = str(_EMBEDDED_DIR)
+    elif path.is_dir():
+        if not (path / "config.json").is_file() and not (path / CONFIG).is_file():
+            raise FileNotFoundError(f"directory {source!r} has no config.json; give a directory saved by save_pretrained")
+        source = str(path)
+    elif isinstance(name_or_path, Path) or source.startswith((".", "~", os.sep)) or source.count("/") > 1:
+        raise FileNotFoundError(f"no directory {source!r}; give an existing directory or an id of the hub (owner/name)")
     try:
         return auto.from_pretrained(source, revision=revision, **options)
     except OSError as error:
@@ -220,21 +200,6 @@ def _load(auto: Any, what: str, name_or_path: str | Path, revision: str | None, 
         raise ValueError(f"cannot load the {what} {str(name_or_path)!r}: {_one_line(error)}") from error
 
 
-def _resolve(name_or_path: str | Path) -> str:
-    """The directory or hub id to read."""
-    name = str(name_or_path)
-    if name == EMBEDDED:
-        return str(_EMBEDDED_DIR)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / ADAPTER_CONFIG).is_file():
-            raise FileNotFoundError(f"directory {name!r} has no config.json; give a directory saved by save_pretrained")
-        return str(path)
-    if isinstance(name_or_path, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
-        raise FileNotFoundError(f"no directory {name!r}; give an existing directory or an id of the hub (owner/name)")
-    return name
-
-
 def _one_line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
@@ -248,11 +213,8 @@ _PACKAGES = {"bnb4": "bitsandbytes", "bnb8": "bitsandbytes", "torchao-int8": "to
 
 
 def check_quantize(quantize: str, scheme: str | None = None) -> None:
-    """Check before a model is loaded.
-
-    Raises:
-        ValueError: an unknown format, a scheme that trains the weights to be quantised, or a package that is not installed.
-    """
+    """ValueError, before a model is loaded: an unknown format, a scheme that trains the weights to be quantised, or a package
+    that is not installed."""
     if quantize not in get_args(Quantize):
         raise ValueError(f"quantize is {quantize!r}; use one of {', '.join(get_args(Quantize))}")
     if quantize == "none":
@@ -267,15 +229,10 @@ def check_quantize(quantize: str, scheme: str | None = None) -> None:
 
 
 def quantization_config(quantize: str, dtype: torch.dtype) -> Any:
-    """The ``quantization_config`` of ``from_pretrained`` for layers that compute in ``dtype``.
-
-    Raises:
-        ValueError: as :func:`check_quantize`.
-    """
+    """The ``quantization_config`` of ``from_pretrained`` for layers that compute in ``dtype``."""
     import transformers
 
     check_quantize(quantize)
-
     if quantize == "bnb4":
         nf4: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
         return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **nf4)
@@ -295,16 +252,12 @@ def check_pattern(freeze: str | None) -> None:
 
 def freeze_matching(model: nn.Module, freeze: str | None) -> list[nn.Parameter]:
     """Freeze the parameters whose name the regular expression finds. Returns those that were trainable, for :func:`thaw`.
-
-    Raises:
-        ValueError: it finds no parameter, or leaves none to train.
-    """
+    ValueError where it finds no parameter, or leaves none to train."""
     if freeze is None:
         return []
-    names = [name for name, _ in model.named_parameters()]
     found = [parameter for name, parameter in model.named_parameters() if re.search(freeze, name)]
     if not found:
-        raise ValueError(f"freeze={freeze!r} finds no parameter; names look like {names[0]!r}")
+        raise ValueError(f"freeze={freeze!r} finds no parameter; names look like {next(model.named_parameters())[0]!r}")
     changed = [parameter for parameter in found if parameter.requires_grad]
     for parameter in changed:
         parameter.requires_grad_(False)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -53,7 +53,7 @@ def check_scheme(scheme: str, args: Mapping[str, Any]) -> None:
         raise ValueError(f"scheme {scheme!r} has no argument {unknown[0]!r}; it has {', '.join(sorted(known))}")
 
 
-def apply_scheme(model: nn.Module, scheme: str = "full", args: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
+def apply_scheme(model: Any, scheme: str = "full", args: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
     """The model with exactly the scheme's tensors trainable. The model given becomes part of the one returned.
 
     Args:
@@ -80,16 +80,8 @@ def apply_scheme(model: nn.Module, scheme: str = "full", args: Mapping[str, Any]
             f"scheme {scheme!r}: the model carries an adapter already; give its base model, or merge the adapter first"
         )
     model.requires_grad_(False)
-    return _train_head(model) if scheme == "head" else _adapted(model, scheme, args, seed)
-
-
-def _config_class(scheme: str) -> Any:
-    with quiet():
-        import peft
-    return getattr(peft, _CONFIGS[scheme])
-
-
-def _adapted(model: Any, scheme: str, args: dict[str, Any], seed: int) -> Any:
+    if scheme == "head":
+        return _train_head(model)
     from peft import get_peft_model
 
     task_type = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}.get(kind_of(model))  # None keeps its forward
@@ -118,6 +110,12 @@ def _adapted(model: Any, scheme: str, args: dict[str, Any], seed: int) -> Any:
     return adapted.eval()
 
 
+def _config_class(scheme: str) -> Any:
+    with quiet():
+        import peft
+    return getattr(peft, _CONFIGS[scheme])
+
+
 def _model_fields(model: Any, scheme: str, args: Mapping[str, Any], start: Tensor | None) -> dict[str, Any]:
     """Fields that depend on the model: the layers that get an adapter, or the sizes of a prefix or prompt."""
     if start is not None and scheme == "prefix":
@@ -125,14 +123,23 @@ def _model_fields(model: Any, scheme: str, args: Mapping[str, Any], start: Tenso
         return {"num_layers": layers // 2, "token_dim": heads * width, "num_attention_heads": heads}
     if start is not None:
         return {"token_dim": start.shape[-1], "num_layers": 1, "num_attention_heads": 1}  # the last two are not used
-    if args.get("target_modules") is not None or args.get("target_parameters") is not None:
-        chosen = Targets(args.get("target_modules") or (), ())
-    else:
-        chosen = attention_targets(model, scheme)
-    heads = fresh_heads(model) if kind_of(model) == "classifier" else []
-    found: dict[str, Any] = {"target_modules": chosen.modules, "fan_in_fan_out": conv_targets(model, chosen.modules)}
-    found |= {"modules_to_save": heads} if heads else {}
-    return found | ({"feedforward_modules": list(chosen.feedforward)} if scheme == "ia3" else {})
+    modules, feedforward = args.get("target_modules") or (), ()
+    if args.get("target_modules") is None and args.get("target_parameters") is None:
+        modules, feedforward = attention_targets(model, scheme)
+    ends = None if isinstance(modules, str) else modules
+    layers = [layer for name, layer in _projections(model) if ends is None or any(_ends(name, end) for end in ends)]
+    transposed = bool(layers) and not any(isinstance(layer, nn.Linear) for layer in layers)  # [in, out], as those of GPT-2
+    found: dict[str, Any] = {"target_modules": modules, "fan_in_fan_out": transposed}
+    if kind_of(model) == "classifier":
+        inner, children = _inner(model), model.named_children()
+        heads = [name for name, child in children if child is not inner and any(True for _ in child.parameters())]
+        found |= {"modules_to_save": heads} if heads else {}
+    return found | ({"feedforward_modules": list(feedforward)} if scheme == "ia3" else {})
+
+
+def _inner(model: Any) -> Any:
+    """The model's encoder or decoder, without its head, where it names one."""
+    return getattr(model, getattr(model, "base_model_prefix", "") or "", None)
 
 
 def _start(model: Any, scheme: str, args: Mapping[str, Any]) -> Tensor | None:
@@ -148,14 +155,11 @@ def _start(model: Any, scheme: str, args: Mapping[str, Any]) -> Tensor | None:
         raise ValueError(f"num_virtual_tokens={count!r} must be a whole number, at least 1")
     embedding = model.get_input_embeddings()
     ids = torch.randint(0, embedding.weight.shape[0], (1, count)).to(embedding.weight.device)
-    with torch.no_grad():
-        return embedding(ids)[0].float() if scheme == "prompt" else _keys_and_values(model, ids)
-
-
-def _keys_and_values(model: Any, ids: Tensor) -> Tensor:
-    """[2 * layers, 1, heads, n, width] float32: every layer's cache of these tokens."""
     was_training = model.training
-    cache = getattr(model.eval()(input_ids=ids, use_cache=True), "past_key_values", None)
+    with torch.no_grad():
+        if scheme == "prompt":
+            return embedding(ids)[0].float()
+        cache = getattr(model.eval()(input_ids=ids, use_cache=True), "past_key_values", None)
     model.train(was_training)
     layers = getattr(cache, "layers", None) or ()
     kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
@@ -168,11 +172,11 @@ def _keys_and_values(model: Any, ids: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def _train_head(model: nn.Module) -> nn.Module:
+def _train_head(model: Any) -> Any:
     """Make the output head trainable, as a copy where it is tied; of a classifier, all that lies outside the base model."""
-    head = output_embedding(model)
+    head: Any = output_embedding(model)
     if head is None:
-        inner = getattr(model, getattr(model, "base_model_prefix", "") or "", None)
+        inner = _inner(model)
         inside = {id(parameter) for parameter in inner.parameters()} if isinstance(inner, nn.Module) else set()
         outside = [parameter for parameter in model.parameters() if id(parameter) not in inside]
         if not inside or not outside:
@@ -180,65 +184,39 @@ def _train_head(model: nn.Module) -> nn.Module:
         for parameter in outside:
             parameter.requires_grad_(True)
         return model
-    embedding = cast(Any, model).get_input_embeddings()
+    embedding = model.get_input_embeddings()
     if embedding is not None and getattr(head, "weight", None) is embedding.weight:
-        cast(Any, head).weight = nn.Parameter(embedding.weight.detach().clone())
-        cast(Any, model).config.tie_word_embeddings = False  # it is saved, and loaded again, as a weight of its own
+        head.weight = nn.Parameter(embedding.weight.detach().clone())
+        model.config.tie_word_embeddings = False  # it is saved, and loaded again, as a weight of its own
     head.requires_grad_(True)
     return model
 
 
-@dataclass(frozen=True)
-class Targets:
-    """Layers that get an adapter, in the form peft takes: the ends of their names, or ``all-linear``."""
-
-    modules: str | Sequence[str]
-    feedforward: Sequence[str]
-    """Those of them whose input IA3 scales instead of the output."""
-
-
-def attention_targets(model: Any, scheme: str) -> Targets:
-    """The layers that ``lora`` or ``ia3`` adapts by default: peft's choice for the architecture where the model has such
-    layers; else all projections of its attention modules, which are those that split their input into heads; else all linear
-    layers.
-
-    Raises:
-        ValueError: IA3, and the model has no attention projections.
-    """
+def attention_targets(model: Any, scheme: str) -> tuple[str | Sequence[str], Sequence[str]]:
+    """The layers that ``lora`` or ``ia3`` adapts by default, in the form peft takes, the ends of their names or ``all-linear``;
+    and those of them whose input IA3 scales instead of the output. They are peft's choice for the architecture where the
+    model has such layers; else all projections of its attention modules, which are those that split their input into heads;
+    else all linear layers, where IA3 raises ValueError."""
     from peft.utils import constants
 
     model_type, names = getattr(model.config, "model_type", ""), [name for name, _ in _projections(model)]
-    ia3, lora = (
-        constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
-        constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    )
-    chosen: Sequence[str] = (ia3 if scheme == "ia3" else lora).get(model_type, ())
+    table = getattr(constants, f"TRANSFORMERS_MODELS_TO_{scheme.upper()}_TARGET_MODULES_MAPPING")
+    chosen: Sequence[str] = table.get(model_type, ())
     known = [end for end in chosen if any(_ends(name, end) for name in names)]
     if known:
         inside = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(model_type, ())
-        return Targets(known, [end for end in known if scheme == "ia3" and end in inside])
-    attention = sorted({name.rpartition(".")[2] for name in names if _of_attention(model, name)})
+        return known, [end for end in known if scheme == "ia3" and end in inside]
+    sizes = ("head_dim", "head_size", "attention_head_size")
+    owned = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
+    attention = sorted({end for owner, end in owned if any(isinstance(getattr(owner, size, None), int) for size in sizes)})
     if attention:
-        return Targets(attention, ())
+        return attention, ()
     if scheme == "ia3":
         raise ValueError(
             f"scheme 'ia3' finds no attention projections in {type(model).__name__}: name layers by "
             "scheme_args.target_modules and feedforward_modules"
         )
-    return Targets("all-linear", ())
-
-
-def fresh_heads(model: Any) -> list[str]:
-    """Names of the modules with weights that lie beside the model's encoder or decoder."""
-    inner = getattr(model, getattr(model, "base_model_prefix", "") or "", None)
-    return [name for name, child in model.named_children() if child is not inner and any(True for _ in child.parameters())]
-
-
-def conv_targets(model: nn.Module, modules: str | Sequence[str]) -> bool:
-    """Whether the layers named store their weight [in, out], as those of GPT-2 do."""
-    ends = None if isinstance(modules, str) else modules
-    chosen = [layer for name, layer in _projections(model) if ends is None or any(_ends(name, end) for end in ends)]
-    return bool(chosen) and not any(isinstance(layer, nn.Linear) for layer in chosen)
+    return "all-linear", ()
 
 
 def _projections(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -254,12 +232,6 @@ def _ends(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 
 
-def _of_attention(model: nn.Module, name: str) -> bool:
-    """Whether the layer's owner splits its input into heads."""
-    owner = model.get_submodule(name.rpartition(".")[0])
-    return any(isinstance(getattr(owner, size, None), int) for size in ("head_dim", "head_size", "attention_head_size"))
-
-
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -272,12 +244,8 @@ class AdapterBase:
 
 
 def adapter_base(name_or_path: str | Path) -> AdapterBase | None:
-    """The base that an adapter's directory names; None where this is no directory of an adapter.
-
-    Raises:
-        FileNotFoundError: the adapter's weights are not there as safetensors.
-        ValueError: its configuration is not readable or names no base.
-    """
+    """The base that an adapter's directory names; None where this is no directory of an adapter. FileNotFoundError where there
+    are no weights as safetensors, ValueError where its configuration is not readable or names no base."""
     folder = Path(name_or_path).expanduser()
     if not (folder / CONFIG).is_file():
         return None
@@ -294,11 +262,8 @@ def adapter_base(name_or_path: str | Path) -> AdapterBase | None:
 
 
 def with_adapter(model: Any, directory: str | Path) -> Any:
-    """The model with the adapter of a directory, frozen, in eval mode, as a ``peft.PeftModel``.
-
-    Raises:
-        ValueError: the adapter does not fit the model.
-    """
+    """The model with the adapter of a directory, frozen, in eval mode, as a ``peft.PeftModel``; ValueError where it does not
+    fit."""
     try:
         with quiet():
             from peft import PeftModel

@@ -34,11 +34,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
 
 
 def shape_config(name: str) -> PreTrainedConfig:
-    """The transformers config of a named shape.
-
-    Raises:
-        ValueError: no such shape.
-    """
+    """The transformers config of a named shape; ValueError where there is none."""
     from transformers import AutoConfig
 
     if name not in SHAPES:
@@ -47,23 +43,18 @@ def shape_config(name: str) -> PreTrainedConfig:
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
-_SIZES: dict[str, int] = {
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 32),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"), 2),
-    **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
-    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "d_ff"), 64),
-    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 64),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 256),
-    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts"), 4),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
-    "num_experts_per_tok": 2,
-    "num_key_value_heads": 2,
-    **dict.fromkeys(("head_dim", "d_kv"), 8),
-    "rotary_dim": 4,
-    "vocab_size": 128,
+_NAMES: dict[int, str] = {
+    2: "num_hidden_layers n_layer n_layers num_layers num_decoder_layers encoder_layers decoder_layers num_experts_per_tok "
+    "num_key_value_heads",
+    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads num_local_experts "
+    "num_experts n_routed_experts rotary_dim",
+    8: "head_dim d_kv",
+    32: "hidden_size n_embd d_model word_embed_proj_dim moe_intermediate_size shared_expert_intermediate_size",
+    64: "intermediate_size ffn_dim n_inner ffn_hidden_size d_ff encoder_ffn_dim decoder_ffn_dim",
+    128: "vocab_size",
+    256: "max_position_embeddings n_positions max_seq_len",
 }
+_SIZES = {name: size for size, names in _NAMES.items() for name in names.split()}
 """Size fields of configs, under all the names transformers gives them, and their tiny values."""
 
 _DERIVED = ("layer_types", "architectures", "transformers_version", "model_type", "dtype", "torch_dtype")
@@ -92,19 +83,12 @@ def tiny_random(family: str, seed: int = 0, head: Head = "auto", **overrides: An
 
 
 def like(config_or_id: PreTrainedConfig | str | Path, seed: int = 0, head: Head = "auto", **overrides: Any) -> PreTrainedModel:
-    """A tiny random model of the same architecture as a config, a directory or a hub id; see `tiny_random`."""
+    """A tiny random model of the same architecture as a config, a directory or a hub id; see :func:`tiny_random`."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(config_or_id) if isinstance(config_or_id, str | Path) else config_or_id
-    tiny = type(config)(**_shrunk(config, overrides))
-    with seeded(seed):
-        model = auto_class(kind_of_config(config, head)).from_config(tiny, dtype=torch.float32)
-    return model.eval()
-
-
-def _shrunk(config: PreTrainedConfig, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The config's fields with tiny sizes; a field that is absent or unset stays so."""
     fields = {name: value for name, value in config.to_dict().items() if name not in _DERIVED}
+    # A field that is absent or unset stays so.
     fields |= {name: size for name, size in _SIZES.items() if isinstance(fields.get(name), int)}
     fields |= overrides
     vocabulary = fields.get("vocab_size", _SIZES["vocab_size"])
@@ -112,4 +96,7 @@ def _shrunk(config: PreTrainedConfig, overrides: dict[str, Any]) -> dict[str, An
     ids = {name: value for name, value in fields.items() if name.endswith("_token_id") and isinstance(value, int)}
     # A decoder of its own starts with padding where the config does not say with what.
     start = {"decoder_start_token_id": ids.get("pad_token_id", 0)} if fields.get("is_encoder_decoder") else {}
-    return fields | {name: min(value, vocabulary - 1) for name, value in (start | ids).items()}
+    fields |= {name: min(value, vocabulary - 1) for name, value in (start | ids).items()}
+    with seeded(seed):
+        model = auto_class(kind_of_config(config, head)).from_config(type(config)(**fields), dtype=torch.float32)
+    return model.eval()

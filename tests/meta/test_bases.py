@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import l2l
 from l2l.estimators.backward import consume_gradients
 from l2l.meta.bases import (
-    ForwardPass,
     Losses,
     activation_basis,
     candidates,
@@ -168,14 +167,14 @@ def test_the_span_of_a_layers_inputs_is_found_without_padding_and_what_others_dr
     blocks = Blocks.of(layer)
     owned = linear_layers(layer, blocks, candidates(blocks, RANK))
     for feed in (
-        ForwardPass(lambda: layer(padded), tokens),
-        ForwardPass(gathered, tokens),
-        ForwardPass(lambda: layer(input=inside)),
+        (lambda: layer(padded), tokens),
+        (gathered, tokens),
+        (lambda: layer(input=inside), None),
     ):
         found = activation_basis(blocks, owned, [[feed]], RANK)
         assert list(found) == ["weight"]
         assert is_orthonormal(found["weight"]) and same_span(found["weight"], SPAN)
-    everything = activation_basis(blocks, owned, [[ForwardPass(lambda: layer(padded))]], RANK)
+    everything = activation_basis(blocks, owned, [[(lambda: layer(padded), None)]], RANK)
     assert not same_span(everything["weight"], SPAN)
     assert not layer._forward_hooks
 

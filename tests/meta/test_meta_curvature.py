@@ -91,7 +91,7 @@ def test_probed_traces_are_those_of_the_hessian_on_average(trace: Trace, inside:
     for step in range(60):
         at = replace(point, key=Key(1, step))
         direction = at.method.direction(at.theta.blocks, at.history, at.key)
-        components = Components.of(at.theta.blocks, direction)
+        components = Components(at.theta.blocks, direction.basis and direction.basis.vectors)
         found.append(hessian_traces(at, components, direction, trace, 1)[0])
     samples = torch.stack(found)
     error = samples.std(0) / len(samples) ** 0.5

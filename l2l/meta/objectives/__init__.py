@@ -35,7 +35,8 @@ def make_objective(name: str, **args: Any) -> Objective:
     Raises:
         ValueError: no such objective, or it has no such argument or value.
     """
-    kind = _objective_class(renamed({"objective": name}, ("objective",))["objective"])
+    known = renamed({"objective": name}, ("objective",))["objective"]
+    kind = OBJECTIVES.get(known) or _defined_in(known)
     try:
         inspect.signature(kind).bind(**args)
     except TypeError as error:
@@ -44,9 +45,7 @@ def make_objective(name: str, **args: Any) -> Objective:
     return kind(**args)
 
 
-def _objective_class(name: str) -> type[Objective]:
-    if name in OBJECTIVES:
-        return OBJECTIVES[name]
+def _defined_in(name: str) -> type[Objective]:
     path = name if "." in name else f"{__name__}.{name}"
     if path != name and find_spec(path) is None:
         near = difflib.get_close_matches(name, OBJECTIVES, n=1)
@@ -56,11 +55,8 @@ def _objective_class(name: str) -> type[Objective]:
         module = import_module(path)
     except ModuleNotFoundError as error:
         raise ValueError(f"objective {name!r}: no module {path!r} can be imported") from error
-    found = [
-        value
-        for _, value in inspect.getmembers(module, inspect.isclass)
-        if issubclass(value, Objective) and not inspect.isabstract(value) and value.__module__ == module.__name__
-    ]
+    classes = [value for _, value in inspect.getmembers(module, inspect.isclass) if value.__module__ == module.__name__]
+    found = [value for value in classes if issubclass(value, Objective) and not inspect.isabstract(value)]
     if len(found) != 1:
         raise ValueError(f"module {path!r} defines {len(found)} objectives; name a module that defines one")
     return found[0]

@@ -8,17 +8,17 @@ of a batch's gradient, T_k the trace of the Hessian.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass, field, replace
+from typing import final, get_args
 
 import torch
 from torch import Tensor
 
-from l2l.meta.curvature import Trace, check_trace, hessian_traces
+from l2l.meta.curvature import Trace, hessian_traces
 from l2l.meta.state import MetaLoss, MetaState, Objective
-from l2l.meta.statistics import Components, gradient_statistics, surrogate_of
+from l2l.meta.statistics import Components, GradientStatistics, gradient_statistics, surrogate_of
 from l2l.meta.trajectory import InnerStep, trial_steps
-from l2l.methods.base import check_positive
+from l2l.methods.base import check_choice, check_counts, check_positive
 from l2l.params import Direction
 from l2l.tuners.api import Tuner
 
@@ -45,11 +45,9 @@ class Expected(Objective):
         return closed_form_loss(point, probe, form, found.loss, found.passes, self.through_normaliser)
 
 
-@final
 @dataclass(frozen=True)
-class ExpectedCurvature(Objective):
-    """Both terms. At the cost of ``expected`` and of the traces. Every estimate is unbiased; so is the product with
-    ``hutchinson`` and ``fisher``, up to what batch A contributes to both factors."""
+class Curved(Objective):
+    """Objectives that need the traces of the Hessian."""
 
     trace: Trace = "fisher"
     """Estimate of the traces: ``fisher``: a forward and backward pass per probe, ``hutchinson`` and ``seen``: two."""
@@ -57,23 +55,37 @@ class ExpectedCurvature(Objective):
     """Estimates of the traces that are averaged."""
     keep: bool = True
     """As in ``expected``."""
-    through_normaliser: bool = False
-    """As in ``expected``."""
 
     def __post_init__(self) -> None:
-        check_trace(self.trace, self.probes)
+        check_counts(probes=self.probes)
+        check_choice("trace", self.trace, get_args(Trace))
 
-    def __call__(self, point: MetaState) -> MetaLoss:
+    def measure(self, point: MetaState) -> tuple["Probe", GradientStatistics, Tensor, int]:
+        """A step that has been undone, statistics of the gradient, traces [components], and passes spent on the latter two."""
         probe = probe_step(point)
         found = gradient_statistics(point, probe.components, self.keep)
         trace, passes = hessian_traces(point, probe.components, probe.direction, self.trace, self.probes)
-        form = second_order(probe.energies, found.signal, found.noisy, trace, point.lr)
-        return closed_form_loss(point, probe, form, found.loss, found.passes + passes, self.through_normaliser)
+        return probe, found, trace, found.passes + passes
 
 
 @final
 @dataclass(frozen=True)
-class LogProgressRate(Objective):
+class ExpectedCurvature(Curved):
+    """Both terms. At the cost of ``expected`` and of the traces. Every estimate is unbiased; so is the product with
+    ``hutchinson`` and ``fisher``, up to what batch A contributes to both factors."""
+
+    through_normaliser: bool = False
+    """As in ``expected``."""
+
+    def __call__(self, point: MetaState) -> MetaLoss:
+        probe, found, trace, passes = self.measure(point)
+        form = second_order(probe.energies, found.signal, found.noisy, trace, point.lr)
+        return closed_form_loss(point, probe, form, found.loss, passes, self.through_normaliser)
+
+
+@final
+@dataclass(frozen=True)
+class LogProgressRate(Curved):
     """Progress per step at its best learning rate: neither a learning rate nor the scale of sigma enters.
 
     The best lr makes the second-order form -(sum lambda G)^2 / (2 * sum lambda G' * sum lambda T). The negative logarithm of
@@ -82,45 +94,35 @@ class LogProgressRate(Objective):
     is three numbers per component and task, and their weight.
     """
 
-    trace: Trace = "fisher"
-    """As in ``expected_curvature``."""
-    probes: int = 1
-    """Estimates of the traces that are averaged."""
     decay: float = 0.9
     """Share of the averages that is kept from one outer step of a task to its next; 0: no averaging."""
     floor: float = 0.01
     """Sum lambda G counts as at least this share of sum lambda G', and sum lambda T as at least this share of sum lambda |T|:
     either estimate may be negative, and a logarithm follows."""
-    keep: bool = True
-    """As in ``expected``."""
 
     def __post_init__(self) -> None:
-        check_trace(self.trace, self.probes)
+        super().__post_init__()
         check_positive(floor=self.floor)
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay={self.decay} must be at least 0 and below 1")
 
     def __call__(self, point: MetaState) -> MetaLoss:
-        probe = probe_step(point)
-        found = gradient_statistics(point, probe.components, self.keep)
-        trace, passes = hessian_traces(point, probe.components, probe.direction, self.trace, self.probes)
+        probe, found, trace, passes = self.measure(point)
         now = {"signal": found.signal, "noisy": found.noisy, "trace": trace}
         memory = averaged(point.memory, now, self.decay)
         form = log_progress_rate(probe.energies, memory["signal"], memory["noisy"], memory["trace"], self.floor)
-        form = ClosedForm(form.value, form.slope, memory)
-        return closed_form_loss(point, probe, form, found.loss, found.passes + passes)
+        return closed_form_loss(point, probe, replace(form, memory=memory), found.loss, passes)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A zeroth-order step at theta that has been undone, and the components of its direction."""
+    """A zeroth-order step at theta that has been undone, the first direction along which it evaluated the loss, the components
+    of that, and lambda_k [components] float64."""
 
     step: InnerStep
     direction: Direction
-    """The first along which it evaluated the loss."""
     components: Components
     energies: Tensor
-    """lambda_k [components] float64."""
 
 
 def probe_step(point: MetaState) -> Probe:
@@ -128,17 +130,16 @@ def probe_step(point: MetaState) -> Probe:
     with trial_steps(point, [point.closure]) as steps:
         step = steps[0]
     direction = step.report.estimates[0].direction
-    components = Components.of(point.theta.blocks, direction)
+    components = Components(point.theta.blocks, direction.basis and direction.basis.vectors)
     return Probe(step, direction, components, (direction.factor * components.scales(direction)) ** 2)
 
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """The value of an objective, and its derivative in every lambda_k."""
+    """The value of an objective, and its derivative in every lambda_k, [components] float64."""
 
     value: float
     slope: Tensor
-    """[components] float64."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -165,13 +166,12 @@ def averaged(memory: Mapping[str, Tensor], now: Mapping[str, Tensor], decay: flo
 
 def log_progress_rate(energies: Tensor, signal: Tensor, noisy: Tensor, trace: Tensor, floor: float) -> ClosedForm:
     """log(sum lambda T) + log(sum lambda G') - 2 log(sum lambda G); where a sum is raised to its floor, its slope is kept.
-
-    Raises:
-        FloatingPointError: a figure is nan, or the gradient or its curvature is zero everywhere.
-    """
-    spread = torch.dot(energies, noisy).item()
-    gain = _at_least(floor * spread, torch.dot(energies, signal).item())
-    bend = _at_least(floor * torch.dot(energies, trace.abs()).item(), torch.dot(energies, trace).item())
+    FloatingPointError where a figure is nan, or the gradient or its curvature is zero everywhere."""
+    spread, gain, bend = (torch.dot(energies, of).item() for of in (noisy, signal, trace))
+    if math.isnan(gain) or math.isnan(bend):
+        raise FloatingPointError("a statistic of the gradient is nan: lower epsilon, or look for overflowing inputs")
+    gain = max(gain, floor * spread)
+    bend = max(bend, floor * torch.dot(energies, trace.abs()).item())
     if not min(spread, gain, bend) > 0:
         raise FloatingPointError(
             f"log_progress_rate: gradient {gain}, batch gradient {spread} and curvature {bend} must not be zero"
@@ -180,29 +180,19 @@ def log_progress_rate(energies: Tensor, signal: Tensor, noisy: Tensor, trace: Te
     return ClosedForm(value, trace / bend + noisy / spread - 2 * signal / gain)
 
 
-def _at_least(floor: float, total: float) -> float:
-    if math.isnan(total):
-        raise FloatingPointError("a statistic of the gradient is nan: lower epsilon, or look for overflowing inputs")
-    return max(total, floor)
-
-
 def closed_form_loss(
     point: MetaState, probe: Probe, form: ClosedForm, loss: float, passes: int, through_normaliser: bool = False
 ) -> MetaLoss:
-    """The objective with d value / d sigma_k = 2 * factor^2 * sigma_k * slope_k.
-
-    Args:
-        through_normaliser: add the effect of sigma_k on the common factor, which is held constant otherwise.
-    """
+    """The objective with d value / d sigma_k = 2 * factor^2 * sigma_k * slope_k. ``through_normaliser`` adds the effect of
+    sigma_k on the common factor, which is held constant otherwise."""
     tuner, components, direction = point.method.tuner, probe.components, probe.direction
     slope = 2 * direction.factor**2 * components.scales(direction) * form.slope
     if through_normaliser:
         overall = 2 * torch.dot(probe.energies, form.slope).item()
         slope = slope + overall * log_factor_slope(tuner, components, direction)
     dense, inside = components.split(slope)
-    features = tuner.features(probe.step.before)
     return MetaLoss(
-        surrogate=surrogate_of(tuner, features, components.blocks.names, dense, inside),
+        surrogate=surrogate_of(tuner, tuner.features(probe.step.before), components.blocks.names, dense, inside),
         value=form.value,
         loss=loss,
         history=probe.step.after,

@@ -136,27 +136,28 @@ class ESFullRun(Objective):
 
     def _run(self, point: MetaState) -> tuple[float, int]:
         """Mean loss over the second half of a run, infinite if it diverged, and the passes it took."""
-        theta, method, seed = point.theta, point.method, run_seed(point.key)
+        theta, method = point.theta, point.method
+        # Steps count from 0 as in fine-tuning, and every outer step has a seed of its own.
+        words = np.random.SeedSequence((point.key.seed % 2**64, point.key.step, _RUN)).generate_state(1, np.uint64)
+        seed = Key(int(words[0]) >> 1)
         batches = ((point.further(number), replace(seed, step=number)) for number in range(self.steps))
-        control, taken, diverged = CurvatureLR(self.step_fraction), [], False
+        control, taken, late = CurvatureLR(self.step_fraction), [], [float("inf")]
         try:
             for step in inner_steps(theta, method, method.init(theta.blocks), batches, self.step_fraction, control):
                 taken.append(step)
+            late = [step.report.loss for step in taken[len(taken) // 2 :]]
         except FloatingPointError:
-            diverged = True
+            pass  # the loss is infinite
         finally:
             for end in range(len(taken), 0, -_UNDO_TOGETHER):
                 undo_steps(theta, taken[max(0, end - _UNDO_TOGETHER) : end])
-        late = [float("inf")] if diverged else [step.report.loss for step in taken[len(taken) // 2 :]]
         return sum(late) / len(late), sum(step.report.passes for step in taken)
 
 
 def noise_of(network: nn.Module, key: Key) -> list[Tensor]:
     """Standard noise in the shape of each of the network's weights."""
-    return [
-        standard_noise(f"tuner {name}", key, weight.shape, dtype=weight.dtype, device=weight.device)
-        for name, weight in network.named_parameters()
-    ]
+    weights = network.named_parameters()
+    return [standard_noise(f"tuner {name}", key, w.shape, dtype=w.dtype, device=w.device) for name, w in weights]
 
 
 @contextmanager
@@ -173,19 +174,11 @@ def moved(network: nn.Module, delta: list[Tensor], distance: float) -> Iterator[
                 weight.copy_(value)
 
 
-def run_seed(key: Key) -> Key:
-    """The key of a full run's first step: steps count from 0 as in fine-tuning, and every outer step has its own seed."""
-    words = np.random.SeedSequence((key.seed % 2**64, key.step, _RUN)).generate_state(1, np.uint64)
-    return Key(int(words[0]) >> 1)
-
-
 def centred_ranks(losses: Sequence[float]) -> list[float]:
     """Ranks spread evenly over [-1/2, 1/2], the lowest loss first; equal losses share the mean of their ranks."""
-    if len(losses) < 2:
-        return [0.0] * len(losses)
     ordered = sorted(losses)
-    mean_rank = {value: ordered.index(value) + (ordered.count(value) - 1) / 2 for value in set(losses)}
-    return [mean_rank[value] / (len(losses) - 1) - 0.5 for value in losses]
+    ranks = [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in losses]
+    return [rank / (len(losses) - 1) - 0.5 for rank in ranks] if len(losses) > 1 else [0.0] * len(losses)
 
 
 def first_of_role(names: Sequence[str]) -> list[int]:

@@ -17,7 +17,7 @@ from l2l.estimators.backward import consume_gradients
 from l2l.estimators.finite_difference import Closure
 from l2l.meta.state import MetaLoss, MetaState, Objective
 from l2l.meta.statistics import NoiseDots, surrogate_of
-from l2l.meta.trajectory import InnerStep, trial_steps
+from l2l.meta.trajectory import trial_steps
 from l2l.methods.base import check_counts
 
 
@@ -69,11 +69,15 @@ def loss_after_steps(point: MetaState, batches: Sequence[Closure], judge: Closur
                 point.consume(index, gradient)
 
         loss = consume_gradients(judge, blocks, take)
-    slopes = [_slopes(step, found) for step, found in zip(steps, dots, strict=True)]
-    parts = [
-        surrogate_of(tuner, tuner.features(step.before), blocks.names, *slope)
-        for step, slope in zip(steps, slopes, strict=True)
-    ]
+    slopes, parts = [], []
+    for step, found in zip(steps, dots, strict=True):
+        scales = [-c * e.direction.factor for e, c in zip(step.report.estimates, step.amounts, strict=True)]
+        dense = [(scale * dot.values()).float() for scale, dot in zip(scales, found, strict=True)]
+        inside = [(scale, dot.basis_values()) for scale, dot in zip(scales, found, strict=True)]
+        slopes.append(
+            (torch.stack(dense).sum(0), _sum([None if dot is None else (scale * dot).float() for scale, dot in inside]))
+        )
+        parts.append(surrogate_of(tuner, tuner.features(step.before), blocks.names, *slopes[-1]))
     return MetaLoss(
         surrogate=torch.stack(parts).sum(),
         value=loss,
@@ -84,14 +88,6 @@ def loss_after_steps(point: MetaState, batches: Sequence[Closure], judge: Closur
         sigma_gradient=torch.stack([slope[0] for slope in slopes]).sum(0),
         basis_gradient=_sum([slope[1] for slope in slopes]),
     )
-
-
-def _slopes(step: InnerStep, dots: Sequence[NoiseDots]) -> tuple[Tensor, Tensor | None]:
-    """Derivatives of the final loss in one step's sigma and basis_sigma, [blocks] float32."""
-    scales = [-c * e.direction.factor for e, c in zip(step.report.estimates, step.amounts, strict=True)]
-    dense = [(scale * dot.values()).float() for scale, dot in zip(scales, dots, strict=True)]
-    inside = [(scale, dot.basis_values()) for scale, dot in zip(scales, dots, strict=True)]
-    return torch.stack(dense).sum(0), _sum([None if dot is None else (scale * dot).float() for scale, dot in inside])
 
 
 def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
