@@ -15,8 +15,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Estimates, PerturbedParameters, StepContext
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,7 @@ class Adam(base.Method[AdamState]):
     def init(self, blocks: Blocks) -> AdamState:
         return AdamState.start(blocks)
 
-    def update_(
-        self, theta: PerturbedParameters, state: AdamState, estimates: base.Estimates, context: base.StepContext
-    ) -> AdamState:
+    def update_(self, theta: PerturbedParameters, state: AdamState, estimates: Estimates, context: StepContext) -> AdamState:
         rule = AdamRule(self.beta1, self.beta2, self.eps, state.steps + 1)
         theta.add_dense_each(
             lambda i: rule.step_(state, i, base.gradient(theta.blocks, i, estimates)),

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
+from l2l.noise import NoiseTerm, TensorSlice, add_noise, standard_deviation
 from l2l.params.operators import factor
 
 BENDS = {"alpha": 1.0, "beta1": 0.1, "beta2": 1.5}
@@ -40,7 +39,7 @@ class AdaMUState:
 
 
 @final
-class Mixed(DirectionOperator):
+class Mixed(base.DirectionOperator):
     """Fresh noise and noise about the history. Of mean square 1 at first; then as large as the history makes it.
 
     Args:
@@ -111,9 +110,7 @@ class AdaMU(base.Method[AdaMUState]):
     def direction(self, blocks: Blocks, state: AdaMUState, key: Key) -> Direction:
         return self.unit_direction(blocks, key, self._mixed(state, key.step))
 
-    def update_(
-        self, theta: PerturbedParameters, state: AdaMUState, estimates: base.Estimates, context: base.StepContext
-    ) -> AdaMUState:
+    def update_(self, theta: PerturbedParameters, state: AdaMUState, estimates: Estimates, context: StepContext) -> AdaMUState:
         key, beta2 = estimates[0].direction.key, self.weight("beta2", context.key.step)
         mixed = self._mixed(state, context.key.step)
 

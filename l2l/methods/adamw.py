@@ -12,8 +12,7 @@ from torch import Tensor
 
 from l2l.methods import base
 from l2l.methods.adam import AdamRule, AdamState
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, PerturbedParameters
 
 
 @final

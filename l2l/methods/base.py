@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast, get_args
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Closure, Estimate, center_loss, loss_along, one_sided, two_point
+from l2l.estimators.finite_difference import Closure, Estimate, center_loss, finite_loss, loss_along, one_sided, two_point
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, DirectionOperator, PerturbedParameters, dense_direction
+from l2l.params.blocks import Block as Block
 from l2l.params.blocks import Blocks
 
 State = TypeVar("State")
@@ -275,6 +276,15 @@ def descend(theta: PerturbedParameters, estimates: Sequence[Estimate], lr: Seque
     for estimate in estimates:
         weight = -estimate.projected_gradient / len(estimates)
         theta.add(estimate.direction, [weight * rate for rate in lr])
+
+
+def two_point_in_update(theta: PerturbedParameters, closure: Closure, direction: Direction, epsilon: float) -> Estimate:
+    """The two-point estimate by a closure of :class:`StepContext`, which evaluates the weights as they are perturbed."""
+    theta.perturb(direction, epsilon)
+    plus = finite_loss(closure)
+    theta.perturb(direction, -epsilon)
+    minus = finite_loss(closure)
+    return Estimate(direction, plus, minus, (plus - minus) / (2 * epsilon))
 
 
 def gradient(blocks: Blocks, index: int, estimates: Sequence[Estimate]) -> Tensor:

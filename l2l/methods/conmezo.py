@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
+from l2l.noise import NoiseTerm, TensorSlice, add_noise, standard_deviation
 
 FIRST = 0.1
 """Beta before it rises, and the fraction of the warm-up before that."""
@@ -33,7 +32,7 @@ class ConMeZOState:
 
 
 @final
-class Cone(DirectionOperator):
+class Cone(base.DirectionOperator):
     """sqrt(d) cos(angle) m_b / |m| + sin(angle) u_b; mean square 1 over all blocks together.
 
     Args:
@@ -93,7 +92,7 @@ class ConMeZO(base.Method[ConMeZOState]):
         return self.beta - (self.beta - first) / (1 + STEEPNESS * progress**SOFTNESS) ** POWER
 
     def update_(
-        self, theta: PerturbedParameters, state: ConMeZOState, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: ConMeZOState, estimates: Estimates, context: StepContext
     ) -> ConMeZOState:
         beta, blocks = self.beta_at(context.key.step), theta.blocks
 

@@ -18,11 +18,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
 from l2l.methods import base
-from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Direction, Estimate, Estimates, Key, PerturbedParameters, StepContext
 
 START, FADING = 0.01, 0.1
 """Sensitivity before the first step; weight of the newest value in sensitivities, the mean of |g| and the budget."""
@@ -74,7 +71,7 @@ class CurvZO(base.Method[CurvZOState]):
         return Direction(key, tuple(float(i in part) for i in range(len(blocks))), self.distribution)
 
     def update_(
-        self, theta: PerturbedParameters, state: CurvZOState, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: CurvZOState, estimates: Estimates, context: StepContext
     ) -> CurvZOState:
         pi = inclusion(state)
         given = pi / (1 - torch.prod(1 - pi))  # that some block takes part

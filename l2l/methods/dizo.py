@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
-from l2l.estimators.finite_difference import Closure, finite_loss
 from l2l.methods import base
-from l2l.noise import Key, standard_noise
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Closure, Estimates, Key, PerturbedParameters, StepContext, finite_loss
+from l2l.noise import standard_noise
 
 SetRatios: TypeAlias = Callable[[dict[int, float]], None]
 """Sets each block listed to anchor + ratio * (theta - anchor)."""
@@ -81,15 +79,13 @@ class DiZO(base.Method[DiZOState]):
     def init(self, blocks: Blocks) -> DiZOState:
         return DiZOState(tuple(blocks[i].tensor.detach().clone() for i in projected_blocks(blocks, self.projected)))
 
-    def update_(
-        self, theta: PerturbedParameters, state: DiZOState, estimates: base.Estimates, context: base.StepContext
-    ) -> DiZOState:
+    def update_(self, theta: PerturbedParameters, state: DiZOState, estimates: Estimates, context: StepContext) -> DiZOState:
         base.descend(theta, estimates, context.lr)
         if (context.key.step + 1) % self.interval == 0:
             self._project(theta, state, context)
         return state
 
-    def _project(self, theta: PerturbedParameters, state: DiZOState, context: base.StepContext) -> None:
+    def _project(self, theta: PerturbedParameters, state: DiZOState, context: StepContext) -> None:
         theta.restore()
         indices = projected_blocks(theta.blocks, self.projected)
         here = {i: theta.value(i).clone() for i in indices}

@@ -13,9 +13,7 @@ from typing import ClassVar, final
 import torch
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import CONSTANT_COLUMNS, RunStatistics
 
@@ -65,7 +63,7 @@ class Learned(base.Method[RunStatistics]):
         return Direction(key, dense, self.distribution, factor, state.centre, basis, inside[0])
 
     def update_(
-        self, theta: PerturbedParameters, state: RunStatistics, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: RunStatistics, estimates: Estimates, context: StepContext
     ) -> RunStatistics:
         base.descend(theta, estimates, context.lr)
         return self.statistics_after(theta, state, estimates, context, estimates[-1].direction.sigma)
@@ -74,8 +72,8 @@ class Learned(base.Method[RunStatistics]):
         self,
         theta: PerturbedParameters,
         state: RunStatistics,
-        estimates: base.Estimates,
-        context: base.StepContext,
+        estimates: Estimates,
+        context: StepContext,
         sigma: Sequence[float],
     ) -> RunStatistics:
         """The statistics with one more step, after its update; ``sigma`` is the tuner's."""

@@ -14,9 +14,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, DirectionOperator
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, DirectionOperator, Distribution, Key
 from l2l.params.operators import factor, matrices, product, sides
 
 

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from l2l.methods import base
+from l2l.methods.base import Blocks, Direction, Estimates, Key, PerturbedParameters, StepContext
 from l2l.methods.lozo import LowRank
-from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
 from l2l.params.operators import matrices, product, sides
 
 
@@ -67,9 +65,7 @@ class LOZOM(base.Method[LOZOMState]):
     def direction(self, blocks: Blocks, state: LOZOMState, key: Key) -> Direction:
         return self.unit_direction(blocks, key, LowRank(blocks, self.rank, Key(key.seed, self._since(key.step))))
 
-    def update_(
-        self, theta: PerturbedParameters, state: LOZOMState, estimates: base.Estimates, context: base.StepContext
-    ) -> LOZOMState:
+    def update_(self, theta: PerturbedParameters, state: LOZOMState, estimates: Estimates, context: StepContext) -> LOZOMState:
         blocks, seed, now = theta.blocks, context.key.seed, self._since(context.key.step)
         new, old = LowRank(blocks, self.rank, Key(seed, now)), LowRank(blocks, self.rank, Key(seed, state.since))
 

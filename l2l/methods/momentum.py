@@ -11,8 +11,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Estimates, PerturbedParameters, StepContext
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Momentum(base.Method[MomentumState]):
         return MomentumState(base.accumulators(blocks))
 
     def update_(
-        self, theta: PerturbedParameters, state: MomentumState, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: MomentumState, estimates: Estimates, context: StepContext
     ) -> MomentumState:
         def delta(index: int) -> Tensor:
             return state.buffer[index].mul_(self.momentum).add_(base.gradient(theta.blocks, index, estimates))

@@ -21,12 +21,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
 from l2l.estimators.outputs import Outputs
 from l2l.methods import base
-from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Direction, Estimate, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class PseuZO(base.CustomEstimator[PseuZOState]):
     def init(self, blocks: Blocks) -> PseuZOState:
         return PseuZOState()
 
-    def estimate(self, evaluator: base.LossEvaluator, state: PseuZOState) -> tuple[base.Estimates, PseuZOState]:
+    def estimate(self, evaluator: LossEvaluator, state: PseuZOState) -> tuple[Estimates, PseuZOState]:
         blocks, center, plus = evaluator.theta.blocks, Outputs(), Outputs()
         u = evaluator.transform(self.direction(blocks, state, evaluator.key))
         bare = replace(evaluator, transform=lambda direction: direction)
@@ -88,7 +85,7 @@ class PseuZO(base.CustomEstimator[PseuZOState]):
         return (estimate,), PseuZOState(steps, all_changes, tuple(weighted))
 
     def update_(
-        self, theta: PerturbedParameters, state: PseuZOState, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: PseuZOState, estimates: Estimates, context: StepContext
     ) -> PseuZOState:
         base.descend(theta, estimates, context.lr)
         for direction, weight in state.pulled:

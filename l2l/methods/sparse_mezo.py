@@ -15,9 +15,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Key
-from l2l.params import Direction
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, Estimates, Key, LossEvaluator
 from l2l.params.operators import Masked, Stored, packed, packed_bytes
 
 
@@ -59,7 +57,7 @@ class SparseMeZO(base.CustomEstimator[SparseMeZOState]):
         bits = {i: packed(_magnitude(blocks[i]) <= limit) for i, limit in limits}
         return self.unit_direction(blocks, key, Masked(Stored(bits)) if bits else None)
 
-    def estimate(self, evaluator: base.LossEvaluator, state: SparseMeZOState) -> tuple[base.Estimates, SparseMeZOState]:
+    def estimate(self, evaluator: LossEvaluator, state: SparseMeZOState) -> tuple[Estimates, SparseMeZOState]:
         if self.sparsity:
             evaluator.theta.restore()
         first = self.direction(evaluator.theta.blocks, state, evaluator.key)

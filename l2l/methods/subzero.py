@@ -14,9 +14,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
 from l2l.params.operators import factor, matrices, orthonormal, product, sides
 
 Subspace = tuple[Tensor, Tensor]
@@ -34,7 +32,7 @@ class SubZeroState:
 
 
 @final
-class InSubspace(DirectionOperator):
+class InSubspace(base.DirectionOperator):
     """(sqrt(m n) / r) U Z V^T."""
 
     def __init__(self, subspaces: dict[int, Subspace]) -> None:
@@ -103,7 +101,7 @@ class SubZero(base.Method[SubZeroState]):
         return SubZeroState(sample_subspaces(blocks, self.rank, Key(key.seed, since)), since)
 
     def update_(
-        self, theta: PerturbedParameters, state: SubZeroState, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: SubZeroState, estimates: Estimates, context: StepContext
     ) -> SubZeroState:
         base.descend(theta, estimates, context.lr)
         used, following = estimates[0].direction.shape, self._at(theta.blocks, state, context.key)

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
 from l2l.params.operators import factor, matrices, product, sides, spectral_rank
 
 _MEANS = {"sgd": 0, "momentum": 1, "adam": 2}
@@ -35,7 +33,7 @@ class TeZOState:
 
 
 @final
-class Fixed(DirectionOperator):
+class Fixed(base.DirectionOperator):
     """U diag(tau) V^T / sqrt(r) with U and V of the run's seed."""
 
     def __init__(self, ranks: dict[int, int], seed: int) -> None:
@@ -54,7 +52,7 @@ class Fixed(DirectionOperator):
         """tau [r]."""
         return factor(block, "weights", key, (self.ranks[index],), distribution)
 
-    def mean_weights(self, block: Block, index: int, estimates: base.Estimates) -> Tensor:
+    def mean_weights(self, block: Block, index: int, estimates: Estimates) -> Tensor:
         """Mean of g * tau [r], tau as long as it was in the evaluation."""
         found = [(e.direction, e.projected_gradient / len(estimates)) for e in estimates]
         taus = [self.weights(block, index, u.key, u.distribution).mul_(u.factor * u.sigma[index] * g) for u, g in found]
@@ -118,9 +116,7 @@ class TeZO(base.Method[TeZOState]):
     def direction(self, blocks: Blocks, state: TeZOState, key: Key) -> Direction:
         return self.unit_direction(blocks, key, Fixed(state.ranks, key.seed))
 
-    def update_(
-        self, theta: PerturbedParameters, state: TeZOState, estimates: base.Estimates, context: base.StepContext
-    ) -> TeZOState:
+    def update_(self, theta: PerturbedParameters, state: TeZOState, estimates: Estimates, context: StepContext) -> TeZOState:
         if self.rule == "sgd":
             base.descend(theta, estimates, context.lr)
         else:
@@ -128,7 +124,7 @@ class TeZO(base.Method[TeZOState]):
             theta.add_dense_each(self._deltas(theta.blocks, state, shape, estimates), [-rate for rate in context.lr])
         return state
 
-    def _deltas(self, blocks: Blocks, state: TeZOState, shape: Fixed, estimates: base.Estimates) -> Callable[[int], Tensor]:
+    def _deltas(self, blocks: Blocks, state: TeZOState, shape: Fixed, estimates: Estimates) -> Callable[[int], Tensor]:
         """What each block moves by per learning rate, after its means have taken in the estimates."""
 
         def delta(index: int) -> Tensor:

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from l2l.estimators.backward import summed_gradients
-from l2l.estimators.finite_difference import Closure, pieces_of
+from l2l.estimators.finite_difference import pieces_of
 from l2l.methods import base
-from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Closure, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 from l2l.params.engine import defer_interrupt
 from l2l.params.operators import Group, layer_groups_of, layers
 
@@ -86,14 +84,14 @@ class Hybrid(base.Wrapper[Any]):
     def direction(self, blocks: Blocks, state: Any, key: Key) -> Direction:
         return self._others(blocks, self.inner.direction(blocks, state, key))
 
-    def estimate(self, evaluator: base.LossEvaluator, state: Any) -> tuple[base.Estimates, Any]:
+    def estimate(self, evaluator: LossEvaluator, state: Any) -> tuple[Estimates, Any]:
         # Outer wrappers act first: they see all blocks.
         still = replace(
             evaluator, transform=lambda direction: self._others(evaluator.theta.blocks, evaluator.transform(direction))
         )
         return base.run_estimator(self.inner, still if self._backward else evaluator, state)
 
-    def update_(self, theta: PerturbedParameters, state: Any, estimates: base.Estimates, context: base.StepContext) -> Any:
+    def update_(self, theta: PerturbedParameters, state: Any, estimates: Estimates, context: StepContext) -> Any:
         last = sorted(self.last(theta.blocks)) if self._backward else []
         gradients = self._gradients(theta, last, context.closure) if last else {}
         following = self.inner.update_(theta, state, estimates, context)

@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Key
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 from l2l.params.inputs import InputNorms
 from l2l.params.operators import Drawn, Mask, Masked, Stored, largest, packed, packed_bytes
 
@@ -94,7 +92,7 @@ class Sparse(base.Wrapper[SparseState]):
 
     def _masking(self, state: SparseState) -> Callable[[Direction], Direction]:
         """Masks directions. Directions that share a shape share the masked shape too."""
-        known: dict[tuple[DirectionOperator | None, Key], Masked] = {}
+        known: dict[tuple[base.DirectionOperator | None, Key], Masked] = {}
 
         def mask(direction: Direction) -> Direction:
             since, shape = self._since(direction.key), direction.shape
@@ -109,13 +107,13 @@ class Sparse(base.Wrapper[SparseState]):
     def _mask(self, state: SparseState, since: Key) -> Mask:
         return Stored(state.bits) if self._scored else Drawn(since, state.shares)
 
-    def estimate(self, evaluator: base.LossEvaluator, state: SparseState) -> tuple[base.Estimates, SparseState]:
+    def estimate(self, evaluator: LossEvaluator, state: SparseState) -> tuple[Estimates, SparseState]:
         if self._scored and evaluator.key.step % self.interval == 0:
             state = replace(state, bits=self._bits(evaluator, state.shares))
         estimates, inner = base.run_estimator(self.inner, evaluator.with_transform(self._masking(state)), state.inner)
         return estimates, replace(state, inner=inner)
 
-    def _bits(self, evaluator: base.LossEvaluator, shares: Sequence[float]) -> dict[int, Tensor]:
+    def _bits(self, evaluator: LossEvaluator, shares: Sequence[float]) -> dict[int, Tensor]:
         evaluator.theta.restore()
         blocks, norms = evaluator.theta.blocks, InputNorms(evaluator.theta.blocks)
         if self.kind == "wanda":
@@ -131,7 +129,7 @@ class Sparse(base.Wrapper[SparseState]):
         return found
 
     def update_(
-        self, theta: PerturbedParameters, state: SparseState, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: SparseState, estimates: Estimates, context: StepContext
     ) -> SparseState:
         if not self.sparsity:
             return replace(state, inner=self.inner.update_(theta, state.inner, estimates, context))
