@@ -5,10 +5,20 @@ from typing import Any, Literal
 
 import torch
 
-from l2l.costs.memory import LOSS_BYTES, Load, Plan, choose_perturb_mode, choose_update, inference_bytes
-from l2l.costs.model_shape import config_of, meta_model, model_shape
-from l2l.costs.prediction import advice, predict
-from l2l.costs.time import forward_flops
+from l2l.costs import (
+    LOSS_BYTES,
+    Load,
+    Plan,
+    advice,
+    choose_perturb_mode,
+    choose_update,
+    config_of,
+    forward_flops,
+    inference_bytes,
+    meta_model,
+    model_shape,
+    predict,
+)
 from l2l.methods.base import check_counts
 from l2l.methods.registry import declared_method
 from l2l.models.load import DTYPES
