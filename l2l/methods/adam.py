@@ -59,6 +59,7 @@ class Adam(base.Method[AdamState]):
     """Adam on MeZO's estimates."""
 
     info: ClassVar = base.MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-Adam)", "2P, at least float32")
+    accumulates = 2
     positive = ("eps",)
     fractions = ("beta1", "beta2")
     step_is_normalized = True
@@ -69,9 +70,6 @@ class Adam(base.Method[AdamState]):
     """Decay of the mean of their squares."""
     eps: float = 1e-8
     """Added to the root of the mean square."""
-
-    def state_bytes(self, blocks: Blocks) -> int:
-        return 2 * base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> AdamState:
         return AdamState.start(blocks)

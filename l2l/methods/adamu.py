@@ -70,6 +70,7 @@ class AdaMU(base.Method[AdaMUState]):
     """Directions that remember the last one, and steps divided by their size."""
 
     info: ClassVar = base.MethodInfo("Jiang et al. 2023, arXiv:2312.15184", "1P, at least float32")
+    accumulates = 1
     positive = ("eps",)
     leaves_span = True
     num_directions: int = field(default=1, init=False)
@@ -87,9 +88,6 @@ class AdaMU(base.Method[AdaMUState]):
         base.check_counts(horizon=1 if self.horizon is None else self.horizon)
         if not 0 <= self.explore < self.settle <= 1:
             raise ValueError(f"explore={self.explore} must lie below settle={self.settle}, both between 0 and 1")
-
-    def state_bytes(self, blocks: Blocks) -> int:
-        return base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> AdaMUState:
         return AdaMUState(base.accumulators(blocks))

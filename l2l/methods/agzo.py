@@ -61,10 +61,8 @@ class AGZO(base.CustomEstimator[None]):
     def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[Estimates, None]:
         theta = evaluator.theta
         watching = Activations(theta.blocks, self.rank, self.iterations, evaluator.key)
-        watched = replace(evaluator, closure=lambda: watching.during(evaluator.closure))
         noise = base.directions_of(self, evaluator, state)
-        # Half precision is evaluated on the copies that perturbing makes: norms and biases are then float32 in all losses.
-        loss_center = watched.center() if theta.update is None else watched.along(noise[0], 0.0)
+        loss_center = evaluator.watched_center(watching.during, noise[0])
         shape = InSpan(watching.spans) if watching.spans else None
         directions = [replace(direction, shape=shape) for direction in noise]
         return evaluator.one_sided(directions, self.epsilon, loss_center), state

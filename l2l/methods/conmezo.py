@@ -57,6 +57,7 @@ class ConMeZO(base.Method[ConMeZOState]):
     """MeZO in a cone around momentum."""
 
     info: ClassVar = base.MethodInfo("Behric et al. 2025, arXiv:2511.02757", "1P, at least float32")
+    accumulates = 1
     positive = ("angle",)
     fractions = ("beta",)
     angle: float = 1.35
@@ -71,9 +72,6 @@ class ConMeZO(base.Method[ConMeZOState]):
         base.check_counts(0, warm_up=self.warm_up)
         if self.angle > math.pi / 2:
             raise ValueError(f"angle={self.angle} must be at most pi / 2, in radians")
-
-    def state_bytes(self, blocks: Blocks) -> int:
-        return base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> ConMeZOState:
         return ConMeZOState(base.accumulators(blocks))

@@ -107,12 +107,7 @@ class DiZO(base.Method[DiZOState]):
         set_ratios(ratios)
 
     def _search_two_point(
-        self,
-        set_ratios: SetRatios,
-        losses: Sequence[Closure],
-        blocks: Blocks,
-        norms: Mapping[int, float],
-        key: Key,
+        self, set_ratios: SetRatios, losses: Sequence[Closure], blocks: Blocks, norms: Mapping[int, float], key: Key
     ) -> dict[int, float]:
         """Ratios by SGD on two-point estimates along random directions of gamma = ratio * norm, two forward passes each."""
         ratios, epsilon = dict.fromkeys(norms, 1.0), self.epsilon_projection

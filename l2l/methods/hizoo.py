@@ -47,6 +47,7 @@ class HiZOO(base.CustomEstimator[HiZOOState]):
     """theta -= lr * g * z / sqrt(H) with a diagonal curvature H."""
 
     info: ClassVar = base.MethodInfo("Zhao et al. 2024, arXiv:2402.15173", "1P, at least float32")
+    accumulates = 1
     fractions = ("smooth",)
     leaves_span = True
     smooth: float = 1e-6
@@ -56,9 +57,6 @@ class HiZOO(base.CustomEstimator[HiZOOState]):
     @property
     def passes(self) -> float:
         return 1.0 + 2.0 * self.num_directions
-
-    def state_bytes(self, blocks: Blocks) -> int:
-        return base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> HiZOOState:
         return HiZOOState(tuple(tensor.fill_(1) for tensor in base.accumulators(blocks)))

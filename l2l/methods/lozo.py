@@ -59,5 +59,4 @@ class LOZO(base.Method[None]):
     """Steps that share a V."""
 
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
-        since = Key(key.seed, key.step - key.step % self.interval)
-        return self.unit_direction(blocks, key, LowRank(blocks, self.rank, since))
+        return self.unit_direction(blocks, key, LowRank(blocks, self.rank, base.key_since(key, self.interval)))

@@ -27,12 +27,10 @@ class Momentum(base.Method[MomentumState]):
     """SGD with momentum on MeZO's estimates."""
 
     info: ClassVar = base.MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-MMT)", "1P, at least float32")
+    accumulates = 1
     fractions = ("momentum",)
     momentum: float = 0.9
     """Decay of the buffer."""
-
-    def state_bytes(self, blocks: Blocks) -> int:
-        return base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> MomentumState:
         return MomentumState(base.accumulators(blocks))

@@ -66,9 +66,7 @@ class PseuZO(base.CustomEstimator[PseuZOState]):
         blocks, center, plus = evaluator.theta.blocks, Outputs(), Outputs()
         u = evaluator.transform(self.direction(blocks, state, evaluator.key))
         bare = replace(evaluator, transform=lambda direction: direction)
-        watched = replace(bare, closure=lambda: center.during(evaluator.closure))
-        # Half precision is evaluated on the copies that perturbing makes: norms and biases are then float32 in all losses.
-        loss_center = watched.center() if evaluator.theta.update is None else watched.along(u, 0.0)
+        loss_center = bare.watched_center(center.during, u)
         pull = center.gradients()
         loss_plus = replace(bare, closure=lambda: plus.during(evaluator.closure)).along(u, self.epsilon)
         changes = _changes(center.tensors, plus.tensors)

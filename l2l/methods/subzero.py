@@ -95,10 +95,10 @@ class SubZero(base.Method[SubZeroState]):
 
     def _at(self, blocks: Blocks, state: SubZeroState, key: Key) -> SubZeroState:
         """The state with the subspaces of the key's step: this one, or a fresh one."""
-        since = key.step - key.step % self.interval
-        if since == state.since:
+        since = base.key_since(key, self.interval)
+        if since.step == state.since:
             return state
-        return SubZeroState(sample_subspaces(blocks, self.rank, Key(key.seed, since)), since)
+        return SubZeroState(sample_subspaces(blocks, self.rank, since), since.step)
 
     def update_(
         self, theta: PerturbedParameters, state: SubZeroState, estimates: Estimates, context: StepContext

@@ -8,7 +8,6 @@ them, and in that a matrix's rank follows from its own spectrum, not from the le
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -96,22 +95,13 @@ class TeZO(base.Method[TeZOState]):
 
     def state_bytes(self, blocks: Blocks) -> int:
         """With a threshold at most: it may lower a rank."""
-        whole = matrices(blocks)
-        sizes = [
-            (self.rank if i in whole else b.numel) * base.accumulation_dtype(b.tensor.dtype).itemsize
-            for i, b in enumerate(blocks)
-        ]
-        return _MEANS[self.rule] * sum(sizes)
+        shapes = {i: (self.rank,) for i in matrices(blocks)}
+        return _MEANS[self.rule] * base.accumulator_bytes(blocks, shapes)
 
     def init(self, blocks: Blocks) -> TeZOState:
         ranks = {i: spectral_rank(blocks[i], self.rank, self.threshold) for i in sorted(matrices(blocks))}
-
-        def empty(index: int) -> Tensor:
-            tensor = blocks[index].tensor.detach()
-            form = (ranks[index],) if index in ranks else tensor.shape
-            return torch.zeros(form, dtype=base.accumulation_dtype(tensor.dtype), device=tensor.device)
-
-        return TeZOState(ranks, tuple(tuple(map(empty, range(len(blocks)))) for _ in range(_MEANS[self.rule])))
+        shapes = {i: (rank,) for i, rank in ranks.items()}
+        return TeZOState(ranks, tuple(base.accumulators(blocks, shapes) for _ in range(_MEANS[self.rule])))
 
     def direction(self, blocks: Blocks, state: TeZOState, key: Key) -> Direction:
         return self.unit_direction(blocks, key, Fixed(state.ranks, key.seed))
@@ -119,13 +109,8 @@ class TeZO(base.Method[TeZOState]):
     def update_(self, theta: PerturbedParameters, state: TeZOState, estimates: Estimates, context: StepContext) -> TeZOState:
         if self.rule == "sgd":
             base.descend(theta, estimates, context.lr)
-        else:
-            shape = Fixed(state.ranks, context.key.seed)
-            theta.add_dense_each(self._deltas(theta.blocks, state, shape, estimates), [-rate for rate in context.lr])
-        return state
-
-    def _deltas(self, blocks: Blocks, state: TeZOState, shape: Fixed, estimates: Estimates) -> Callable[[int], Tensor]:
-        """What each block moves by per learning rate, after its means have taken in the estimates."""
+            return state
+        blocks, shape = theta.blocks, Fixed(state.ranks, context.key.seed)
 
         def delta(index: int) -> Tensor:
             block, means = blocks[index], [mean[index] for mean in state.means]
@@ -139,4 +124,5 @@ class TeZO(base.Method[TeZOState]):
             moved = means[0] if len(means) == 1 else means[0] / means[1].sqrt().add_(self.delta)
             return moved.view(block.tensor.shape)
 
-        return delta
+        theta.add_dense_each(delta, [-rate for rate in context.lr])
+        return state

@@ -99,11 +99,7 @@ class Blockwise(base.Wrapper[BlockwiseState]):
         return tuple(found), BlockwiseState(inner, waiting)
 
     def update_(
-        self,
-        theta: PerturbedParameters,
-        state: BlockwiseState,
-        estimates: Estimates,
-        context: StepContext,
+        self, theta: PerturbedParameters, state: BlockwiseState, estimates: Estimates, context: StepContext
     ) -> BlockwiseState:
         parts = self.parts(theta.blocks)
         if not state.directions:

@@ -70,11 +70,7 @@ class LearnedWrapper(base.Wrapper[LearnedWrapperState]):
         return estimates, replace(state, inner=inner)
 
     def update_(
-        self,
-        theta: PerturbedParameters,
-        state: LearnedWrapperState,
-        estimates: Estimates,
-        context: StepContext,
+        self, theta: PerturbedParameters, state: LearnedWrapperState, estimates: Estimates, context: StepContext
     ) -> LearnedWrapperState:
         own = self._own
         sigma = own.direction(theta.blocks, state.history, estimates[-1].direction.key).sigma

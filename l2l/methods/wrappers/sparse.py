@@ -95,14 +95,10 @@ class Sparse(base.Wrapper[SparseState]):
         known: dict[tuple[base.DirectionOperator | None, Key], Masked] = {}
 
         def mask(direction: Direction) -> Direction:
-            since, shape = self._since(direction.key), direction.shape
+            since, shape = base.key_since(direction.key, self.interval), direction.shape
             return replace(direction, shape=known.setdefault((shape, since), Masked(self._mask(state, since), shape)))
 
         return mask if self.sparsity else lambda direction: direction
-
-    def _since(self, key: Key) -> Key:
-        """Key of the step that chose the coordinates."""
-        return Key(key.seed, key.step - key.step % self.interval)
 
     def _mask(self, state: SparseState, since: Key) -> Mask:
         return Stored(state.bits) if self._scored else Drawn(since, state.shares)
@@ -133,7 +129,7 @@ class Sparse(base.Wrapper[SparseState]):
     ) -> SparseState:
         if not self.sparsity:
             return replace(state, inner=self.inner.update_(theta, state.inner, estimates, context))
-        mask = self._mask(state, self._since(context.key))
+        mask = self._mask(state, base.key_since(context.key, self.interval))
 
         def masked(index: int, delta: Tensor) -> Tensor:
             own = delta.clone(memory_format=torch.contiguous_format)  # it may be a tensor of the method's state
