@@ -360,9 +360,6 @@ def step_seconds(shape: ModelShape, load: Load, passes: Passes, speeds: Speeds) 
     return passes.forwards * forward_seconds(shape, load, speeds) + traversal_seconds(shape, passes, speeds)
 
 
-CALLS_PER_MODULE = 4
-"""A model's module costs about as many small calls: its own, and those around it (views, additions, checks)."""
-
 _REPEATS, _SECONDS = 8, 0.04
 """A measurement is repeated so often, or until it has taken so long."""
 _LIMITS = {"cpu": (4.0e8, 2**24), "cuda": (4.0e12, 2**28)}
@@ -371,7 +368,6 @@ _ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 """Most elements of the states that attention and pointwise work are measured on; larger ones are in proportion."""
 _WEIGHTS = {"reference": 2**20, "cpu": 2**22, "cuda": 2**28}
 """Weights traversed, by backend or else device."""
-_SLICES = 64
 
 
 def speeds_for(shape: ModelShape, load: Load, dtype: torch.dtype, device: torch.device | str = "cpu") -> Speeds:
@@ -451,7 +447,8 @@ def _small_seconds(device: torch.device, threads: int) -> tuple[float, float]:
     loss = seconds_of(lambda: functional.cross_entropy(logits, targets, reduction="none"), device)
     module, little = nn.Linear(8, 8, device="meta").to_empty(device=device), torch.zeros(8, 8, device=device)
     call = seconds_of(lambda: [module(little) for _ in range(32)], device) / 32
-    return loss / (rows * columns), CALLS_PER_MODULE * call
+    # A model's module costs about four small calls: its own, and those around it (views, additions, checks).
+    return loss / (rows * columns), 4 * call
 
 
 @lru_cache(maxsize=8)
@@ -466,9 +463,9 @@ def _traversal_speeds(dtype: torch.dtype, device: torch.device, threads: int) ->
     whole = [TensorSlice(flat, "calibration")]
     one = seconds_of(lambda: add_noise(whole, [here]), device)
     two = seconds_of(lambda: add_noise(whole, [both, there]), device)
-    slices = [TensorSlice(flat[16 * i : 16 * (i + 1)], f"calibration.{i}") for i in range(_SLICES)]
-    small = NoiseTerm(Key(0), [(unit,)] * _SLICES)
-    return count / one, count / two, seconds_of(lambda: add_noise(slices, [small]), device) / _SLICES
+    slices = [TensorSlice(flat[16 * i : 16 * (i + 1)], f"calibration.{i}") for i in range(64)]
+    small = NoiseTerm(Key(0), [(unit,)] * len(slices))
+    return count / one, count / two, seconds_of(lambda: add_noise(slices, [small]), device) / len(slices)
 
 
 @dataclass(frozen=True)
@@ -523,24 +520,23 @@ def advice(shape: ModelShape, load: Load, plan: Plan, room: int) -> str:
 
 def _changes(load: Load, plan: Plan) -> list[tuple[str, Load, Plan]]:
     """Smaller runs, the mildest change first."""
+
+    def fewer(rows: int) -> Load:
+        return Load(rows, load.length, max(1, load.read * rows // load.rows))
+
     found: list[tuple[str, Load, Plan]] = []
     thin, halves = plan, [load.rows >> shift for shift in range(1, load.rows.bit_length())]
     if plan.update == "master" and plan.dtype == torch.bfloat16:
         thin = replace(plan, update="stochastic")
         found.append(("update stochastic", load, thin))
-    found += [(f"batch_size {rows}", fewer_rows(load, rows), plan) for rows in halves]
+    found += [(f"batch_size {rows}", fewer(rows), plan) for rows in halves]
     if plan.dtype in (torch.float32, torch.float64):
         thin = replace(plan, dtype=torch.bfloat16, perturb="functional", update="stochastic")
         found.append(("dtype bf16 and update stochastic", load, thin))
     if thin is not plan:
         together = "update stochastic and batch_size 1" if thin.dtype == plan.dtype else "dtype bf16 and batch_size 1"
-        found.append((together, fewer_rows(load, 1), thin))
+        found.append((together, fewer(1), thin))
     return found
-
-
-def fewer_rows(load: Load, rows: int) -> Load:
-    """The same load with fewer rows."""
-    return Load(rows, load.length, max(1, load.read * rows // load.rows))
 
 
 def gib(size: int) -> str:

@@ -69,10 +69,12 @@ class PseuZO(base.CustomEstimator[PseuZOState]):
         loss_center = bare.watched_center(center.during, u)
         pull = center.gradients()
         loss_plus = replace(bare, closure=lambda: plus.during(evaluator.closure)).along(u, self.epsilon)
-        changes = _changes(center.tensors, plus.tensors)
-        if changes is None:
+        if [tensor.shape for tensor in center.tensors] != [tensor.shape for tensor in plus.tensors]:
             slope = (loss_plus - loss_center) / self.epsilon
             return (Estimate(u, loss_plus, None, slope, loss_center),), replace(state, pulled=())
+        wide = [base.accumulation_dtype(tensor.dtype) for tensor in center.tensors]
+        outputs = zip(center.tensors, plus.tensors, wide, strict=True)
+        changes = tuple(there.to(dtype) - here.to(dtype) for here, there, dtype in outputs)
         weighted = []
         for step, change in zip(state.steps, state.changes, strict=True):
             direction = evaluator.transform(self.direction(blocks, state, Key(evaluator.key.seed, step)))
@@ -92,14 +94,6 @@ class PseuZO(base.CustomEstimator[PseuZOState]):
         sizes = [sum(tensor.nbytes for tensor in state.changes[i]) for i in recent]
         recent = [i for k, i in enumerate(recent) if sum(sizes[: k + 1]) <= self.window_bytes]
         return PseuZOState(tuple(state.steps[i] for i in recent), tuple(state.changes[i] for i in recent))
-
-
-def _changes(center: Sequence[Tensor], plus: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
-    """o+ - o of each output; None where the two passes have different outputs."""
-    if [tensor.shape for tensor in center] != [tensor.shape for tensor in plus]:
-        return None
-    wide = [base.accumulation_dtype(tensor.dtype) for tensor in center]
-    return tuple(there.to(dtype) - here.to(dtype) for here, there, dtype in zip(center, plus, wide, strict=True))
 
 
 def _weighed(pull: Sequence[Tensor], changes: Sequence[Tensor]) -> float:

@@ -17,16 +17,13 @@ from l2l.methods import base
 from l2l.methods.base import Block, Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
 from l2l.params.operators import factor, matrices, orthonormal, product, sides
 
-Subspace = tuple[Tensor, Tensor]
-"""U [m, r] and V [n, r] of a matrix."""
-
 
 @dataclass(frozen=True)
 class SubZeroState:
     """The subspaces in use."""
 
-    subspaces: dict[int, Subspace]
-    """By index of the block; empty before the first step."""
+    subspaces: dict[int, tuple[Tensor, Tensor]]
+    """U [m, r] and V [n, r] of matrices, by index of the block; empty before the first step."""
     since: int
     """The step that drew them; -1 before the first step."""
 
@@ -35,7 +32,7 @@ class SubZeroState:
 class InSubspace(base.DirectionOperator):
     """(sqrt(m n) / r) U Z V^T."""
 
-    def __init__(self, subspaces: dict[int, Subspace]) -> None:
+    def __init__(self, subspaces: dict[int, tuple[Tensor, Tensor]]) -> None:
         self.subspaces = subspaces
 
     def covers(self, index: int) -> bool:
@@ -48,9 +45,9 @@ class InSubspace(base.DirectionOperator):
         return product(product(u, core.t()), v).view(block.tensor.shape)
 
 
-def sample_subspaces(blocks: Blocks, rank: int, key: Key) -> dict[int, Subspace]:
+def sample_subspaces(blocks: Blocks, rank: int, key: Key) -> dict[int, tuple[Tensor, Tensor]]:
     """Subspaces of all matrices under ``key``: of Gaussian noise, by a QR decomposition."""
-    found: dict[int, Subspace] = {}
+    found: dict[int, tuple[Tensor, Tensor]] = {}
     for i in sorted(matrices(blocks)):
         m, n = folded(blocks[i], rank)
         r = min(rank, m, n)

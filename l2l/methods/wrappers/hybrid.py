@@ -7,8 +7,7 @@ order of the model's parameters; with the last layers go blocks that follow all 
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
@@ -103,9 +102,16 @@ class Hybrid(base.Wrapper[Any]):
     def _gradients(self, theta: PerturbedParameters, last: Sequence[int], closure: Closure) -> dict[int, Tensor]:
         """Gradients of the last layers at theta, before any update."""
         theta.restore()
-        with _frozen([theta.blocks[i].tensor for i in range(len(theta.blocks)) if i not in last]):
+        others = [block.tensor for i, block in enumerate(theta.blocks) if i not in last]
+        required = [tensor.requires_grad for tensor in others]
+        try:
+            for tensor in others:  # autograd then stores nothing for their gradients
+                tensor.requires_grad_(False)
             pieces, blocks = map(_with_graph, pieces_of(closure)), Blocks(theta.blocks[i] for i in last)
             _, found = summed_gradients(pieces, blocks)
+        finally:
+            for tensor, before in zip(others, required, strict=True):
+                tensor.requires_grad_(before)
         norm = math.hypot(*(torch.linalg.vector_norm(g, dtype=base.accumulation_dtype(g.dtype)).item() for g in found.values()))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradient is {norm}: lower fo_lr, or look for overflowing inputs")
@@ -123,16 +129,3 @@ def _with_graph(closure: Closure) -> Closure:
         return value
 
     return checked
-
-
-@contextmanager
-def _frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """While active, autograd stores nothing for the gradients of these."""
-    required = [tensor.requires_grad for tensor in tensors]
-    try:
-        for tensor in tensors:
-            tensor.requires_grad_(False)
-        yield
-    finally:
-        for tensor, before in zip(tensors, required, strict=True):
-            tensor.requires_grad_(before)

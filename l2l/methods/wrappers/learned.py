@@ -48,11 +48,7 @@ class LearnedWrapper(base.Wrapper[LearnedWrapperState]):
         return self._scaled(blocks, state, self.inner.direction(blocks, state.inner, key))
 
     def _scaled(self, blocks: Blocks, state: LearnedWrapperState, direction: Direction) -> Direction:
-        """The direction with the tuner's sigma.
-
-        Raises:
-            ValueError: the tuner has a basis, and the method directions of its own.
-        """
+        """The direction with the tuner's sigma; ValueError where the tuner has a basis, and the method its own directions."""
         own = self._own.direction(blocks, state.history, direction.key)
         return replace(
             direction,
