@@ -77,11 +77,7 @@ class Learned(base.Method[RunStatistics]):
         sigma: Sequence[float],
     ) -> RunStatistics:
         """The statistics with one more step, after its update; ``sigma`` is the tuner's."""
-        return state.after(
-            sigma,
-            theta.moments(estimates[-1].direction),
-            losses=[(estimate.losses[0], estimate.losses[-1]) for estimate in estimates],
-            gradients=[estimate.projected_gradient for estimate in estimates],
-            curvature=context.curvature,
-            horizon=self.horizon,
-        )
+        losses = [(estimate.losses[0], estimate.losses[-1]) for estimate in estimates]
+        gradients = [estimate.projected_gradient for estimate in estimates]
+        moments = theta.moments(estimates[-1].direction)
+        return state.after(sigma, moments, losses, gradients, context.curvature, self.horizon)
