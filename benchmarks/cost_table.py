@@ -17,8 +17,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pages import markdown_table
 
-from l2l.costs.memory import Load, PerturbMode, Plan, Update, backward_bytes, inference_bytes, memory_parts
-from l2l.costs.model_shape import ModelShape, meta_model, model_shape
+from l2l.costs import (
+    Load,
+    ModelShape,
+    PerturbMode,
+    Plan,
+    Update,
+    backward_bytes,
+    inference_bytes,
+    memory_parts,
+    meta_model,
+    model_shape,
+)
 from l2l.meta.statistics import WAITING
 from l2l.methods.registry import declared_method
 from l2l.models.shapes import shape_config

@@ -8,6 +8,7 @@ options of :class:`l2l.optim.ZOOptimizer`.
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from inspect import Parameter, Signature
 from typing import Any
@@ -24,12 +25,8 @@ from l2l.tuners.transfer import Level
 _NAMES = {"learned": "ZOFineTuner"}
 """Method -> name of its optimizer, where that is not the name of its class."""
 
-_FIRST = (
-    Parameter("lr", Parameter.POSITIONAL_OR_KEYWORD, default=1e-6, annotation=LearningRate),
-    Parameter("epsilon", Parameter.POSITIONAL_OR_KEYWORD, default=1e-3, annotation=float),
-    Parameter("seed", Parameter.POSITIONAL_OR_KEYWORD, default=0, annotation=int),
-    Parameter("weight_decay", Parameter.POSITIONAL_OR_KEYWORD, default=0.0, annotation=float),
-)
+_OPTIONS = (("lr", 1e-6, LearningRate), ("epsilon", 1e-3, float), ("seed", 0, int), ("weight_decay", 0.0, float))
+_FIRST = [Parameter(a, Parameter.POSITIONAL_OR_KEYWORD, default=b, annotation=c) for a, b, c in _OPTIONS]
 
 
 def optimizer_names() -> list[str]:
@@ -80,7 +77,10 @@ def _constructor(kind: type[Any], name: str) -> Callable[..., ZOOptimizer]:
 
 def _document(kind: type[Any], fields: list[str]) -> str:
     """The method's docstring with its paper, and its fields with theirs."""
-    said = {param.arg_name: param.description or "" for one in reversed(kind.__mro__) for param in _params(one)}
+    said: dict[str, str] = {}
+    for one in reversed(kind.__mro__):
+        with suppress(OSError, TypeError):  # no source: a class of an interactive session
+            said |= {param.arg_name: param.description or "" for param in parse_from_object(one).params}
     about = f"{kind.info.paper}. Kept between steps: {kind.info.memory}. See :class:`{kind.__module__}.{kind.__qualname__}`."
     lines = [f"    {field}: {' '.join(said.get(field, '').split())}".rstrip() for field in fields]
     return "\n".join([inspect.cleandoc(kind.__doc__ or ""), "", about, "", "Args:", *lines, _REST])
@@ -91,10 +91,3 @@ _REST = """    model, lr, epsilon, seed, weight_decay and all others: see :class
 
 Raises:
     ValueError: a value out of range, or a tuner that was made for another model."""
-
-
-def _params(kind: type[Any]) -> list[Any]:
-    try:
-        return parse_from_object(kind).params
-    except (OSError, TypeError):  # no source: a class of an interactive session
-        return []

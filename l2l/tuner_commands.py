@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.measure import Measurement
 
-from l2l.costs.model_shape import config_of, meta_model
+from l2l.costs import config_of, meta_model
 from l2l.experiments.presets.tuner_test import GoNoGoConfig, report, run_tuner_test
 from l2l.models.load import EMBEDDED, load_model
 from l2l.report.console import print_table

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Estimates, PerturbedParameters, StepContext
 
 
 @dataclass(frozen=True)
@@ -27,31 +26,12 @@ class AdamState:
     mean: tuple[Tensor, ...]
     square: tuple[Tensor, ...]
 
-    @staticmethod
-    def start(blocks: Blocks) -> AdamState:
-        """Before the first step: zeros."""
-        return AdamState(0, base.accumulators(blocks), base.accumulators(blocks))
 
-
-@dataclass(frozen=True)
-class AdamRule:
-    """Adam's step number ``steps`` with bias correction, for one block after the other."""
-
-    beta1: float
-    beta2: float
-    eps: float
-    steps: int
-
-    @property
-    def unbias_mean(self) -> float:
-        """What the learning rate is divided by."""
-        return 1 - self.beta1**self.steps
-
-    def step_(self, state: AdamState, index: int, found: Tensor) -> Tensor:
-        """Update the means of a block, in place, with its gradient; what it moves by per learning rate."""
-        mean = state.mean[index].lerp_(found, 1 - self.beta1)
-        square = state.square[index].mul_(self.beta2).addcmul_(found, found, value=1 - self.beta2)
-        return mean / square.sqrt().div_(math.sqrt(1 - self.beta2**self.steps)).add_(self.eps)
+def adam_step_(rule: Any, state: AdamState, index: int, found: Tensor) -> Tensor:
+    """Update the means of a block, in place, with its gradient; what it moves by per lr / (1 - beta1^(steps + 1))."""
+    mean = state.mean[index].lerp_(found, 1 - rule.beta1)
+    square = state.square[index].mul_(rule.beta2).addcmul_(found, found, value=1 - rule.beta2)
+    return mean / square.sqrt().div_(math.sqrt(1 - rule.beta2 ** (state.steps + 1))).add_(rule.eps)
 
 
 @final
@@ -60,6 +40,7 @@ class Adam(base.Method[AdamState]):
     """Adam on MeZO's estimates."""
 
     info: ClassVar = base.MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-Adam)", "2P, at least float32")
+    accumulates = 2
     positive = ("eps",)
     fractions = ("beta1", "beta2")
     step_is_normalized = True
@@ -71,18 +52,10 @@ class Adam(base.Method[AdamState]):
     eps: float = 1e-8
     """Added to the root of the mean square."""
 
-    def state_bytes(self, blocks: Blocks) -> int:
-        return 2 * base.accumulator_bytes(blocks)
-
     def init(self, blocks: Blocks) -> AdamState:
-        return AdamState.start(blocks)
+        return AdamState(0, base.accumulators(blocks), base.accumulators(blocks))
 
-    def update_(
-        self, theta: PerturbedParameters, state: AdamState, estimates: base.Estimates, context: base.StepContext
-    ) -> AdamState:
-        rule = AdamRule(self.beta1, self.beta2, self.eps, state.steps + 1)
-        theta.add_dense_each(
-            lambda i: rule.step_(state, i, base.gradient(theta.blocks, i, estimates)),
-            [-rate / rule.unbias_mean for rate in context.lr],
-        )
-        return replace(state, steps=rule.steps)
+    def update_(self, theta: PerturbedParameters, state: AdamState, estimates: Estimates, context: StepContext) -> AdamState:
+        scales = [-rate / (1 - self.beta1 ** (state.steps + 1)) for rate in context.lr]  # unbiased means
+        theta.add_dense_each(lambda i: adam_step_(self, state, i, base.gradient(theta.blocks, i, estimates)), scales)
+        return replace(state, steps=state.steps + 1)

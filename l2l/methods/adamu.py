@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
+from l2l.noise import NoiseTerm, TensorSlice, add_noise, standard_deviation
 from l2l.params.operators import factor
 
 BENDS = {"alpha": 1.0, "beta1": 0.1, "beta2": 1.5}
@@ -40,7 +39,7 @@ class AdaMUState:
 
 
 @final
-class Mixed(DirectionOperator):
+class Mixed(base.DirectionOperator):
     """Fresh noise and noise about the history. Of mean square 1 at first; then as large as the history makes it.
 
     Args:
@@ -71,6 +70,7 @@ class AdaMU(base.Method[AdaMUState]):
     """Directions that remember the last one, and steps divided by their size."""
 
     info: ClassVar = base.MethodInfo("Jiang et al. 2023, arXiv:2312.15184", "1P, at least float32")
+    accumulates = 1
     positive = ("eps",)
     leaves_span = True
     num_directions: int = field(default=1, init=False)
@@ -88,9 +88,6 @@ class AdaMU(base.Method[AdaMUState]):
         base.check_counts(horizon=1 if self.horizon is None else self.horizon)
         if not 0 <= self.explore < self.settle <= 1:
             raise ValueError(f"explore={self.explore} must lie below settle={self.settle}, both between 0 and 1")
-
-    def state_bytes(self, blocks: Blocks) -> int:
-        return base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> AdaMUState:
         return AdaMUState(base.accumulators(blocks))
@@ -111,9 +108,7 @@ class AdaMU(base.Method[AdaMUState]):
     def direction(self, blocks: Blocks, state: AdaMUState, key: Key) -> Direction:
         return self.unit_direction(blocks, key, self._mixed(state, key.step))
 
-    def update_(
-        self, theta: PerturbedParameters, state: AdaMUState, estimates: base.Estimates, context: base.StepContext
-    ) -> AdaMUState:
+    def update_(self, theta: PerturbedParameters, state: AdaMUState, estimates: Estimates, context: StepContext) -> AdaMUState:
         key, beta2 = estimates[0].direction.key, self.weight("beta2", context.key.step)
         mixed = self._mixed(state, context.key.step)
 

@@ -11,9 +11,8 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.methods.adam import AdamRule, AdamState
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.adam import AdamState, adam_step_
+from l2l.methods.base import Blocks, PerturbedParameters
 
 
 @final
@@ -39,13 +38,12 @@ class AdamW(base.FirstOrder[AdamState]):
         return 2 * base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> AdamState:
-        return AdamState.start(blocks)
+        return AdamState(0, base.accumulators(blocks), base.accumulators(blocks))
 
     def update_(
         self, theta: PerturbedParameters, state: AdamState, gradients: MutableMapping[int, Tensor], lr: Sequence[float]
     ) -> AdamState:
-        rule = AdamRule(self.beta1, self.beta2, self.eps, state.steps + 1)
         for index in sorted(gradients):
-            delta = rule.step_(state, index, gradients.pop(index).to(state.mean[index].dtype))
-            theta.add_dense({index: delta}, -lr[index] / rule.unbias_mean)
-        return replace(state, steps=rule.steps)
+            delta = adam_step_(self, state, index, gradients.pop(index).to(state.mean[index].dtype))
+            theta.add_dense({index: delta}, -lr[index] / (1 - self.beta1 ** (state.steps + 1)))
+        return replace(state, steps=state.steps + 1)

@@ -14,9 +14,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key
-from l2l.params import DirectionOperator
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, DirectionOperator, Distribution, Estimates, Key, LossEvaluator
 from l2l.params.inputs import Activations, Span
 from l2l.params.operators import factor, product
 
@@ -60,13 +58,11 @@ class AGZO(base.CustomEstimator[None]):
         wide = [(max(b.tensor.shape), base.accumulation_dtype(b.tensor.dtype)) for b in blocks if b.tensor.ndim == 2]
         return sum(2 * min(self.rank, n) * n * dtype.itemsize for n, dtype in wide)
 
-    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[Estimates, None]:
         theta = evaluator.theta
         watching = Activations(theta.blocks, self.rank, self.iterations, evaluator.key)
-        watched = replace(evaluator, closure=lambda: watching.during(evaluator.closure))
         noise = base.directions_of(self, evaluator, state)
-        # Half precision is evaluated on the copies that perturbing makes: norms and biases are then float32 in all losses.
-        loss_center = watched.center() if theta.update is None else watched.along(noise[0], 0.0)
+        loss_center = evaluator.watched_center(watching.during, noise[0])
         shape = InSpan(watching.spans) if watching.spans else None
         directions = [replace(direction, shape=shape) for direction in noise]
         return evaluator.one_sided(directions, self.epsilon, loss_center), state

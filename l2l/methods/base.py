@@ -8,17 +8,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Closure, Estimate, center_loss, loss_along, one_sided, two_point
+from l2l.estimators.finite_difference import Closure, Estimate, center_loss, finite_loss, loss_along, one_sided, two_point
 from l2l.noise import Distribution, Key
 from l2l.params import Direction, DirectionOperator, PerturbedParameters, dense_direction
+from l2l.params.blocks import Block as Block
 from l2l.params.blocks import Blocks
 
 State = TypeVar("State")
@@ -64,6 +67,12 @@ class LossEvaluator:
     """Applied to every direction before evaluation: the wrappers around the method (a tuner's sigma, a mask). The functions
     below apply it; the estimates hold the transformed direction."""
 
+    def watched_center(self, watch: Callable[[Closure], Any], first: Direction) -> float:
+        """The loss at theta, ``watch`` calling the closure; ``first`` is the first direction that is evaluated next."""
+        own = replace(self, closure=lambda: watch(self.closure))
+        # Half precision is evaluated on the copies that perturbing makes: norms and biases are then float32 in all losses.
+        return own.center() if self.theta.update is None else own.along(first, 0.0)
+
     def with_transform(self, inner: Callable[[Direction], Direction]) -> LossEvaluator:
         """The same with directions going through ``inner`` first, then through the present transform."""
         return replace(self, transform=lambda direction: self.transform(inner(direction)))
@@ -106,6 +115,8 @@ class Method(ABC, Generic[State]):
     differentiates: ClassVar[bool] = False
     """Whether it takes derivatives of the loss, in forward mode or by backpropagation in part: it then cannot minimise an
     objective such as F1, and holds activations of more than one layer."""
+    accumulates: ClassVar[int] = 0
+    """How many :func:`accumulators` the state holds, where it holds no other tensors."""
     positive: ClassVar[tuple[str, ...]] = ()
     counts: ClassVar[tuple[str, ...]] = ()
     fractions: ClassVar[tuple[str, ...]] = ()
@@ -136,7 +147,7 @@ class Method(ABC, Generic[State]):
 
     def state_bytes(self, blocks: Blocks) -> int:
         """Bytes of the tensors that are kept between steps: those of the state, and of a tuner."""
-        return 0
+        return self.accumulates * accumulator_bytes(blocks)
 
     def scratch_bytes(self, blocks: Blocks) -> int:
         """Most bytes of further tensors that a step holds for itself (a mask, a copy of blocks), at most until the next
@@ -260,14 +271,22 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def accumulators(blocks: Blocks) -> tuple[Tensor, ...]:
-    """A tensor of zeros per block, of its shape and at least float32."""
-    return tuple(torch.zeros_like(b.tensor, dtype=accumulation_dtype(b.tensor.dtype)) for b in blocks)
+def accumulators(blocks: Blocks, shapes: Mapping[int, tuple[int, ...]] = MappingProxyType({})) -> tuple[Tensor, ...]:
+    """A tensor of zeros per block, at least float32, of its shape or the one that ``shapes`` has for its index."""
+    templates = [block.tensor.detach() for block in blocks]
+    templates = [x.new_empty(shapes[i]) if i in shapes else x for i, x in enumerate(templates)]
+    return tuple(torch.zeros_like(x, dtype=accumulation_dtype(x.dtype)) for x in templates)
 
 
-def accumulator_bytes(blocks: Blocks) -> int:
+def accumulator_bytes(blocks: Blocks, shapes: Mapping[int, tuple[int, ...]] = MappingProxyType({})) -> int:
     """Bytes of :func:`accumulators`."""
-    return sum(block.numel * accumulation_dtype(block.tensor.dtype).itemsize for block in blocks)
+    sizes = [accumulation_dtype(block.tensor.dtype).itemsize for block in blocks]
+    return sum(size * (math.prod(shapes[i]) if i in shapes else blocks[i].numel) for i, size in enumerate(sizes))
+
+
+def key_since(key: Key, interval: int) -> Key:
+    """Key of the last step that began an interval of steps: what stays for an interval is drawn by it."""
+    return Key(key.seed, key.step - key.step % interval)
 
 
 def descend(theta: PerturbedParameters, estimates: Sequence[Estimate], lr: Sequence[float]) -> None:
@@ -275,6 +294,15 @@ def descend(theta: PerturbedParameters, estimates: Sequence[Estimate], lr: Seque
     for estimate in estimates:
         weight = -estimate.projected_gradient / len(estimates)
         theta.add(estimate.direction, [weight * rate for rate in lr])
+
+
+def two_point_in_update(theta: PerturbedParameters, closure: Closure, direction: Direction, epsilon: float) -> Estimate:
+    """The two-point estimate by a closure of :class:`StepContext`, which evaluates the weights as they are perturbed."""
+    theta.perturb(direction, epsilon)
+    plus = finite_loss(closure)
+    theta.perturb(direction, -epsilon)
+    minus = finite_loss(closure)
+    return Estimate(direction, plus, minus, (plus - minus) / (2 * epsilon))
 
 
 def gradient(blocks: Blocks, index: int, estimates: Sequence[Estimate]) -> Tensor:

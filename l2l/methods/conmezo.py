@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
+from l2l.noise import NoiseTerm, TensorSlice, add_noise, standard_deviation
 
 FIRST = 0.1
 """Beta before it rises, and the fraction of the warm-up before that."""
@@ -33,7 +32,7 @@ class ConMeZOState:
 
 
 @final
-class Cone(DirectionOperator):
+class Cone(base.DirectionOperator):
     """sqrt(d) cos(angle) m_b / |m| + sin(angle) u_b; mean square 1 over all blocks together.
 
     Args:
@@ -58,6 +57,7 @@ class ConMeZO(base.Method[ConMeZOState]):
     """MeZO in a cone around momentum."""
 
     info: ClassVar = base.MethodInfo("Behric et al. 2025, arXiv:2511.02757", "1P, at least float32")
+    accumulates = 1
     positive = ("angle",)
     fractions = ("beta",)
     angle: float = 1.35
@@ -72,9 +72,6 @@ class ConMeZO(base.Method[ConMeZOState]):
         base.check_counts(0, warm_up=self.warm_up)
         if self.angle > math.pi / 2:
             raise ValueError(f"angle={self.angle} must be at most pi / 2, in radians")
-
-    def state_bytes(self, blocks: Blocks) -> int:
-        return base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> ConMeZOState:
         return ConMeZOState(base.accumulators(blocks))
@@ -93,7 +90,7 @@ class ConMeZO(base.Method[ConMeZOState]):
         return self.beta - (self.beta - first) / (1 + STEEPNESS * progress**SOFTNESS) ** POWER
 
     def update_(
-        self, theta: PerturbedParameters, state: ConMeZOState, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: ConMeZOState, estimates: Estimates, context: StepContext
     ) -> ConMeZOState:
         beta, blocks = self.beta_at(context.key.step), theta.blocks
 

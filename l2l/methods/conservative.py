@@ -13,21 +13,18 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.estimators.finite_difference import finite_loss
 from l2l.methods import base
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 
 
 @final
-class MeanEstimate(DirectionOperator):
+class MeanEstimate(base.DirectionOperator):
     """The mean of g * u over several directions: of no fixed mean square."""
 
-    def __init__(self, blocks: Blocks, estimates: base.Estimates) -> None:
+    def __init__(self, blocks: Blocks, estimates: Estimates) -> None:
         self._blocks, self._estimates = blocks, estimates
 
-    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+    def write(self, block: Block, index: int, key: Key, distribution: base.Distribution) -> Tensor:
         return base.gradient(self._blocks, index, self._estimates)
 
 
@@ -47,27 +44,27 @@ class Conservative(base.CustomEstimator[None]):
         """The two candidates."""
         return 2.0
 
-    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[Estimates, None]:
         directions = base.directions_of(self, evaluator, state)
         loss_center = evaluator.center()
         estimates = (evaluator.two_point(direction, self.epsilon) for direction in directions)
         return tuple(replace(estimate, loss_center=loss_center) for estimate in estimates), state
 
-    def update_(self, theta: PerturbedParameters, state: None, estimates: base.Estimates, context: base.StepContext) -> None:
+    def update_(self, theta: PerturbedParameters, state: None, estimates: Estimates, context: StepContext) -> None:
         """Evaluate both candidates along one direction, and move to the chosen one."""
         step, length = candidate(theta.blocks, estimates, context.lr)
         best, chosen = estimates[0].loss_center, 0.0
         assert best is not None, "set by estimate"
         for distance in (-length, length):
             theta.perturb(step, distance)
-            loss = finite_loss(context.closure)
+            loss = base.finite_loss(context.closure)
             if loss < best:
                 best, chosen = loss, distance
         if chosen:
             theta.add(step, [chosen] * len(theta.blocks))
 
 
-def candidate(blocks: Blocks, estimates: base.Estimates, lr: Sequence[float]) -> tuple[Direction, float]:
+def candidate(blocks: Blocks, estimates: Estimates, lr: Sequence[float]) -> tuple[Direction, float]:
     """A direction and a distance with direction * distance = lr * (mean of g * u), each block's own lr in its scale."""
     one, *others = estimates
     first = one.direction

@@ -18,11 +18,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
 from l2l.methods import base
-from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Direction, Estimates, Key, PerturbedParameters, StepContext
 
 START, FADING = 0.01, 0.1
 """Sensitivity before the first step; weight of the newest value in sensitivities, the mean of |g| and the budget."""
@@ -74,14 +71,20 @@ class CurvZO(base.Method[CurvZOState]):
         return Direction(key, tuple(float(i in part) for i in range(len(blocks))), self.distribution)
 
     def update_(
-        self, theta: PerturbedParameters, state: CurvZOState, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: CurvZOState, estimates: Estimates, context: StepContext
     ) -> CurvZOState:
         pi = inclusion(state)
         given = pi / (1 - torch.prod(1 - pi))  # that some block takes part
         base.descend(theta, estimates, [lr / p for lr, p in zip(context.lr, given.tolist(), strict=True)])
         sizes = torch.tensor([block.numel for block in theta.blocks], dtype=torch.float64)
         for estimate in estimates:
-            state = _update_sensitivity(state, estimate, sizes / given**2)
+            # Sensitivities of the blocks that took part move towards |g| over its mean times their share of the energy.
+            steep, part = abs(estimate.projected_gradient), torch.tensor([bool(sigma) for sigma in estimate.direction.sigma])
+            slope = (1 - FADING) * state.slope + FADING * steep if state.slope else steep
+            share = torch.where(part, sizes / given**2, 0.0)
+            target = (steep / slope if slope else 0.0) * share / share.sum().clamp(min=1e-300)
+            moved = torch.lerp(state.sensitivity, target, FADING).clamp(min=LOWEST)
+            state = replace(state, slope=slope, sensitivity=torch.where(part, moved, state.sensitivity))
         due = self.budget < 1 and len(sizes) > 1 and (context.key.step + 1) % self.adapt == 0
         return adapt_budget(state) if due else state
 
@@ -109,17 +112,6 @@ def sample_blocks(pi: Tensor, blocks: Blocks, key: Key) -> frozenset[int]:
         if part:
             return part
     raise AssertionError("unreachable")
-
-
-def _update_sensitivity(state: CurvZOState, estimate: Estimate, energy: Tensor) -> CurvZOState:
-    """Sensitivities of the blocks that took part move towards |g| over its mean times their share of the energy."""
-    steep = abs(estimate.projected_gradient)
-    slope = (1 - FADING) * state.slope + FADING * steep if state.slope else steep
-    part = torch.tensor([bool(sigma) for sigma in estimate.direction.sigma])
-    share = torch.where(part, energy, 0.0)
-    target = (steep / slope if slope else 0.0) * share / share.sum().clamp(min=1e-300)
-    moved = torch.lerp(state.sensitivity, target, FADING).clamp(min=LOWEST)
-    return replace(state, slope=slope, sensitivity=torch.where(part, moved, state.sensitivity))
 
 
 def adapt_budget(state: CurvZOState) -> CurvZOState:

@@ -11,18 +11,19 @@ r and sets theta = anchor + r * D (gamma = r * |D| in the paper). Differs from i
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
-from l2l.estimators.finite_difference import Closure, finite_loss
 from l2l.methods import base
-from l2l.noise import Key, standard_noise
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Closure, Estimates, Key, PerturbedParameters, StepContext
+from l2l.noise import standard_noise
 
+Floats: TypeAlias = Mapping[int, float]
+"""A number for each projected block, by its index."""
 SetRatios: TypeAlias = Callable[[dict[int, float]], None]
 """Sets each block listed to anchor + ratio * (theta - anchor)."""
 
@@ -81,15 +82,13 @@ class DiZO(base.Method[DiZOState]):
     def init(self, blocks: Blocks) -> DiZOState:
         return DiZOState(tuple(blocks[i].tensor.detach().clone() for i in projected_blocks(blocks, self.projected)))
 
-    def update_(
-        self, theta: PerturbedParameters, state: DiZOState, estimates: base.Estimates, context: base.StepContext
-    ) -> DiZOState:
+    def update_(self, theta: PerturbedParameters, state: DiZOState, estimates: Estimates, context: StepContext) -> DiZOState:
         base.descend(theta, estimates, context.lr)
         if (context.key.step + 1) % self.interval == 0:
             self._project(theta, state, context)
         return state
 
-    def _project(self, theta: PerturbedParameters, state: DiZOState, context: base.StepContext) -> None:
+    def _project(self, theta: PerturbedParameters, state: DiZOState, context: StepContext) -> None:
         theta.restore()
         indices = projected_blocks(theta.blocks, self.projected)
         here = {i: theta.value(i).clone() for i in indices}
@@ -98,10 +97,7 @@ class DiZO(base.Method[DiZOState]):
         norms = {i: norm for i, norm in distances.items() if norm > 0}  # an unmoved block cannot be projected
         if not norms:
             return
-
-        def set_ratios(ratios: dict[int, float]) -> None:
-            theta.interpolate(anchor, here, ratios)
-
+        set_ratios = partial(theta.interpolate, anchor, here)
         losses = [context.fresh(i) for i in range(self.iterations)]
         if self.search == "zo":
             ratios = self._search_two_point(set_ratios, losses, theta.blocks, norms, context.key)
@@ -111,12 +107,7 @@ class DiZO(base.Method[DiZOState]):
         set_ratios(ratios)
 
     def _search_two_point(
-        self,
-        set_ratios: SetRatios,
-        losses: Sequence[Closure],
-        blocks: Blocks,
-        norms: Mapping[int, float],
-        key: Key,
+        self, set_ratios: SetRatios, losses: Sequence[Closure], blocks: Blocks, norms: Floats, key: Key
     ) -> dict[int, float]:
         """Ratios by SGD on two-point estimates along random directions of gamma = ratio * norm, two forward passes each."""
         ratios, epsilon = dict.fromkeys(norms, 1.0), self.epsilon_projection
@@ -125,33 +116,22 @@ class DiZO(base.Method[DiZOState]):
             own = key.with_draw(draw)
             # clipped, so that no evaluation moves a ratio by more than clip
             z = {i: clipped_normal(own, blocks[i].name, norm * self.clip / epsilon) for i, norm in norms.items()}
-            reach = {i: epsilon * z[i] / norms[i] for i in norms}
-            set_ratios({i: ratios[i] + reach[i] for i in norms})
-            plus = finite_loss(closure)
-            set_ratios({i: ratios[i] - reach[i] for i in norms})
-            minus = finite_loss(closure)
-            slope = (plus - minus) / (2 * epsilon)
+            reach, seen = {i: epsilon * z[i] / norms[i] for i in norms}, []
+            for side in (1, -1):
+                set_ratios({i: ratios[i] + side * reach[i] for i in norms})
+                seen.append(base.finite_loss(closure))
+            slope = (seen[0] - seen[1]) / (2 * epsilon)
             ratios = {i: min(max(ratios[i] - self.step_size * slope * z[i], low), high) for i in norms}
         return ratios
 
     def _search_backward(
-        self,
-        set_ratios: SetRatios,
-        losses: Sequence[Closure],
-        blocks: Blocks,
-        norms: Mapping[int, float],
-        deltas: Mapping[int, Tensor],
+        self, set_ratios: SetRatios, losses: Sequence[Closure], blocks: Blocks, norms: Floats, deltas: Mapping[int, Tensor]
     ) -> dict[int, float]:
-        """Ratios by Adam, a forward and a backward pass per closure; ``deltas`` are theta - anchor of each block.
-
-        Raises:
-            TypeError: a closure's value carries no graph.
-        """
-        indices = list(norms)
-        ratio = torch.ones(len(indices), dtype=torch.float64, requires_grad=True)
-        weight = self.fo_penalty * torch.tensor([norms[i] for i in indices], dtype=torch.float64)
+        """Ratios by Adam, a forward and a backward pass per closure; ``deltas`` are theta - anchor of each block."""
+        ratio = torch.ones(len(norms), dtype=torch.float64, requires_grad=True)
+        weight = self.fo_penalty * torch.tensor(list(norms.values()), dtype=torch.float64)
         adam = torch.optim.Adam([ratio], lr=self.fo_lr)
-        chosen = Blocks(blocks[i] for i in indices)
+        indices, chosen = list(norms), Blocks(blocks[i] for i in norms)
         for closure in losses:
             set_ratios(dict(zip(indices, ratio.tolist(), strict=True)))
             slopes = torch.zeros_like(ratio)

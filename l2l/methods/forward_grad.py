@@ -12,6 +12,7 @@ from typing import ClassVar, final
 
 from l2l.estimators.forward_mode import forward_gradient
 from l2l.methods import base
+from l2l.methods.base import Estimates, LossEvaluator
 
 
 @final
@@ -25,6 +26,6 @@ class ForwardGrad(base.CustomEstimator[None]):
     info: ClassVar = base.MethodInfo("Baydin et al. 2022, arXiv:2202.08587")
     differentiates = True
 
-    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[Estimates, None]:
         directions = [evaluator.transform(direction) for direction in base.directions_of(self, evaluator, state)]
         return tuple(forward_gradient(evaluator.closure, evaluator.theta, direction) for direction in directions), state

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from l2l.methods import base
-from l2l.noise import Distribution
-from l2l.params import PerturbedParameters
+from l2l.methods.base import Distribution, Estimates, LossEvaluator, PerturbedParameters, StepContext
 
 
 @final
@@ -39,10 +38,10 @@ class FZOO(base.CustomEstimator[None]):
     def passes(self) -> float:
         return self.num_directions + 1.0
 
-    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[Estimates, None]:
         return evaluator.one_sided(base.directions_of(self, evaluator, state), self.epsilon), state
 
-    def update_(self, theta: PerturbedParameters, state: None, estimates: base.Estimates, context: base.StepContext) -> None:
+    def update_(self, theta: PerturbedParameters, state: None, estimates: Estimates, context: StepContext) -> None:
         spread = deviation([estimate.loss_plus for estimate in estimates])
         if spread != 0:
             base.descend(theta, estimates, [rate * self.epsilon / spread for rate in context.lr])

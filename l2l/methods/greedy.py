@@ -9,8 +9,8 @@ steeper than any. From three on, the choice has an effect.
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-from l2l.estimators.finite_difference import Estimate, loss_along
 from l2l.methods import base
+from l2l.methods.base import Estimate, Estimates, LossEvaluator, loss_along
 
 
 @final
@@ -28,7 +28,7 @@ class Greedy(base.CustomEstimator[None]):
     def passes(self) -> float:
         return self.probes + 1.0
 
-    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[Estimates, None]:
         directions = [evaluator.transform(u) for u in base.directions_of(self, evaluator, state, self.probes)]
         losses = [loss_along(evaluator.closure, evaluator.theta, u, self.epsilon) for u in directions]
         plus = min(losses)

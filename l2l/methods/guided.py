@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
+from l2l.methods.base import Block, DirectionOperator, Distribution, Estimates, Key, LossEvaluator
+from l2l.noise import NoiseTerm, TensorSlice, add_noise, standard_deviation
 from l2l.noise.slices import computed_in
-from l2l.params import DirectionOperator
-from l2l.params.blocks import Block
 
 
 @final
@@ -65,7 +64,7 @@ class Guided(base.CustomEstimator[None]):
     def passes(self) -> float:
         return self.probes + 2.0
 
-    def estimate(self, evaluator: base.LossEvaluator, state: None) -> tuple[base.Estimates, None]:
+    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[Estimates, None]:
         probes = base.directions_of(self, evaluator, state, self.probes)
         losses = [evaluator.along(probe, self.epsilon) for probe in probes]
         low = min(max(round(self.share * self.probes), 1), self.probes - 1)

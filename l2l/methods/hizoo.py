@@ -17,11 +17,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import center_loss
 from l2l.methods import base
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, DirectionOperator, PerturbedParameters, dense_direction
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 from l2l.params.engine import defer_interrupt
 from l2l.params.operators import plain
 
@@ -34,13 +31,13 @@ class HiZOOState:
 
 
 @final
-class Whitened(DirectionOperator):
+class Whitened(base.DirectionOperator):
     """z / sqrt(H): a coordinate's mean square is 1 / H."""
 
     def __init__(self, curvature: Sequence[Tensor]) -> None:
         self._curvature = curvature
 
-    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+    def write(self, block: Block, index: int, key: Key, distribution: base.Distribution) -> Tensor:
         return plain(block, key, distribution).div_(self._curvature[index].sqrt())
 
 
@@ -50,6 +47,7 @@ class HiZOO(base.CustomEstimator[HiZOOState]):
     """theta -= lr * g * z / sqrt(H) with a diagonal curvature H."""
 
     info: ClassVar = base.MethodInfo("Zhao et al. 2024, arXiv:2402.15173", "1P, at least float32")
+    accumulates = 1
     fractions = ("smooth",)
     leaves_span = True
     smooth: float = 1e-6
@@ -60,24 +58,19 @@ class HiZOO(base.CustomEstimator[HiZOOState]):
     def passes(self) -> float:
         return 1.0 + 2.0 * self.num_directions
 
-    def state_bytes(self, blocks: Blocks) -> int:
-        return base.accumulator_bytes(blocks)
-
     def init(self, blocks: Blocks) -> HiZOOState:
         return HiZOOState(tuple(tensor.fill_(1) for tensor in base.accumulators(blocks)))
 
     def direction(self, blocks: Blocks, state: HiZOOState, key: Key) -> Direction:
         return self.unit_direction(blocks, key, Whitened(state.curvature))
 
-    def estimate(self, evaluator: base.LossEvaluator, state: HiZOOState) -> tuple[base.Estimates, HiZOOState]:
+    def estimate(self, evaluator: LossEvaluator, state: HiZOOState) -> tuple[Estimates, HiZOOState]:
         directions = base.directions_of(self, evaluator, state)
-        loss_center = center_loss(evaluator.closure, evaluator.theta, evaluator.transform(directions[0]))
+        loss_center = base.center_loss(evaluator.closure, evaluator.theta, evaluator.transform(directions[0]))
         estimates = [evaluator.two_point(direction, self.epsilon) for direction in directions]
         return tuple(replace(estimate, loss_center=loss_center) for estimate in estimates), state
 
-    def update_(
-        self, theta: PerturbedParameters, state: HiZOOState, estimates: base.Estimates, context: base.StepContext
-    ) -> HiZOOState:
+    def update_(self, theta: PerturbedParameters, state: HiZOOState, estimates: Estimates, context: StepContext) -> HiZOOState:
         theta.restore()  # with the H of the evaluation, before H changes
         with torch.no_grad(), defer_interrupt():
             if self.smooth:
@@ -86,7 +79,7 @@ class HiZOO(base.CustomEstimator[HiZOOState]):
             base.descend(theta, estimates, context.lr)
         return state
 
-    def _update_curvature_(self, curvature: Tensor, blocks: Blocks, index: int, estimates: base.Estimates) -> None:
+    def _update_curvature_(self, curvature: Tensor, blocks: Blocks, index: int, estimates: Estimates) -> None:
         moving = [estimate for estimate in estimates if estimate.direction.sigma[index]]
         if not moving:
             return  # no estimate perturbed this block
@@ -96,5 +89,5 @@ class HiZOO(base.CustomEstimator[HiZOOState]):
             assert center is not None and minus is not None, "set by estimate"
             bend = abs(estimate.loss_plus + minus - 2 * center) / (2 * self.epsilon**2)
             bare = replace(direction, sigma=(1.0,) * len(blocks), factor=1.0)  # H z^2 = (H z / sqrt(H))^2
-            measured.add_(dense_direction(bare, blocks, index).mul_(curvature).square_(), alpha=bend / len(moving))
+            measured.add_(base.dense_direction(bare, blocks, index).mul_(curvature).square_(), alpha=bend / len(moving))
         curvature.lerp_(measured, self.smooth)

@@ -13,9 +13,7 @@ from typing import ClassVar, final
 import torch
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import CONSTANT_COLUMNS, RunStatistics
 
@@ -65,7 +63,7 @@ class Learned(base.Method[RunStatistics]):
         return Direction(key, dense, self.distribution, factor, state.centre, basis, inside[0])
 
     def update_(
-        self, theta: PerturbedParameters, state: RunStatistics, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: RunStatistics, estimates: Estimates, context: StepContext
     ) -> RunStatistics:
         base.descend(theta, estimates, context.lr)
         return self.statistics_after(theta, state, estimates, context, estimates[-1].direction.sigma)
@@ -74,16 +72,12 @@ class Learned(base.Method[RunStatistics]):
         self,
         theta: PerturbedParameters,
         state: RunStatistics,
-        estimates: base.Estimates,
-        context: base.StepContext,
+        estimates: Estimates,
+        context: StepContext,
         sigma: Sequence[float],
     ) -> RunStatistics:
         """The statistics with one more step, after its update; ``sigma`` is the tuner's."""
-        return state.after(
-            sigma,
-            theta.moments(estimates[-1].direction),
-            losses=[(estimate.losses[0], estimate.losses[-1]) for estimate in estimates],
-            gradients=[estimate.projected_gradient for estimate in estimates],
-            curvature=context.curvature,
-            horizon=self.horizon,
-        )
+        losses = [(estimate.losses[0], estimate.losses[-1]) for estimate in estimates]
+        gradients = [estimate.projected_gradient for estimate in estimates]
+        moments = theta.moments(estimates[-1].direction)
+        return state.after(sigma, moments, losses, gradients, context.curvature, self.horizon)

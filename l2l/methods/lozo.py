@@ -14,9 +14,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, DirectionOperator
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, DirectionOperator, Distribution, Key
 from l2l.params.operators import factor, matrices, product, sides
 
 
@@ -61,5 +59,4 @@ class LOZO(base.Method[None]):
     """Steps that share a V."""
 
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
-        since = Key(key.seed, key.step - key.step % self.interval)
-        return self.unit_direction(blocks, key, LowRank(blocks, self.rank, since))
+        return self.unit_direction(blocks, key, LowRank(blocks, self.rank, base.key_since(key, self.interval)))

@@ -10,14 +10,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor
 
 from l2l.methods import base
+from l2l.methods.base import Blocks, Direction, Estimates, Key, PerturbedParameters, StepContext
 from l2l.methods.lozo import LowRank
-from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
 from l2l.params.operators import matrices, product, sides
 
 
@@ -46,39 +43,28 @@ class LOZOM(base.Method[LOZOMState]):
     beta: float = 0.7
     """Decay of momentum; 0: LOZO."""
 
-    def _momentum_shapes(self, blocks: Blocks) -> list[tuple[int, ...]]:
-        found = matrices(blocks)
-        return [(sides(b)[0], self.rank) if i in found else tuple(b.tensor.shape) for i, b in enumerate(blocks)]
+    def _momentum_shapes(self, blocks: Blocks) -> dict[int, tuple[int, ...]]:
+        return {i: (sides(blocks[i])[0], self.rank) for i in matrices(blocks)}
 
     def state_bytes(self, blocks: Blocks) -> int:
-        sizes = [base.accumulation_dtype(block.tensor.dtype).itemsize for block in blocks]
-        return sum(math.prod(form) * size for form, size in zip(self._momentum_shapes(blocks), sizes, strict=True))
+        return base.accumulator_bytes(blocks, self._momentum_shapes(blocks))
 
     def init(self, blocks: Blocks) -> LOZOMState:
-        momenta = [
-            torch.zeros(form, dtype=base.accumulation_dtype(block.tensor.dtype), device=block.tensor.device)
-            for form, block in zip(self._momentum_shapes(blocks), blocks, strict=True)
-        ]
-        return LOZOMState(tuple(momenta), 0)
-
-    def _since(self, step: int) -> int:
-        return step - step % self.interval
+        return LOZOMState(base.accumulators(blocks, self._momentum_shapes(blocks)), 0)
 
     def direction(self, blocks: Blocks, state: LOZOMState, key: Key) -> Direction:
-        return self.unit_direction(blocks, key, LowRank(blocks, self.rank, Key(key.seed, self._since(key.step))))
+        return self.unit_direction(blocks, key, LowRank(blocks, self.rank, base.key_since(key, self.interval)))
 
-    def update_(
-        self, theta: PerturbedParameters, state: LOZOMState, estimates: base.Estimates, context: base.StepContext
-    ) -> LOZOMState:
-        blocks, seed, now = theta.blocks, context.key.seed, self._since(context.key.step)
-        new, old = LowRank(blocks, self.rank, Key(seed, now)), LowRank(blocks, self.rank, Key(seed, state.since))
+    def update_(self, theta: PerturbedParameters, state: LOZOMState, estimates: Estimates, context: StepContext) -> LOZOMState:
+        blocks, now = theta.blocks, base.key_since(context.key, self.interval)
+        new, old = LowRank(blocks, self.rank, now), LowRank(blocks, self.rank, Key(now.seed, state.since))
 
         def delta(index: int) -> Tensor:
             momentum, block = state.momenta[index], blocks[index]
             if not new.covers(index):
                 return momentum.mul_(self.beta).add_(base.gradient(blocks, index, estimates), alpha=1 - self.beta)
             right = new.right(block, self.distribution)
-            if now != state.since:
+            if now.step != state.since:
                 carried = product(right.t(), old.right(block, self.distribution).t()).div_(len(right))
                 momentum.copy_(product(momentum, carried))
             momentum.mul_(self.beta)
@@ -89,4 +75,4 @@ class LOZOM(base.Method[LOZOMState]):
             return product(momentum, right).div_(math.sqrt(self.rank)).view(block.tensor.shape)
 
         theta.add_dense_each(delta, [-rate for rate in context.lr])
-        return LOZOMState(state.momenta, now)
+        return LOZOMState(state.momenta, now.step)

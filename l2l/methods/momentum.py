@@ -11,8 +11,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Estimates, PerturbedParameters, StepContext
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,16 @@ class Momentum(base.Method[MomentumState]):
     """SGD with momentum on MeZO's estimates."""
 
     info: ClassVar = base.MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-MMT)", "1P, at least float32")
+    accumulates = 1
     fractions = ("momentum",)
     momentum: float = 0.9
     """Decay of the buffer."""
-
-    def state_bytes(self, blocks: Blocks) -> int:
-        return base.accumulator_bytes(blocks)
 
     def init(self, blocks: Blocks) -> MomentumState:
         return MomentumState(base.accumulators(blocks))
 
     def update_(
-        self, theta: PerturbedParameters, state: MomentumState, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: MomentumState, estimates: Estimates, context: StepContext
     ) -> MomentumState:
         def delta(index: int) -> Tensor:
             return state.buffer[index].mul_(self.momentum).add_(base.gradient(theta.blocks, index, estimates))

@@ -21,12 +21,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Estimate
 from l2l.estimators.outputs import Outputs
 from l2l.methods import base
-from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Direction, Estimate, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 
 
 @dataclass(frozen=True)
@@ -65,19 +62,19 @@ class PseuZO(base.CustomEstimator[PseuZOState]):
     def init(self, blocks: Blocks) -> PseuZOState:
         return PseuZOState()
 
-    def estimate(self, evaluator: base.LossEvaluator, state: PseuZOState) -> tuple[base.Estimates, PseuZOState]:
+    def estimate(self, evaluator: LossEvaluator, state: PseuZOState) -> tuple[Estimates, PseuZOState]:
         blocks, center, plus = evaluator.theta.blocks, Outputs(), Outputs()
         u = evaluator.transform(self.direction(blocks, state, evaluator.key))
         bare = replace(evaluator, transform=lambda direction: direction)
-        watched = replace(bare, closure=lambda: center.during(evaluator.closure))
-        # Half precision is evaluated on the copies that perturbing makes: norms and biases are then float32 in all losses.
-        loss_center = watched.center() if evaluator.theta.update is None else watched.along(u, 0.0)
+        loss_center = bare.watched_center(center.during, u)
         pull = center.gradients()
         loss_plus = replace(bare, closure=lambda: plus.during(evaluator.closure)).along(u, self.epsilon)
-        changes = _changes(center.tensors, plus.tensors)
-        if changes is None:
+        if [tensor.shape for tensor in center.tensors] != [tensor.shape for tensor in plus.tensors]:
             slope = (loss_plus - loss_center) / self.epsilon
             return (Estimate(u, loss_plus, None, slope, loss_center),), replace(state, pulled=())
+        wide = [base.accumulation_dtype(tensor.dtype) for tensor in center.tensors]
+        outputs = zip(center.tensors, plus.tensors, wide, strict=True)
+        changes = tuple(there.to(dtype) - here.to(dtype) for here, there, dtype in outputs)
         weighted = []
         for step, change in zip(state.steps, state.changes, strict=True):
             direction = evaluator.transform(self.direction(blocks, state, Key(evaluator.key.seed, step)))
@@ -88,7 +85,7 @@ class PseuZO(base.CustomEstimator[PseuZOState]):
         return (estimate,), PseuZOState(steps, all_changes, tuple(weighted))
 
     def update_(
-        self, theta: PerturbedParameters, state: PseuZOState, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: PseuZOState, estimates: Estimates, context: StepContext
     ) -> PseuZOState:
         base.descend(theta, estimates, context.lr)
         for direction, weight in state.pulled:
@@ -97,14 +94,6 @@ class PseuZO(base.CustomEstimator[PseuZOState]):
         sizes = [sum(tensor.nbytes for tensor in state.changes[i]) for i in recent]
         recent = [i for k, i in enumerate(recent) if sum(sizes[: k + 1]) <= self.window_bytes]
         return PseuZOState(tuple(state.steps[i] for i in recent), tuple(state.changes[i] for i in recent))
-
-
-def _changes(center: Sequence[Tensor], plus: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
-    """o+ - o of each output; None where the two passes have different outputs."""
-    if [tensor.shape for tensor in center] != [tensor.shape for tensor in plus]:
-        return None
-    wide = [base.accumulation_dtype(tensor.dtype) for tensor in center]
-    return tuple(there.to(dtype) - here.to(dtype) for here, there, dtype in zip(center, plus, wide, strict=True))
 
 
 def _weighed(pull: Sequence[Tensor], changes: Sequence[Tensor]) -> float:

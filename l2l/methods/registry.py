@@ -9,7 +9,7 @@ from torch import nn
 from l2l.aliases import renamed
 from l2l.methods import method_class, method_names
 from l2l.methods.base import FirstOrder, Method
-from l2l.methods.wrappers import AROUND, split_method_args, split_method_name, wrapper_class, wrapper_names
+from l2l.methods.wrappers import AROUND, split_method_args, wrapper_class, wrapper_names
 from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import Level
 
@@ -26,17 +26,12 @@ def method_name(method: MethodLike) -> str:
     """
     if isinstance(method, str):
         return method
-    kind = _class_of(method) or type(method)
+    kind = getattr(method, "method_class", method if isinstance(method, type) else type(method))
     if not issubclass(kind, Method | FirstOrder):
         raise ValueError(f"method {method!r} is not a name, a method, a method class, or one of l2l's optimizers")
     own = kind.__module__.rpartition(".")[2]
     inner = getattr(method, "inner", None)
     return own if inner is None else f"{own}{AROUND}{method_name(inner)}"
-
-
-def _class_of(method: MethodLike) -> type[Any] | None:
-    """The method class that a class or an optimizer names."""
-    return method if isinstance(method, type) else getattr(method, "method_class", None)
 
 
 def build_method(
@@ -61,9 +56,10 @@ def build_method(
     if isinstance(method, Method | FirstOrder):
         return method
     name = method_name(method)
-    around, base = split_method_name(name)
+    *around, base = name.split(AROUND)
     given = split_method_args(name, args)
-    kinds: list[tuple[str, Any]] = [(base, _class_of(method) or method_class(base))]
+    given_class = method if isinstance(method, type) else getattr(method, "method_class", None)
+    kinds: list[tuple[str, Any]] = [(base, given_class or method_class(base))]
     kinds += [(wrapper, wrapper_class(wrapper)) for wrapper in reversed(around)]
     known = {part: set(inspect.signature(kind).parameters) for part, kind in kinds}
     wanted = any("tuner" in fields for fields in known.values())
@@ -76,7 +72,10 @@ def build_method(
         raise ValueError(f"method {name!r}: a first-order method evaluates no directions, and nothing can be put around it")
     found: Any = None
     for part, kind in kinds:
-        own = _checked(part, known[part] - {"inner"}, given[part])
+        allowed = known[part] - {"inner"}
+        own = renamed(given[part], allowed)
+        if unknown := sorted(own.keys() - allowed):
+            raise ValueError(f"method {part!r} has no argument {unknown[0]!r}; it has {', '.join(sorted(allowed))}")
         defaults = {"epsilon": epsilon, "horizon": steps}
         own = {field: value for field, value in defaults.items() if field in known[part]} | own
         if found is not None:
@@ -87,14 +86,6 @@ def build_method(
             own["tuner"] = loaded.matched(model, match)
         found = kind(**own)
     return found
-
-
-def _checked(part: str, known: set[str], args: Mapping[str, Any]) -> dict[str, Any]:
-    args = renamed(args, known)
-    unknown = sorted(set(args) - known)
-    if unknown:
-        raise ValueError(f"method {part!r} has no argument {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    return args
 
 
 def declared_method(name: str, args: Mapping[str, Any], model: nn.Module) -> Method[Any] | FirstOrder[Any]:

@@ -11,8 +11,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, PerturbedParameters
 
 
 @dataclass(frozen=True)

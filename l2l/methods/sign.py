@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 from l2l.methods import base
-from l2l.params import PerturbedParameters
+from l2l.methods.base import Estimates, PerturbedParameters, StepContext
 
 
 @final
@@ -31,7 +31,7 @@ class Sign(base.Method[None]):
         base.check_choice("reading", self.reading, ("scalar", "element"))
         object.__setattr__(self, "leaves_span", self.reading == "element")
 
-    def update_(self, theta: PerturbedParameters, state: None, estimates: base.Estimates, context: base.StepContext) -> None:
+    def update_(self, theta: PerturbedParameters, state: None, estimates: Estimates, context: StepContext) -> None:
         if self.reading == "element":
             theta.add_dense_each(lambda i: base.gradient(theta.blocks, i, estimates).sign_(), [-rate for rate in context.lr])
             return

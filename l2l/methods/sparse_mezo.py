@@ -12,12 +12,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from torch import Tensor
-
 from l2l.methods import base
-from l2l.noise import Key
-from l2l.params import Direction
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, Estimates, Key, LossEvaluator
 from l2l.params.operators import Masked, Stored, packed, packed_bytes
 
 
@@ -48,7 +44,7 @@ class SparseMeZO(base.CustomEstimator[SparseMeZOState]):
     def _threshold(self, block: Block) -> float:
         if not self.sparsity or not block.numel:
             return math.inf
-        magnitude = _magnitude(block).view(-1)
+        magnitude = block.tensor.detach().abs().view(-1)
         if magnitude.min() == magnitude.max():
             return math.inf
         return magnitude.kthvalue(math.ceil(round((1 - self.sparsity) * len(magnitude), 6))).values.item()
@@ -56,16 +52,12 @@ class SparseMeZO(base.CustomEstimator[SparseMeZOState]):
     def direction(self, blocks: Blocks, state: SparseMeZOState, key: Key) -> Direction:
         """Reads the weights: they must be unperturbed."""
         limits = [(i, limit) for i, limit in enumerate(state.thresholds) if limit < math.inf]
-        bits = {i: packed(_magnitude(blocks[i]) <= limit) for i, limit in limits}
+        bits = {i: packed(blocks[i].tensor.detach().abs() <= limit) for i, limit in limits}
         return self.unit_direction(blocks, key, Masked(Stored(bits)) if bits else None)
 
-    def estimate(self, evaluator: base.LossEvaluator, state: SparseMeZOState) -> tuple[base.Estimates, SparseMeZOState]:
+    def estimate(self, evaluator: LossEvaluator, state: SparseMeZOState) -> tuple[Estimates, SparseMeZOState]:
         if self.sparsity:
             evaluator.theta.restore()
         first = self.direction(evaluator.theta.blocks, state, evaluator.key)
         directions = [replace(first, key=evaluator.key.with_draw(draw)) for draw in range(self.num_directions)]
         return tuple(evaluator.two_point(direction, self.epsilon) for direction in directions), state
-
-
-def _magnitude(block: Block) -> Tensor:
-    return block.tensor.detach().abs()

@@ -14,30 +14,25 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
 from l2l.params.operators import factor, matrices, orthonormal, product, sides
-
-Subspace = tuple[Tensor, Tensor]
-"""U [m, r] and V [n, r] of a matrix."""
 
 
 @dataclass(frozen=True)
 class SubZeroState:
     """The subspaces in use."""
 
-    subspaces: dict[int, Subspace]
-    """By index of the block; empty before the first step."""
+    subspaces: dict[int, tuple[Tensor, Tensor]]
+    """U [m, r] and V [n, r] of matrices, by index of the block; empty before the first step."""
     since: int
     """The step that drew them; -1 before the first step."""
 
 
 @final
-class InSubspace(DirectionOperator):
+class InSubspace(base.DirectionOperator):
     """(sqrt(m n) / r) U Z V^T."""
 
-    def __init__(self, subspaces: dict[int, Subspace]) -> None:
+    def __init__(self, subspaces: dict[int, tuple[Tensor, Tensor]]) -> None:
         self.subspaces = subspaces
 
     def covers(self, index: int) -> bool:
@@ -50,9 +45,9 @@ class InSubspace(DirectionOperator):
         return product(product(u, core.t()), v).view(block.tensor.shape)
 
 
-def sample_subspaces(blocks: Blocks, rank: int, key: Key) -> dict[int, Subspace]:
+def sample_subspaces(blocks: Blocks, rank: int, key: Key) -> dict[int, tuple[Tensor, Tensor]]:
     """Subspaces of all matrices under ``key``: of Gaussian noise, by a QR decomposition."""
-    found: dict[int, Subspace] = {}
+    found: dict[int, tuple[Tensor, Tensor]] = {}
     for i in sorted(matrices(blocks)):
         m, n = folded(blocks[i], rank)
         r = min(rank, m, n)
@@ -97,13 +92,13 @@ class SubZero(base.Method[SubZeroState]):
 
     def _at(self, blocks: Blocks, state: SubZeroState, key: Key) -> SubZeroState:
         """The state with the subspaces of the key's step: this one, or a fresh one."""
-        since = key.step - key.step % self.interval
-        if since == state.since:
+        since = base.key_since(key, self.interval)
+        if since.step == state.since:
             return state
-        return SubZeroState(sample_subspaces(blocks, self.rank, Key(key.seed, since)), since)
+        return SubZeroState(sample_subspaces(blocks, self.rank, since), since.step)
 
     def update_(
-        self, theta: PerturbedParameters, state: SubZeroState, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: SubZeroState, estimates: Estimates, context: StepContext
     ) -> SubZeroState:
         base.descend(theta, estimates, context.lr)
         used, following = estimates[0].direction.shape, self._at(theta.blocks, state, context.key)

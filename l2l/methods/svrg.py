@@ -10,18 +10,14 @@ the full one. Differs from the paper in that
 - a wrapper (a tuner's sigma) scales g's directions as it does those of the present step.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Closure, finite_loss
 from l2l.methods import base
-from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 from l2l.params.engine import defer_interrupt
 
 
@@ -68,7 +64,7 @@ class SVRG(base.CustomEstimator[SVRGState]):
     def init(self, blocks: Blocks) -> SVRGState:
         return SVRGState(tuple(block.tensor.detach().clone() for block in blocks))
 
-    def estimate(self, evaluator: base.LossEvaluator, state: SVRGState) -> tuple[base.Estimates, SVRGState]:
+    def estimate(self, evaluator: LossEvaluator, state: SVRGState) -> tuple[Estimates, SVRGState]:
         along: list[Direction] = []
         if not self._due(state, evaluator.key):
             at_anchor = replace(evaluator, key=Key(evaluator.key.seed, state.since))
@@ -81,52 +77,31 @@ class SVRG(base.CustomEstimator[SVRGState]):
     def _due(self, state: SVRGState, key: Key) -> bool:
         return state.since < 0 or key.step % self.interval == 0
 
-    def update_(
-        self, theta: PerturbedParameters, state: SVRGState, estimates: base.Estimates, context: base.StepContext
-    ) -> SVRGState:
+    def update_(self, theta: PerturbedParameters, state: SVRGState, estimates: Estimates, context: StepContext) -> SVRGState:
         if self._due(state, context.key):
-            return self._move_anchor(theta, state, estimates, context)
-        slopes = self._slopes_at_anchor(theta, state, context)
+            return self._anchor_step(theta, state, estimates, context)
+        theta.restore()
+        here, anchor = {i: theta.value(i).clone() for i in range(len(theta.blocks))}, dict(enumerate(state.anchor))
+        theta.interpolate(anchor, here, dict.fromkeys(here, 0.0))
+        at_anchor = [base.two_point_in_update(theta, context.closure, u, self.epsilon) for u in state.walked]
+        theta.interpolate(anchor, here, dict.fromkeys(here, 1.0))
+        slopes = [e.projected_gradient - a.projected_gradient for e, a in zip(estimates, at_anchor, strict=True)]
         lr = [self.ratio * rate for rate in context.lr]
-        for estimate, slope in zip(estimates, slopes, strict=True):
-            _step(theta, estimate.direction, (estimate.projected_gradient - slope) / len(estimates), lr)
+        base.descend(theta, [replace(e, projected_gradient=g) for e, g in zip(estimates, slopes, strict=True)], lr)
         for direction, slope in zip(state.along, state.gradients, strict=True):
-            _step(theta, direction, slope / self.num_directions, lr)
+            theta.add(direction, [-rate * (slope / self.num_directions) for rate in lr])
         return replace(state, along=(), walked=())
 
-    def _move_anchor(
-        self, theta: PerturbedParameters, state: SVRGState, estimates: base.Estimates, context: base.StepContext
-    ) -> SVRGState:
+    def _anchor_step(self, theta: PerturbedParameters, state: SVRGState, found: Estimates, context: StepContext) -> SVRGState:
         """Make theta the anchor, and step along the full batch's estimate there."""
-        further = [context.fresh(i) for i in range(self.anchor_batches - 1)]
-        gradients = []
-        for estimate, direction in zip(estimates, state.walked, strict=True):
-            slopes = [self._slope(theta, direction, closure) for closure in further]
-            gradients.append((estimate.projected_gradient + sum(slopes)) / self.anchor_batches)
+        further, full = [context.fresh(i) for i in range(self.anchor_batches - 1)], []
+        for estimate, direction in zip(found, state.walked, strict=True):
+            others = [base.two_point_in_update(theta, closure, direction, self.epsilon) for closure in further]
+            total = estimate.projected_gradient + sum(other.projected_gradient for other in others)
+            full.append(replace(estimate, projected_gradient=total / self.anchor_batches))
         theta.restore()
         with torch.no_grad(), defer_interrupt():
             for anchor, block in zip(state.anchor, theta.blocks, strict=True):
                 anchor.copy_(block.tensor)
-        for estimate, slope in zip(estimates, gradients, strict=True):
-            _step(theta, estimate.direction, slope / len(estimates), context.lr)
-        return SVRGState(state.anchor, context.key.step, tuple(gradients))
-
-    def _slopes_at_anchor(self, theta: PerturbedParameters, state: SVRGState, context: base.StepContext) -> list[float]:
-        """This batch's projected gradients at the anchor, along the directions that were evaluated at theta."""
-        theta.restore()
-        here = {i: theta.value(i).clone() for i in range(len(theta.blocks))}
-        anchor = dict(enumerate(state.anchor))
-        theta.interpolate(anchor, here, dict.fromkeys(here, 0.0))
-        slopes = [self._slope(theta, direction, context.closure) for direction in state.walked]
-        theta.interpolate(anchor, here, dict.fromkeys(here, 1.0))
-        return slopes
-
-    def _slope(self, theta: PerturbedParameters, direction: Direction, closure: Closure) -> float:
-        theta.perturb(direction, self.epsilon)
-        plus = finite_loss(closure)
-        theta.perturb(direction, -self.epsilon)
-        return (plus - finite_loss(closure)) / (2 * self.epsilon)
-
-
-def _step(theta: PerturbedParameters, direction: Direction, slope: float, lr: Sequence[float]) -> None:
-    theta.add(direction, [-rate * slope for rate in lr])
+        base.descend(theta, full, context.lr)
+        return SVRGState(state.anchor, context.key.step, tuple(estimate.projected_gradient for estimate in full))

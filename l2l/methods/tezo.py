@@ -8,7 +8,6 @@ them, and in that a matrix's rank follows from its own spectrum, not from the le
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -16,9 +15,7 @@ import torch
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Distribution, Key
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
-from l2l.params.blocks import Block, Blocks
+from l2l.methods.base import Block, Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
 from l2l.params.operators import factor, matrices, product, sides, spectral_rank
 
 _MEANS = {"sgd": 0, "momentum": 1, "adam": 2}
@@ -35,7 +32,7 @@ class TeZOState:
 
 
 @final
-class Fixed(DirectionOperator):
+class Fixed(base.DirectionOperator):
     """U diag(tau) V^T / sqrt(r) with U and V of the run's seed."""
 
     def __init__(self, ranks: dict[int, int], seed: int) -> None:
@@ -54,7 +51,7 @@ class Fixed(DirectionOperator):
         """tau [r]."""
         return factor(block, "weights", key, (self.ranks[index],), distribution)
 
-    def mean_weights(self, block: Block, index: int, estimates: base.Estimates) -> Tensor:
+    def mean_weights(self, block: Block, index: int, estimates: Estimates) -> Tensor:
         """Mean of g * tau [r], tau as long as it was in the evaluation."""
         found = [(e.direction, e.projected_gradient / len(estimates)) for e in estimates]
         taus = [self.weights(block, index, u.key, u.distribution).mul_(u.factor * u.sigma[index] * g) for u, g in found]
@@ -98,38 +95,22 @@ class TeZO(base.Method[TeZOState]):
 
     def state_bytes(self, blocks: Blocks) -> int:
         """With a threshold at most: it may lower a rank."""
-        whole = matrices(blocks)
-        sizes = [
-            (self.rank if i in whole else b.numel) * base.accumulation_dtype(b.tensor.dtype).itemsize
-            for i, b in enumerate(blocks)
-        ]
-        return _MEANS[self.rule] * sum(sizes)
+        shapes = {i: (self.rank,) for i in matrices(blocks)}
+        return _MEANS[self.rule] * base.accumulator_bytes(blocks, shapes)
 
     def init(self, blocks: Blocks) -> TeZOState:
         ranks = {i: spectral_rank(blocks[i], self.rank, self.threshold) for i in sorted(matrices(blocks))}
-
-        def empty(index: int) -> Tensor:
-            tensor = blocks[index].tensor.detach()
-            form = (ranks[index],) if index in ranks else tensor.shape
-            return torch.zeros(form, dtype=base.accumulation_dtype(tensor.dtype), device=tensor.device)
-
-        return TeZOState(ranks, tuple(tuple(map(empty, range(len(blocks)))) for _ in range(_MEANS[self.rule])))
+        shapes = {i: (rank,) for i, rank in ranks.items()}
+        return TeZOState(ranks, tuple(base.accumulators(blocks, shapes) for _ in range(_MEANS[self.rule])))
 
     def direction(self, blocks: Blocks, state: TeZOState, key: Key) -> Direction:
         return self.unit_direction(blocks, key, Fixed(state.ranks, key.seed))
 
-    def update_(
-        self, theta: PerturbedParameters, state: TeZOState, estimates: base.Estimates, context: base.StepContext
-    ) -> TeZOState:
+    def update_(self, theta: PerturbedParameters, state: TeZOState, estimates: Estimates, context: StepContext) -> TeZOState:
         if self.rule == "sgd":
             base.descend(theta, estimates, context.lr)
-        else:
-            shape = Fixed(state.ranks, context.key.seed)
-            theta.add_dense_each(self._deltas(theta.blocks, state, shape, estimates), [-rate for rate in context.lr])
-        return state
-
-    def _deltas(self, blocks: Blocks, state: TeZOState, shape: Fixed, estimates: base.Estimates) -> Callable[[int], Tensor]:
-        """What each block moves by per learning rate, after its means have taken in the estimates."""
+            return state
+        blocks, shape = theta.blocks, Fixed(state.ranks, context.key.seed)
 
         def delta(index: int) -> Tensor:
             block, means = blocks[index], [mean[index] for mean in state.means]
@@ -143,4 +124,5 @@ class TeZO(base.Method[TeZOState]):
             moved = means[0] if len(means) == 1 else means[0] / means[1].sqrt().add_(self.delta)
             return moved.view(block.tensor.shape)
 
-        return delta
+        theta.add_dense_each(delta, [-rate for rate in context.lr])
+        return state

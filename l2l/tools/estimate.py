@@ -5,10 +5,20 @@ from typing import Any, Literal
 
 import torch
 
-from l2l.costs.memory import LOSS_BYTES, Load, Plan, choose_perturb_mode, choose_update, inference_bytes
-from l2l.costs.model_shape import config_of, meta_model, model_shape
-from l2l.costs.prediction import advice, predict
-from l2l.costs.time import forward_flops
+from l2l.costs import (
+    LOSS_BYTES,
+    Load,
+    Plan,
+    advice,
+    choose_perturb_mode,
+    choose_update,
+    config_of,
+    forward_flops,
+    inference_bytes,
+    meta_model,
+    model_shape,
+    predict,
+)
 from l2l.methods.base import check_counts
 from l2l.methods.registry import declared_method
 from l2l.models.load import DTYPES
@@ -70,7 +80,14 @@ def run_estimate(config: EstimateConfig) -> dict[str, Any]:
     if config.dtype not in DTYPES:
         raise ValueError(f"dtype {config.dtype!r} is not one of {', '.join(DTYPES)}")
     folder = RunDirectory(config.out, asdict(config), config.overwrite) if config.out else None
-    device, dtype = _device(config.device), DTYPES[config.dtype]
+    try:
+        device, dtype = torch.device(config.device or "cpu"), DTYPES[config.dtype]
+    except RuntimeError as error:
+        raise ValueError(f"device {config.device!r} is unknown: use cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {config.device!r} is not there: torch sees no CUDA device; leave --device out for the CPU")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {config.device!r} cannot be measured: use cpu or cuda")
     model = meta_model(config_of(config.model, config.revision), dtype)
     most: Any = getattr(model.config, "max_position_embeddings", None)
     if isinstance(most, int) and config.length > most:
@@ -114,18 +131,6 @@ def run_estimate(config: EstimateConfig) -> dict[str, Any]:
     if folder is not None:
         folder.create().finish(summary)
     return summary
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or "cpu")
-    except RuntimeError as error:
-        raise ValueError(f"device {name!r} is unknown: use cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} is not there: torch sees no CUDA device; leave --device out for the CPU")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} cannot be measured: use cpu or cuda")
-    return device
 
 
 def estimate_command(config: EstimateConfig) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from l2l.aliases import renamed
-from l2l.costs.prediction import Expectation, expect
+from l2l.costs import Expectation, expect
 from l2l.estimators.finite_difference import finite_loss
 from l2l.methods.base import FirstOrder
 from l2l.methods.learned import Learned

@@ -13,9 +13,7 @@ import pytest
 import torch
 
 import l2l
-from l2l.costs.memory import Load, Plan, memory_parts
-from l2l.costs.model_shape import meta_model, model_shape
-from l2l.costs.prediction import advice
+from l2l.costs import Load, Plan, advice, memory_parts, meta_model, model_shape
 from l2l.models.shapes import shape_config
 from l2l.tools import estimate as estimating
 from l2l.tools.estimate import EstimateConfig, run_estimate
@@ -116,8 +114,8 @@ torch.set_num_threads(1)
 from types import SimpleNamespace
 from transformers import AutoModelForCausalLM, OPTConfig
 import l2l
-from l2l.costs.memory import Load, Plan, memory_parts
-from l2l.costs.model_shape import meta_model, model_shape
+from l2l.costs import Load, Plan, memory_parts
+from l2l.costs import meta_model, model_shape
 from l2l.models.heads import token_logprobs
 from l2l.report.memory import PeakMemory, current_bytes
 

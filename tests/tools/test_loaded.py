@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from l2l.costs import prediction as loaded
-from l2l.costs.memory import Load
-from l2l.costs.prediction import Expectation, expect, loads_of, mean_load
+import l2l.costs as loaded
+from l2l.costs import Expectation, Load, expect, loads_of, mean_load
 from l2l.methods.mezo import MeZO
 from l2l.models.batching import Grouping
 from l2l.models.shapes import tiny_random

@@ -5,17 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from l2l.costs.memory import (
+from l2l.costs import (
     Load,
+    ModelShape,
     Plan,
     activation_bytes,
     choose_perturb_mode,
     choose_update,
+    config_of,
     inference_bytes,
     memory_parts,
+    meta_model,
+    model_shape,
     transient_bytes,
 )
-from l2l.costs.model_shape import ModelShape, config_of, meta_model, model_shape
 from l2l.models.shapes import shape_config, tiny_random
 from l2l.params.blocks import Blocks
 

@@ -9,10 +9,19 @@ import pytest
 import torch
 from test_sizes import LOAD, SHAPE
 
-from l2l.costs import time as calibrate
-from l2l.costs.memory import Load, Plan
-from l2l.costs.model_shape import meta_model, model_shape
-from l2l.costs.time import Speeds, forward_flops, forward_seconds, step_passes, step_seconds, traversal_seconds
+import l2l.costs as calibrate
+from l2l.costs import (
+    Load,
+    Plan,
+    Speeds,
+    forward_flops,
+    forward_seconds,
+    meta_model,
+    model_shape,
+    step_passes,
+    step_seconds,
+    traversal_seconds,
+)
 from l2l.models.shapes import shape_config
 
 IN_PLACE, FUNCTIONAL = Plan(torch.float32, "in_place", "direct"), Plan(torch.float32, "functional", "direct")

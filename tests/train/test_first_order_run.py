@@ -11,8 +11,7 @@ import torch
 from cases import same_bits, weights
 
 import l2l
-from l2l.costs.memory import Load, Plan, memory_parts
-from l2l.costs.model_shape import model_shape
+from l2l.costs import Load, Plan, memory_parts, model_shape
 from l2l.methods.registry import declared_method
 from l2l.models.shapes import tiny_random
 from l2l.params.blocks import Blocks

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from l2l.costs.memory import Load
-from l2l.costs.model_shape import meta_model, model_shape
+from l2l.costs import Load, meta_model, model_shape
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "learn-a-tuner.md"

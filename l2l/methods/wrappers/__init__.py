@@ -31,19 +31,13 @@ def wrapper_class(name: str) -> type[Wrapper[Any]]:
     return only_class(import_module(f"{__name__}.{name}"), "wrapper", Wrapper)
 
 
-def split_method_name(name: str) -> tuple[list[str], str]:
-    """(wrappers, the outermost first; the method) of a name such as ``sparse+learned+lozo``."""
-    *around, method = name.split(AROUND)
-    return around, method
-
-
 def split_method_args(name: str, args: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Arguments by part of the name. Those of a method alone are given directly, else by part: ``{lozo: {rank: 2}}``.
 
     Raises:
         ValueError: they name no part of it, or are no mapping.
     """
-    around, method = split_method_name(name)
+    *around, method = name.split(AROUND)
     if not around:
         return {method: dict(args)}
     parts = [*around, method]

@@ -12,11 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, final
 
-from l2l.estimators.finite_difference import Estimate, finite_loss
 from l2l.methods import base
-from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 from l2l.params.operators import Group, group_blocks, layer_groups_of, layers, matched
 
 
@@ -84,12 +81,14 @@ class Blockwise(base.Wrapper[BlockwiseState]):
     def direction(self, blocks: Blocks, state: BlockwiseState, key: Key) -> Direction:
         return layer_groups_of(self.inner.direction(blocks, state.inner, key), self.parts(blocks)[0])
 
-    def estimate(self, evaluator: base.LossEvaluator, state: BlockwiseState) -> tuple[base.Estimates, BlockwiseState]:
+    def estimate(self, evaluator: LossEvaluator, state: BlockwiseState) -> tuple[Estimates, BlockwiseState]:
         blocks, inner, found = evaluator.theta.blocks, state.inner, []
         parts = self.parts(blocks)
         if isinstance(self.inner, base.CustomEstimator):
             for part in parts:
-                estimates, inner = base.run_estimator(self.inner, _restricted(evaluator, part), inner)
+                # Outer wrappers act first: they see all blocks.
+                own = replace(evaluator, transform=lambda u, part=part: layer_groups_of(evaluator.transform(u), part))
+                estimates, inner = base.run_estimator(self.inner, own, inner)
                 found += estimates
             return tuple(found), BlockwiseState(inner)
         along = [evaluator.transform(direction) for direction in base.directions_of(self.inner, evaluator, inner)]
@@ -100,36 +99,18 @@ class Blockwise(base.Wrapper[BlockwiseState]):
         return tuple(found), BlockwiseState(inner, waiting)
 
     def update_(
-        self,
-        theta: PerturbedParameters,
-        state: BlockwiseState,
-        estimates: base.Estimates,
-        context: base.StepContext,
+        self, theta: PerturbedParameters, state: BlockwiseState, estimates: Estimates, context: StepContext
     ) -> BlockwiseState:
         parts = self.parts(theta.blocks)
         if not state.directions:
             # The method inside takes the mean over estimates: over groups that must be the sum.
-            summed = tuple(_times(estimate, len(parts)) for estimate in estimates)
-            return BlockwiseState(self.inner.update_(theta, state.inner, summed, context))
+            if len(parts) > 1:
+                longer = [replace(e.direction, factor=len(parts) * e.direction.factor) for e in estimates]
+                estimates = tuple(replace(e, direction=u) for e, u in zip(estimates, longer, strict=True))
+            return BlockwiseState(self.inner.update_(theta, state.inner, estimates, context))
         inner = self.inner.update_(theta, state.inner, estimates, context)
         for part in parts[1:]:
-            found = tuple(self._estimate_now(theta, layer_groups_of(u, part), context) for u in state.directions)
+            along = [layer_groups_of(u, part) for u in state.directions]
+            found = tuple(base.two_point_in_update(theta, context.closure, u, self.epsilon) for u in along)
             inner = self.inner.update_(theta, inner, found, context)
         return BlockwiseState(inner)
-
-    def _estimate_now(self, theta: PerturbedParameters, direction: Direction, context: base.StepContext) -> Estimate:
-        theta.perturb(direction, self.epsilon)
-        plus = finite_loss(context.closure)  # a context's closure evaluates the perturbed weights
-        theta.perturb(direction, -self.epsilon)
-        minus = finite_loss(context.closure)
-        return Estimate(direction, plus, minus, (plus - minus) / (2 * self.epsilon))
-
-
-def _times(estimate: Estimate, count: int) -> Estimate:
-    direction = estimate.direction
-    return estimate if count == 1 else replace(estimate, direction=replace(direction, factor=count * direction.factor))
-
-
-def _restricted(evaluator: base.LossEvaluator, part: Group) -> base.LossEvaluator:
-    """The evaluator of a group. Outer wrappers act first: they see all blocks."""
-    return replace(evaluator, transform=lambda direction: layer_groups_of(evaluator.transform(direction), part))

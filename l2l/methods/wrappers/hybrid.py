@@ -7,8 +7,7 @@ order of the model's parameters; with the last layers go blocks that follow all 
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
@@ -16,11 +15,9 @@ import torch
 from torch import Tensor
 
 from l2l.estimators.backward import summed_gradients
-from l2l.estimators.finite_difference import Closure, pieces_of
+from l2l.estimators.finite_difference import pieces_of
 from l2l.methods import base
-from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Closure, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 from l2l.params.engine import defer_interrupt
 from l2l.params.operators import Group, layer_groups_of, layers
 
@@ -86,14 +83,14 @@ class Hybrid(base.Wrapper[Any]):
     def direction(self, blocks: Blocks, state: Any, key: Key) -> Direction:
         return self._others(blocks, self.inner.direction(blocks, state, key))
 
-    def estimate(self, evaluator: base.LossEvaluator, state: Any) -> tuple[base.Estimates, Any]:
+    def estimate(self, evaluator: LossEvaluator, state: Any) -> tuple[Estimates, Any]:
         # Outer wrappers act first: they see all blocks.
         still = replace(
             evaluator, transform=lambda direction: self._others(evaluator.theta.blocks, evaluator.transform(direction))
         )
         return base.run_estimator(self.inner, still if self._backward else evaluator, state)
 
-    def update_(self, theta: PerturbedParameters, state: Any, estimates: base.Estimates, context: base.StepContext) -> Any:
+    def update_(self, theta: PerturbedParameters, state: Any, estimates: Estimates, context: StepContext) -> Any:
         last = sorted(self.last(theta.blocks)) if self._backward else []
         gradients = self._gradients(theta, last, context.closure) if last else {}
         following = self.inner.update_(theta, state, estimates, context)
@@ -105,9 +102,16 @@ class Hybrid(base.Wrapper[Any]):
     def _gradients(self, theta: PerturbedParameters, last: Sequence[int], closure: Closure) -> dict[int, Tensor]:
         """Gradients of the last layers at theta, before any update."""
         theta.restore()
-        with _frozen([theta.blocks[i].tensor for i in range(len(theta.blocks)) if i not in last]):
+        others = [block.tensor for i, block in enumerate(theta.blocks) if i not in last]
+        required = [tensor.requires_grad for tensor in others]
+        try:
+            for tensor in others:  # autograd then stores nothing for their gradients
+                tensor.requires_grad_(False)
             pieces, blocks = map(_with_graph, pieces_of(closure)), Blocks(theta.blocks[i] for i in last)
             _, found = summed_gradients(pieces, blocks)
+        finally:
+            for tensor, before in zip(others, required, strict=True):
+                tensor.requires_grad_(before)
         norm = math.hypot(*(torch.linalg.vector_norm(g, dtype=base.accumulation_dtype(g.dtype)).item() for g in found.values()))
         if not math.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradient is {norm}: lower fo_lr, or look for overflowing inputs")
@@ -125,16 +129,3 @@ def _with_graph(closure: Closure) -> Closure:
         return value
 
     return checked
-
-
-@contextmanager
-def _frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """While active, autograd stores nothing for the gradients of these."""
-    required = [tensor.requires_grad for tensor in tensors]
-    try:
-        for tensor in tensors:
-            tensor.requires_grad_(False)
-        yield
-    finally:
-        for tensor, before in zip(tensors, required, strict=True):
-            tensor.requires_grad_(before)

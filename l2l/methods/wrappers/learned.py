@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 from l2l.methods import base
+from l2l.methods.base import Blocks, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 from l2l.methods.learned import Learned
-from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
 
@@ -50,11 +48,7 @@ class LearnedWrapper(base.Wrapper[LearnedWrapperState]):
         return self._scaled(blocks, state, self.inner.direction(blocks, state.inner, key))
 
     def _scaled(self, blocks: Blocks, state: LearnedWrapperState, direction: Direction) -> Direction:
-        """The direction with the tuner's sigma.
-
-        Raises:
-            ValueError: the tuner has a basis, and the method directions of its own.
-        """
+        """The direction with the tuner's sigma; ValueError where the tuner has a basis, and the method its own directions."""
         own = self._own.direction(blocks, state.history, direction.key)
         return replace(
             direction,
@@ -65,18 +59,14 @@ class LearnedWrapper(base.Wrapper[LearnedWrapperState]):
             basis_sigma=own.basis_sigma,
         )
 
-    def estimate(self, evaluator: base.LossEvaluator, state: LearnedWrapperState) -> tuple[base.Estimates, LearnedWrapperState]:
+    def estimate(self, evaluator: LossEvaluator, state: LearnedWrapperState) -> tuple[Estimates, LearnedWrapperState]:
         blocks = evaluator.theta.blocks
         scaled = evaluator.with_transform(lambda direction: self._scaled(blocks, state, direction))
         estimates, inner = base.run_estimator(self.inner, scaled, state.inner)
         return estimates, replace(state, inner=inner)
 
     def update_(
-        self,
-        theta: PerturbedParameters,
-        state: LearnedWrapperState,
-        estimates: base.Estimates,
-        context: base.StepContext,
+        self, theta: PerturbedParameters, state: LearnedWrapperState, estimates: Estimates, context: StepContext
     ) -> LearnedWrapperState:
         own = self._own
         sigma = own.direction(theta.blocks, state.history, estimates[-1].direction.key).sigma

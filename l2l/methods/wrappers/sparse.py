@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from l2l.methods import base
-from l2l.noise import Key
-from l2l.params import Direction, DirectionOperator, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.methods.base import Blocks, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 from l2l.params.inputs import InputNorms
 from l2l.params.operators import Drawn, Mask, Masked, Stored, largest, packed, packed_bytes
 
@@ -94,28 +92,24 @@ class Sparse(base.Wrapper[SparseState]):
 
     def _masking(self, state: SparseState) -> Callable[[Direction], Direction]:
         """Masks directions. Directions that share a shape share the masked shape too."""
-        known: dict[tuple[DirectionOperator | None, Key], Masked] = {}
+        known: dict[tuple[base.DirectionOperator | None, Key], Masked] = {}
 
         def mask(direction: Direction) -> Direction:
-            since, shape = self._since(direction.key), direction.shape
+            since, shape = base.key_since(direction.key, self.interval), direction.shape
             return replace(direction, shape=known.setdefault((shape, since), Masked(self._mask(state, since), shape)))
 
         return mask if self.sparsity else lambda direction: direction
 
-    def _since(self, key: Key) -> Key:
-        """Key of the step that chose the coordinates."""
-        return Key(key.seed, key.step - key.step % self.interval)
-
     def _mask(self, state: SparseState, since: Key) -> Mask:
         return Stored(state.bits) if self._scored else Drawn(since, state.shares)
 
-    def estimate(self, evaluator: base.LossEvaluator, state: SparseState) -> tuple[base.Estimates, SparseState]:
+    def estimate(self, evaluator: LossEvaluator, state: SparseState) -> tuple[Estimates, SparseState]:
         if self._scored and evaluator.key.step % self.interval == 0:
             state = replace(state, bits=self._bits(evaluator, state.shares))
         estimates, inner = base.run_estimator(self.inner, evaluator.with_transform(self._masking(state)), state.inner)
         return estimates, replace(state, inner=inner)
 
-    def _bits(self, evaluator: base.LossEvaluator, shares: Sequence[float]) -> dict[int, Tensor]:
+    def _bits(self, evaluator: LossEvaluator, shares: Sequence[float]) -> dict[int, Tensor]:
         evaluator.theta.restore()
         blocks, norms = evaluator.theta.blocks, InputNorms(evaluator.theta.blocks)
         if self.kind == "wanda":
@@ -131,11 +125,11 @@ class Sparse(base.Wrapper[SparseState]):
         return found
 
     def update_(
-        self, theta: PerturbedParameters, state: SparseState, estimates: base.Estimates, context: base.StepContext
+        self, theta: PerturbedParameters, state: SparseState, estimates: Estimates, context: StepContext
     ) -> SparseState:
         if not self.sparsity:
             return replace(state, inner=self.inner.update_(theta, state.inner, estimates, context))
-        mask = self._mask(state, self._since(context.key))
+        mask = self._mask(state, base.key_since(context.key, self.interval))
 
         def masked(index: int, delta: Tensor) -> Tensor:
             own = delta.clone(memory_format=torch.contiguous_format)  # it may be a tensor of the method's state

@@ -1,1 +1,0 @@
-"""Predicted peak memory and time per step, from shapes and a short measurement."""
