@@ -30,10 +30,7 @@ DECAY = 0.9
 
 KINDS = tuple(f"{prefix}{kind}" for prefix in ("", "attention ") for kind in ("embedding", "matrix", "vector"))
 """Every value of :func:`kind_of`."""
-CONSTANT_COLUMNS = (
-    *("log_start_variance", "embedding", "matrix", "vector", "attention", "depth"),
-    *("log_size", "log_fan_in"),
-)
+CONSTANT_COLUMNS = (*("log_start_variance", "embedding", "matrix", "vector", "attention", "depth"), *("log_size", "log_fan_in"))
 STANDARD_COLUMNS = (
     *("relative_variance", "mean_over_spread", "last_sigma"),
     *("relative_loss", "step_fraction", "relative_gradient", "relative_curvature"),

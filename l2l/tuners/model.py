@@ -270,11 +270,7 @@ class TunerModel:
         bound = self._bound.get(blocks)
         if bound is None or bound[0] is not self.normalizer:
             counts = self.normalizer.counts(blocks, self.basis or ())
-            bound = self._bound[blocks] = (
-                self.normalizer,
-                counts,
-                bound[2] if bound else bind(self.basis or {}, blocks),
-            )
+            bound = self._bound[blocks] = (self.normalizer, counts, bound[2] if bound else bind(self.basis or {}, blocks))
         return bound
 
 

@@ -59,12 +59,7 @@ MODULES = (SEQUENTIAL, LINEAR, TANH)
 STORAGES = {"torch FloatStorage": torch.float32, "torch HalfStorage": torch.float16}
 HIDDEN, INPUTS = 64, 5
 LAYERS = [("0", LINEAR), ("1", TANH), ("2", LINEAR)]
-SHAPES = {
-    ("0", "weight"): (HIDDEN, INPUTS),
-    ("0", "bias"): (HIDDEN,),
-    ("2", "weight"): (1, HIDDEN),
-    ("2", "bias"): (1,),
-}
+SHAPES = {("0", "weight"): (HIDDEN, INPUTS), ("0", "bias"): (HIDDEN,), ("2", "weight"): (1, HIDDEN), ("2", "bias"): (1,)}
 """Tensors of each block's module: layer, name, shape."""
 NO_LICENCE = "unknown: the file states none; ask its authors before passing it on"
 NOT_RECORDED = "not recorded; distances are from what blocks that started alike have in common"
