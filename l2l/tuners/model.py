@@ -32,10 +32,9 @@ def random_basis(blocks: Blocks, r: int | Mapping[str, int], seed: int = 0) -> d
         ValueError: a rank is below 1, or a block named is not there or no matrix of that width.
     """
     widths = {block.name: block.tensor.shape[1] for block in blocks if block.tensor.ndim == 2}
-    if isinstance(r, Mapping):
-        wanted = dict(r)
-    else:
-        wanted = {b.name: min(r, widths[b.name]) for b in blocks if b.name in widths and not b.embedding}
+    wanted = r
+    if not isinstance(wanted, Mapping):
+        wanted = {b.name: min(wanted, widths[b.name]) for b in blocks if b.name in widths and not b.embedding}
     for name, rank in wanted.items():
         if not 1 <= rank <= widths.get(name, 0):
             raise ValueError(f"no basis of rank {rank} for block {name!r}: the rank is 1 to the width of a matrix")
@@ -63,10 +62,8 @@ def _checked(basis: Mapping[str, Tensor], blocks: Blocks) -> dict[str, Tensor]:
     index = {block.name: i for i, block in enumerate(blocks)}
     unknown = [name for name in basis if name not in index]
     if unknown:
-        raise ValueError(
-            f"the tuner's basis is for a block {unknown[0]!r} that the model does not have: give it one of this model "
-            "(Tuner.with_basis)"
-        )
+        what = f"a block {unknown[0]!r} that the model does not have"
+        raise ValueError(f"the tuner's basis is for {what}: give it one of this model (Tuner.with_basis)")
     own = {name: v.detach().float().clone(memory_format=torch.contiguous_format) for name, v in basis.items()}
     Basis({index[name]: vectors for name, vectors in own.items()}).check(blocks)
     return own
@@ -124,9 +121,8 @@ class TunerModel:
         grouped = {name for group in self.block_schedule.groups for name in group}
         odd = sorted(grouped.symmetric_difference(self.fingerprint.names))
         if odd:
-            raise ValueError(
-                f"the tuner's block schedule and its blocks do not agree on {format_names(odd)}: every block needs a group"
-            )
+            what = f"do not agree on {format_names(odd)}"
+            raise ValueError(f"the tuner's block schedule and its blocks {what}: every block needs a group")
         if self.size_free:
             raise ValueError("a size-free tuner belongs to no blocks, which a block schedule names: leave it out")
 
@@ -210,19 +206,12 @@ class TunerModel:
             self._check_fingerprint(Fingerprint.of(model))
 
     def _check_fingerprint(self, other: Fingerprint) -> None:
-        found = self.fingerprint.differences(other)
-        if found:
-            raise ValueError(
-                f"the tuner was made for {self.provenance.base_model!r} and does not fit this model: blocks "
-                f"{'; '.join(found)}. Use a tuner of this model, or learn one with `l2l meta-train`"
-            )
+        if found := "; ".join(self.fingerprint.differences(other)):
+            made = f"the tuner was made for {self.provenance.base_model!r} and does not fit this model: blocks {found}"
+            raise ValueError(f"{made}. Use a tuner of this model, or learn one with `l2l meta-train`")
 
     def rows(self, names: Sequence[str]) -> list[int]:
-        """The network's rows of these blocks; of a size-free one, which has none, their positions.
-
-        Raises:
-            ValueError: a block is unknown to the tuner.
-        """
+        """The network's rows of these blocks, else ValueError; of a size-free one, which has none, their positions."""
         if self.size_free:
             return list(range(len(names)))
         row_of = {name: row for row, name in enumerate(self.fingerprint.names)}
@@ -275,11 +264,7 @@ class TunerModel:
 
 
 def load_weights(tuner: TunerModel, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights into a tuner's network after checking names, shapes and finiteness.
-
-    Raises:
-        ValueError: they do not fit or are not finite.
-    """
+    """Copy weights into a tuner's network; ValueError where names or shapes do not fit, or one is not finite."""
     wanted = {name: tuple(value.shape) for name, value in tuner.network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if wanted != found:
