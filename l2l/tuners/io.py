@@ -232,8 +232,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(number, int) or not 1 <= number <= FORMAT_VERSION:
         raise ValueError(f"{path} has format version {number}; this l2l reads 1 to {FORMAT_VERSION}: upgrade l2l")
     needed = (*FIELDS, *(field for since, fields in FIELDS_SINCE.items() if number >= since for field in fields))
-    missing = [field for field in needed if field not in config]
-    if missing:
+    if missing := [field for field in needed if field not in config]:
         raise ValueError(f"{path} lacks {', '.join(missing)}: the file is incomplete, get it again")
     wrong = [name for name, kind in TYPES.items() if name in config and not isinstance(config[name], kind)]
     if wrong or not all(map(_is_block, config["blocks"])):

@@ -60,8 +60,7 @@ def bind(basis: Mapping[str, Tensor], blocks: Blocks) -> Basis | None:
 def _checked(basis: Mapping[str, Tensor], blocks: Blocks) -> dict[str, Tensor]:
     """A float32 copy of the basis, checked against all blocks of the model, which need no memory."""
     index = {block.name: i for i, block in enumerate(blocks)}
-    unknown = [name for name in basis if name not in index]
-    if unknown:
+    if unknown := [name for name in basis if name not in index]:
         what = f"a block {unknown[0]!r} that the model does not have"
         raise ValueError(f"the tuner's basis is for {what}: give it one of this model (Tuner.with_basis)")
     own = {name: v.detach().float().clone(memory_format=torch.contiguous_format) for name, v in basis.items()}
@@ -119,8 +118,7 @@ class TunerModel:
         if self.block_schedule is None:
             return
         grouped = {name for group in self.block_schedule.groups for name in group}
-        odd = sorted(grouped.symmetric_difference(self.fingerprint.names))
-        if odd:
+        if odd := sorted(grouped.symmetric_difference(self.fingerprint.names)):
             what = f"do not agree on {format_names(odd)}"
             raise ValueError(f"the tuner's block schedule and its blocks {what}: every block needs a group")
         if self.size_free:
@@ -155,14 +153,11 @@ class TunerModel:
         sizes = ({"inputs": width} if width != FEATURES else {}) | ({"outputs": 2} if basis else {})
         architecture, architecture_args = current_network(architecture, architecture_args)
         args = {**sizes, **architecture_args, "blocks": len(fingerprint.names), "seed": seed}
-        config = getattr(model, "config", None)
-        origin = provenance or Provenance(
-            base_model=getattr(config, "_name_or_path", None) or type(model).__name__,
-            revision=getattr(config, "_commit_hash", None),
-        )
-        network = build_network(architecture, args, trusted=True)
-        normalizer = normalizer or EnergyNormalizer()
-        return cls(network, fingerprint, normalizer, architecture, args, origin, features, basis, block_schedule)
+        config, network = getattr(model, "config", None), build_network(architecture, args, trusted=True)
+        base = getattr(config, "_name_or_path", None) or type(model).__name__
+        origin = provenance or Provenance(base, getattr(config, "_commit_hash", None))
+        chosen = normalizer or EnergyNormalizer()
+        return cls(network, fingerprint, chosen, architecture, args, origin, features, basis, block_schedule)
 
     @property
     def outputs(self) -> int:
@@ -215,8 +210,7 @@ class TunerModel:
         if self.size_free:
             return list(range(len(names)))
         row_of = {name: row for row, name in enumerate(self.fingerprint.names)}
-        unknown = [name for name in names if name not in row_of]
-        if unknown:
+        if unknown := [name for name in names if name not in row_of]:
             raise ValueError(f"the tuner for {self.provenance.base_model!r} has no block {format_names(unknown)}")
         return [row_of[name] for name in names]
 
@@ -269,7 +263,6 @@ def load_weights(tuner: TunerModel, weights: Mapping[str, Tensor]) -> None:
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if wanted != found:
         raise ValueError(f"tuner weights do not fit their config: expected {wanted}, found {found}")
-    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
-    if broken:
+    if broken := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
         raise ValueError(f"tuner weights {broken} are not finite: the file is broken, get it again")
     tuner.network.load_state_dict(dict(weights))

@@ -44,8 +44,6 @@ class Match:
     kind: Relation
     mapping: Mapping[str, str]
     """Block of the model -> the tuner's block that it is, of the same shape."""
-    missing: tuple[str, ...]
-    """Blocks of the tuner that the model lacks."""
     extra: tuple[str, ...]
     """Blocks of the model that the tuner lacks."""
     message: str
@@ -89,7 +87,7 @@ def classify(fingerprint: Fingerprint, other: Fingerprint) -> Match:
         else:
             same = "names, shapes and weights" if compared else "names and shapes"
             kind, message = "exact", f"{same} are the same"
-        return Match(kind, mapping, missing, extra, message)
+        return Match(kind, mapping, extra, message)
     roles = set(map(role, mine))
     if mapping and not (missing and extra):
         kind, message = "subset", f"{len(mapping)} blocks are the same"
@@ -107,7 +105,7 @@ def classify(fingerprint: Fingerprint, other: Fingerprint) -> Match:
             details.append(f"{len(rest)} {label}: {format_names(rest)}")
     ties = {name: group[0] for group in fingerprint.ties or () for name in group[1:]}
     details += [f"{name!r} was tied to {ties[name]!r} in the tuner's model" for name in extra if name in ties]
-    return Match(kind, mapping, missing, extra, "; ".join([message, *details]))
+    return Match(kind, mapping, extra, "; ".join([message, *details]))
 
 
 def _renaming(mine: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> dict[str, str]:
@@ -206,10 +204,8 @@ def matched(tuner: AnyTuner, model: nn.Module, match: Level = "exact") -> AnyTun
         )
     if found.needed == "kind" and (tuner.basis is not None or isinstance(tuner.normalizer, CurvatureNormalizer)):
         what = "a basis" if tuner.basis is not None else "curvature traces"
-        raise ValueError(
-            f"the tuner for {base!r} has {what} measured on blocks of its own model: it cannot go to one of other shapes; "
-            "learn a tuner for this model"
-        )
+        bound_here = f"the tuner for {base!r} has {what} measured on blocks of its own model"
+        raise ValueError(f"{bound_here}: it cannot go to one of other shapes; learn a tuner for this model")
     sources = dict(found.mapping)
     if found.extra:  # else each block takes the row of the one that it is
         sources = _representatives(tuner.fingerprint, fingerprint) | sources
