@@ -34,12 +34,9 @@ def with_results(results: Json, file: Path, name: str, base_model: str, label: s
     """A tuner's results with those of a file: an evaluation replaces an earlier one, a test is added to others.
 
     Args:
-        file: ``meta_evaluate.json``, or the ``summary.json`` of a test.
+        file: ``meta_evaluate.json``, or the ``summary.json`` of a test; else ValueError.
         name: of the tuner's folder.
         label: the tuner's label in the evaluation; None: the contender of that name, or the only one.
-
-    Raises:
-        ValueError: the file is neither, or has no results of this tuner and model.
     """
     try:
         found = json.loads(file.read_text())

@@ -185,9 +185,8 @@ def standard_features(statistics: RunStatistics) -> Tensor:
     first. Finite where weights and losses are; a NaN is not masked. ValueError where the record lacks the constants.
     """
     if statistics.constants is None:
-        raise ValueError(
-            "this run was saved by an earlier l2l that kept too little for the features 'standard': start it again"
-        )
+        kept = "this run was saved by an earlier l2l that kept too little"
+        raise ValueError(f"{kept} for the features 'standard': start it again")
     mean, variance = statistics.moments.unbind(1)
     spread = variance + FLOOR
     features = torch.empty(len(statistics.sigma), len(STANDARD_COLUMNS))

@@ -345,13 +345,10 @@ def _tensor(view: _View, held: bytes, label: str) -> Tensor:
 
 
 def to_tuner(found: Published, base_model: str, fingerprint: Fingerprint, file: str) -> TunerModel:
-    """The tuner for a model of these blocks, its rows in the order of the model's. It computes in float32.
+    """The tuner, computing in float32, for a model of these blocks, its rows in their order; ValueError for other blocks.
 
     Args:
         file: name of the file that it was read from, for its recipe.
-
-    Raises:
-        ValueError: the file's blocks are not the model's.
     """
     absent = sorted(set(fingerprint.names) - set(found.names))
     more = sorted(set(found.names) - set(fingerprint.names))
@@ -376,12 +373,8 @@ def import_published(file: Path, base_model: str, out: Path, fingerprint: Finger
 
     Args:
         base_model: hub id of the model that it was trained for.
-        out: new or empty directory.
+        out: new or empty directory, else ValueError.
         fingerprint: of that model; None: it is one of :data:`KNOWN_MODELS`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is refused, is for another model, or the directory is not empty.
     """
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise ValueError(f"{out} exists and is no empty directory: choose another --out")
