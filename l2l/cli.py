@@ -82,7 +82,7 @@ COMMANDS = {
         "l2l.tools.doctor:DoctorConfig",
         "l2l.tools.doctor:run_doctor",
     ),
-    "tuners list": Command("bundled and known tuners", "l2l.tuner_commands:ListTunersConfig", "l2l.tuner_commands:list_tuners"),
+    "tuners list": Command("bundled and known tuners", None, "l2l.tuner_commands:list_tuners"),
     "tuners show": Command(
         "what a tuner is, how it was made, how far it moved",
         "l2l.tuner_commands:ShowConfig",

@@ -13,14 +13,10 @@ from l2l.costs import config_of, meta_model
 from l2l.experiments.presets.tuner_test import GoNoGoConfig, report, run_tuner_test
 from l2l.models.load import EMBEDDED, load_model
 from l2l.report.console import print_table
-from l2l.tuners import inspect
+from l2l.tuners import diagnostics, inspect, io, published, sources
 from l2l.tuners.api import Tuner
 from l2l.tuners.card import render
-from l2l.tuners.diagnostics import draw_heatmap, heatmap, heatmap_table
 from l2l.tuners.fingerprint import Fingerprint
-from l2l.tuners.io import edit_card, to_config
-from l2l.tuners.published import KNOWN_MODELS, import_published, known_fingerprint
-from l2l.tuners.sources import download_with_progress, tuner_rows
 from l2l.tuners.transfer import Level
 
 WIDEST = 10_000
@@ -42,23 +38,18 @@ class ShowConfig:
 def show(config: ShowConfig) -> None:
     """Print the card, and sigma as a heat map."""
     tuner = Tuner.from_pretrained(config.tuner, config.revision)
-    print(render(tuner, to_config(tuner)))
-    found, console = heatmap(tuner), Console()
-    table = heatmap_table(found)
+    print(render(tuner, io.to_config(tuner)))
+    found, console = diagnostics.heatmap(tuner), Console()
+    table = diagnostics.heatmap_table(found)
     needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
     Console(width=max(console.width, needed)).print(table)  # a narrow terminal wraps it, and hides no figure
     if config.picture is not None:
-        print(f"picture: {draw_heatmap(found, Path(config.picture), config.tuner)}")
+        print(f"picture: {diagnostics.draw_heatmap(found, Path(config.picture), config.tuner)}")
 
 
-@dataclass(frozen=True)
-class ListTunersConfig:
-    """List tuners: bundled ones, and those of the registries."""
-
-
-def list_tuners(_: ListTunersConfig) -> None:
-    """Print a row per tuner."""
-    print_table("tuners", tuner_rows())
+def list_tuners() -> None:
+    """Print a row per tuner, bundled or of a registry."""
+    print_table("tuners", sources.tuner_rows())
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,7 @@ class DownloadConfig:
 
 def download(config: DownloadConfig) -> None:
     """Fetch a tuner; print its folder."""
-    print(download_with_progress(config.tuner, config.revision, config.sha256, config.progress))
+    print(sources.download_with_progress(config.tuner, config.revision, config.sha256, config.progress))
 
 
 @dataclass(frozen=True)
@@ -122,7 +113,7 @@ class CardConfig:
 def card(config: CardConfig) -> None:
     """Rewrite the card; print its path."""
     results = None if config.results is None else Path(config.results)
-    print(edit_card(Path(config.tuner), results, config.label, config.licence, config.base_model))
+    print(io.edit_card(Path(config.tuner), results, config.label, config.licence, config.base_model))
 
 
 @dataclass(frozen=True)
@@ -164,7 +155,7 @@ class ImportConfig:
 def import_tuner(config: ImportConfig) -> None:
     """Import a published file; print what it became."""
     fingerprint = None if config.model is None else fingerprint_of(config.model)
-    tuner = import_published(Path(config.file), config.base_model, Path(config.out), fingerprint)
+    tuner = published.import_published(Path(config.file), config.base_model, Path(config.out), fingerprint)
     blocks = len(tuner.fingerprint.names)
     print(f"{config.out}: {blocks} blocks of {config.base_model}; the file's own licence is unknown")
 
@@ -199,8 +190,8 @@ def fingerprint_of(model: str, weights: bool = False) -> Fingerprint:
     Args:
         weights: read the weights too where they are on this machine, in a directory or in the package.
     """
-    if model.lower() in {name.lower() for name in KNOWN_MODELS}:
-        return known_fingerprint(model)
+    if model.lower() in {name.lower() for name in published.KNOWN_MODELS}:
+        return published.known_fingerprint(model)
     if weights and (model == EMBEDDED or any(Path(model).glob("*.safetensors"))):
         return Fingerprint.of(load_model(model), identity=True)
     return Fingerprint.of(meta_model(config_of(model)))

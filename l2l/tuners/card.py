@@ -5,20 +5,12 @@ Results come from the tuner's own training, and from the files of ``l2l meta-eva
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
-from l2l.tuners.diagnostics import (
-    TYPICAL_LOSS,
-    TYPICAL_VARIANCE,
-    basis_line,
-    movement,
-    schedule_line,
-    sigma_by_kind,
-    sigma_change,
-)
+from l2l.tuners import diagnostics
 from l2l.tuners.model import TunerModel
 
 Json: TypeAlias = Mapping[str, Any]
@@ -42,12 +34,9 @@ def with_results(results: Json, file: Path, name: str, base_model: str, label: s
     """A tuner's results with those of a file: an evaluation replaces an earlier one, a test is added to others.
 
     Args:
-        file: ``meta_evaluate.json``, or the ``summary.json`` of a test.
+        file: ``meta_evaluate.json``, or the ``summary.json`` of a test; else ValueError.
         name: of the tuner's folder.
         label: the tuner's label in the evaluation; None: the contender of that name, or the only one.
-
-    Raises:
-        ValueError: the file is neither, or has no results of this tuner and model.
     """
     try:
         found = json.loads(file.read_text())
@@ -67,20 +56,18 @@ def with_results(results: Json, file: Path, name: str, base_model: str, label: s
 def _evaluation(found: Json, file: str, name: str, base_model: str, label: str | None) -> dict[str, Any]:
     """An evaluation's results of a tuner on its own model: a row per task, and the interval of the mean difference."""
     config = found["protocol"]["config"]
-    if label is None:
-        called = [one["label"] for one in config["contenders"] if one["tuner"] and Path(one["tuner"]).name == name]
-        judged = called or list(found["by_tuner"])
-        if len(judged) > 1:
-            raise ValueError(f"which of the tuners is {name!r}? Choose one by --label: {', '.join(judged)}")
-        label = judged[0]
+    called = [one["label"] for one in config["contenders"] if one["tuner"] and Path(one["tuner"]).name == name]
+    judged = [label] if label is not None else called or list(found["by_tuner"])
+    if len(judged) > 1:
+        raise ValueError(f"which of the tuners is {name!r}? Choose one by --label: {', '.join(judged)}")
+    label = judged[0]
     if label not in found["by_tuner"]:
         raise ValueError(f"{file} judges no tuner {label!r}: it has {', '.join(found['by_tuner'])}; choose by --label")
     settings = {setting["name"]: setting["model"] for setting in config["settings"]}
     own = [setting for setting, model in settings.items() if Path(model).name == Path(base_model).name]
     pairs = [pair for pair in found["pairs"][label] if pair["setting"] in own]
     if not pairs:
-        models = ", ".join(sorted(set(settings.values())))
-        raise ValueError(f"{file} has no results on {base_model!r}, only on {models}")
+        raise ValueError(f"{file} has no results on {base_model!r}, only on {', '.join(sorted(set(settings.values())))}")
     judgement = None  # rates and intervals are there for all settings, or for one setting of the judged tuner
     if set(own) == set(settings):
         judgement = found["by_tuner"][label]
@@ -93,10 +80,7 @@ def _evaluation(found: Json, file: str, name: str, base_model: str, label: str |
         for name, figures in (("loss", pair["mean_train_loss"]), ("accuracy", pair["mean_accuracy"])):
             tasks[-1] |= {f"{name}_mezo": figures[mezo], name: figures[label]}
     return {
-        "file": file,
-        "passes": config["passes"],
-        "seeds": config["seeds"],
-        "tasks": tasks,
+        **{"file": file, "passes": config["passes"], "seeds": config["seeds"], "tasks": tasks},
         "interval": None if judgement is None else judgement["intervals"]["mean_loss_difference_to_mezo"],
         "controls": {} if judgement is None else dict(judgement["win_rate_over_each_control"]),
         "departures": list(found["departures"]),
@@ -119,7 +103,6 @@ def brief(results: Json) -> str:
 
 
 def _headline(found: Json) -> str:
-    """An evaluation in one clause."""
     tasks, between = found["tasks"], found["interval"]
     lower = sum(row["loss"] < row["loss_mezo"] for row in tasks)
     difference = sum(row["loss"] - row["loss_mezo"] for row in tasks) / len(tasks)
@@ -172,6 +155,12 @@ def render(tuner: TunerModel, config: dict[str, Any]) -> str:
         *("optimizer = l2l.ZOFineTuner(model, tuner)", "```"),
     ]
     reach = " Nothing in it belongs to a block: it serves models of other sizes and families." if tuner.size_free else ""
+    kinds = "" if tuner.fingerprint.kinds else " (kinds by shape alone: embeddings count as matrices)"
+    rows = ["| kind | blocks | min | median | max | CV |", "|---|--:|--:|--:|--:|--:|"]
+    for row in diagnostics.sigma_by_kind(tuner):
+        values = f"{row.smallest:.4g} | {row.median:.4g} | {row.largest:.4g} | {row.variation:.3f}"
+        rows.append(f"| {row.kind} | {row.blocks} | {values} |")
+    at = f"weights of mean 0 and variance {diagnostics.TYPICAL_VARIANCE:g}, losses of {diagnostics.TYPICAL_LOSS:g}"
     tables = sections(results)
     own = {name: value for name, value in results.items() if not tables or name not in (EVALUATION, TESTS)}
     parts = [
@@ -180,11 +169,12 @@ def render(tuner: TunerModel, config: dict[str, Any]) -> str:
         f"zeroth-order fine-tuning.{reach}",
         "\n".join(example),
         f"Architecture `{config['architecture']}` {_short(config['architecture_args'])}, features "
-        f"`{config['features']}`, normalizer {_short(config['normaliser'])}. Basis: {basis_line(tuner)}. "
-        f"Block schedule: {schedule_line(tuner)}.",
-        f"Distance from its initialisation, relative: {_spread(movement(tuner), tuner, '.4f')}.",
-        f"Change of sigma since, relative: {_spread(sigma_change(tuner), tuner, '+.4f')}.",
-        *_sigma(tuner),
+        f"`{config['features']}`, normalizer {_short(config['normaliser'])}. Basis: {diagnostics.basis_line(tuner)}. "
+        f"Block schedule: {diagnostics.schedule_line(tuner)}.",
+        f"Distance from its initialisation, relative: {_spread(diagnostics.movement(tuner), tuner, '.4f')}.",
+        f"Change of sigma since, relative: {_spread(diagnostics.sigma_change(tuner), tuner, '+.4f')}.",
+        f"Sigma before normalisation, at {at} and a last sigma of 1{kinds}:",
+        "\n".join(rows),
         *("## Recipe", _json(config["recipe"]), "## Results"),
         *(tables if results else ["None are recorded."]),
         *(["In its own training:"] if tables and own else []),
@@ -192,18 +182,6 @@ def render(tuner: TunerModel, config: dict[str, Any]) -> str:
         f"Made with {', '.join(f'{name} {number}' for name, number in config['versions'].items())}.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _sigma(tuner: TunerModel) -> list[str]:
-    """Sigma by kind of block, as a paragraph and a table."""
-    kinds = "" if tuner.fingerprint.kinds else " (kinds by shape alone: embeddings count as matrices)"
-    head = "| kind | blocks | min | median | max | CV |\n|---|--:|--:|--:|--:|--:|"
-    rows = [
-        f"| {row.kind} | {row.blocks} | {row.smallest:.4g} | {row.median:.4g} | {row.largest:.4g} | {row.variation:.3f} |"
-        for row in sigma_by_kind(tuner)
-    ]
-    conditions = f"at weights of mean 0 and variance {TYPICAL_VARIANCE:g}, losses of {TYPICAL_LOSS:g} and a last sigma of 1"
-    return [f"Sigma before normalisation, {conditions}{kinds}:", "\n".join([head, *rows])]
 
 
 def _spread(values: list[float], tuner: TunerModel, form: str) -> str:
@@ -216,10 +194,8 @@ def _spread(values: list[float], tuner: TunerModel, form: str) -> str:
 
 def _short(values: dict[str, Any]) -> str:
     """JSON in one line; long lists and tables are replaced by their lengths."""
-    long: dict[str, Sequence[Any] | Json] = {
-        name: value for name, value in values.items() if isinstance(value, list | dict) and len(value) > VALUES_SHOWN
-    }
-    return json.dumps(values | {name: f"{len(value)} values" for name, value in long.items()})
+    long = [name for name, value in values.items() if isinstance(value, list | dict) and len(value) > VALUES_SHOWN]
+    return json.dumps(values | {name: f"{len(values[name])} values" for name in long})
 
 
 def _json(value: Any) -> str:

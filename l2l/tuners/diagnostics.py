@@ -6,25 +6,19 @@ i-th of all others. Learning moves few blocks far, so the networks that started 
 median over them, coordinate by coordinate, is where they started.
 """
 
-from __future__ import annotations
-
 import math
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, pstdev
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from l2l.report.files import write_whole
 from l2l.tuners.features import RunStatistics, block_constants, kind_of
 from l2l.tuners.model import TunerModel
 from l2l.tuners.networks import TunerNetwork, build_network
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 ALIKE = 0.5
 """Cosine above which two blocks started alike. In hundreds of dimensions separate draws stay below 0.3."""
@@ -73,11 +67,9 @@ def reconstructed_state(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None
     """Initial tensors of a network, one row per block each; None unless every block started like another one."""
     rows = [value.reshape(len(value), -1) for value in state.values()]
     initial = reconstruct(torch.cat(rows, 1)).initial
-    if initial.isnan().any():
-        return None
-    parts = initial.split([row.shape[1] for row in rows], 1)
-    named = zip(state.items(), parts, strict=True)
-    return {name: part.reshape(value.shape).to(value.dtype) for (name, value), part in named}
+    parts = zip(state.items(), initial.split([row.shape[1] for row in rows], 1), strict=True)
+    found = {name: part.reshape(value.shape).to(value.dtype) for (name, value), part in parts}
+    return None if initial.isnan().any() else found
 
 
 def initial_network(tuner: TunerModel) -> TunerNetwork | None:
@@ -85,10 +77,10 @@ def initial_network(tuner: TunerModel) -> TunerNetwork | None:
     network = build_network(tuner.architecture, tuner.architecture_args)
     if "imported_from" not in tuner.provenance.recipe:
         return network
-    state = reconstructed_state(tuner.network.state_dict())
-    if state is not None:
-        network.load_state_dict(state)
-    return None if state is None else network
+    if (state := reconstructed_state(tuner.network.state_dict())) is None:
+        return None
+    network.load_state_dict(state)
+    return network
 
 
 def movement(tuner: TunerModel) -> list[float]:
@@ -152,13 +144,6 @@ class SigmaRow:
     variation: float
     """Standard deviation over mean."""
 
-    @staticmethod
-    def of(kind: str, values: Sequence[float]) -> SigmaRow:
-        """The statistics of the sigma of one kind of block."""
-        average = mean(values)
-        variation = pstdev(values) / average if average else 0.0
-        return SigmaRow(kind, len(values), min(values), median(values), max(values), variation)
-
 
 def sigma_by_kind(tuner: TunerModel) -> list[SigmaRow]:
     """Typical sigma over the blocks of each kind, over all, and, along the basis, over the blocks that have one."""
@@ -166,10 +151,14 @@ def sigma_by_kind(tuner: TunerModel) -> list[SigmaRow]:
     kinds: dict[str, list[float]] = {}
     for block, value in zip(tuner.fingerprint.blocks(), sigma[:, 0].tolist(), strict=True):
         kinds.setdefault(kind_of(block), []).append(value)
-    rows = [SigmaRow.of(kind, values) for kind, values in sorted(kinds.items())]
-    inside = [sigma[i, 1].item() for i, name in enumerate(names) if name in (tuner.basis or {})]
-    rows.append(SigmaRow.of("all", sigma[:, 0].tolist()))
-    return rows + ([SigmaRow.of("inside the basis", inside)] if inside else [])
+    kinds = dict(sorted(kinds.items())) | {"all": sigma[:, 0].tolist()}
+    if inside := [sigma[i, 1].item() for i, name in enumerate(names) if name in (tuner.basis or {})]:
+        kinds["inside the basis"] = inside
+    rows: list[SigmaRow] = []
+    for kind, values in kinds.items():
+        average, ends = mean(values), (min(values), median(values), max(values))
+        rows.append(SigmaRow(kind, len(values), *ends, pstdev(values) / average if average else 0.0))
+    return rows
 
 
 def schedule_line(tuner: TunerModel) -> str:
@@ -186,10 +175,9 @@ def basis_line(tuner: TunerModel) -> str:
     """Blocks, ranks and size of the basis."""
     if tuner.basis is None:
         return "none"
-    found = [vectors.shape[1] for vectors in tuner.basis.values()]
-    size = sum(vectors.numel() * vectors.element_size() for vectors in tuner.basis.values())
-    span = str(found[0]) if min(found) == max(found) else f"{min(found)} to {max(found)}"
-    return f"{len(found)} blocks, rank {span}, {size / 1024:.1f} KiB"
+    low, high = (choose(vectors.shape[1] for vectors in tuner.basis.values()) for choose in (min, max))
+    size = sum(vectors.nbytes for vectors in tuner.basis.values())
+    return f"{len(tuner.basis)} blocks, rank {low if low == high else f'{low} to {high}'}, {size / 1024:.1f} KiB"
 
 
 @dataclass(frozen=True)
@@ -220,14 +208,13 @@ def layer_and_kind(name: str) -> tuple[str, str]:
     return (NO_LAYER, name) if number is None else (parts[number], ".".join(parts[number + 1 :]))
 
 
-def heatmap_table(found: Heatmap) -> Table:
+def heatmap_table(found: Heatmap):
     """The heat map for the terminal: a row per kind, a column per layer, the larger sigma the redder."""
     from rich.table import Table
 
     table = Table(title="sigma by kind and layer, before normalisation", title_justify="left", padding=(0, 0))
-    table.add_column("kind", no_wrap=True)
-    for layer in found.layers:
-        table.add_column(layer, justify="right", no_wrap=True)
+    for layer in ("kind", *found.layers):
+        table.add_column(layer, justify="left" if layer == "kind" else "right", no_wrap=True)
     known = [value for row in found.values for value in row if not math.isnan(value)]
     low, high = min(known), max(known)
 
@@ -257,10 +244,7 @@ def draw_heatmap(found: Heatmap, target: Path, title: str) -> Path:
     axis.set_yticks(range(len(found.layers)), found.layers, fontsize=7)
     axis.set(title=title, ylabel="layer")
     figure.colorbar(picture, label="sigma before normalisation")
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
-            figure.savefig(Path(folder) / target.name, dpi=120, format="png")
-            return (Path(folder) / target.name).replace(target)
+        return write_whole(target, lambda path: figure.savefig(path, dpi=120, format="png"))
     finally:
         pyplot.close(figure)

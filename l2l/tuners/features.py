@@ -30,15 +30,9 @@ DECAY = 0.9
 
 KINDS = tuple(f"{prefix}{kind}" for prefix in ("", "attention ") for kind in ("embedding", "matrix", "vector"))
 """Every value of :func:`kind_of`."""
-CONSTANT_COLUMNS = (
-    *("log_start_variance", "embedding", "matrix", "vector", "attention", "depth"),
-    *("log_size", "log_fan_in"),
-)
-STANDARD_COLUMNS = (
-    *("relative_variance", "mean_over_spread", "last_sigma"),
-    *("relative_loss", "step_fraction", "relative_gradient", "relative_curvature"),
-    *CONSTANT_COLUMNS[1:],
-)
+CONSTANT_COLUMNS = (*("log_start_variance", "embedding", "matrix", "vector", "attention", "depth"), *("log_size", "log_fan_in"))
+RUN_COLUMNS = ("relative_loss", "step_fraction", "relative_gradient", "relative_curvature")
+STANDARD_COLUMNS = ("relative_variance", "mean_over_spread", "last_sigma", *RUN_COLUMNS, *CONSTANT_COLUMNS[1:])
 
 Running: TypeAlias = tuple[float, float]
 """The first value that was not 0, and the running mean since; zeros before."""
@@ -74,10 +68,7 @@ def block_constants(blocks: Blocks, moments: Tensor) -> Tensor:
     """[blocks, constants] float32: log(variance + FLOOR) at the start, then columns that depend on shape and structure.
 
     These are the kind as one-hot columns, 1 for parts of attention, :func:`depths`, log10(size) / 6, and log10(fan-in) / 3,
-    fan-in being the coordinates per row, or 1 for a vector.
-
-    Args:
-        moments: [blocks, 2] mean and variance of the weights at the start.
+    fan-in being the coordinates per row, or 1 for a vector. ``moments``: [blocks, 2] mean and variance at the start.
     """
     found = torch.empty(len(blocks), len(CONSTANT_COLUMNS))
     found[:, 0] = torch.log(moments[:, 1] + FLOOR)
@@ -172,17 +163,14 @@ def _running(running: Running, value: float) -> Running:
 def log_ratio(running: Running) -> float:
     """log(mean / first), clipped to [-LIMIT, LIMIT]; 0 before the first value. NaN stays NaN."""
     first, mean = running
-    if first == 0:
-        return 0.0
-    return min(math.log(max(mean / first, math.exp(-LIMIT))), LIMIT)
+    return 0.0 if first == 0 else min(math.log(max(mean / first, math.exp(-LIMIT))), LIMIT)
 
 
 def paper_features(statistics: RunStatistics) -> Tensor:
     """[blocks, 5] float32: mean and variance of the weights, the last L+ and L-, the last sigma (arXiv:2510.00419)."""
     features = torch.empty(len(statistics.sigma), FEATURES)
     features[:, 0:2] = statistics.moments
-    features[:, 2] = statistics.loss_plus
-    features[:, 3] = statistics.loss_minus
+    features[:, 2:4] = torch.tensor([statistics.loss_plus, statistics.loss_minus])
     features[:, 4] = statistics.sigma
     return features
 
@@ -194,15 +182,11 @@ def standard_features(statistics: RunStatistics) -> Tensor:
     square (the mean over the standard deviation, bounded); log of the last sigma. Per run, the same for all blocks: log of
     the running loss, absolute projected gradient and curvature, each over its first value, 0 until it is known; the
     fraction of the horizon that has been run, 0 where it is unknown. Then the columns of :func:`block_constants` but the
-    first. Finite where weights and losses are; a NaN is not masked.
-
-    Raises:
-        ValueError: the record was saved without the constants.
+    first. Finite where weights and losses are; a NaN is not masked. ValueError where the record lacks the constants.
     """
     if statistics.constants is None:
-        raise ValueError(
-            "this run was saved by an earlier l2l that kept too little for the features 'standard': start it again"
-        )
+        kept = "this run was saved by an earlier l2l that kept too little"
+        raise ValueError(f"{kept} for the features 'standard': start it again")
     mean, variance = statistics.moments.unbind(1)
     spread = variance + FLOOR
     features = torch.empty(len(statistics.sigma), len(STANDARD_COLUMNS))

@@ -19,11 +19,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Names and shapes of all blocks of a model, frozen ones included. Kinds, ties and weights are not compared by ``==``.
-
-    Raises:
-        ValueError: a name occurs twice, or a value is not of its type.
-    """
+    """Names and shapes of all blocks of a model, frozen ones included. Kinds, ties and weights are not compared by ``==``."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -47,11 +43,7 @@ class Fingerprint:
 
     @staticmethod
     def of(model: nn.Module, identity: bool = False) -> Fingerprint:
-        """Fingerprint of a model.
-
-        Args:
-            identity: record ties and the hash of the weights too, which takes a pass over the weights.
-        """
+        """Fingerprint of a model; with its identity, ties and the hash of the weights, which takes a pass over them."""
         blocks = Blocks.of(model, trainable=False)
         shapes = tuple(tuple(block.tensor.shape) for block in blocks)
         found = Fingerprint(blocks.names, shapes, tuple(map(kind_of, blocks)))
@@ -63,9 +55,8 @@ class Fingerprint:
 
     def identity(self) -> dict[str, Any]:
         """Ties and weights as JSON values; empty where neither is known."""
-        if self.ties is None and self.weights is None:
-            return {}
-        return {"ties": [list(group) for group in self.ties or ()], "weights": self.weights}
+        known = {"ties": [list(group) for group in self.ties or ()], "weights": self.weights}
+        return {} if self.ties is None and self.weights is None else known
 
     def blocks(self) -> Blocks:
         """Blocks of these names, shapes and kinds, without memory."""

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -29,11 +30,15 @@ BARELY = 0.01
 SECTIONS = ("## Recipe", "## Results")
 
 
+Grade: TypeAlias = Literal["ok", "warning", "error"]
+Verdict: TypeAlias = tuple[Grade, str]
+
+
 @dataclass(frozen=True)
 class Finding:
     """The result of one check."""
 
-    level: Literal["ok", "warning", "error"]
+    level: Grade
     what: str
     text: str
 
@@ -41,16 +46,12 @@ class Finding:
 def verify(
     name: str | Path, fingerprint: Fingerprint | None = None, revision: str | None = None, match: Level = "exact"
 ) -> list[Finding]:
-    """Findings on a tuner, errors included.
+    """Findings on a tuner, errors included; FileNotFoundError where there is no such tuner.
 
     Args:
         name: directory, bundled or registered name, or hub id.
         fingerprint: of the model to use it with; None: the blocks are not compared.
         match: required similarity of that model to the tuner's own.
-
-    Raises:
-        FileNotFoundError: there is no such tuner.
-        ValueError: there is no such level of similarity.
     """
     check_level(match)
     directory = sources.locate(str(name), revision)
@@ -58,44 +59,43 @@ def verify(
         tuner = io.load(directory, TunerModel)
     except ValueError as error:
         return [Finding("error", "files", str(error))]
-    checksum = Finding("ok", "checksum", "the weights are those that were saved")
+    checksum: Verdict = "ok", "the weights are those that were saved"
     if SHA256 not in read_config(directory / CONFIG):
-        text = "the config has none: damage that leaves finite numbers would not be seen"
-        checksum = Finding("warning", "checksum", text)
-    return [
-        Finding("ok", "files", f"{len(tuner.fingerprint.names)} blocks, names, shapes and numbers are whole"),
-        checksum,
-        _blocks(tuner, fingerprint, match),
-        _sigma(tuner),
-        _learning(tuner),
-        _card(directory / CARD, tuner),
-    ]
+        checksum = "warning", "the config has none: damage that leaves finite numbers would not be seen"
+    verdicts: dict[str, Verdict] = {
+        "files": ("ok", f"{len(tuner.fingerprint.names)} blocks, names, shapes and numbers are whole"),
+        "checksum": checksum,
+        "blocks": _blocks(tuner, fingerprint, match),
+        "sigma": _sigma(tuner),
+        "learning": _learning(tuner),
+        "card": _card(directory / CARD, tuner),
+    }
+    return [Finding(level, what, text) for what, (level, text) in verdicts.items()]
 
 
 def refuse_errors(name: str | Path, findings: Sequence[Finding]) -> None:
     """Raise ValueError, naming the first, if there are errors among the findings."""
-    errors = [finding for finding in findings if finding.level == "error"]
-    if errors:
+    if errors := [finding for finding in findings if finding.level == "error"]:
         more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
         raise ValueError(f"tuner {str(name)!r} fails on {errors[0].what}{more}: {errors[0].text}")
 
 
-def _blocks(tuner: TunerModel, fingerprint: Fingerprint | None, match: Level) -> Finding:
+def _blocks(tuner: TunerModel, fingerprint: Fingerprint | None, match: Level) -> Verdict:
     base = tuner.provenance.base_model
     if tuner.size_free:
-        return Finding("ok", "blocks", "it belongs to no blocks and serves any model")
+        return "ok", "it belongs to no blocks and serves any model"
     if fingerprint is None:
-        return Finding("warning", "blocks", f"not compared with a model: name one, as --model {base}")
+        return "warning", f"not compared with a model: name one, as --model {base}"
     found = classify(tuner.fingerprint, fingerprint)
     if not found.accepted(match):
-        text = f"made for {base!r}, does not fit the model ({found.kind}): {found.message}; --match {found.needed} allows it"
-        return Finding("error", "blocks", text)
+        misfit = f"made for {base!r}, does not fit the model ({found.kind})"
+        return "error", f"{misfit}: {found.message}; --match {found.needed} allows it"
     if found.kind == "exact":
-        return Finding("ok", "blocks", f"exact: all {len(fingerprint.names)} are the model's, {found.message}")
-    return Finding("warning", "blocks", f"{found.kind}: {found.message}")
+        return "ok", f"exact: all {len(fingerprint.names)} are the model's, {found.message}"
+    return "warning", f"{found.kind}: {found.message}"
 
 
-def _sigma(tuner: TunerModel) -> Finding:
+def _sigma(tuner: TunerModel) -> Verdict:
     """Sigma, before and after normalisation, over the range of losses."""
     names, blocks = tuner.fingerprint.names, tuner.fingerprint.blocks()
     largest, least = torch.zeros(len(names)), torch.full((len(names),), torch.inf)
@@ -103,54 +103,46 @@ def _sigma(tuner: TunerModel) -> Finding:
         with torch.no_grad():
             scales = tuner.scales(tuner.features(typical_statistics(tuner, loss)), names)
         if not torch.isfinite(scales).all() or (scales < 0).any():
-            text = f"at a loss of {loss:g} it is not finite or negative: the tuner is broken"
-            return Finding("error", "sigma", text)
+            return "error", f"at a loss of {loss:g} it is not finite or negative: the tuner is broken"
         try:
             scales = scales * tuner.factor(scales, blocks)
         except ValueError as error:
-            return Finding("error", "sigma", f"at a loss of {loss:g}: {error}")
+            return "error", f"at a loss of {loss:g}: {error}"
         rows = scales.reshape(len(names), -1)
         largest, least = torch.maximum(largest, rows.amax(1)), torch.minimum(least, rows[:, 0])
     span = f"{least.min():.3g} to {largest.max():.3g} after normalisation, at losses of {LOSSES[0]:g} to {LOSSES[-1]:g}"
-    wide = [name for name, value in zip(names, largest.tolist(), strict=True) if value > WIDEST]
-    if wide:
-        return Finding("warning", "sigma", f"{span}: above {WIDEST:g} in {len(wide)} blocks, {format_names(wide)}")
-    still = [name for name, value in zip(names, largest.tolist(), strict=True) if value == 0]
-    if still:
-        return Finding("warning", "sigma", f"{span}: 0, so never moved, in {len(still)} blocks, {format_names(still)}")
-    return Finding("ok", "sigma", span)
+    for what, odd in ((f"above {WIDEST:g}", largest > WIDEST), ("0, so never moved,", largest == 0)):
+        if found := [name for name, is_odd in zip(names, odd.tolist(), strict=True) if is_odd]:
+            return "warning", f"{span}: {what} in {len(found)} blocks, {format_names(found)}"
+    return "ok", span
 
 
-def _learning(tuner: TunerModel) -> Finding:
+def _learning(tuner: TunerModel) -> Verdict:
     moved = movement(tuner)
     if not moved:
-        return Finding("warning", "learning", "its initialisation is not known, so neither is what was learned")
+        return "warning", "its initialisation is not known, so neither is what was learned"
     if max(moved) == 0:
-        return Finding("warning", "learning", "it is as it was initialised: nothing was learned")
+        return "warning", "it is as it was initialised: nothing was learned"
     text = f"moved from its initialisation by {median(moved):.2g} (median block) to {max(moved):.2g} of its norm"
     if median(moved) < BARELY:
-        return Finding("warning", "learning", f"{text}: most of it still is its random start")
-    return Finding("ok", "learning", text)
+        return "warning", f"{text}: most of it still is its random start"
+    return "ok", text
 
 
-def _card(path: Path, tuner: TunerModel) -> Finding:
+def _card(path: Path, tuner: TunerModel) -> Verdict:
     known = tuner.provenance
     if not path.is_file():
-        return Finding("error", "card", f"{path} is not there: save the tuner again")
+        return "error", f"{path} is not there: save the tuner again"
     text = path.read_text(errors="replace")
     missing = [part.strip() for part in (f"base_model: {known.base_model}\n", *SECTIONS) if part not in text]
     if missing:
-        return Finding("error", "card", f"{path} lacks {', '.join(map(repr, missing))}: save it again")
-    stated = {
-        "what it reached (results)": known.results,
-        "how it was made (recipe)": known.recipe,
-        "its base model": known.base_model != UNKNOWN,
-        "its licence": not str(known.recipe.get("licence", UNKNOWN)).startswith(UNKNOWN),
-    }
-    absent = [what for what, value in stated.items() if not value]
-    if absent:
-        return Finding("warning", "card", f"it does not say {', '.join(absent)}")
-    return Finding("ok", "card", "recipe, results, base model and licence are stated")
+        return "error", f"{path} lacks {', '.join(map(repr, missing))}: save it again"
+    stated = {"what it reached (results)": known.results, "how it was made (recipe)": known.recipe}
+    stated |= {"its base model": known.base_model != UNKNOWN}
+    stated |= {"its licence": not str(known.recipe.get("licence", UNKNOWN)).startswith(UNKNOWN)}
+    if absent := [what for what, value in stated.items() if not value]:
+        return "warning", f"it does not say {', '.join(absent)}"
+    return "ok", "recipe, results, base model and licence are stated"
 
 
 @dataclass(frozen=True)
@@ -174,16 +166,9 @@ def difference(first: TunerModel, second: TunerModel, most: int = MOST) -> Diffe
     match = classify(first.fingerprint, second.fingerprint)
     first, second = _with_kinds(first, second), _with_kinds(second, first)
     mine, theirs = ({row.kind: row for row in sigma_by_kind(tuner)} for tuner in (first, second))
-
-    sigma: list[dict[str, Any]] = [
-        {"kind": kind}
-        | {
-            f"{which} {name}": getattr(rows[kind], name) if kind in rows else "-"
-            for name in ("median", "largest")
-            for which, rows in (("first", mine), ("second", theirs))
-        }
-        for kind in {**mine, **theirs}
-    ]
+    sigma: list[dict[str, Any]] = [{"kind": kind} for kind in {**mine, **theirs}]
+    for row, name, (which, rows) in product(sigma, ("median", "largest"), (("first", mine), ("second", theirs))):
+        row[f"{which} {name}"] = getattr(rows[row["kind"]], name) if row["kind"] in rows else "-"
     before, after = (dict(zip(tuner.fingerprint.names, dense_sigma(tuner).tolist(), strict=True)) for tuner in (first, second))
     tiny = torch.finfo(torch.float32).tiny
     changes: list[tuple[float, dict[str, Any]]] = []
@@ -217,8 +202,7 @@ def _flat(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{above}{name}.")
         else:
-            text = str(value)
-            yield above + name, text if len(text) <= 60 else f"{text[:57]}..."
+            yield above + name, text if len(text := str(value)) <= 60 else f"{text[:57]}..."
 
 
 def distance(first: TunerModel, second: TunerModel) -> float | None:

@@ -37,10 +37,8 @@ BASIS = "basis."
 """Prefix of the tensors that are columns of a basis."""
 SHA256 = "weights_sha256"
 """Field of the config: checksum of the weights' file. Tuners saved by older releases have none."""
-FIELDS = (
-    *("format_version", "architecture", "architecture_args", "normaliser"),
-    *("base_model", "revision", "recipe", "results", "blocks"),
-)
+ORIGIN = ("base_model", "revision", "recipe", "results")
+FIELDS = ("format_version", "architecture", "architecture_args", "normaliser", *ORIGIN, "blocks")
 FIELDS_SINCE = {2: ("features", "basis"), 3: ("turns",)}
 TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("architecture", "features", "base_model", SHA256), str),
@@ -96,11 +94,10 @@ def _publish(files: Iterable[Path], directory: Path) -> None:
 def to_config(tuner: TunerModel) -> dict[str, Any]:
     """Everything about a tuner but its weights, as JSON values."""
     identity, schedule, known = tuner.fingerprint.identity(), schedule_config(tuner.block_schedule), tuner.fingerprint
-    blocks: list[dict[str, Any]] = [
-        {"name": name, "shape": list(shape)} for name, shape in zip(known.names, known.shapes, strict=True)
+    kinds = [{"kind": kind} for kind in known.kinds] or [{}] * len(known.names)  # tuners saved without have no kinds
+    blocks = [
+        {"name": name, "shape": list(shape)} | kind for name, shape, kind in zip(known.names, known.shapes, kinds, strict=True)
     ]
-    for row, kind in zip(blocks, known.kinds, strict=False):  # tuners saved without have no kinds
-        row["kind"] = kind
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION if schedule else 2,
@@ -127,27 +124,23 @@ def load(directory: Path, kind: type[AnyTuner]) -> AnyTuner:
     given, path = read_config(directory / CONFIG), directory / WEIGHTS
     try:
         config = upgraded(given)
-        weights, basis = _read_weights(path, config)
-        if given["architecture"] == "fixed" and set(weights) == {"sigma"}:  # a table holds its logarithm
-            weights = {"log_sigma": weights["sigma"].abs().log()}
+        try:
+            validate_header(path, config)
+            found = safetensors.torch.load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is not a readable safetensors file ({error}): get it again") from error
+        basis = {name.removeprefix(BASIS): found.pop(name) for name in list(found) if name.startswith(BASIS)}
+        if given["architecture"] == "fixed" and set(found) == {"sigma"}:  # a table holds its logarithm
+            found = {"log_sigma": found["sigma"].abs().log()}
         tuner = _build(config, basis, kind)
     except UNFIT as error:
         line = (str(error).splitlines() or [type(error).__name__])[0][:300]  # torch adds a stack
         raise ValueError(f"{directory / CONFIG} holds a value that does not fit ({line}): get it again") from error
-    load_weights(tuner, weights)
-    validate_checksum(path, given)
+    load_weights(tuner, found)
+    wanted = given.get(SHA256)
+    if wanted is not None and sha256_of(path) != wanted:
+        raise ValueError(f"{path} has changed since it was saved: its sha256 is not {wanted[:80]!r}; get it again")
     return tuner
-
-
-def _read_weights(path: Path, config: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The network's tensors, and the basis by block."""
-    try:
-        validate_header(path, config)
-        found = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}): get it again") from error
-    basis = {name.removeprefix(BASIS): value for name, value in found.items() if name.startswith(BASIS)}
-    return {name: value for name, value in found.items() if not name.startswith(BASIS)}, basis
 
 
 def _build(config: dict[str, Any], basis: dict[str, Tensor], kind: type[AnyTuner]) -> AnyTuner:
@@ -166,7 +159,7 @@ def _build(config: dict[str, Any], basis: dict[str, Tensor], kind: type[AnyTuner
         build_normalizer(**config["normaliser"]),
         config["architecture"],
         args,
-        Provenance(config["base_model"], config["revision"], config["recipe"], config["results"]),
+        Provenance(*(config[name] for name in ORIGIN)),
         config["features"],
         basis,
         build_schedule(config["turns"]),
@@ -183,9 +176,8 @@ def edit_card(
     """Rewrite a tuner's config and card, and leave its weights' file as it is; the card's path.
 
     Args:
-        directory: of the tuner.
         results: ``meta_evaluate.json``, or the ``summary.json`` of ``l2l tuners test``.
-        label: the tuner's label in the evaluation; None: the contender of the folder's name, or the only one.
+        label: the tuner's label in the evaluation, see :func:`l2l.tuners.card.with_results`.
         licence: of the tuner's weights, as the hub names licences.
         base_model: public id of the model, where the tuner was learned from a directory.
 
@@ -203,8 +195,8 @@ def edit_card(
     if base_model is not None:
         config["base_model"] = base_model
     if results is not None:
-        known = config["results"], results, directory.resolve().name, config["base_model"], label
-        config["results"] = with_results(*known)
+        own_name, base = directory.resolve().name, config["base_model"]
+        config["results"] = with_results(config["results"], results, own_name, base, label)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as folder:
         files = [Path(folder) / name for name in (CARD, CONFIG)]
         files[0].write_text(render(tuner, upgraded(config)))
@@ -220,7 +212,7 @@ def sha256_of(path: Path) -> str:
 
 
 def validate_file(path: Path, most: int | None = None) -> Path:
-    """The path, if it is a regular file of at most so many bytes: no directory, device or pipe; else OSError."""
+    """The path of a regular file of at most so many bytes; OSError for a directory, device or pipe."""
     if not path.is_file():
         raise OSError("no regular file there")
     if most is not None and path.stat().st_size > most:
@@ -229,11 +221,7 @@ def validate_file(path: Path, most: int | None = None) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A tuner's config, of any version, with all fields of that version, each of its type.
-
-    Raises:
-        ValueError: it is not readable, of a newer version, or a field is missing or of another type.
-    """
+    """A tuner's config, of any version; ValueError unless all fields of that version are there, each of its type."""
     try:
         config = json.loads(validate_file(path, MAX_TEXT).read_text())
     except (OSError, ValueError, RecursionError) as error:  # ValueError: neither JSON nor text
@@ -244,13 +232,11 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(number, int) or not 1 <= number <= FORMAT_VERSION:
         raise ValueError(f"{path} has format version {number}; this l2l reads 1 to {FORMAT_VERSION}: upgrade l2l")
     needed = (*FIELDS, *(field for since, fields in FIELDS_SINCE.items() if number >= since for field in fields))
-    missing = [field for field in needed if field not in config]
-    if missing:
+    if missing := [field for field in needed if field not in config]:
         raise ValueError(f"{path} lacks {', '.join(missing)}: the file is incomplete, get it again")
     wrong = [name for name, kind in TYPES.items() if name in config and not isinstance(config[name], kind)]
-    if not wrong and not all(map(_is_block, config["blocks"])):
-        wrong = ["blocks"]
-    if wrong:
+    if wrong or not all(map(_is_block, config["blocks"])):
+        wrong = wrong or ["blocks"]
         value = repr(config[wrong[0]])[:60]
         raise ValueError(f"{path} holds a value that does not fit ({wrong[0]} is {value}): get it again")
     return config
@@ -265,12 +251,7 @@ def _is_block(row: Any) -> bool:
 
 
 def validate_header(path: Path, config: dict[str, Any]) -> None:
-    """Compare the header of the weights' file with its config, before memory is taken.
-
-    Raises:
-        ValueError: a dtype is wrong, or config and file differ in size by far.
-        SafetensorError, OSError: the file is not readable.
-    """
+    """Compare the header of the weights' file with its config, before memory is taken: dtypes, and roughly sizes."""
     held = 0
     with validate_file(path).open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -294,17 +275,10 @@ def validate_header(path: Path, config: dict[str, Any]) -> None:
         raise ValueError(f"tuner weights do not fit their config: it is for {asked} numbers, {path} holds {held}")
 
 
-def validate_checksum(path: Path, config: dict[str, Any]) -> None:
-    """Raise ValueError where the config knows the checksum of the file, and it has another."""
-    wanted = config.get(SHA256)
-    if wanted is not None and sha256_of(path) != wanted:
-        raise ValueError(f"{path} has changed since it was saved: its sha256 is not {wanted[:80]!r}; get it again")
-
-
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """The config as this version would have written it."""
     architecture, args = current_network(config["architecture"], config["architecture_args"])
-    first: dict[str, Any] = {}
+    found = {"turns": {}} | config | {"architecture": architecture, "architecture_args": args}
     if config["format_version"] == 1:
-        first = {"features": "paper", "basis": {}, "normaliser": {"name": "energy", **config["normaliser"]}}
-    return {"turns": {}} | config | first | {"architecture": architecture, "architecture_args": args}
+        found |= {"features": "paper", "basis": {}, "normaliser": {"name": "energy", **config["normaliser"]}}
+    return found

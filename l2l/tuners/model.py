@@ -32,10 +32,9 @@ def random_basis(blocks: Blocks, r: int | Mapping[str, int], seed: int = 0) -> d
         ValueError: a rank is below 1, or a block named is not there or no matrix of that width.
     """
     widths = {block.name: block.tensor.shape[1] for block in blocks if block.tensor.ndim == 2}
-    if isinstance(r, Mapping):
-        wanted = dict(r)
-    else:
-        wanted = {b.name: min(r, widths[b.name]) for b in blocks if b.name in widths and not b.embedding}
+    wanted = r
+    if not isinstance(wanted, Mapping):
+        wanted = {b.name: min(wanted, widths[b.name]) for b in blocks if b.name in widths and not b.embedding}
     for name, rank in wanted.items():
         if not 1 <= rank <= widths.get(name, 0):
             raise ValueError(f"no basis of rank {rank} for block {name!r}: the rank is 1 to the width of a matrix")
@@ -61,12 +60,9 @@ def bind(basis: Mapping[str, Tensor], blocks: Blocks) -> Basis | None:
 def _checked(basis: Mapping[str, Tensor], blocks: Blocks) -> dict[str, Tensor]:
     """A float32 copy of the basis, checked against all blocks of the model, which need no memory."""
     index = {block.name: i for i, block in enumerate(blocks)}
-    unknown = [name for name in basis if name not in index]
-    if unknown:
-        raise ValueError(
-            f"the tuner's basis is for a block {unknown[0]!r} that the model does not have: give it one of this model "
-            "(Tuner.with_basis)"
-        )
+    if unknown := [name for name in basis if name not in index]:
+        what = f"a block {unknown[0]!r} that the model does not have"
+        raise ValueError(f"the tuner's basis is for {what}: give it one of this model (Tuner.with_basis)")
     own = {name: v.detach().float().clone(memory_format=torch.contiguous_format) for name, v in basis.items()}
     Basis({index[name]: vectors for name, vectors in own.items()}).check(blocks)
     return own
@@ -122,11 +118,9 @@ class TunerModel:
         if self.block_schedule is None:
             return
         grouped = {name for group in self.block_schedule.groups for name in group}
-        odd = sorted(grouped.symmetric_difference(self.fingerprint.names))
-        if odd:
-            raise ValueError(
-                f"the tuner's block schedule and its blocks do not agree on {format_names(odd)}: every block needs a group"
-            )
+        if odd := sorted(grouped.symmetric_difference(self.fingerprint.names)):
+            what = f"do not agree on {format_names(odd)}"
+            raise ValueError(f"the tuner's block schedule and its blocks {what}: every block needs a group")
         if self.size_free:
             raise ValueError("a size-free tuner belongs to no blocks, which a block schedule names: leave it out")
 
@@ -159,14 +153,11 @@ class TunerModel:
         sizes = ({"inputs": width} if width != FEATURES else {}) | ({"outputs": 2} if basis else {})
         architecture, architecture_args = current_network(architecture, architecture_args)
         args = {**sizes, **architecture_args, "blocks": len(fingerprint.names), "seed": seed}
-        config = getattr(model, "config", None)
-        origin = provenance or Provenance(
-            base_model=getattr(config, "_name_or_path", None) or type(model).__name__,
-            revision=getattr(config, "_commit_hash", None),
-        )
-        network = build_network(architecture, args, trusted=True)
-        normalizer = normalizer or EnergyNormalizer()
-        return cls(network, fingerprint, normalizer, architecture, args, origin, features, basis, block_schedule)
+        config, network = getattr(model, "config", None), build_network(architecture, args, trusted=True)
+        base = getattr(config, "_name_or_path", None) or type(model).__name__
+        origin = provenance or Provenance(base, getattr(config, "_commit_hash", None))
+        chosen = normalizer or EnergyNormalizer()
+        return cls(network, fingerprint, chosen, architecture, args, origin, features, basis, block_schedule)
 
     @property
     def outputs(self) -> int:
@@ -210,24 +201,16 @@ class TunerModel:
             self._check_fingerprint(Fingerprint.of(model))
 
     def _check_fingerprint(self, other: Fingerprint) -> None:
-        found = self.fingerprint.differences(other)
-        if found:
-            raise ValueError(
-                f"the tuner was made for {self.provenance.base_model!r} and does not fit this model: blocks "
-                f"{'; '.join(found)}. Use a tuner of this model, or learn one with `l2l meta-train`"
-            )
+        if found := "; ".join(self.fingerprint.differences(other)):
+            made = f"the tuner was made for {self.provenance.base_model!r} and does not fit this model: blocks {found}"
+            raise ValueError(f"{made}. Use a tuner of this model, or learn one with `l2l meta-train`")
 
     def rows(self, names: Sequence[str]) -> list[int]:
-        """The network's rows of these blocks; of a size-free one, which has none, their positions.
-
-        Raises:
-            ValueError: a block is unknown to the tuner.
-        """
+        """The network's rows of these blocks, else ValueError; of a size-free one, which has none, their positions."""
         if self.size_free:
             return list(range(len(names)))
         row_of = {name: row for row, name in enumerate(self.fingerprint.names)}
-        unknown = [name for name in names if name not in row_of]
-        if unknown:
+        if unknown := [name for name in names if name not in row_of]:
             raise ValueError(f"the tuner for {self.provenance.base_model!r} has no block {format_names(unknown)}")
         return [row_of[name] for name in names]
 
@@ -270,25 +253,16 @@ class TunerModel:
         bound = self._bound.get(blocks)
         if bound is None or bound[0] is not self.normalizer:
             counts = self.normalizer.counts(blocks, self.basis or ())
-            bound = self._bound[blocks] = (
-                self.normalizer,
-                counts,
-                bound[2] if bound else bind(self.basis or {}, blocks),
-            )
+            bound = self._bound[blocks] = (self.normalizer, counts, bound[2] if bound else bind(self.basis or {}, blocks))
         return bound
 
 
 def load_weights(tuner: TunerModel, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights into a tuner's network after checking names, shapes and finiteness.
-
-    Raises:
-        ValueError: they do not fit or are not finite.
-    """
+    """Copy weights into a tuner's network; ValueError where names or shapes do not fit, or one is not finite."""
     wanted = {name: tuple(value.shape) for name, value in tuner.network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if wanted != found:
         raise ValueError(f"tuner weights do not fit their config: expected {wanted}, found {found}")
-    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
-    if broken:
+    if broken := [name for name, value in weights.items() if not torch.isfinite(value).all()]:
         raise ValueError(f"tuner weights {broken} are not finite: the file is broken, get it again")
     tuner.network.load_state_dict(dict(weights))

@@ -80,12 +80,9 @@ class PerBlockMLP(TunerNetwork):
     def forward(self, features: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         w1, b1, w2, b2 = self.first_weight, self.first_bias, self.second_weight, self.second_bias
         if rows is not None and list(rows) != list(range(len(b2))):
-            index = torch.tensor(rows)
-            w1, b1, w2, b2 = w1[index], b1[index], w2[index], b2[index]
+            w1, b1, w2, b2 = (values[torch.tensor(rows)] for values in (w1, b1, w2, b2))
         hidden = torch.tanh((w1 * features[:, None, :]).sum(-1) + b1)
-        if w2.ndim == 3:
-            hidden = hidden[:, None, :]
-        return ((w2 * hidden).sum(-1) + b2).abs()
+        return ((w2 * (hidden[:, None, :] if w2.ndim == 3 else hidden)).sum(-1) + b2).abs()
 
 
 @final
@@ -171,13 +168,10 @@ class Table(TunerNetwork):
             sigma *= torch.exp(normal * variance.sqrt() - variance / 2)
         if basis_values is not None and outputs == 1:
             raise ValueError("basis_values are given for one output: sigma along a basis is the second (outputs=2)")
-        for column, given in enumerate((values, basis_values)):
-            if given is None:
-                continue
+        for column, given in ((column, given) for column, given in enumerate((values, basis_values)) if given is not None):
             if len(given) != blocks:
                 raise ValueError(f"the table has {len(given)} values for {blocks} blocks: give one per block, in order")
-            bad = next((value for value in given if not 0 < value < float("inf")), None)
-            if bad is not None:
+            for bad in (value for value in given if not 0 < value < float("inf")):
                 raise ValueError(f"the table's values hold {bad}: each must be positive and finite")
             sigma[:, column] = torch.tensor(given, dtype=torch.float64)
         self.log_sigma = nn.Parameter(sigma.log().squeeze(-1))
@@ -211,14 +205,11 @@ def current_network(architecture: str, args: dict[str, Any]) -> tuple[str, dict[
 
 
 def network_class(architecture: str, trusted: bool = True) -> type[TunerNetwork]:
-    """The class of a network of :data:`NETWORKS`, or of a module elsewhere (``package.module[:Class]``).
+    """The class of a network of :data:`NETWORKS`, or of a module elsewhere (``package.module[:Class]``); else ValueError.
 
     Args:
         trusted: whether the name comes from the user. The name in a tuner's config does not: to import a module is to run
             it, so there it must be imported already, or be listed in the environment variable ``L2L_NETWORKS``.
-
-    Raises:
-        ValueError: there is no such network, or its module is not trusted.
     """
     if architecture in NETWORKS:
         return NETWORKS[architecture]
@@ -232,19 +223,14 @@ def network_class(architecture: str, trusted: bool = True) -> type[TunerNetwork]
             members = vars(import_module(path))  # not getmembers, which imports what a module promises lazily
         except ModuleNotFoundError as error:
             raise ValueError(f"unknown tuner architecture {architecture!r}: {error}") from error
-        found = [
-            kind
-            for name, kind in members.items()
-            if isinstance(kind, type) and issubclass(kind, TunerNetwork) and not inspect.isabstract(kind)
-            if name == chosen or (not chosen and kind.__module__ == path)
-        ]
+        kinds = [(name, kind) for name, kind in members.items() if isinstance(kind, type) and issubclass(kind, TunerNetwork)]
+        kinds = [(name, kind) for name, kind in kinds if not inspect.isabstract(kind)]
+        found = [kind for name, kind in kinds if name == chosen or (not chosen and kind.__module__ == path)]
         if len(found) == 1:
             return found[0]
         reason = f"module {path!r} has {len(found)} such networks"
-    raise ValueError(
-        f"unknown tuner architecture {architecture!r} ({reason}): l2l has {', '.join(NETWORKS)}; one elsewhere is named "
-        "package.module:Class"
-    )
+    known = f"l2l has {', '.join(NETWORKS)}; one elsewhere is named package.module:Class"
+    raise ValueError(f"unknown tuner architecture {architecture!r} ({reason}): {known}")
 
 
 def build_network(architecture: str, args: dict[str, Any], trusted: bool = False) -> TunerNetwork:

@@ -27,8 +27,7 @@ class Normalizer(ABC):
     def counts(self, blocks: Blocks, basis: Collection[str] = ()) -> Tensor:
         """Cost of sigma^2 in each block: [blocks] float64; with a basis [blocks, 2], the second of sigma^2 along it.
 
-        Args:
-            basis: names of the blocks that have a basis; the second cost of the others is 0.
+        The second is 0 for blocks that ``basis`` does not name.
         """
         dense = torch.tensor(self.costs(blocks, along_basis=False), dtype=torch.float64)
         inside = [i for i, name in enumerate(blocks.names) if name in basis]
@@ -41,8 +40,7 @@ class Normalizer(ABC):
     def factor(self, sigma: Tensor, counts: Tensor) -> float:
         """Square root of the cost of sigma 1 without a basis over that of this sigma, which has the shape of the counts.
 
-        Raises:
-            ValueError: every sigma is zero, or one is not finite.
+        ValueError where every sigma is zero, or one is not finite.
         """
         spent = torch.sum(counts * sigma.detach().double() ** 2).item()
         if not 0 < spent < float("inf"):
@@ -78,8 +76,7 @@ class EnergyNormalizer(Normalizer):
         touched, found = self.embedding_rows_per_sample * self.batch_size, list[float]()
         for block in blocks:
             rows = block.tensor.shape[0] if block.embedding else block.numel
-            width = block.numel / max(rows, 1)
-            found.append(min(rows, touched) * width if block.embedding else rows * width)
+            found.append((min(rows, touched) if block.embedding else rows) * (block.numel / max(rows, 1)))
         return found
 
     def factor(self, sigma: Tensor, counts: Tensor) -> float:
@@ -110,10 +107,9 @@ class CurvatureNormalizer(Normalizer):
     def costs(self, blocks: Sequence[Block], along_basis: bool) -> list[float]:
         known, what = (self.basis_traces, "trace inside the basis") if along_basis else (self.traces, "trace")
         if lacking := [block.name for block in blocks if block.name not in known]:
-            raise ValueError(
-                f"the curvature normalizer has no {what} of block {lacking[0]!r} ({len(lacking)} are missing): "
-                "measure the traces of this model, or use another normalizer"
-            )
+            absent = f"no {what} of block {lacking[0]!r} ({len(lacking)} are missing)"
+            way = "measure the traces of this model, or use another normalizer"
+            raise ValueError(f"the curvature normalizer has {absent}: {way}")
         return [known[block.name] for block in blocks]
 
 

@@ -7,8 +7,6 @@ names, nothing is imported, called or built. Any instruction or name that a modu
 A restricted ``pickle.Unpickler`` would be shorter, but allocates whatever sizes the file asks for.
 """
 
-from __future__ import annotations
-
 import io
 import pickletools
 import re
@@ -19,9 +17,10 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import product
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,9 +30,6 @@ from l2l.tuners.io import save
 from l2l.tuners.model import Provenance, TunerModel, load_weights
 from l2l.tuners.networks import PerBlockMLP
 from l2l.tuners.normalize import EnergyNormalizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 MAX_BYTES = 64 << 20
 """Of a file that is read: about 25 times the largest published tuner."""
@@ -49,26 +45,17 @@ BLOCK_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 UNREADABLE = (zipfile.BadZipFile, struct.error, EOFError, OSError, ValueError, RuntimeError, OverflowError, IndexError)
 """Raised by the standard library at a broken zip file; NotImplementedError is a RuntimeError."""
 
-SEQUENTIAL, LINEAR, TANH = (
-    "torch.nn.modules.container Sequential",
-    "torch.nn.modules.linear Linear",
-    "torch.nn.modules.activation Tanh",
+MODULES = SEQUENTIAL, LINEAR, TANH = tuple(
+    f"torch.nn.modules.{name}" for name in ("container Sequential", "linear Linear", "activation Tanh")
 )
-MODULES = (SEQUENTIAL, LINEAR, TANH)
 """Classes that a module may be of. Their code is never run."""
 STORAGES = {"torch FloatStorage": torch.float32, "torch HalfStorage": torch.float16}
 HIDDEN, INPUTS = 64, 5
 LAYERS = [("0", LINEAR), ("1", TANH), ("2", LINEAR)]
-SHAPES = {
-    ("0", "weight"): (HIDDEN, INPUTS),
-    ("0", "bias"): (HIDDEN,),
-    ("2", "weight"): (1, HIDDEN),
-    ("2", "bias"): (1,),
-}
+SHAPES = {("0", "weight"): (HIDDEN, INPUTS), ("0", "bias"): (HIDDEN,), ("2", "weight"): (1, HIDDEN), ("2", "bias"): (1,)}
 """Tensors of each block's module: layer, name, shape."""
 NO_LICENCE = "unknown: the file states none; ask its authors before passing it on"
 NOT_RECORDED = "not recorded; distances are from what blocks that started alike have in common"
-
 
 _LLAMA = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _OPT = ("hidden_size", "ffn_dim", "num_hidden_layers", "num_attention_heads", "word_embed_proj_dim")
@@ -87,7 +74,7 @@ KNOWN_MODELS: Mapping[str, Mapping[str, Any]] = {
 """Models of published tuners: hub id -> the fields of its transformers config that decide names and shapes of blocks."""
 
 
-def known_config(base_model: str) -> PreTrainedConfig:
+def known_config(base_model: str):
     """The transformers config of a model of :data:`KNOWN_MODELS`, case aside; ValueError for any other."""
     from transformers import AutoConfig
 
@@ -101,11 +88,7 @@ def known_config(base_model: str) -> PreTrainedConfig:
 
 
 def known_fingerprint(base_model: str) -> Fingerprint:
-    """Blocks of a model of :data:`KNOWN_MODELS`, from its config; the network takes no memory.
-
-    Raises:
-        ValueError: it is none of them.
-    """
+    """Blocks of a model of :data:`KNOWN_MODELS`, from its config, without memory; ValueError for any other."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -152,23 +135,16 @@ def read_published(path: Path) -> Published:
         raise ValueError(f"{path} is not a readable torch file (no pickle, or other byte order): get it again")
     try:
         views = _views(_interpret(entries["data.pkl"]))
-        parts: dict[tuple[str, str], Tensor] = {}
-        for place in SHAPES:
-            rows = [
-                _tensor(found[place], entries.get(f"data/{found[place].storage.key}", b""), f"{'.'.join(place)} of {name!r}")
-                for name, found in views.items()
-            ]
-            parts[place] = torch.stack(rows)
+        rows: dict[tuple[str, str], list[Tensor]] = {place: [] for place in SHAPES}
+        for (name, found), place in product(views.items(), SHAPES):
+            held = entries.get(f"data/{found[place].storage.key}", b"")
+            rows[place].append(_tensor(found[place], held, f"{'.'.join(place)} of {name!r}"))
     except ValueError as error:
         raise ValueError(f"{path} is not a tuner as published ones are: {error}") from error
-    weights = {
-        "first_weight": parts["0", "weight"],
-        "first_bias": parts["0", "bias"],
-        "second_weight": parts["2", "weight"][:, 0].contiguous(),
-        "second_bias": parts["2", "bias"][:, 0].contiguous(),
-    }
-    dtype = weights["first_weight"].dtype
-    return Published(folder, sha256(data).hexdigest(), len(data), dtype, tuple(views), weights)
+    first_weight, first_bias, *second = (torch.stack(rows[place]) for place in SHAPES)
+    weights = {"first_weight": first_weight, "first_bias": first_bias}
+    weights |= {f"second_{name}": value[:, 0].contiguous() for name, value in zip(("weight", "bias"), second, strict=True)}
+    return Published(folder, sha256(data).hexdigest(), len(data), first_weight.dtype, tuple(views), weights)
 
 
 def _checked_folder(infos: list[zipfile.ZipInfo], size: int) -> str:
@@ -218,109 +194,80 @@ def _interpret(code: bytes) -> Any:
     """The value that a pickle of torch describes: mappings, plain values, and the classes above."""
     if len(code) > MAX_PICKLE:
         raise ValueError(f"its pickle has {len(code)} bytes, more than the {MAX_PICKLE} that are read")
-    machine = _Machine()
+    stack: list[Any] = []
+    marks: list[int] = []  # positions on the stack
+    memo: dict[int, Any] = {}
+
+    def since_mark() -> list[Any]:
+        start = marks.pop()
+        values = stack[start:]
+        del stack[start:]
+        return values
+
     try:
-        for operation, argument, _ in pickletools.genops(code):
-            if operation.name == "STOP":
-                return machine.result()
-            machine.step(operation.name, argument)
+        for operation, given, _ in pickletools.genops(code):
+            argument: Any = given
+            match operation.name:
+                case "STOP":
+                    if len(stack) != 1:
+                        raise ValueError(f"its pickle ends with {len(stack)} values, not 1")
+                    return stack[0]
+                case name if name in _EMPTY:
+                    stack.append(_EMPTY[name]())
+                case name if name in _VALUES:
+                    stack.append(_VALUES[name])
+                case "BININT" | "BININT1" | "BININT2" | "BINUNICODE":
+                    stack.append(argument)
+                case "BINPUT" | "LONG_BINPUT":
+                    memo[argument] = stack[-1]
+                case "BINGET" | "LONG_BINGET":
+                    stack.append(memo[argument])
+                case "GLOBAL":
+                    if argument not in (*MODULES, *STORAGES, *_CALLS):
+                        raise ValueError(f"its pickle names {argument.replace(' ', '.')!r}, which no tuner needs")
+                    stack.append(_Name(argument))
+                case "MARK":
+                    marks.append(len(stack))
+                case "TUPLE":
+                    stack.append(tuple(since_mark()))
+                case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
+                    stack.append(tuple([stack.pop() for _ in range(int(name[-1]))][::-1]))
+                case "SETITEM" | "SETITEMS" as name:
+                    values = since_mark() if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
+                    target, keys = stack[-1], values[::2]
+                    if not isinstance(target, dict) or len(values) % 2 or not all(isinstance(key, str) for key in keys):
+                        raise ValueError("its pickle fills something that is no mapping from names")
+                    if len(set(keys)) < len(keys) or target.keys() & set(keys):
+                        raise ValueError("its pickle gives a name twice")
+                    target.update(zip(keys, values[1::2], strict=True))
+                case "BINPERSID":
+                    kind, dtype, key, _, numel = stack.pop()
+                    known = isinstance(dtype, _Name) and dtype.text in STORAGES
+                    if kind != "storage" or not known or not isinstance(key, str) or not _is_size(numel):
+                        raise ValueError("its pickle refers to something beside it that is no storage of numbers")
+                    stack.append(_Storage(key, STORAGES[dtype.text], numel))
+                case "REDUCE":
+                    arguments, called = stack.pop(), stack.pop()
+                    if not isinstance(called, _Name) or called.text not in _CALLS or not isinstance(arguments, tuple):
+                        raise ValueError(f"its pickle calls {getattr(called, 'text', 'something that is no function')!r}")
+                    stack.append(_CALLS[called.text](arguments))
+                case "NEWOBJ":
+                    arguments, kind = stack.pop(), stack.pop()
+                    if not isinstance(kind, _Name) or kind.text not in MODULES or arguments != ():
+                        raise ValueError(f"its pickle makes a new {getattr(kind, 'text', 'something that is no class')!r}")
+                    stack.append(_Module(kind.text))
+                case "BUILD":
+                    state, module = stack.pop(), stack[-1]
+                    if not isinstance(module, _Module) or module.state or not isinstance(state, dict):
+                        raise ValueError("its pickle gives a state to something that is no new module")
+                    module.state = state
+                case name if name != "PROTO":
+                    raise ValueError(f"its pickle uses {name}, which no module of linear layers needs")
+            if len(stack) > MAX_DEPTH:
+                raise ValueError(f"its pickle puts more than {MAX_DEPTH} values on the stack")
     except (IndexError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its pickle is broken ({type(error).__name__}: {error})") from error
     raise ValueError("its pickle has no end")
-
-
-@final
-class _Machine:
-    """The pickle machine: a stack, positions marked on it, and values stored by number."""
-
-    def __init__(self) -> None:
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
-
-    def result(self) -> Any:
-        if len(self._stack) != 1:
-            raise ValueError(f"its pickle ends with {len(self._stack)} values, not 1")
-        return self._stack[0]
-
-    def step(self, name: str, argument: Any) -> None:
-        if name in _EMPTY:
-            self._push(_EMPTY[name]())
-        elif name in _VALUES:
-            self._push(_VALUES[name])
-        elif name in ("BININT", "BININT1", "BININT2", "BINUNICODE"):
-            self._push(argument)
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self._memo[argument] = self._stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            self._push(self._memo[argument])
-        elif name == "GLOBAL":
-            if argument not in (*MODULES, *STORAGES, *_CALLS):
-                raise ValueError(f"its pickle names {argument.replace(' ', '.')!r}, which no tuner needs")
-            self._push(_Name(argument))
-        elif name == "MARK":
-            self._marks.append(len(self._stack))
-        elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
-            values = self._since_mark() if name == "TUPLE" else [self._stack.pop() for _ in range(int(name[-1]))][::-1]
-            self._push(tuple(values))
-        elif name == "SETITEM":
-            self._set_items([self._stack.pop(), self._stack.pop()][::-1])
-        elif name == "SETITEMS":
-            self._set_items(self._since_mark())
-        elif name == "BINPERSID":
-            self._storage()
-        elif name == "REDUCE":
-            self._reduce()
-        elif name == "NEWOBJ":
-            self._new()
-        elif name == "BUILD":
-            self._build()
-        elif name != "PROTO":
-            raise ValueError(f"its pickle uses {name}, which no module of linear layers needs")
-
-    def _push(self, value: Any) -> None:
-        if len(self._stack) >= MAX_DEPTH:
-            raise ValueError(f"its pickle puts more than {MAX_DEPTH} values on the stack")
-        self._stack.append(value)
-
-    def _since_mark(self) -> list[Any]:
-        start = self._marks.pop()
-        values = self._stack[start:]
-        del self._stack[start:]
-        return values
-
-    def _set_items(self, values: list[Any]) -> None:
-        target, keys = self._stack[-1], values[::2]
-        if not isinstance(target, dict) or len(values) % 2 or not all(isinstance(key, str) for key in keys):
-            raise ValueError("its pickle fills something that is no mapping from names")
-        if len(set(keys)) < len(keys) or target.keys() & set(keys):
-            raise ValueError("its pickle gives a name twice")
-        target.update(zip(keys, values[1::2], strict=True))
-
-    def _storage(self) -> None:
-        kind, dtype, key, _, numel = self._stack.pop()
-        known = isinstance(dtype, _Name) and dtype.text in STORAGES
-        if kind != "storage" or not known or not isinstance(key, str) or not _is_size(numel):
-            raise ValueError("its pickle refers to something beside it that is no storage of numbers")
-        self._push(_Storage(key, STORAGES[dtype.text], numel))
-
-    def _reduce(self) -> None:
-        arguments, function = self._stack.pop(), self._stack.pop()
-        if not isinstance(function, _Name) or function.text not in _CALLS or not isinstance(arguments, tuple):
-            raise ValueError(f"its pickle calls {getattr(function, 'text', 'something that is no function')!r}")
-        self._push(_CALLS[function.text](arguments))
-
-    def _new(self) -> None:
-        arguments, kind = self._stack.pop(), self._stack.pop()
-        if not isinstance(kind, _Name) or kind.text not in MODULES or arguments != ():
-            raise ValueError(f"its pickle makes a new {getattr(kind, 'text', 'something that is no class')!r}")
-        self._push(_Module(kind.text))
-
-    def _build(self) -> None:
-        state, module = self._stack.pop(), self._stack[-1]
-        if not isinstance(module, _Module) or module.state or not isinstance(state, dict):
-            raise ValueError("its pickle gives a state to something that is no new module")
-        module.state = state
 
 
 def _view(arguments: tuple[Any, ...]) -> _View:
@@ -370,8 +317,7 @@ def _views(found: Any) -> dict[str, dict[tuple[str, str], _View]]:
         layers = [(key, getattr(layer, "kind", None)) for key, layer in parts.items()] if isinstance(parts, dict) else []
         if not isinstance(parts, dict) or layers != LAYERS:
             raise ValueError(f"what it holds for block {block!r} is not Sequential(Linear, Tanh, Linear)")
-        for place, wanted in SHAPES.items():
-            layer, name = place
+        for (layer, name), wanted in SHAPES.items():
             parameters = parts[layer].state.get("_parameters")
             if not isinstance(parameters, dict) or set(parameters) != {"weight", "bias"}:
                 raise ValueError(f"layer {layer} of block {block!r} has not just a weight and a bias")
@@ -379,7 +325,7 @@ def _views(found: Any) -> dict[str, dict[tuple[str, str], _View]]:
             shape = view.shape if isinstance(view, _View) else "no tensor"
             if shape != wanted:
                 raise ValueError(f"{layer}.{name} of block {block!r} has shape {shape}, not {wanted}")
-            views.setdefault(block, {})[place] = view
+            views.setdefault(block, {})[layer, name] = view
     dtypes = {str(view.storage.dtype).removeprefix("torch.") for places in views.values() for view in places.values()}
     if len(dtypes) > 1:
         raise ValueError(f"its numbers are of several dtypes: {', '.join(sorted(dtypes))}")
@@ -387,7 +333,6 @@ def _views(found: Any) -> dict[str, dict[tuple[str, str], _View]]:
 
 
 def _tensor(view: _View, held: bytes, label: str) -> Tensor:
-    """The values of a view of these bytes."""
     dtype, size, shape = view.storage.dtype, prod(view.shape), view.shape
     if len(held) != view.storage.numel * dtype.itemsize or view.offset + size > view.storage.numel:
         raise ValueError(f"{label} lies in a storage of {len(held)} bytes, which does not hold it")
@@ -400,13 +345,10 @@ def _tensor(view: _View, held: bytes, label: str) -> Tensor:
 
 
 def to_tuner(found: Published, base_model: str, fingerprint: Fingerprint, file: str) -> TunerModel:
-    """The tuner for a model of these blocks, its rows in the order of the model's. It computes in float32.
+    """The tuner, computing in float32, for a model of these blocks, its rows in their order; ValueError for other blocks.
 
     Args:
         file: name of the file that it was read from, for its recipe.
-
-    Raises:
-        ValueError: the file's blocks are not the model's.
     """
     absent = sorted(set(fingerprint.names) - set(found.names))
     more = sorted(set(found.names) - set(fingerprint.names))
@@ -417,13 +359,8 @@ def to_tuner(found: Published, base_model: str, fingerprint: Fingerprint, file: 
     places = {name: row for row, name in enumerate(found.names)}
     rows = torch.tensor([places[name] for name in fingerprint.names])
     args = {"blocks": len(rows), "hidden": HIDDEN, "start": "random"}
-    origin = {
-        "file": file,
-        "sha256": found.sha256,
-        "bytes": found.bytes,
-        "saved_as": found.saved_as,
-        "dtype": str(found.dtype).removeprefix("torch."),
-    }
+    origin: dict[str, Any] = {"file": file, "sha256": found.sha256, "bytes": found.bytes, "saved_as": found.saved_as}
+    origin["dtype"] = str(found.dtype).removeprefix("torch.")
     recipe = {"imported_from": origin, "licence": NO_LICENCE, "initialisation": NOT_RECORDED}
     provenance = Provenance(base_model, None, recipe)
     tuner = TunerModel(PerBlockMLP(**args), fingerprint, EnergyNormalizer(), "per_block_mlp", args, provenance)
@@ -436,12 +373,8 @@ def import_published(file: Path, base_model: str, out: Path, fingerprint: Finger
 
     Args:
         base_model: hub id of the model that it was trained for.
-        out: new or empty directory.
+        out: new or empty directory, else ValueError.
         fingerprint: of that model; None: it is one of :data:`KNOWN_MODELS`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is refused, is for another model, or the directory is not empty.
     """
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise ValueError(f"{out} exists and is no empty directory: choose another --out")

@@ -66,11 +66,7 @@ class BlockSchedule:
         return BlockSchedule(tuple(tuple(names[next(order)] for _ in group) for group in self.groups), self.shares)
 
     def moving(self, key: Key, names: Sequence[str]) -> frozenset[str]:
-        """The blocks among ``names`` that move along the direction of ``key``. Groups without any of them are not drawn.
-
-        Raises:
-            ValueError: none of the names is in any group.
-        """
+        """The blocks among ``names``, else ValueError, that move along the direction of ``key``. Other groups are not drawn."""
         trained = frozenset(names)
         present = [(trained.intersection(group), share) for group, share in zip(self.groups, self.shares, strict=True)]
         present = [(group, share) for group, share in present if group]
@@ -88,9 +84,7 @@ def role_of(name: str, dimensions: int) -> str:
 
 def schedule_config(schedule: BlockSchedule | None) -> dict[str, Any]:
     """JSON values; empty for None."""
-    if schedule is None:
-        return {}
-    return {"groups": [list(group) for group in schedule.groups], "shares": list(schedule.shares)}
+    return {"groups": [list(group) for group in schedule.groups], "shares": list(schedule.shares)} if schedule else {}
 
 
 def build_schedule(config: Mapping[str, Any]) -> BlockSchedule | None:

@@ -61,11 +61,9 @@ class Entry:
     format: Format = "l2l"
     """``published``: a file as the paper's authors published it, which is imported."""
     url: str | None = None
-    """Address of a published file, or of the folder of an l2l tuner."""
+    """Address of a published file, or of the folder of an l2l tuner; else the next, or the one after it, is given."""
     hub: str | None = None
-    """Or the id of a hub repository."""
     bundled: str | None = None
-    """Or the name of a bundled folder."""
     revision: str | None = None
     """Commit; pinned for everything that is fetched from a hub."""
     config_sha256: str | None = None
@@ -84,11 +82,7 @@ class Entry:
             "revision": (TEXT, self.hub is not None, "pin the commit of a hub repository"),
             "url": (ADDRESS, published, "begin with http[s]://"),
             "sha256": (CHECKSUM, True, "be 64 hexadecimal digits"),
-            "config_sha256": (
-                CHECKSUM,
-                self.url is not None and not published,
-                "be 64 hexadecimal digits for a tuner at a url",
-            ),
+            "config_sha256": (CHECKSUM, bool(self.url) and not published, "be 64 hexadecimal digits for a tuner at a url"),
             **dict.fromkeys(("base_model", "licence", "note"), (TEXT, True, "be a string")),
         }
         wrong = [("format", "be l2l or published")] if self.format not in get_args(Format) else []
@@ -98,17 +92,15 @@ class Entry:
             value = getattr(self, name)
             if (needed or value is not None) and not (isinstance(value, str) and pattern.fullmatch(value)):
                 wrong.append((name, rule))
-        for name in ("size", "blocks"):
-            value = getattr(self, name)
+        for name, value in (("size", self.size), ("blocks", self.blocks)):
             if value is not None and not (type(value) is int and value > 0):
                 wrong.append((name, "be a whole number"))
-        if wrong:
-            field, rule = wrong[0]
+        for field, rule in wrong:
             raise ValueError(f"registry entry {self.name!r}: {field} is {getattr(self, field, None)!r}; it must {rule}")
 
     @property
     def folder(self) -> Path:
-        """Its folder in the cache, named with the checksum: an entry that is changed does not find the tuner of before."""
+        """Its folder in the cache; named with the checksum, so that a changed entry does not find the tuner of before."""
         return cache_folder() / f"{self.name}-{self.sha256[:12]}"
 
     def ready(self) -> Path | None:
@@ -151,15 +143,13 @@ def entries() -> dict[str, Entry]:
 
     Raises:
         FileNotFoundError: the environment names a registry that is not there.
-        ValueError: a registry is not readable, or an entry does not fit.
+        ValueError: see :func:`read_registry`.
     """
     given = os.environ.get(VARIABLE)
     user = Path(given) if given else Path.home() / ".config" / "l2l" / "registry.json"
-    if user.is_file():
-        return read_registry(OWN) | read_registry(user)
-    if given:
+    if given and not user.is_file():
         raise FileNotFoundError(f"{VARIABLE} names {given!r}, which is no file: correct it, or unset it")
-    return read_registry(OWN)
+    return read_registry(OWN) | (read_registry(user) if user.is_file() else {})
 
 
 def read_registry(path: Path) -> dict[str, Entry]:
@@ -184,7 +174,7 @@ def read_registry(path: Path) -> dict[str, Entry]:
 
 
 def find(name: str) -> Entry | None:
-    """The entry of that name; None where there is none. ``l2l/tiny`` finds ``l2l-tiny``."""
+    """The entry of that name, or None. ``l2l/tiny`` finds ``l2l-tiny``."""
     found = entries()
     return found.get(name) or found.get(name.replace("/", "-"))
 
@@ -207,11 +197,9 @@ def locate(name: str, revision: str | None = None) -> Path:
             return folder
         raise FileNotFoundError(f"tuner {name!r} is known, but not here yet: run `l2l tuners download {name}`")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        have = sorted(path.parent.name for path in io.bundled_folder().glob(f"*/{CONFIG}"))
-        raise FileNotFoundError(
-            f"no tuner {name!r}: it is not a directory, not bundled ({', '.join(have) or 'none'}), not in a "
-            "registry (`l2l tuners list`), and not a hub id"
-        )
+        have = ", ".join(sorted(path.parent.name for path in io.bundled_folder().glob(f"*/{CONFIG}"))) or "none"
+        places = f"it is not a directory, not bundled ({have}), not in a registry (`l2l tuners list`), and not a hub id"
+        raise FileNotFoundError(f"no tuner {name!r}: {places}")
     return hub_folder(name, revision)
 
 
@@ -228,8 +216,7 @@ def download(name: str, revision: str | None = None, sha256: str | None = None, 
     """
     if sha256 is not None and not CHECKSUM.fullmatch(sha256):
         raise ValueError(f"sha256 is {sha256!r}; it must be 64 hexadecimal digits")
-    entry = find(name)
-    if entry is not None:
+    if (entry := find(name)) is not None:
         if revision not in (None, entry.revision) or sha256 not in (None, entry.sha256):
             raise ValueError(f"the registry pins {name!r} to {entry.revision}, sha256 {entry.sha256}: leave yours out")
         return entry.ready() or entry.obtain(report)
@@ -242,8 +229,7 @@ def download(name: str, revision: str | None = None, sha256: str | None = None, 
 def _checked(folder: Path, sha256: str) -> Path:
     """The folder, if its weights have that checksum; else they are removed."""
     file = folder / WEIGHTS
-    found = sha256_of(file)
-    if found != sha256:
+    if (found := sha256_of(file)) != sha256:
         file.resolve().unlink()  # in the hub's cache it is a link
         file.unlink(missing_ok=True)
         raise ValueError(f"{file.name} has sha256 {found}, but {sha256} was asked for: it was removed")
@@ -297,12 +283,10 @@ def fetch(url: str, target: Path, sha256: str, size: int | None = None, report: 
     if sha256_of(part) != sha256 and continued:
         part.unlink()
         _receive(url, part, size, report)
-    found = sha256_of(part)
-    if found != sha256:
+    if (found := sha256_of(part)) != sha256:
         part.unlink()
-        raise ValueError(
-            f"{url} has sha256 {found}, but {sha256} was asked for: the file is not the one that was checked, and was removed"
-        )
+        wrong = f"{url} has sha256 {found}, but {sha256} was asked for"
+        raise ValueError(f"{wrong}: the file is not the one that was checked, and was removed")
     return part.replace(target)
 
 
@@ -313,16 +297,14 @@ def part_of(target: Path, sha256: str) -> Path:
 
 def _receive(url: str, part: Path, size: int | None, report: Report) -> None:
     """Connect until the file is complete, or connections bring no byte more."""
-    failures = have = 0
+    failures, have = 0, part.stat().st_size if part.exists() else 0
     while failures < ATTEMPTS:
-        before = part.stat().st_size if part.exists() else 0
-        if _transfer(url, part, before, size, report):
+        if _transfer(url, part, have, size, report):
             return
-        have = part.stat().st_size if part.exists() else 0
+        before, have = have, part.stat().st_size if part.exists() else 0
         failures = 0 if have > before else failures + 1
-    raise FileNotFoundError(
-        f"{url} broke off {ATTEMPTS} times in a row; {have} bytes are kept: run the same command again later"
-    )
+    broken = f"{url} broke off {ATTEMPTS} times in a row"
+    raise FileNotFoundError(f"{broken}; {have} bytes are kept: run the same command again later")
 
 
 def _transfer(url: str, part: Path, have: int, size: int | None, report: Report) -> bool:
@@ -342,8 +324,9 @@ def _transfer(url: str, part: Path, have: int, size: int | None, report: Report)
                 have += len(chunk)
                 if size is not None and max(have, total or 0) > size:
                     part.unlink()
-                    text = f"{url} gives more than the {size} bytes that the file has: it is another, and was removed"
-                    raise ValueError(text)
+                    raise ValueError(
+                        f"{url} gives more than the {size} bytes that the file has: it is another, and was removed"
+                    )
                 if not chunk:
                     return total is None or have >= total
                 file.write(chunk)
@@ -360,11 +343,8 @@ def _open(url: str, have: int) -> HTTPResponse:
             return _open(url, 0)
         raise FileNotFoundError(f"{url} is not to be had: the server answers {error.code} {error.reason}") from error
     except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise FileNotFoundError(
-            f"{url} cannot be reached ({reason}): run the command where there is a network and copy the folder that it "
-            "prints, or give the directory of a tuner"
-        ) from error
+        way = "run the command where there is a network and copy the folder that it prints, or give the directory of a tuner"
+        raise FileNotFoundError(f"{url} cannot be reached ({getattr(error, 'reason', error)}): {way}") from error
 
 
 @contextmanager
@@ -423,9 +403,8 @@ def push(tuner: TunerModel, repo_id: str, private: bool, revision: str | None, l
     if licence is not None:
         tuner = replace(tuner, provenance=replace(known, recipe=known.recipe | {"licence": licence}))
     elif isinstance(stated, str) and stated.startswith(UNKNOWN):
-        raise ValueError(
-            f"the licence of this tuner is {stated}: it is not pushed. With its authors' leave, name the licence with --licence"
-        )
+        way = "With its authors' leave, name the licence with --licence"
+        raise ValueError(f"the licence of this tuner is {stated}: it is not pushed. {way}")
     if Path(known.base_model).is_absolute() or known.base_model.startswith("."):
         raise ValueError(
             f"the tuner says that its model is {known.base_model!r}, a directory that others do not have: name the model "
@@ -451,34 +430,23 @@ def push(tuner: TunerModel, repo_id: str, private: bool, revision: str | None, l
 def tuner_rows() -> list[dict[str, str]]:
     """A row per bundled or registered tuner: name, place, base model, blocks, size, licence, results.
 
-    Nothing is downloaded and no weights are read.
-
-    Raises:
-        ValueError: a registry is not readable.
+    Nothing is downloaded and no weights are read. ValueError where a registry is not readable.
     """
-    known = entries()
-    rows = [_row(name, entry.ready(), entry) for name, entry in known.items()]
+    found: list[tuple[str, Path | None, Entry | None]] = [(name, one.ready(), one) for name, one in entries().items()]
+    known = {name for name, _, _ in found}
     folders = [path.parent for path in sorted(io.bundled_folder().glob(f"*/{CONFIG}"))]
-    return rows + [_row(folder.name, folder, None) for folder in folders if folder.name not in known]
-
-
-def _row(name: str, folder: Path | None, entry: Entry | None) -> dict[str, str]:
-    config: Mapping[str, Any] = json.loads((folder / CONFIG).read_text()) if folder else {}
-    size = (folder / WEIGHTS).stat().st_size if folder else entry.size if entry else None
-    blocks = len(config["blocks"]) if config else entry.blocks if entry else None
-    bundled = entry is None or entry.bundled is not None
-    return {
-        "name": name,
-        "where": "remote" if folder is None else "bundled" if bundled else "cached",
-        "base model": entry.base_model if entry else config["base_model"],
-        "blocks": "-" if blocks is None else str(blocks),
-        "size": "-" if size is None else _format_size(size),
-        "licence": entry.licence if entry else str(config.get("recipe", {}).get("licence", "-")),
-        "results": brief(config.get("results", {})) or (entry.note if entry else "") or "-",
-    }
-
-
-def _format_size(size: int) -> str:
-    if size < 1024:
-        return f"{size} B"
-    return f"{size / 1024:.0f} KiB" if size < 1 << 20 else f"{size / (1 << 20):.1f} MiB"
+    rows: list[dict[str, str]] = []
+    for name, folder, entry in found + [(folder.name, folder, None) for folder in folders if folder.name not in known]:
+        config: Mapping[str, Any] = json.loads((folder / CONFIG).read_text()) if folder else {}
+        size = (folder / WEIGHTS).stat().st_size if folder else entry.size if entry else None
+        blocks = len(config["blocks"]) if config else entry.blocks if entry else None
+        bundled = entry is None or entry.bundled is not None
+        row = {"name": name, "where": "remote" if folder is None else "bundled" if bundled else "cached"}
+        row["base model"] = entry.base_model if entry else config["base_model"]
+        row["blocks"] = "-" if blocks is None else str(blocks)
+        row["size"] = "-" if size is None else f"{size} B" if size < 1024 else f"{size / 1024:.0f} KiB"
+        if size is not None and size >= 1 << 20:
+            row["size"] = f"{size / (1 << 20):.1f} MiB"
+        row["licence"] = entry.licence if entry else str(config.get("recipe", {}).get("licence", "-"))
+        rows.append(row | {"results": brief(config.get("results", {})) or (entry.note if entry else "") or "-"})
+    return rows

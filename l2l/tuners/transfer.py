@@ -7,7 +7,7 @@ other shapes or numbers. ``other family``: nothing in common but kinds of blocks
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -28,12 +28,9 @@ Level: TypeAlias = Literal["exact", "shape", "kind"]
 LEVELS = get_args(Level)
 Relation: TypeAlias = Literal["exact", "derivative", "renamed", "subset", "other size", "other family"]
 NEEDED: dict[Relation, Level] = {
-    "exact": "exact",
-    "derivative": "exact",
-    "renamed": "shape",
-    "subset": "shape",
-    "other size": "kind",
-    "other family": "kind",
+    **{"exact": "exact", "derivative": "exact"},
+    **{"renamed": "shape", "subset": "shape"},
+    **{"other size": "kind", "other family": "kind"},
 }
 """The strictest level at which each is accepted."""
 MAX_PREFIX = 4
@@ -47,8 +44,6 @@ class Match:
     kind: Relation
     mapping: Mapping[str, str]
     """Block of the model -> the tuner's block that it is, of the same shape."""
-    missing: tuple[str, ...]
-    """Blocks of the tuner that the model lacks."""
     extra: tuple[str, ...]
     """Blocks of the model that the tuner lacks."""
     message: str
@@ -60,7 +55,6 @@ class Match:
         return NEEDED[self.kind]
 
     def accepted(self, level: Level) -> bool:
-        """Whether this level allows it."""
         return LEVELS.index(self.needed) <= LEVELS.index(level)
 
 
@@ -88,17 +82,12 @@ def classify(fingerprint: Fingerprint, other: Fingerprint) -> Match:
         if renamed is not None:
             kind, message = "renamed", f"the shapes are the same under other names: {renamed[1]!r} is {renamed[0]!r}"
         elif compared and fingerprint.weights != other.weights:
-            kind, message = (
-                "derivative",
-                (
-                    "names and shapes are the same, the weights are others, as after fine-tuning: see with `l2l tuners test` "
-                    "whether the tuner still gains"
-                ),
-            )
+            kind, message = "derivative", "names and shapes are the same, the weights are others, as after fine-tuning"
+            message += ": see with `l2l tuners test` whether the tuner still gains"
         else:
             same = "names, shapes and weights" if compared else "names and shapes"
             kind, message = "exact", f"{same} are the same"
-        return Match(kind, mapping, missing, extra, message)
+        return Match(kind, mapping, extra, message)
     roles = set(map(role, mine))
     if mapping and not (missing and extra):
         kind, message = "subset", f"{len(mapping)} blocks are the same"
@@ -107,15 +96,16 @@ def classify(fingerprint: Fingerprint, other: Fingerprint) -> Match:
     else:
         kind, message = "other family", "the blocks have other names and shapes"
     resized = [name for name in missing if name in theirs and name in extra]
-    details = [f"{len(resized)} of another shape"] if resized else []
+    details: list[str] = []
     if resized:
-        details[0] += f": {resized[0]!r} is {list(mine[resized[0]])} there, {list(theirs[resized[0]])} here"
+        example = f"{resized[0]!r} is {list(mine[resized[0]])} there, {list(theirs[resized[0]])} here"
+        details.append(f"{len(resized)} of another shape: {example}")
     for label, names in (("missing in the model", missing), ("not in the tuner", extra)):
         if rest := [name for name in names if name not in resized]:
             details.append(f"{len(rest)} {label}: {format_names(rest)}")
     ties = {name: group[0] for group in fingerprint.ties or () for name in group[1:]}
     details += [f"{name!r} was tied to {ties[name]!r} in the tuner's model" for name in extra if name in ties]
-    return Match(kind, mapping, missing, extra, "; ".join([message, *details]))
+    return Match(kind, mapping, extra, "; ".join([message, *details]))
 
 
 def _renaming(mine: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> dict[str, str]:
@@ -145,7 +135,11 @@ def _renaming(mine: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> dict[st
         if name in taken:
             continue
         wanted = (after + name.removeprefix(before) if name.startswith(before) else name).split(".")
-        longer = [parts for parts in free.get((wanted[-1], mine[name]), []) if _is_within(wanted, parts)]
+        longer: list[list[str]] = []
+        for parts in free.get((wanted[-1], mine[name]), []):
+            rest = iter(parts)
+            if all(part in rest for part in wanted):  # in the same order
+                longer.append(parts)
         shortest = [parts for parts in longer if len(parts) == min(map(len, longer))]
         if len(shortest) == 1 and ".".join(shortest[0]) not in mapping:
             mapping[".".join(shortest[0])] = name
@@ -154,19 +148,9 @@ def _renaming(mine: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> dict[st
 
 def _prefixes(names: Mapping[str, Shape]) -> list[str]:
     """The empty one, and those that half of the names begin with."""
-
-    def beginnings(name: str) -> Iterator[str]:
-        parts = name.split(".")
-        return (".".join(parts[:k]) + "." for k in range(1, min(MAX_PREFIX, len(parts) - 1) + 1))
-
-    counted = Counter(prefix for name in names for prefix in beginnings(name))
+    split = [name.split(".") for name in names]
+    counted = Counter(".".join(parts[: k + 1]) + "." for parts in split for k in range(min(MAX_PREFIX, len(parts) - 1)))
     return ["", *(prefix for prefix, count in counted.items() if 2 * count >= len(names))]
-
-
-def _is_within(short: Sequence[str], long: Sequence[str]) -> bool:
-    """Whether the parts of one name occur in the other in the same order."""
-    rest = iter(long)
-    return all(part in rest for part in short)
 
 
 def _representatives(mine: Fingerprint, other: Fingerprint) -> dict[str, str]:
@@ -190,11 +174,7 @@ def compare(tuner: TunerModel, model: nn.Module) -> Match:
 
 
 def identified(tuner: AnyTuner, model: nn.Module) -> AnyTuner:
-    """The same tuner, with ties and weights of the model that it was made for in its fingerprint.
-
-    Raises:
-        ValueError: it was not made for this model.
-    """
+    """The same tuner, with ties and weights of the model that it was made for, else ValueError, in its fingerprint."""
     tuner.check(model)
     return replace(tuner, fingerprint=tuner.fingerprint.identified(model))
 
@@ -224,19 +204,10 @@ def matched(tuner: AnyTuner, model: nn.Module, match: Level = "exact") -> AnyTun
         )
     if found.needed == "kind" and (tuner.basis is not None or isinstance(tuner.normalizer, CurvatureNormalizer)):
         what = "a basis" if tuner.basis is not None else "curvature traces"
-        raise ValueError(
-            f"the tuner for {base!r} has {what} measured on blocks of its own model: it cannot go to one of other shapes; "
-            "learn a tuner for this model"
-        )
-    bound = _bound_to(tuner, found, fingerprint)
-    bound.normalizer.counts(Blocks.of(model), bound.basis or ())  # refuses blocks that nothing was measured on
-    return bound
-
-
-def _bound_to(tuner: AnyTuner, found: Match, fingerprint: Fingerprint) -> AnyTuner:
-    """The tuner with the blocks of ``fingerprint``, each of which takes the row of the block that it corresponds to."""
+        bound_here = f"the tuner for {base!r} has {what} measured on blocks of its own model"
+        raise ValueError(f"{bound_here}: it cannot go to one of other shapes; learn a tuner for this model")
     sources = dict(found.mapping)
-    if found.extra:
+    if found.extra:  # else each block takes the row of the one that it is
         sources = _representatives(tuner.fingerprint, fingerprint) | sources
     rows, count = tuner.rows([sources[name] for name in fingerprint.names]), len(tuner.fingerprint.names)
     args = {
@@ -258,7 +229,7 @@ def _bound_to(tuner: AnyTuner, found: Match, fingerprint: Fingerprint) -> AnyTun
         left = [(group, share) for group, share in zip(groups, schedule.shares, strict=True) if group]
         schedule = BlockSchedule(tuple(group for group, _ in left), tuple(share for _, share in left))
     origin = {"matched": {"from": tuner.provenance.base_model, "kind": found.kind}}
-    return replace(
+    bound = replace(
         tuner,
         network=network,
         fingerprint=fingerprint,
@@ -268,3 +239,5 @@ def _bound_to(tuner: AnyTuner, found: Match, fingerprint: Fingerprint) -> AnyTun
         basis=renamed(tuner.basis or {}) or None,
         block_schedule=schedule,
     )
+    bound.normalizer.counts(Blocks.of(model), bound.basis or ())  # refuses blocks that nothing was measured on
+    return bound
