@@ -193,11 +193,7 @@ def _escaped(text: str) -> str:
 
 
 def html(
-    title: str,
-    paragraphs: Sequence[str],
-    tables: Sequence[Table],
-    pictures: Mapping[str, Path],
-    listings: Mapping[str, str],
+    title: str, paragraphs: Sequence[str], tables: Sequence[Table], pictures: Mapping[str, Path], listings: Mapping[str, str]
 ) -> str:
     """A page that opens offline: figures are embedded, nothing is fetched, and every text is escaped.
 

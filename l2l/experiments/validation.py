@@ -12,16 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2l.experiments.spec import (
-    Contender,
-    Entry,
-    ExperimentConfig,
-    MethodCosts,
-    Place,
-    SchemeEntry,
-    Setting,
-    freeze,
-)
+from l2l.experiments.spec import Contender, Entry, ExperimentConfig, MethodCosts, Place, SchemeEntry, Setting, freeze
 from l2l.methods import method_class
 from l2l.methods.registry import build_method
 from l2l.models.load import context_length

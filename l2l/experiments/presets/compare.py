@@ -64,11 +64,7 @@ def left_out(places: Sequence[Place]) -> list[str]:
 
 
 def write_results(
-    folder: RunDirectory,
-    config: CompareConfig,
-    places: Sequence[Place],
-    results: Sequence[Run],
-    chosen: Chosen,
+    folder: RunDirectory, config: CompareConfig, places: Sequence[Place], results: Sequence[Run], chosen: Chosen
 ) -> dict[str, Any]:
     """Write tables, figures and the page, print the tables; the content of ``summary.json``, which is written last."""
     costs = {label: entry.costs for place in reversed(places) for label, entry in place.entries.items()}
@@ -148,11 +144,7 @@ def budget(config: CompareConfig) -> str:
 
 
 def sentences(
-    config: CompareConfig,
-    cells: Sequence[Cell],
-    results: Sequence[Run],
-    chosen: Chosen,
-    costs: Mapping[str, MethodCosts],
+    config: CompareConfig, cells: Sequence[Cell], results: Sequence[Run], chosen: Chosen, costs: Mapping[str, MethodCosts]
 ) -> list[str]:
     """What is compared and how, and the limits of the comparison."""
     grid = max(len(values) for _, values in chosen.values())

@@ -216,13 +216,7 @@ def write_verdict(
             "config": asdict(config),
             "controls_left_out": missing,
             "chosen": [
-                {
-                    "setting": cell.setting,
-                    "task": cell.task,
-                    "contender": label,
-                    **point,
-                    "at_edge": stats.at_edge(point, grid),
-                }
+                {"setting": cell.setting, "task": cell.task, "contender": label, **point, "at_edge": stats.at_edge(point, grid)}
                 for (cell, label), (point, grid) in chosen.items()
             ],
         },
