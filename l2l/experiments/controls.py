@@ -203,16 +203,17 @@ class _Controls:
         """The tuner's architecture, features and basis with weights freshly drawn; for a mere table, the published networks."""
         tuner, args = self.tuner, {}
         start_is_drawn = "start" in inspect.signature(type(tuner.network)).parameters  # a table has only sigma itself
-        own = tuner.architecture != "table" and start_is_drawn
-        if own or tuner.architecture == "per_block_mlp":
+        drawn = tuner.architecture != "table" and start_is_drawn
+        architecture = tuner.architecture if drawn else "per_block_mlp"
+        if architecture == tuner.architecture:
             args = {name: value for name, value in tuner.architecture_args.items() if name not in ("blocks", "seed")}
         fresh = Tuner.for_model(
             self.model,
-            tuner.architecture if own else "per_block_mlp",
+            architecture,
             CONTROL_SEED,
             tuner.normalizer,
             Provenance(tuner.provenance.base_model, recipe={"control": "fresh networks"}),
-            tuner.feature_set if own or tuner.architecture == "per_block_mlp" else "paper",
+            tuner.feature_set if architecture == tuner.architecture else "paper",
             tuner.basis,
             None,
             **args | {"start": "random"},

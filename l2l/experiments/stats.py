@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import fsum, inf, isnan
+from math import fsum, inf, isnan, nan
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -110,11 +110,7 @@ class RunTable:
         return RunTable(cells, labels, {at: own for at, own in found.items() if not any(run.refused for run in own)})
 
     def values(self, label: str, quantity: str, cells: Sequence[Cell] | None = None) -> NDArray[np.float64]:
-        """[cells, seeds] of a quantity of a contender, over all cells or those given.
-
-        Raises:
-            ValueError: the cells do not have the same number of seeds.
-        """
+        """[cells, seeds] of a quantity of a contender, over all cells or those given; ValueError where seeds are missing."""
         cells = self.cells if cells is None else cells
         found = [[float(getattr(run, quantity)) for run in self.runs.get((cell, label), ())] for cell in cells]
         if len({len(row) for row in found}) != 1 or not found[0]:
@@ -208,13 +204,15 @@ def average_ranks(losses: Losses) -> list[float]:
     return [float(rank_of(means, column).mean()) for column in range(losses.shape[-1])]
 
 
+def ranks_by_label(runs: RunTable) -> dict[str, float]:
+    """The average rank of each contender that ran everywhere."""
+    return dict(zip(runs.everywhere, average_ranks(runs.losses), strict=True)) if runs.everywhere else {}
+
+
 def rank_intervals(losses: Losses, resamples: int = RANK_RESAMPLES) -> list[tuple[float, float]]:
     """Per method, the 95 % interval of its average rank over draws of cells, and of seeds within them."""
-
-    def statistic(column: int) -> Statistic:
-        return lambda table: rank_of(table.mean(2), column).mean(1)
-
-    return [interval(losses, statistic(column), resamples) for column in range(losses.shape[-1])]
+    statistics = (lambda table, column=column: rank_of(table.mean(2), column).mean(1) for column in range(losses.shape[-1]))
+    return [interval(losses, statistic, resamples) for statistic in statistics]
 
 
 def wins(losses: Losses) -> NDArray[np.int64]:
@@ -266,17 +264,16 @@ def pass_ratios(table: RunTable, contender: str, baseline: str) -> NDArray[np.fl
     Compares runs of equal seed. Infinity where the contender never reaches it; not a number where the baseline diverged
     and there is no target.
     """
+
+    def ratio(mine: Run, base: Run) -> float:
+        window = WINDOW_SHARE * base.passes
+        path = smoothed(base.curve, window)
+        if base.diverged or not path:
+            return nan
+        return inf if mine.diverged else passes_to(mine.curve, path[-1][1], window) / passes_to(base.curve, path[-1][1], window)
+
     pairs = ((table.runs[cell, contender], table.runs[cell, baseline]) for cell in table.cells)
-    return np.array([[_ratio(*runs) for runs in zip(*own, strict=True)] for own in pairs], dtype=np.float64)
-
-
-def _ratio(mine: Run, baseline: Run) -> float:
-    window = WINDOW_SHARE * baseline.passes
-    path = smoothed(baseline.curve, window)
-    if baseline.diverged or not path:
-        return float("nan")
-    target = path[-1][1]
-    return inf if mine.diverged else passes_to(mine.curve, target, window) / passes_to(baseline.curve, target, window)
+    return np.array([[ratio(*runs) for runs in zip(*own, strict=True)] for own in pairs], dtype=np.float64)
 
 
 def point_size(point: Point) -> float:

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from l2l.experiments import spec, stats, tables
 from l2l.experiments.controls import build_controls
 from l2l.experiments.plots import draw_curves, draw_matrix, mean_curves
-from l2l.experiments.runner import Chosen, Runner, executor_of
+from l2l.experiments.runner import Chosen, Runner, check_all, executor_of, freeze_tuners
 from l2l.experiments.spec import MetaEvaluateConfig, Place, SchemeEntry, Setting
 from l2l.experiments.stats import Cell, Run, RunTable
 from l2l.experiments.tables import Table, Text, finite
-from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.models.load import EMBEDDED
 from l2l.report.console import spread
 from l2l.report.files import write_whole

@@ -10,10 +10,9 @@ import torch
 import yaml
 
 from l2l.experiments.plots import draw_curves
-from l2l.experiments.runner import Runner, executor_of, run_summary
+from l2l.experiments.runner import Runner, check_all, executor_of, freeze_tuners, run_summary
 from l2l.experiments.spec import CompareConfig, Contender, Setting
 from l2l.experiments.stats import Curve, mean_by_x
-from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.methods.base import check_counts
 from l2l.report.console import print_table, spread
 from l2l.report.run_directory import METRICS, SUMMARY, RunDirectory, read_metrics

@@ -7,10 +7,9 @@ from typing import Any, Literal
 import numpy as np
 
 from l2l.experiments.plots import draw_curves, mean_curves
-from l2l.experiments.runner import Runner, executor_of, run_summary
+from l2l.experiments.runner import Runner, check_all, executor_of, freeze_tuners, run_summary
 from l2l.experiments.spec import CompareConfig, Contender, Setting
 from l2l.experiments.stats import COVERAGE, RunTable, estimate, interval, mean_difference
-from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.methods.base import check_counts, check_positive
 from l2l.report.run_directory import RunDirectory
 from l2l.tuners.api import Tuner
