@@ -134,7 +134,7 @@ def main() -> None:
         checked = engine.check_all(config, [Contender(given.method, given.method)])
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"lr_auto: {error}") from error
-    places = [engine.freeze_tuners(place, Path(given.out) / "runs" / "_tuners") for place in checked]
+    places = [place.frozen(Path(given.out) / "runs" / "_tuners") for place in checked]
     runner = engine.Runner(config, engine.executor_of("local", given.processes), places, Path(given.out) / "runs")
     trials = [
         runner.plan(place, cell, label, point, seed, False)

@@ -158,7 +158,7 @@ def places_of(plan: Plan, config: CompareConfig, tuner: str | None, tuners: Path
         checked = engine.check_place(config, setting, scheme, contenders, held_out=False)
         for label, reason in checked.left_out.items():
             raise ValueError(f"method {label!r} under scheme {scheme.name!r}: {reason}")
-        found[scheme.name] = engine.freeze_tuners(checked, tuners)
+        found[scheme.name] = checked.frozen(tuners)
     return found
 
 

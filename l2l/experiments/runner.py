@@ -31,19 +31,8 @@ from threading import Event, Thread
 from typing import Any, TypeAlias
 
 import torch
-from transformers import PreTrainedModel
 
-from l2l.experiments.spec import (
-    Contender,
-    Entry,
-    ExecutorName,
-    ExperimentConfig,
-    MethodCosts,
-    Place,
-    SchemeEntry,
-    Setting,
-    freeze,
-)
+from l2l.experiments.spec import Contender, Entry, ExecutorName, ExperimentConfig, MethodCosts, Place, SchemeEntry, Setting
 from l2l.experiments.stats import Cell, Curve, Point, Run, choose, point_size
 from l2l.methods import method_class
 from l2l.methods.registry import build_method
@@ -60,24 +49,11 @@ from l2l.train.trainer import fine_tune, fitting_tuner, setup_scheme
 from l2l.tuners.api import Tuner
 
 
-def freeze_tuners(place: Place, folder: Path) -> Place:
-    """The place with its tuners saved below a folder, as they are now."""
-    entries = {}
-    for label, entry in place.entries.items():
-        saved = {task: str(freeze(tuner, folder)) for task, tuner in entry.tuners.items() if isinstance(tuner, Tuner)}
-        entries[label] = replace(entry, tuners={**entry.tuners, **saved})
-    return replace(place, entries=entries)
-
-
 def check_all(config: ExperimentConfig, contenders: Sequence[Contender], held_out: bool = True) -> list[Place]:
     """Load every model and build every method on it under every scheme.
 
-    Args:
-        held_out: leave out a tuner in settings with a task that it has learned from.
-
-    Raises:
-        ValueError, FileNotFoundError: a model, task or data that cannot be had, an unknown method, or one that can take
-            part nowhere; named.
+    ``held_out`` leaves out a tuner in settings with a task that it has learned from. ValueError or FileNotFoundError for
+    a model, task or data that cannot be had, an unknown method, or one that can take part nowhere.
     """
     for one in contenders:
         if re.fullmatch(r"[\w.]+", one.method):  # the parts of composed names (a+b) are checked where they are built
@@ -109,7 +85,15 @@ def check_place(
     for one in contenders:
         try:
             tuner = _load_tuner(setting, one, held_out)
-            method = _build(config, setting, scheme, one, tuner, model)
+            given = options | one.options | {"method": one.method, "method_args": one.method_args}
+            built = [FineTuneConfig(**given | dict(point)) for point in config.points(setting, scheme, one)]
+            fitting = fitting_tuner(tuner, model, scheme.name)
+            assert built[0].epsilon is not None, "a configuration fills it in"
+            method = build_method(one.method, built[0].epsilon, one.method_args, fitting, model, built[0].steps)
+            for run in built:  # an optimizer at each of its points can refuse, as in a run
+                assert run.lr is not None, "a configuration fills it in"
+                same = {name: getattr(run, name) for name in ("weight_decay", "perturb", "update", "sparse_embeddings")}
+                ZOOptimizer(model, method, run.lr, curvature_lr=run.curvature_lr(), **same)
         except ValueError as error:
             left_out[one.label] = " ".join(str(error).split())
             continue
@@ -134,28 +118,6 @@ def _load_tuner(setting: Setting, contender: Contender, held_out: bool) -> Tuner
                 f"{setting.name!r}: compare it on tasks that took no part in making it"
             )
     return tuner
-
-
-def _build(
-    config: ExperimentConfig,
-    setting: Setting,
-    scheme: SchemeEntry,
-    contender: Contender,
-    tuner: Tuner | None,
-    model: PreTrainedModel,
-) -> Any:
-    """The method, built as a run would build it, and an optimizer at each of its points, so that both can refuse."""
-    options = config.run_options(setting, scheme) | contender.options
-    options |= {"method": contender.method, "method_args": contender.method_args}
-    configs = [FineTuneConfig(**options | dict(point)) for point in config.points(setting, scheme, contender)]
-    first, fitting = configs[0], fitting_tuner(tuner, model, scheme.name)
-    assert first.epsilon is not None, "a configuration fills it in"
-    method = build_method(contender.method, first.epsilon, contender.method_args, fitting, model, first.steps)
-    for one in configs:
-        assert one.lr is not None, "a configuration fills it in"
-        same = {name: getattr(one, name) for name in ("weight_decay", "perturb", "update", "sparse_embeddings")}
-        ZOOptimizer(model, method, one.lr, curvature_lr=one.curvature_lr(), **same)
-    return method
 
 
 def _has_horizon(method: Any) -> bool:
@@ -187,11 +149,6 @@ class Trial:
         found = json.loads(path.read_text()) if path.is_file() else None
         return found if found and self.options.items() <= found["config"].items() else None
 
-    @property
-    def done(self) -> bool:
-        """Whether the run was done before, or has diverged."""
-        return self.note.is_file() or self.summary is not None
-
 
 def digest(options: Mapping[str, Any]) -> str:
     """Hash of everything that decides a run's result.
@@ -216,14 +173,11 @@ def non_default_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_trial(trial: Trial) -> Record:
-    """Run a trial unless it was done; its ``final_loss``, and ``refused``: why bad input was not run, or nothing.
-
-    Divergence is noted beside the folder: such a learning rate is a bad one, not an error.
-    """
+    """Run a trial unless it was done; its ``final_loss``, and ``refused``: why bad input was not run, or nothing."""
     try:
         if not trial.note.is_file():
             return {"final_loss": execute(trial)["final_loss"], "refused": ""}
-    except FloatingPointError as error:
+    except FloatingPointError as error:  # such a learning rate is a bad one, not an error
         write_json(trial.note, {"diverged": str(error)})
     except (ValueError, FileNotFoundError) as error:
         return {"final_loss": float("inf"), "refused": " ".join(str(error).split())}
@@ -352,12 +306,9 @@ class Runner:
         return Trial(Run(*head, folder=out), options, out)
 
     def run(self, trials: Sequence[Trial], what: str) -> list[Run]:
-        """Run what is not done yet; the results of all, in order. Trials with the same folder run once.
-
-        ValueError for a run that is refused, unless that is a result (:attr:`refuse`).
-        """
+        """Run what is not done yet; the results of all, in order. Trials with the same folder run once."""
         unique = {trial.out: trial for trial in trials}
-        missing = [trial for trial in unique.values() if not trial.done]
+        missing = [trial for trial in unique.values() if not trial.note.is_file() and trial.summary is None]
         if len(missing) < len(unique):
             print(f"continuing: {len(unique) - len(missing)} of {len(unique)} runs for the {what} are done")
         records: list[Record] = []

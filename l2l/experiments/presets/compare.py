@@ -10,7 +10,7 @@ import yaml
 
 from l2l.experiments import stats, tables
 from l2l.experiments.plots import draw_all
-from l2l.experiments.runner import Chosen, Runner, check_all, executor_of, freeze_tuners
+from l2l.experiments.runner import Chosen, Runner, check_all, executor_of
 from l2l.experiments.spec import CompareConfig, MethodCosts
 from l2l.experiments.stats import Cell, Run, RunTable
 from l2l.report.files import write_whole
@@ -33,7 +33,7 @@ def run_comparison(config: CompareConfig) -> dict[str, Any]:
         (path / SUMMARY).unlink(missing_ok=True)  # a finished comparison, to which may be added
     folder = RunDirectory(path, config.recorded, config.overwrite).create()
     runs = Path(config.runs) if config.runs else folder.path / "runs"
-    places = [freeze_tuners(place, runs / "_tuners") for place in checked]
+    places = [place.frozen(runs / "_tuners") for place in checked]
     left_out = [
         f"left out of {place.setting.name}, {place.scheme.name}: {label}: {reason}"
         for place in places
