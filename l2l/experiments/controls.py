@@ -37,12 +37,9 @@ from l2l.tuners.model import Provenance, random_basis, ranks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MIN_SIGMA = 0.1
-"""Least sigma in a table made from gradients, whose root mean square is 1: small, not frozen."""
-BOOST = 4.0
-"""Sigma of the boosted block; the others have 1."""
-CONTROL_SEED = 1
-"""Seed of everything drawn for a control; tuners are mostly made with seed 0."""
+MIN_SIGMA = 0.1  # least sigma in a table made from gradients, whose root mean square is 1: small, not frozen
+BOOST = 4.0  # sigma of the boosted block; the others have 1
+CONTROL_SEED = 1  # seed of everything drawn for a control; tuners are mostly made with seed 0
 PUBLISHED_SPREAD = 0.75
 """Coefficient of variation of the published tuners' sigma: for a tuner whose own sigma is the same everywhere."""
 
@@ -263,14 +260,8 @@ def build_controls(
 ) -> tuple[list[Entry], dict[str, str]]:
     """The controls of a setting, their tuners saved below ``folder``; and by name why one does not exist.
 
-    Args:
-        tuner: the judged one.
-        steps: that the judged contender plans for; see :class:`Entry`.
-        pool: tasks from whose gradients the static table is made.
-
-    Raises:
-        ValueError: the gradients agree nowhere, or no block can be boosted.
-        FloatingPointError: a loss is not finite.
+    The judged ``tuner`` plans for ``steps`` (see :class:`Entry`); the static table is made from gradients of the tasks of
+    ``pool``. ValueError where gradients agree nowhere or no block can be boosted; FloatingPointError for a loss not finite.
     """
     if not config.controls:
         return [], {}

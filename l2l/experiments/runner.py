@@ -130,12 +130,9 @@ def _has_horizon(method: Any) -> bool:
 class Trial:
     """A run to do."""
 
-    head: Run
-    """The run's identity, its results still empty."""
-    options: dict[str, Any]
-    """Fields of :class:`FineTuneConfig`, ``out`` apart."""
-    out: str
-    """Folder of the run."""
+    head: Run  # the run's identity, its results still empty
+    options: dict[str, Any]  # fields of :class:`FineTuneConfig`, ``out`` apart
+    out: str  # folder of the run
 
     @property
     def note(self) -> Path:
@@ -156,9 +153,8 @@ def digest(options: Mapping[str, Any]) -> str:
     Options at their defaults are left out, so that naming a default gives the same hash. A method defined outside the
     package is identified by the content of its file, which no version number covers.
     """
-    always = ("task", "method", "tuner", "lr", "seed")
-    decided = {"l2l": version("l2l"), "torch": version("torch"), **{name: options[name] for name in always}}
-    decided |= {name: value for name, value in non_default_options(options).items() if name not in always}
+    always = {name: options[name] for name in ("task", "method", "tuner", "lr", "seed")}
+    decided = {"l2l": version("l2l"), "torch": version("torch"), **non_default_options(options), **always}
     paths = [inspect.getfile(import_module(part)) for part in options["method"].split("+") if "." in part]
     if paths:
         content = b"".join(Path(path).read_bytes() for path in paths)
@@ -186,8 +182,8 @@ def run_trial(trial: Trial) -> Record:
 
 def execute(trial: Trial) -> dict[str, Any]:
     """Fine-tune as the trial says, unless that was done; the summary."""
-    given = {"out": trial.out, "overwrite": True, "progress": False, "save_model": False}
-    return trial.summary or fine_tune(**given, **trial.options).summary
+    given = trial.options | {"out": trial.out, "overwrite": True, "progress": False, "save_model": False}
+    return trial.summary or fine_tune(**given).summary
 
 
 def read_run(trial: Trial) -> Run:
@@ -251,8 +247,7 @@ class Runner:
     executor: Executor
     places: Sequence[Place]
     runs: Path
-    refuse: bool = False
-    """Whether a run that is refused is a result; otherwise its error is raised."""
+    refuse: bool = False  # whether a run that is refused is a result; otherwise its error is raised
 
     def tune(self) -> list[Run]:
         """The whole grid on the tuning seed, for every contender that has a choice."""
@@ -360,8 +355,7 @@ def run_locally(processes: int, trials: Sequence[Trial], after_each: Callable[[R
     return [records[number] for number in range(len(trials))]
 
 
-_leaving = Event()
-"""Set in a worker that was interrupted: trials that it had already fetched do not begin."""
+_leaving = Event()  # set in a worker that was interrupted: trials that it had already fetched do not begin
 
 
 def _begin_process() -> None:

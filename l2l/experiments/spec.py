@@ -34,11 +34,9 @@ from l2l.tuners.io import CONFIG, WEIGHTS
 ExecutorName: TypeAlias = Literal["local", "ray"]
 Role: TypeAlias = Literal["baseline-mezo", "baseline-dizo", "tuner", "control"]
 BASELINE_MEZO, BASELINE_DIZO, TUNER, CONTROL = get_args(Role)
-ALL = "all"
-"""Among the methods: every zeroth-order method of the package that needs no more than a learning rate."""
+ALL = "all"  # among the methods: every zeroth-order method of the package that needs no more than a learning rate
 BASELINE = "mezo"
-UNBOUNDED_STEPS = 10**9
-"""Steps of a run that ends when its seconds are spent."""
+UNBOUNDED_STEPS = 10**9  # steps of a run that ends when its seconds are spent
 
 EXECUTION_FIELDS = ("overwrite", "processes", "executor", "progress")
 """Fields of a configuration that change how an experiment is executed, not its results."""
@@ -244,7 +242,6 @@ class ExperimentConfig:
 
     @property
     def tuning_schemes(self) -> list[SchemeEntry]:
-        """The schemes under which everything runs."""
         return [SchemeEntry()]
 
     @property
@@ -254,7 +251,7 @@ class ExperimentConfig:
         return yaml.safe_load(yaml.safe_dump(kept, sort_keys=False))
 
     def budget(self, setting: Setting) -> dict[str, Any]:
-        """Options of a run that end it at the budget: the one rule by which passes become steps.
+        """Options of a run that end it at the budget.
 
         ``steps`` is the number of passes, since a step takes at least one, and ``max_passes`` ends the run with the first
         step after which the passes are spent. Evaluations are counted at two passes per step. Under ``seconds`` the number
@@ -364,8 +361,7 @@ class CompareConfig(ExperimentConfig):
         given = self.methods.split(",") if isinstance(self.methods, str) else self.methods
         entries = [Contender(method=entry.strip()) if isinstance(entry, str) else entry for entry in given]
         labels = Counter(entry.label for entry in entries if entry.method != ALL)
-        if labels and max(labels.values()) > 1:
-            twice = labels.most_common(1)[0][0]
+        for twice in [label for label, count in labels.most_common(1) if count > 1]:
             raise ValueError(f"two methods are called {twice!r}: give one of them a label of its own")
         found: dict[str, Contender] = {}
         for entry in entries:
@@ -428,11 +424,8 @@ class MetaEvaluateConfig(ExperimentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        default = [
-            Contender("MeZO", "mezo", BASELINE_MEZO),
-            Contender("DiZO", "dizo", BASELINE_DIZO),
-            Contender("tuner", "learned", TUNER, "l2l-tiny"),
-        ]
+        default = [Contender("MeZO", "mezo", BASELINE_MEZO), Contender("DiZO", "dizo", BASELINE_DIZO)]
+        default.append(Contender("tuner", "learned", TUNER, "l2l-tiny"))
         _set(self, "contenders", [_as(Contender, entry) for entry in self.contenders] or default)
         check_counts(control_batches=self.control_batches)
         for unknown in sorted(set(self.controls) - set(CONTROLS)):
@@ -457,7 +450,6 @@ class MetaEvaluateConfig(ExperimentConfig):
 
     @property
     def judged_contender(self) -> Contender:
-        """The tuner that the figures are about."""
         label = self.judged or self._labels(TUNER)[0]
         return next(contender for contender in self.contenders if contender.label == label)
 
@@ -466,26 +458,16 @@ class MetaEvaluateConfig(ExperimentConfig):
 class MethodCosts:
     """What a method declares of itself where it was built."""
 
-    memory: str = ""
-    """Memory beside the weights, as a formula."""
+    memory: str = ""  # memory beside the weights, as a formula
     paper: str = ""
-    kept_bytes: int | None = None
-    """Most bytes of tensors that it keeps between steps; None where it declares none."""
-    trained_bytes: int = 0
-    """Bytes of the weights that are trained."""
-    step_is_normalized: bool = False
-    """Whether its learning rate is of another magnitude than MeZO's."""
+    kept_bytes: int | None = None  # most bytes of tensors that it keeps between steps; None where it declares none
+    trained_bytes: int = 0  # bytes of the weights that are trained
+    step_is_normalized: bool = False  # whether its learning rate is of another magnitude than MeZO's
 
     @staticmethod
     def of(method: Any, blocks: Blocks) -> MethodCosts:
-        """The costs of a method on these blocks."""
-        return MethodCosts(
-            method.info.memory,
-            method.info.paper,
-            method.state_bytes(blocks),
-            sum(block.numel * block.tensor.element_size() for block in blocks),
-            method.step_is_normalized,
-        )
+        info, trained = method.info, sum(block.numel * block.tensor.element_size() for block in blocks)
+        return MethodCosts(info.memory, info.paper, method.state_bytes(blocks), trained, method.step_is_normalized)
 
 
 @dataclass(frozen=True)
@@ -495,8 +477,7 @@ class Entry:
     contender: Contender
     tuners: Mapping[str, Any]
     """Task -> the tuner, and once it is saved its directory; the same for all tasks, except for an oracle's."""
-    steps: int | None = None
-    """Steps to plan for, of a method with a ``horizon``; None: those of the budget."""
+    steps: int | None = None  # steps to plan for, of a method with a ``horizon``; None: those of the budget
     costs: MethodCosts = MethodCosts()
 
 
@@ -506,14 +487,11 @@ class Place:
 
     setting: Setting
     scheme: SchemeEntry
-    entries: Mapping[str, Entry]
-    """By label."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Label -> why it does not take part here."""
+    entries: Mapping[str, Entry]  # by label
+    left_out: Mapping[str, str] = field(default_factory=dict)  # label -> why it does not take part here
 
     @property
     def cells(self) -> list[Cell]:
-        """One for each task."""
         return [Cell(self.setting.name, self.scheme.name, task) for task in self.setting.tasks]
 
     def frozen(self, folder: Path) -> Place:
@@ -530,10 +508,7 @@ ABOUT_FIELDS = {"base_model", "revision", "recipe", "results", "versions", "fing
 
 
 def freeze(tuner: Tuner, folder: Path) -> Path:
-    """Save a tuner below ``folder`` under the hash of its content, if it is not there yet.
-
-    The tuner's path in a run's configuration then identifies it: a tuner that is learned anew has another path.
-    """
+    """Save a tuner below ``folder`` under the hash of its content, by which its path identifies it, unless it is there."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as temporary:
         saved = tuner.save_pretrained(Path(temporary) / "tuner")

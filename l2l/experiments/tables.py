@@ -72,9 +72,7 @@ def standing(runs: RunTable, baseline: str, title: str = "All cells") -> Table:
     for label in runs.ordered:
         own = runs.all_of(label)
         ok = [run for run in own if run.status == "ok"]
-        rank = Text("-")
-        if label in ranks:
-            rank = Text(f"{ranks[label]:.2f}", ranks[label] == min(ranks.values()))
+        rank = Text(f"{ranks[label]:.2f}", ranks[label] == min(ranks.values())) if label in ranks else Text("-")
         texts = [
             "{:.2f} to {:.2f}".format(*intervals[label]) if label in intervals else "-",
             f"{won[label]} of {total}" if label in won else "-",
@@ -193,15 +191,10 @@ def html(
 
 
 def write_page(
-    target: Path,
-    title: str,
-    paragraphs: Sequence[str],
-    tables: Sequence[Table],
-    pictures: Mapping[str, Path],
-    config: Mapping[str, Any],
+    target: Path, title: str, paragraphs: list[str], tables: list[Table], pictures: dict[str, Path], config: dict[str, Any]
 ) -> None:
     """Write :func:`html` with the configuration, versions and hardware at its end."""
-    listings = {"Configuration": dict(config), "Versions and hardware": environment()}
+    listings = {"Configuration": config, "Versions and hardware": environment()}
     texts = {name: yaml.safe_dump(value, sort_keys=False) for name, value in listings.items()}
     page = html(title, paragraphs, tables, pictures, texts)
     write_whole(target, lambda path: path.write_text(page))

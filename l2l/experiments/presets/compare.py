@@ -20,10 +20,7 @@ MARKDOWN, PAGE = "compare.md", "index.html"
 
 
 def run_comparison(config: CompareConfig) -> dict[str, Any]:
-    """Run the missing runs of a comparison and write its results; returns what ``summary.json`` holds.
-
-    ValueError or FileNotFoundError for bad input, named, before anything is written.
-    """
+    """Run a comparison; what ``summary.json`` holds. Bad input: ValueError or FileNotFoundError before anything is written."""
     torch.set_num_threads(1)  # the runs share the processors
     executor = executor_of(config.executor, config.processes)
     checked = check_all(config, config.contenders)

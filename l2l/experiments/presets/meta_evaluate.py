@@ -31,10 +31,7 @@ RESULT = "meta_evaluate.json"
 
 
 def run_meta_evaluation(config: MetaEvaluateConfig) -> dict[str, Any]:
-    """Run the evaluation; what ``meta_evaluate.json`` holds.
-
-    ValueError or FileNotFoundError for bad input, named, before anything is written.
-    """
+    """Run it; what ``meta_evaluate.json`` holds. Bad input: ValueError or FileNotFoundError before anything is written."""
     torch.set_num_threads(1)  # the runs share the processors
     executor = executor_of(config.executor, config.processes)
     majority: dict[Cell, float] = {}
@@ -103,10 +100,8 @@ class Evidence:
     """Everything that a verdict is computed from. A pair of the protocol is a cell under scheme ``full``."""
 
     runs: RunTable
-    roles: Mapping[str, str]
-    """Contender -> role, in the order of the table."""
-    majority: Mapping[Cell, float]
-    """Accuracy of the best constant answer on each pair's test rows."""
+    roles: Mapping[str, str]  # contender -> role, in the order of the table
+    majority: Mapping[Cell, float]  # accuracy of the best constant answer on each pair's test rows
 
     @staticmethod
     def of(places: Sequence[Place], done: Sequence[Run], majority: Mapping[Cell, float]) -> Evidence:
