@@ -19,7 +19,6 @@ from typing import Any
 from l2l.experiments import runner as engine
 from l2l.experiments.spec import CompareConfig, Contender, SchemeEntry, Setting
 from l2l.experiments.stats import Cell, Run
-from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.report.console import print_table
 from l2l.report.files import write_json
 from l2l.tools.bench import hardware
@@ -132,10 +131,10 @@ def main() -> None:
         given.passes, given.train_size, given.dev_size, given.test_size, given.seeds = 8, 24, 4, 8, [0]
     try:
         config, grids = experiment(given), points(given)
-        checked = check_all(config, [Contender(given.method, given.method)])
+        checked = engine.check_all(config, [Contender(given.method, given.method)])
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"lr_auto: {error}") from error
-    places = [freeze_tuners(place, Path(given.out) / "runs" / "_tuners") for place in checked]
+    places = [place.frozen(Path(given.out) / "runs" / "_tuners") for place in checked]
     runner = engine.Runner(config, engine.executor_of("local", given.processes), places, Path(given.out) / "runs")
     trials = [
         runner.plan(place, cell, label, point, seed, False)

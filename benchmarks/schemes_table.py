@@ -22,7 +22,6 @@ from l2l.experiments import runner as engine
 from l2l.experiments.spec import CompareConfig, Contender, Entry, Place, SchemeEntry, Setting, located
 from l2l.experiments.stats import Point
 from l2l.experiments.tables import Table, Text, markdown
-from l2l.experiments.validation import check_place, freeze_tuners
 from l2l.meta.config import MetaTrainConfig
 from l2l.report.console import print_table
 from l2l.report.files import write_json, write_whole
@@ -156,10 +155,10 @@ def places_of(plan: Plan, config: CompareConfig, tuner: str | None, tuners: Path
             options = {key: value for key, value in said.get("options", {}).items() if key != "step_fraction"}
             auto = {"lr": "auto"} if "auto" in rates(said["lr"], scheme.name) else {}
             contenders.append(Contender(name, name, tuner=tuner if name == LEARNED else None, options=options | auto))
-        checked = check_place(config, setting, scheme, contenders, held_out=False)
+        checked = engine.check_place(config, setting, scheme, contenders, held_out=False)
         for label, reason in checked.left_out.items():
             raise ValueError(f"method {label!r} under scheme {scheme.name!r}: {reason}")
-        found[scheme.name] = freeze_tuners(checked, tuners)
+        found[scheme.name] = checked.frozen(tuners)
     return found
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -37,24 +37,18 @@ from l2l.tuners.model import Provenance, random_basis, ranks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MIN_SIGMA = 0.1
-"""Least sigma in a table made from gradients, whose root mean square is 1: small, not frozen."""
-BOOST = 4.0
-"""Sigma of the boosted block; the others have 1."""
-CONTROL_SEED = 1
-"""Seed of everything drawn for a control; tuners are mostly made with seed 0."""
+MIN_SIGMA = 0.1  # least sigma in a table made from gradients, whose root mean square is 1: small, not frozen
+BOOST = 4.0  # sigma of the boosted block; the others have 1
+CONTROL_SEED = 1  # seed of everything drawn for a control; tuners are mostly made with seed 0
 PUBLISHED_SPREAD = 0.75
 """Coefficient of variation of the published tuners' sigma: for a tuner whose own sigma is the same everywhere."""
 
 
 def gradient_agreement(closures: Sequence[Closure], blocks: Blocks) -> Tensor:
-    """G_b [blocks] float64, an unbiased estimate of the squared norm of the full gradient per block.
+    """G_b [blocks] float64, an unbiased estimate of the squared norm of the full gradient per block; may be negative.
 
     The mean of <g_i, g_j> over all pairs of different batches: (|sum g|^2 - sum |g|^2) / (n (n - 1)). One gradient is
-    kept in memory. An estimate may be negative.
-
-    Raises:
-        ValueError: fewer than two batches.
+    kept in memory. ValueError for fewer than two batches.
     """
     count = len(closures)
     if count < 2:
@@ -76,10 +70,7 @@ def sigma_from(agreements: Sequence[Tensor], blocks: Blocks) -> Tensor:
     """Sigma [blocks] float32 with sigma^2 proportional to G_b / d_b, mean square 1 over all coordinates.
 
     Each task's G is divided by its sum first, so that tasks have equal weight; negative ones count as 0, and no sigma is
-    below :data:`MIN_SIGMA`.
-
-    Raises:
-        ValueError: on no task do the gradients of any block agree.
+    below :data:`MIN_SIGMA`. ValueError where on no task the gradients of any block agree.
     """
     shares = [found.clamp(min=0) / found.clamp(min=0).sum() for found in agreements if (found > 0).any()]
     if not shares:
@@ -94,13 +85,8 @@ def boosted(model: nn.Module, forward: Callable[[], Any]) -> tuple[Tensor, str]:
 
     Candidates are matrices with more inputs than outputs, embedding and head apart, as the output projection of an MLP.
     Of these the one whose output has the largest norm at any one token of a batch: in many language models the second or
-    third of its kind, known for massive activations (Sun et al. 2024, arXiv:2402.17762).
-
-    Args:
-        forward: runs the model on a batch.
-
-    Raises:
-        ValueError: no matrix has more inputs than outputs.
+    third of its kind, known for massive activations (Sun et al. 2024, arXiv:2402.17762). ``forward`` runs the model on a
+    batch. ValueError where no matrix has more inputs than outputs.
     """
     blocks = Blocks.of(model)
     matrices = {id(block.tensor): block for block in blocks if block.tensor.ndim == 2 and not block.embedding}
@@ -132,23 +118,17 @@ def initial_sigma(tuner: Tuner, blocks: Blocks) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Builder:
-    """What controls of a setting are built from."""
+class _Controls:
+    """The controls of a setting: a method for each, named as in ``CONTROLS``, gives the control, or why there is none."""
 
     config: MetaEvaluateConfig
     setting: Setting
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     tuner: Tuner
-    """The judged one."""
     steps: int | None
-    """Steps that the judged contender plans for."""
     pool: Sequence[str]
     folder: Path
-
-    @property
-    def judged(self) -> Contender:
-        return self.config.judged_contender
 
     @property
     def blocks(self) -> Blocks:
@@ -159,15 +139,14 @@ class _Builder:
 
     def entry(self, name: str, base: Contender, tuners: Mapping[str, Tuner] | None = None) -> Entry:
         """A control with the tuner's step control, the method of ``base``, and a tuner per task."""
-        options = self.judged.options
-        contender = Contender(spec.CONTROLS[name], base.method, spec.CONTROL, None, base.method_args, options)
+        judged = self.config.judged_contender
+        contender = Contender(spec.CONTROLS[name], base.method, spec.CONTROL, None, base.method_args, judged.options)
         paths = {task: str(spec.freeze(tuner, self.folder)) for task, tuner in (tuners or {}).items()}
-        steps = self.steps if base is self.judged else None
-        return Entry(contender, dict.fromkeys(self.setting.tasks) | paths, steps)
+        return Entry(contender, dict.fromkeys(self.setting.tasks) | paths, self.steps if base is judged else None)
 
     def learned(self, name: str, tuner: Tuner) -> Entry:
         """The judged contender with another tuner."""
-        return self.entry(name, self.judged, dict.fromkeys(self.setting.tasks, tuner))
+        return self.entry(name, self.config.judged_contender, dict.fromkeys(self.setting.tasks, tuner))
 
     def table(self, name: str, sigma: Tensor, **about: object) -> Tuner:
         """A tuner that is a table of the trainable blocks' sigma."""
@@ -189,15 +168,91 @@ class _Builder:
     def agreement(self, task: str) -> Tensor:
         """:func:`gradient_agreement` [blocks] on the first batches of a task, at the pretrained weights."""
         batches = self.batches(task)
-        closures = [
-            lambda number=number: batch_loss(self.model, batches.at(number), batches.form)
-            for number in range(self.config.control_batches)
-        ]
-        return gradient_agreement(closures, self.blocks)
 
+        def loss_of(number: int) -> Closure:
+            return lambda: batch_loss(self.model, batches.at(number), batches.form)
 
-Found: TypeAlias = Entry | str
-"""A control, or why there is none."""
+        return gradient_agreement([loss_of(number) for number in range(self.config.control_batches)], self.blocks)
+
+    def step_control(self, name: str, role: str) -> Entry | str:
+        baseline = self.baseline(role)
+        if baseline is None:
+            return f"there is no {role}"
+        if baseline.options == self.config.judged_contender.options:
+            return "the tuner's step control is the baseline's own: the same runs"
+        return self.entry(name, baseline)
+
+    def mezo_step_control(self) -> Entry | str:
+        return self.step_control("mezo_step_control", spec.BASELINE_MEZO)
+
+    def dizo_step_control(self) -> Entry | str:
+        return self.step_control("dizo_step_control", spec.BASELINE_DIZO)
+
+    def mezo_schedule(self) -> Entry | str:
+        """MeZO at the best of all schedules and learning rates: three times the tries of any other."""
+        baseline = self.baseline(spec.BASELINE_MEZO)
+        assert baseline is not None, "the configuration has refused that"
+        schedules = [{"schedule": name} for name in get_args(Schedule)]
+        contender = replace(baseline, label=spec.CONTROLS["mezo_schedule"], role=spec.CONTROL, alternatives=schedules)
+        return Entry(contender, dict.fromkeys(self.setting.tasks))
+
+    def fresh_networks(self) -> Entry | str:
+        """The tuner's architecture, features and basis with weights freshly drawn; for a mere table, the published networks."""
+        tuner, args = self.tuner, {}
+        start_is_drawn = "start" in inspect.signature(type(tuner.network)).parameters  # a table has only sigma itself
+        drawn = tuner.architecture != "table" and start_is_drawn
+        architecture = tuner.architecture if drawn else "per_block_mlp"
+        if architecture == tuner.architecture:
+            args = {name: value for name, value in tuner.architecture_args.items() if name not in ("blocks", "seed")}
+        fresh = Tuner.for_model(
+            self.model,
+            architecture,
+            CONTROL_SEED,
+            tuner.normalizer,
+            Provenance(tuner.provenance.base_model, recipe={"control": "fresh networks"}),
+            tuner.feature_set if architecture == tuner.architecture else "paper",
+            tuner.basis,
+            None,
+            **args | {"start": "random"},
+        )
+        return self.learned("fresh_networks", fresh)
+
+    def random_sigma(self) -> Entry | str:
+        """One draw from a log-normal whose coefficient of variation over the blocks is that of the tuner's initial sigma."""
+        own = initial_sigma(self.tuner, self.blocks)
+        cv = float(own.std(unbiased=False) / own.mean()) or PUBLISHED_SPREAD
+        drawn = Tuner.for_model(self.model, "table", CONTROL_SEED, start="random", cv=cv)
+        sigma = initial_sigma(drawn, self.blocks)
+        return self.learned("random_sigma", self.table("fixed random sigma", sigma, cv=cv, seed=CONTROL_SEED))
+
+    def outlier_boost(self) -> Entry | str:
+        batches = self.batches(self.setting.tasks[0])
+        sigma, name = boosted(self.model, lambda: batch_loss(self.model, batches.at(0), batches.form))
+        return self.learned("outlier_boost", self.table("outlier boost", sigma, block=name))
+
+    def static_table(self) -> Entry | str:
+        sigma = sigma_from([self.agreement(task) for task in self.pool], self.blocks)
+        return self.learned("static_table", self.table("gradients of the pool", sigma, tasks=list(self.pool)))
+
+    def oracle_table(self) -> Entry | str:
+        """Cheats: gradients of the very task, though not of the seeds' batches."""
+        sigmas = {task: sigma_from([self.agreement(task)], self.blocks) for task in self.setting.tasks}
+        tables = {task: self.table("gradients of the task", sigma, tasks=[task]) for task, sigma in sigmas.items()}
+        return self.entry("oracle_table", self.config.judged_contender, tables)
+
+    def random_basis(self) -> Entry | str:
+        """The tuner with random columns of the same ranks in place of its basis."""
+        if not self.tuner.basis:
+            return "the tuner has no basis"
+        basis = random_basis(self.blocks, ranks(self.tuner.basis), CONTROL_SEED)
+        return self.learned("random_basis", self.tuner.with_basis(basis))
+
+    def random_turns(self) -> Entry | str:
+        """The tuner with its blocks shuffled into as many groups of the same sizes."""
+        schedule = self.tuner.block_schedule
+        if schedule is None:
+            return "the tuner has no block schedule"
+        return self.learned("random_turns", self.tuner.with_block_schedule(schedule.shuffled(CONTROL_SEED)))
 
 
 def build_controls(
@@ -205,119 +260,13 @@ def build_controls(
 ) -> tuple[list[Entry], dict[str, str]]:
     """The controls of a setting, their tuners saved below ``folder``; and by name why one does not exist.
 
-    Args:
-        tuner: the judged one.
-        steps: that the judged contender plans for; see :class:`Entry`.
-        pool: tasks from whose gradients the static table is made.
-
-    Raises:
-        ValueError: the gradients agree nowhere, or no block can be boosted.
-        FloatingPointError: a loss is not finite.
+    The judged ``tuner`` plans for ``steps`` (see :class:`Entry`); the static table is made from gradients of the tasks of
+    ``pool``. ValueError where gradients agree nowhere or no block can be boosted; FloatingPointError for a loss not finite.
     """
     if not config.controls:
         return [], {}
     source = config.run_options(setting, SchemeEntry())["model"]
-    builder = _Builder(config, setting, load_model(source), load_tokenizer(source), tuner, steps, pool, folder)
-    found = {name: BUILDERS[name](builder) for name in config.controls}
-    return (
-        [entry for entry in found.values() if isinstance(entry, Entry)],
-        {name: entry for name, entry in found.items() if isinstance(entry, str)},
-    )
-
-
-def _step_control(name: str, role: str, builder: _Builder) -> Found:
-    baseline = builder.baseline(role)
-    if baseline is None:
-        return f"there is no {role}"
-    if baseline.options == builder.judged.options:
-        return "the tuner's step control is the baseline's own: the same runs"
-    return builder.entry(name, baseline)
-
-
-def _schedule(builder: _Builder) -> Found:
-    """MeZO at the best of all schedules and learning rates: three times the tries of any other."""
-    baseline = builder.baseline(spec.BASELINE_MEZO)
-    assert baseline is not None, "the configuration has refused that"
-    schedules = [{"schedule": name} for name in get_args(Schedule)]
-    contender = replace(baseline, label=spec.CONTROLS["mezo_schedule"], role=spec.CONTROL, alternatives=schedules)
-    return Entry(contender, dict.fromkeys(builder.setting.tasks))
-
-
-def _fresh_networks(builder: _Builder) -> Found:
-    """The tuner's architecture, features and basis with weights freshly drawn; for a mere table, the published networks."""
-    tuner, args = builder.tuner, {}
-    start_is_drawn = "start" in inspect.signature(type(tuner.network)).parameters  # a table has only sigma itself
-    drawn = tuner.architecture != "table" and start_is_drawn
-    architecture = tuner.architecture if drawn else "per_block_mlp"
-    if architecture == tuner.architecture:
-        args = {name: value for name, value in tuner.architecture_args.items() if name not in ("blocks", "seed")}
-    fresh = Tuner.for_model(
-        builder.model,
-        architecture,
-        CONTROL_SEED,
-        tuner.normalizer,
-        Provenance(tuner.provenance.base_model, recipe={"control": "fresh networks"}),
-        tuner.feature_set if architecture == tuner.architecture else "paper",
-        tuner.basis,
-        None,
-        **args | {"start": "random"},
-    )
-    return builder.learned("fresh_networks", fresh)
-
-
-def _random_sigma(builder: _Builder) -> Found:
-    """One draw from a log-normal whose coefficient of variation over the blocks is that of the tuner's initial sigma."""
-    own = initial_sigma(builder.tuner, builder.blocks)
-    cv = float(own.std(unbiased=False) / own.mean()) or PUBLISHED_SPREAD
-    drawn = Tuner.for_model(builder.model, "table", CONTROL_SEED, start="random", cv=cv)
-    sigma = initial_sigma(drawn, builder.blocks)
-    return builder.learned("random_sigma", builder.table("fixed random sigma", sigma, cv=cv, seed=CONTROL_SEED))
-
-
-def _outlier_boost(builder: _Builder) -> Found:
-    batches = builder.batches(builder.setting.tasks[0])
-    sigma, name = boosted(builder.model, lambda: batch_loss(builder.model, batches.at(0), batches.form))
-    return builder.learned("outlier_boost", builder.table("outlier boost", sigma, block=name))
-
-
-def _static_table(builder: _Builder) -> Found:
-    sigma = sigma_from([builder.agreement(task) for task in builder.pool], builder.blocks)
-    return builder.learned("static_table", builder.table("gradients of the pool", sigma, tasks=list(builder.pool)))
-
-
-def _oracle_table(builder: _Builder) -> Found:
-    """Cheats: gradients of the very task, though not of the seeds' batches."""
-    sigmas = {task: sigma_from([builder.agreement(task)], builder.blocks) for task in builder.setting.tasks}
-    tables = {task: builder.table("gradients of the task", sigma, tasks=[task]) for task, sigma in sigmas.items()}
-    return builder.entry("oracle_table", builder.judged, tables)
-
-
-def _random_basis(builder: _Builder) -> Found:
-    """The tuner with random columns of the same ranks in place of its basis."""
-    tuner = builder.tuner
-    if not tuner.basis:
-        return "the tuner has no basis"
-    basis = random_basis(builder.blocks, ranks(tuner.basis), CONTROL_SEED)
-    return builder.learned("random_basis", tuner.with_basis(basis))
-
-
-def _random_turns(builder: _Builder) -> Found:
-    """The tuner with its blocks shuffled into as many groups of the same sizes."""
-    tuner = builder.tuner
-    if tuner.block_schedule is None:
-        return "the tuner has no block schedule"
-    return builder.learned("random_turns", tuner.with_block_schedule(tuner.block_schedule.shuffled(CONTROL_SEED)))
-
-
-BUILDERS: Mapping[str, Callable[[_Builder], Found]] = {
-    "mezo_step_control": partial(_step_control, "mezo_step_control", spec.BASELINE_MEZO),
-    "dizo_step_control": partial(_step_control, "dizo_step_control", spec.BASELINE_DIZO),
-    "mezo_schedule": _schedule,
-    "fresh_networks": _fresh_networks,
-    "random_sigma": _random_sigma,
-    "outlier_boost": _outlier_boost,
-    "static_table": _static_table,
-    "oracle_table": _oracle_table,
-    "random_basis": _random_basis,
-    "random_turns": _random_turns,
-}
+    controls = _Controls(config, setting, load_model(source), load_tokenizer(source), tuner, steps, pool, folder)
+    found: dict[str, Entry | str] = {name: getattr(controls, name)() for name in config.controls}
+    built = [entry for entry in found.values() if isinstance(entry, Entry)]
+    return built, {name: reason for name, reason in found.items() if isinstance(reason, str)}

@@ -12,8 +12,7 @@ from l2l.experiments.tables import MEBIBYTE, least_peak
 from l2l.report.files import write_whole
 from l2l.report.run_directory import METRICS, read_metrics
 
-COLUMNS = 3
-"""Most panels beside each other."""
+COLUMNS = 3  # most panels beside each other
 
 
 def draw_all(folder: Path, runs: RunTable) -> dict[str, Path]:
@@ -39,10 +38,7 @@ def draw_all(folder: Path, runs: RunTable) -> dict[str, Path]:
 
 
 def mean_curves(runs: RunTable, cell: Cell) -> dict[str, dict[str, Curve]]:
-    """``passes`` and ``seconds`` -> method -> smoothed loss of its steps, mean over the seeds that did not diverge.
-
-    Seconds at a number of passes are the mean over these seeds.
-    """
+    """``passes`` and ``seconds`` (mean) -> method -> smoothed loss of its steps, over the seeds that did not diverge."""
     passes: dict[str, Curve] = {}
     seconds: dict[str, Curve] = {}
     for label in runs.labels:
@@ -59,13 +55,12 @@ def mean_curves(runs: RunTable, cell: Cell) -> dict[str, dict[str, Curve]]:
 
 def clock(folder: Path) -> Curve:
     """(passes spent, seconds of training by then) of a run, from 0 to its end."""
-    rows = read_metrics(folder / METRICS)
-    return [(0.0, 0.0), *((float(row["passes"]), float(row["seconds"])) for row in rows)]
+    return [(0.0, 0.0), *((float(row["passes"]), float(row["seconds"])) for row in read_metrics(folder / METRICS))]
 
 
 def draw_curves(
     target: Path,
-    panels: Mapping[str, Mapping[str, Curve]],
+    panels: Mapping[str, dict[str, Curve]],
     order: Sequence[str],
     x_label: str,
     y_label: str = "loss of steps (nats)",

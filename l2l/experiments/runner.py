@@ -1,4 +1,7 @@
-"""Executes an experiment: plans its trials, runs those that are missing, and reads their results.
+"""Executes an experiment: checks it, plans its trials, runs those that are missing, and reads their results.
+
+What can be refused is refused before anything is written, in one line: every method is built on every model under every
+scheme, on its data; a method that is refused on some models or schemes is left out of these.
 
 Every run has a folder named by a hash of everything that decides its result, so that no run is repeated and an interrupted
 experiment continues. Executors run trials in processes of this machine or in a Ray cluster, one thread each.
@@ -21,30 +24,115 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from itertools import accumulate, product
+from math import ceil
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TypeAlias
 
-from l2l.experiments.spec import ExecutorName, ExperimentConfig, Place
+import torch
+
+from l2l.experiments.spec import Contender, Entry, ExecutorName, ExperimentConfig, MethodCosts, Place, SchemeEntry, Setting
 from l2l.experiments.stats import Cell, Curve, Point, Run, choose, point_size
+from l2l.methods import method_class
+from l2l.methods.registry import build_method
+from l2l.models.load import context_length
+from l2l.optim import ZOOptimizer
+from l2l.params.blocks import Blocks
 from l2l.report.console import progress_bar
 from l2l.report.files import write_json
 from l2l.report.run_directory import METRICS, SUMMARY, read_metrics
 from l2l.train import runlog
 from l2l.train.config import FineTuneConfig
+from l2l.train.inputs import load_run_inputs
+from l2l.train.trainer import fine_tune, fitting_tuner, setup_scheme
+from l2l.tuners.api import Tuner
+
+
+def check_all(config: ExperimentConfig, contenders: Sequence[Contender], held_out: bool = True) -> list[Place]:
+    """Load every model and build every method on it under every scheme.
+
+    ``held_out`` leaves out a tuner in settings with a task that it has learned from. ValueError or FileNotFoundError for
+    a model, task or data that cannot be had, an unknown method, or one that can take part nowhere.
+    """
+    for one in contenders:
+        if re.fullmatch(r"[\w.]+", one.method):  # the parts of composed names (a+b) are checked where they are built
+            method_class(one.method)
+    pairs = product(config.settings, config.tuning_schemes)
+    places = [check_place(config, setting, scheme, contenders, held_out) for setting, scheme in pairs]
+    for one in contenders:
+        reasons = [place.left_out.get(one.label) for place in places]
+        if all(reasons):
+            raise ValueError(f"method {one.label!r} can take part nowhere: {reasons[0]}; mend it, or leave it out")
+    return places
+
+
+def check_place(
+    config: ExperimentConfig, setting: Setting, scheme: SchemeEntry, contenders: Sequence[Contender], held_out: bool
+) -> Place:
+    """One place of :func:`check_all`; the rows of all tasks are read, so that missing or malformed data are refused here."""
+    options = config.run_options(setting, scheme)
+    configs = [FineTuneConfig(**{**options, "task": task}) for task in setting.tasks]
+    first = load_run_inputs(configs[0])
+    for other in configs[1:]:
+        load_run_inputs(other, first.model, first.tokenizer)
+    context_length(first.model, setting.max_length)
+    model = setup_scheme(first.model, configs[0])
+    model.eval()
+    blocks = Blocks.of(model)
+    entries: dict[str, Entry] = {}
+    left_out: dict[str, str] = {}
+    for one in contenders:
+        try:
+            tuner = _load_tuner(setting, one, held_out)
+            given = options | one.options | {"method": one.method, "method_args": one.method_args}
+            built = [FineTuneConfig(**given | dict(point)) for point in config.points(setting, scheme, one)]
+            fitting = fitting_tuner(tuner, model, scheme.name)
+            assert built[0].epsilon is not None, "a configuration fills it in"
+            method = build_method(one.method, built[0].epsilon, one.method_args, fitting, model, built[0].steps)
+            for run in built:  # an optimizer at each of its points can refuse, as in a run
+                assert run.lr is not None, "a configuration fills it in"
+                same = {name: getattr(run, name) for name in ("weight_decay", "perturb", "update", "sparse_embeddings")}
+                ZOOptimizer(model, method, run.lr, curvature_lr=run.curvature_lr(), **same)
+        except ValueError as error:
+            left_out[one.label] = " ".join(str(error).split())
+            continue
+        planned = _has_horizon(method) and "max_passes" in options
+        steps = ceil(options["max_passes"] / method.passes) if planned else None
+        entries[one.label] = Entry(one, dict.fromkeys(setting.tasks, tuner), steps, MethodCosts.of(method, blocks))
+    return Place(setting, scheme, entries, left_out)
+
+
+def _load_tuner(setting: Setting, contender: Contender, held_out: bool) -> Tuner | None:
+    name = contender.tuner_for(setting.name)
+    if name is None:
+        return None
+    tuner, learned = Tuner.from_pretrained(name), []
+    for recorded in ("tasks", "validation_tasks"):  # what the tuner's recipe names, to learn from or to choose by
+        tasks = tuner.provenance.recipe.get(recorded) or []
+        learned += [task.strip() for task in (tasks.split(",") if isinstance(tasks, str) else tasks)]
+    for task in setting.tasks if held_out else ():
+        if task in learned:
+            raise ValueError(
+                f"tuner {name!r} of contender {contender.label!r} has learned from task {task!r} of setting "
+                f"{setting.name!r}: compare it on tasks that took no part in making it"
+            )
+    return tuner
+
+
+def _has_horizon(method: Any) -> bool:
+    """Whether the method, or one that it wraps, plans for a number of steps."""
+    inner = getattr(method, "inner", None)
+    return getattr(method, "horizon", None) is not None or (inner is not None and _has_horizon(inner))
 
 
 @dataclass(frozen=True)
 class Trial:
     """A run to do."""
 
-    head: Run
-    """The run's identity, its results still empty."""
-    options: dict[str, Any]
-    """Fields of :class:`FineTuneConfig`, ``out`` apart."""
-    out: str
-    """Folder of the run."""
+    head: Run  # the run's identity, its results still empty
+    options: dict[str, Any]  # fields of :class:`FineTuneConfig`, ``out`` apart
+    out: str  # folder of the run
 
     @property
     def note(self) -> Path:
@@ -58,11 +146,6 @@ class Trial:
         found = json.loads(path.read_text()) if path.is_file() else None
         return found if found and self.options.items() <= found["config"].items() else None
 
-    @property
-    def done(self) -> bool:
-        """Whether the run was done before, or has diverged."""
-        return self.note.is_file() or self.summary is not None
-
 
 def digest(options: Mapping[str, Any]) -> str:
     """Hash of everything that decides a run's result.
@@ -70,9 +153,8 @@ def digest(options: Mapping[str, Any]) -> str:
     Options at their defaults are left out, so that naming a default gives the same hash. A method defined outside the
     package is identified by the content of its file, which no version number covers.
     """
-    always = ("task", "method", "tuner", "lr", "seed")
-    decided = {"l2l": version("l2l"), "torch": version("torch"), **{name: options[name] for name in always}}
-    decided |= {name: value for name, value in non_default_options(options).items() if name not in always}
+    always = {name: options[name] for name in ("task", "method", "tuner", "lr", "seed")}
+    decided = {"l2l": version("l2l"), "torch": version("torch"), **non_default_options(options), **always}
     paths = [inspect.getfile(import_module(part)) for part in options["method"].split("+") if "." in part]
     if paths:
         content = b"".join(Path(path).read_bytes() for path in paths)
@@ -87,14 +169,11 @@ def non_default_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_trial(trial: Trial) -> Record:
-    """Run a trial unless it was done; its ``final_loss``, and ``refused``: why bad input was not run, or nothing.
-
-    Divergence is noted beside the folder: such a learning rate is a bad one, not an error.
-    """
+    """Run a trial unless it was done; its ``final_loss``, and ``refused``: why bad input was not run, or nothing."""
     try:
         if not trial.note.is_file():
             return {"final_loss": execute(trial)["final_loss"], "refused": ""}
-    except FloatingPointError as error:
+    except FloatingPointError as error:  # such a learning rate is a bad one, not an error
         write_json(trial.note, {"diverged": str(error)})
     except (ValueError, FileNotFoundError) as error:
         return {"final_loss": float("inf"), "refused": " ".join(str(error).split())}
@@ -103,19 +182,12 @@ def run_trial(trial: Trial) -> Record:
 
 def execute(trial: Trial) -> dict[str, Any]:
     """Fine-tune as the trial says, unless that was done; the summary."""
-    from l2l.train.trainer import fine_tune
-
-    return trial.summary or (
-        fine_tune(out=trial.out, overwrite=True, progress=False, save_model=False, **trial.options).summary
-    )
+    given = trial.options | {"out": trial.out, "overwrite": True, "progress": False, "save_model": False}
+    return trial.summary or fine_tune(**given).summary
 
 
 def read_run(trial: Trial) -> Run:
-    """The result of a trial that is done; with its curve where it is of the table.
-
-    Raises:
-        ValueError: it is not done.
-    """
+    """The result of a trial, with its curve where it is of the table; ValueError where it is not done."""
     if trial.note.is_file():
         return replace(trial.head, diverged=True)
     summary, folder = trial.summary, Path(trial.out)
@@ -136,15 +208,12 @@ def read_run(trial: Trial) -> Run:
 
 def step_curve(folder: Path) -> Curve:
     """(passes spent, mean of the losses along the step's directions) of each step of a run."""
-    steps = runlog.read_run_log(folder / runlog.NAME)[1]
-    spent = accumulate(step["passes"] for step in steps)
-    return [(float(passes), _step_loss(step)) for passes, step in zip(spent, steps, strict=True)]
-
-
-def _step_loss(step: Mapping[str, Any]) -> float:
-    directions = step["directions"] if "directions" in step else step["draws"]  # the name in logs of earlier versions
-    losses = [loss for _, *sides in directions for loss in sides if loss is not None]
-    return sum(losses) / len(losses) if losses else float(step["loss"])
+    steps, curve = runlog.read_run_log(folder / runlog.NAME)[1], []
+    for passes, step in zip(accumulate(step["passes"] for step in steps), steps, strict=True):
+        directions = step["directions"] if "directions" in step else step["draws"]  # the name in logs of earlier versions
+        losses = [loss for _, *sides in directions for loss in sides if loss is not None]
+        curve.append((float(passes), sum(losses) / len(losses) if losses else float(step["loss"])))
+    return curve
 
 
 def run_summary(run: Run) -> dict[str, Any]:
@@ -178,8 +247,7 @@ class Runner:
     executor: Executor
     places: Sequence[Place]
     runs: Path
-    refuse: bool = False
-    """Whether a run that is refused is a result; otherwise its error is raised."""
+    refuse: bool = False  # whether a run that is refused is a result; otherwise its error is raised
 
     def tune(self) -> list[Run]:
         """The whole grid on the tuning seed, for every contender that has a choice."""
@@ -233,13 +301,9 @@ class Runner:
         return Trial(Run(*head, folder=out), options, out)
 
     def run(self, trials: Sequence[Trial], what: str) -> list[Run]:
-        """Run what is not done yet; the results of all, in order. Trials with the same folder run once.
-
-        Raises:
-            ValueError: a run is refused, which is no result here.
-        """
+        """Run what is not done yet; the results of all, in order. Trials with the same folder run once."""
         unique = {trial.out: trial for trial in trials}
-        missing = [trial for trial in unique.values() if not trial.done]
+        missing = [trial for trial in unique.values() if not trial.note.is_file() and trial.summary is None]
         if len(missing) < len(unique):
             print(f"continuing: {len(unique) - len(missing)} of {len(unique)} runs for the {what} are done")
         records: list[Record] = []
@@ -259,26 +323,23 @@ class Runner:
 
 
 def executor_of(name: ExecutorName, processes: int) -> Executor:
-    """The executor of that name, with so many runs at a time.
-
-    Raises:
-        ValueError: it needs a package that is not installed.
-    """
-    if name == "ray":
-        return partial(run_on_ray, _import_ray(), processes)
-    return partial(run_locally, processes)
+    """The executor of that name, with so many runs at a time; ValueError where its package is not installed."""
+    if name == "local":
+        return partial(run_locally, processes)
+    try:
+        return partial(run_on_ray, import_module("ray"), processes)
+    except ImportError as error:
+        raise ValueError(
+            "executor: ray needs Ray, which is not installed: pip install 'l2l[ray]', or use executor: local"
+        ) from error
 
 
 def run_locally(processes: int, trials: Sequence[Trial], after_each: Callable[[Record], None]) -> list[Record]:
-    """An executor: processes of this machine, one thread each.
-
-    Raises:
-        ValueError: a process was killed.
-    """
+    """An executor: processes of this machine, one thread each; ValueError where one was killed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     records: dict[int, Record] = {}
     with ProcessPoolExecutor(processes, get_context("spawn"), _begin_process) as pool:
-        futures = {pool.submit(_unless_leaving, trial): number for number, trial in enumerate(trials)}
+        futures = {pool.submit(_run_in_process, trial): number for number, trial in enumerate(trials)}
         try:
             for future in as_completed(futures):
                 records[futures[future]] = future.result()
@@ -294,35 +355,28 @@ def run_locally(processes: int, trials: Sequence[Trial], after_each: Callable[[R
     return [records[number] for number in range(len(trials))]
 
 
-_leaving = Event()
-"""Set in a worker that was interrupted: trials that it had already fetched do not begin."""
+_leaving = Event()  # set in a worker that was interrupted: trials that it had already fetched do not begin
 
 
 def _begin_process() -> None:
-    import torch
+    def leave(*_: Any) -> None:  # Ctrl-C ends the run without a traceback; the parent reports it
+        _leaving.set()
+        sys.exit(130)
 
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, _leave)
-    Thread(target=_end_with_parent, daemon=True).start()
+    def end_with_parent() -> None:  # when the parent was killed, lest it writes beside the workers of the command run again
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
-
-def _end_with_parent() -> None:
-    """End this worker when its parent was killed, lest it writes beside the workers of the command run again."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _leave(*_: Any) -> None:
-    """Ctrl-C ends the run without a traceback; the parent reports it."""
-    _leaving.set()
-    sys.exit(130)
+    signal.signal(signal.SIGINT, leave)
+    Thread(target=end_with_parent, daemon=True).start()
 
 
-def _unless_leaving(trial: Trial) -> Record:
+def _run_in_process(trial: Trial) -> Record:
     if _leaving.is_set():
         sys.exit(130)
+    torch.set_num_threads(1)
     return run_trial(trial)
 
 
@@ -333,7 +387,7 @@ def run_on_ray(ray: Any, processes: int, trials: Sequence[Trial], after_each: Ca
     """
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    remote = ray.remote(num_cpus=1)(_in_one_thread)
+    remote = ray.remote(num_cpus=1)(_run_in_process)
     records: dict[int, Record] = {}
     waiting, running = list(range(len(trials))), {}
     try:
@@ -349,19 +403,3 @@ def run_on_ray(ray: Any, processes: int, trials: Sequence[Trial], after_each: Ca
         for unfinished in running:
             ray.cancel(unfinished)
     return [records[number] for number in range(len(trials))]
-
-
-def _in_one_thread(trial: Trial) -> Record:
-    import torch
-
-    torch.set_num_threads(1)
-    return run_trial(trial)
-
-
-def _import_ray() -> Any:
-    try:
-        return import_module("ray")
-    except ImportError as error:
-        raise ValueError(
-            "executor: ray needs Ray, which is not installed: pip install 'l2l[ray]', or use executor: local"
-        ) from error

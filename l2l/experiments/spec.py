@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -34,11 +34,9 @@ from l2l.tuners.io import CONFIG, WEIGHTS
 ExecutorName: TypeAlias = Literal["local", "ray"]
 Role: TypeAlias = Literal["baseline-mezo", "baseline-dizo", "tuner", "control"]
 BASELINE_MEZO, BASELINE_DIZO, TUNER, CONTROL = get_args(Role)
-ALL = "all"
-"""Among the methods: every zeroth-order method of the package that needs no more than a learning rate."""
+ALL = "all"  # among the methods: every zeroth-order method of the package that needs no more than a learning rate
 BASELINE = "mezo"
-UNBOUNDED_STEPS = 10**9
-"""Steps of a run that ends when its seconds are spent."""
+UNBOUNDED_STEPS = 10**9  # steps of a run that ends when its seconds are spent
 
 EXECUTION_FIELDS = ("overwrite", "processes", "executor", "progress")
 """Fields of a configuration that change how an experiment is executed, not its results."""
@@ -167,11 +165,7 @@ class Contender:
             raise ValueError(f"{who} has lr: auto and a scale: step_fraction is a pure number, leave scale out")
 
     def tuner_for(self, setting: str) -> str | None:
-        """The tuner it takes in a setting.
-
-        Raises:
-            ValueError: it has a tuner per setting, but none for this one.
-        """
+        """The tuner it takes in a setting; ValueError where it has one per setting, but none for this one."""
         if self.tuner is None or isinstance(self.tuner, str):
             return self.tuner
         if setting not in self.tuner:
@@ -235,8 +229,7 @@ class ExperimentConfig:
         _set(self, "settings", [_as(Setting, entry) for entry in self.settings] or embedded)
         counts = ("passes", "seeds", "train_size", "dev_size", "test_size", "evaluations", "processes")
         check_counts(**{name: getattr(self, name) for name in counts})
-        for name in ("grid", "step_fraction_grid"):
-            check_positive(**{name: min(getattr(self, name), default=0.0)})
+        check_positive(**{name: min(getattr(self, name), default=0.0) for name in ("grid", "step_fraction_grid")})
         check_positive(seconds=1.0 if self.seconds is None else self.seconds)
         if self.executor not in get_args(ExecutorName):
             raise ValueError(f"executor is {self.executor!r}; use one of {', '.join(get_args(ExecutorName))}")
@@ -249,7 +242,6 @@ class ExperimentConfig:
 
     @property
     def tuning_schemes(self) -> list[SchemeEntry]:
-        """The schemes under which everything runs."""
         return [SchemeEntry()]
 
     @property
@@ -259,7 +251,7 @@ class ExperimentConfig:
         return yaml.safe_load(yaml.safe_dump(kept, sort_keys=False))
 
     def budget(self, setting: Setting) -> dict[str, Any]:
-        """Options of a run that end it at the budget: the one rule by which passes become steps.
+        """Options of a run that end it at the budget.
 
         ``steps`` is the number of passes, since a step takes at least one, and ``max_passes`` ends the run with the first
         step after which the passes are spent. Evaluations are counted at two passes per step. Under ``seconds`` the number
@@ -285,11 +277,7 @@ class ExperimentConfig:
         }
 
     def points(self, setting: Setting, scheme: SchemeEntry, contender: Contender) -> list[Point]:
-        """The points among which a contender chooses: by alternative, then by step size, small ones first.
-
-        Raises:
-            ValueError: a value occurs twice.
-        """
+        """The points a contender chooses among, by alternative, then by step size; ValueError where one occurs twice."""
         found: list[Point] = []
         for alternative in contender.alternatives or [{}]:
             auto = (contender.options | alternative).get("lr") == "auto"
@@ -309,9 +297,7 @@ Made = TypeVar("Made")
 
 def _as(kind: type[Made], entry: Any) -> Made:
     """An entry of a command line, which may be a mapping or a namespace."""
-    if isinstance(entry, kind):
-        return entry
-    return kind(**(entry if isinstance(entry, Mapping) else vars(entry)))
+    return entry if isinstance(entry, kind) else kind(**(entry if isinstance(entry, Mapping) else vars(entry)))
 
 
 def _set(config: object, name: str, value: Any) -> None:
@@ -369,22 +355,26 @@ class CompareConfig(ExperimentConfig):
     def contenders(self) -> list[Contender]:
         """Every contender, in order.
 
-        Raises:
-            ValueError: there is none, two have one label, a method takes no steps, an exclusion or the baseline is
-                unknown, or one would choose among more step sizes than another.
+        ValueError where there is none, two have one label, a method takes no steps, an exclusion or the baseline is
+        unknown, or one would choose among more step sizes than another.
         """
         given = self.methods.split(",") if isinstance(self.methods, str) else self.methods
         entries = [Contender(method=entry.strip()) if isinstance(entry, str) else entry for entry in given]
         labels = Counter(entry.label for entry in entries if entry.method != ALL)
-        if labels and max(labels.values()) > 1:
-            twice = labels.most_common(1)[0][0]
+        for twice in [label for label, count in labels.most_common(1) if count > 1]:
             raise ValueError(f"two methods are called {twice!r}: give one of them a label of its own")
         found: dict[str, Contender] = {}
         for entry in entries:
-            if entry.method == ALL:
-                found |= {name: found.get(name, Contender(method=name)) for name in self._all_but_excluded()}
-            else:
+            if entry.method != ALL:
                 found[entry.label] = entry
+                continue
+            known = plain_methods()
+            for name in self.exclude:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, n=1)
+                    hint = f"; did you mean {near[0]!r}?" if near else ""
+                    raise ValueError(f"exclude names {name!r}, which is not among the methods of 'all'{hint}")
+            found |= {name: found.get(name, Contender(method=name)) for name in known if name not in self.exclude}
         if not found:
             raise ValueError("no method takes part: name at least one under methods")
         for entry in found.values():
@@ -393,40 +383,24 @@ class CompareConfig(ExperimentConfig):
         if self.baseline not in found and self.baseline != BASELINE:
             raise ValueError(f"baseline is {self.baseline!r}, the label of no method; there are {', '.join(found)}")
         for setting in self.settings:
-            self._check_effort(setting, list(found.values()))
+            sizes = {label: len(self.points(setting, self.tuning_schemes[0], entry)) for label, entry in found.items()}
+            common = Counter(sizes.values()).most_common(1)[0][0]
+            for label, size in sizes.items():
+                if size != common:
+                    raise ValueError(
+                        f"method {label!r} would choose among {size} step sizes and others among {common} in setting "
+                        f"{setting.name!r}: tuning effort must be equal, so give it {common} (grid, or step_fraction_grid "
+                        "for lr: auto)"
+                    )
         return list(found.values())
-
-    def _all_but_excluded(self) -> list[str]:
-        known = plain_methods()
-        for name in self.exclude:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"exclude names {name!r}, which is not among the methods of 'all'{hint}")
-        return [name for name in known if name not in self.exclude]
-
-    def _check_effort(self, setting: Setting, entries: Sequence[Contender]) -> None:
-        sizes = {entry.label: len(self.points(setting, self.tuning_schemes[0], entry)) for entry in entries}
-        common = Counter(sizes.values()).most_common(1)[0][0]
-        for label, size in sizes.items():
-            if size != common:
-                raise ValueError(
-                    f"method {label!r} would choose among {size} step sizes and others among {common} in setting "
-                    f"{setting.name!r}: tuning effort must be equal, so give it {common} (grid, or step_fraction_grid "
-                    "for lr: auto)"
-                )
 
 
 def plain_methods() -> list[str]:
     """Zeroth-order methods of the package that need no argument, by name."""
-
-    def is_plain(kind: type) -> bool:
-        own = fields(kind) if is_dataclass(kind) else ()
-        return issubclass(kind, Method) and not any(
-            one.init and one.default is MISSING and one.default_factory is MISSING for one in own
-        )
-
-    return [name for name in method_names() if is_plain(method_class(name))]
+    found = {name: kind for name in method_names() if issubclass(kind := method_class(name), Method)}
+    given = {name: [one for one in fields(kind) if one.init] if is_dataclass(kind) else [] for name, kind in found.items()}
+    needed = {name for name, own in given.items() for one in own if one.default is one.default_factory is MISSING}
+    return [name for name in found if name not in needed]
 
 
 @dataclass(frozen=True)
@@ -450,16 +424,12 @@ class MetaEvaluateConfig(ExperimentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        default = [
-            Contender("MeZO", "mezo", BASELINE_MEZO),
-            Contender("DiZO", "dizo", BASELINE_DIZO),
-            Contender("tuner", "learned", TUNER, "l2l-tiny"),
-        ]
+        default = [Contender("MeZO", "mezo", BASELINE_MEZO), Contender("DiZO", "dizo", BASELINE_DIZO)]
+        default.append(Contender("tuner", "learned", TUNER, "l2l-tiny"))
         _set(self, "contenders", [_as(Contender, entry) for entry in self.contenders] or default)
         check_counts(control_batches=self.control_batches)
-        unknown = sorted(set(self.controls) - set(CONTROLS))
-        if unknown:
-            raise ValueError(f"unknown control {unknown[0]!r}; there are {', '.join(CONTROLS)}")
+        for unknown in sorted(set(self.controls) - set(CONTROLS)):
+            raise ValueError(f"unknown control {unknown!r}; there are {', '.join(CONTROLS)}")
         check_distinct("contender", [one.label for one in self.contenders] + [CONTROLS[name] for name in self.controls])
         for one in self.contenders:
             if one.grid or one.scale != 1:
@@ -470,8 +440,7 @@ class MetaEvaluateConfig(ExperimentConfig):
                 raise ValueError(f"contenders {found[0]!r} and {found[1]!r} both have role {role}: there is one")
         if not self._labels(BASELINE_MEZO):
             raise ValueError(f"no contender has role {BASELINE_MEZO}: MeZO is what everything is measured against")
-        tuners = self._labels(TUNER)
-        if not tuners:
+        if not (tuners := self._labels(TUNER)):
             raise ValueError(f"no contender has role {TUNER}: there is nothing to judge")
         if self.judged is not None and self.judged not in tuners:
             raise ValueError(f"judged is {self.judged!r}, which is no contender with role {TUNER}: {', '.join(tuners)}")
@@ -481,7 +450,6 @@ class MetaEvaluateConfig(ExperimentConfig):
 
     @property
     def judged_contender(self) -> Contender:
-        """The tuner that the figures are about."""
         label = self.judged or self._labels(TUNER)[0]
         return next(contender for contender in self.contenders if contender.label == label)
 
@@ -490,26 +458,16 @@ class MetaEvaluateConfig(ExperimentConfig):
 class MethodCosts:
     """What a method declares of itself where it was built."""
 
-    memory: str = ""
-    """Memory beside the weights, as a formula."""
+    memory: str = ""  # memory beside the weights, as a formula
     paper: str = ""
-    kept_bytes: int | None = None
-    """Most bytes of tensors that it keeps between steps; None where it declares none."""
-    trained_bytes: int = 0
-    """Bytes of the weights that are trained."""
-    step_is_normalized: bool = False
-    """Whether its learning rate is of another magnitude than MeZO's."""
+    kept_bytes: int | None = None  # most bytes of tensors that it keeps between steps; None where it declares none
+    trained_bytes: int = 0  # bytes of the weights that are trained
+    step_is_normalized: bool = False  # whether its learning rate is of another magnitude than MeZO's
 
     @staticmethod
     def of(method: Any, blocks: Blocks) -> MethodCosts:
-        """The costs of a method on these blocks."""
-        return MethodCosts(
-            method.info.memory,
-            method.info.paper,
-            method.state_bytes(blocks),
-            sum(block.numel * block.tensor.element_size() for block in blocks),
-            method.step_is_normalized,
-        )
+        info, trained = method.info, sum(block.numel * block.tensor.element_size() for block in blocks)
+        return MethodCosts(info.memory, info.paper, method.state_bytes(blocks), trained, method.step_is_normalized)
 
 
 @dataclass(frozen=True)
@@ -519,8 +477,7 @@ class Entry:
     contender: Contender
     tuners: Mapping[str, Any]
     """Task -> the tuner, and once it is saved its directory; the same for all tasks, except for an oracle's."""
-    steps: int | None = None
-    """Steps to plan for, of a method with a ``horizon``; None: those of the budget."""
+    steps: int | None = None  # steps to plan for, of a method with a ``horizon``; None: those of the budget
     costs: MethodCosts = MethodCosts()
 
 
@@ -530,15 +487,20 @@ class Place:
 
     setting: Setting
     scheme: SchemeEntry
-    entries: Mapping[str, Entry]
-    """By label."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Label -> why it does not take part here."""
+    entries: Mapping[str, Entry]  # by label
+    left_out: Mapping[str, str] = field(default_factory=dict)  # label -> why it does not take part here
 
     @property
     def cells(self) -> list[Cell]:
-        """One for each task."""
         return [Cell(self.setting.name, self.scheme.name, task) for task in self.setting.tasks]
+
+    def frozen(self, folder: Path) -> Place:
+        """The place with its tuners saved below a folder, as they are now."""
+        entries = {}
+        for label, entry in self.entries.items():
+            saved = {task: str(freeze(tuner, folder)) for task, tuner in entry.tuners.items() if isinstance(tuner, Tuner)}
+            entries[label] = replace(entry, tuners={**entry.tuners, **saved})
+        return replace(self, entries=entries)
 
 
 ABOUT_FIELDS = {"base_model", "revision", "recipe", "results", "versions", "fingerprint"}
@@ -546,10 +508,7 @@ ABOUT_FIELDS = {"base_model", "revision", "recipe", "results", "versions", "fing
 
 
 def freeze(tuner: Tuner, folder: Path) -> Path:
-    """Save a tuner below ``folder`` under the hash of its content, if it is not there yet.
-
-    The tuner's path in a run's configuration then identifies it: a tuner that is learned anew has another path.
-    """
+    """Save a tuner below ``folder`` under the hash of its content, by which its path identifies it, unless it is there."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as temporary:
         saved = tuner.save_pretrained(Path(temporary) / "tuner")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import fsum, inf, isnan
+from math import fsum, inf, isnan, nan
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,23 +18,16 @@ from numpy.typing import NDArray
 RESAMPLES = 10_000
 RANK_RESAMPLES = 2000
 COVERAGE = 0.95
-SEEDS = 3
-"""Seeds that the protocol asks for; a table over fewer says so."""
-CHANCE_MARGIN = 0.02
-"""An accuracy is above chance if it exceeds the share of the largest class by more than this."""
-CEILING = 0.98
-"""Where MeZO and the tuner both lie above this accuracy, there is nothing left to gain."""
-WINDOW_SHARE = 0.1
-"""Share of a run's passes over which losses of steps are averaged."""
+SEEDS = 3  # seeds that the protocol asks for; a table over fewer says so
+CHANCE_MARGIN = 0.02  # an accuracy is above chance if it exceeds the share of the largest class by more than this
+CEILING = 0.98  # where MeZO and the tuner both lie above this accuracy, there is nothing left to gain
+WINDOW_SHARE = 0.1  # share of a run's passes over which losses of steps are averaged
 
 Point: TypeAlias = Mapping[str, Any]
 """A choice of step size: ``lr``, or ``lr: auto`` with ``step_fraction``; and a control's alternative options."""
-Curve: TypeAlias = Sequence[tuple[float, float]]
-"""Points (forward passes spent, loss of the step that ended there), in order."""
-Statistic: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""[resamples, cells, seeds, columns] -> [resamples]."""
-Losses: TypeAlias = NDArray[np.float64]
-"""[cells, seeds, methods] of final training loss."""
+Curve: TypeAlias = Sequence[tuple[float, float]]  # points (forward passes spent, loss of the step that ended there), in order
+Statistic: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # [resamples, cells, seeds, columns] -> [resamples]
+Losses: TypeAlias = NDArray[np.float64]  # [cells, seeds, methods] of final training loss
 
 
 class Cell(NamedTuple):
@@ -56,37 +49,26 @@ class Run:
     method: str
     tuner: str | None
     seed: int
-    tuning: bool
-    """Whether it served the choice of the step size; such runs are in no table."""
+    tuning: bool  # whether it served the choice of the step size; such runs are in no table
     point: Point
-    passes: int = 0
-    """Forward passes spent, probes and searches included."""
+    passes: int = 0  # forward passes spent, probes and searches included
     steps: int = 0
-    seconds: float = 0.0
-    """Of training; evaluations are not counted."""
+    seconds: float = 0.0  # of training; evaluations are not counted
     initial_loss: float = inf
-    train_loss: float = inf
-    """On the train sample, with the weights of the last step, as the next three."""
+    train_loss: float = inf  # on the train sample, with the weights of the last step, as the next three
     dev_loss: float = inf
     test_loss: float = inf
-    accuracy: float = 0.0
-    """On the test rows (token F1 for tasks that generate)."""
-    best_dev_loss: float = inf
-    """The lowest of all evaluations."""
-    best_accuracy: float = 0.0
-    """On the test rows, with the weights of lowest dev loss."""
-    peak_bytes: int | None = None
-    """Most memory in use by its process while it trained."""
+    accuracy: float = 0.0  # on the test rows (token F1 for tasks that generate)
+    best_dev_loss: float = inf  # the lowest of all evaluations
+    best_accuracy: float = 0.0  # on the test rows, with the weights of lowest dev loss
+    peak_bytes: int | None = None  # most memory in use by its process while it trained
     diverged: bool = False
-    refused: str = ""
-    """Why it did not run at all."""
+    refused: str = ""  # why it did not run at all
     folder: str = ""
-    curve: Curve = field(default=(), repr=False)
-    """Loss of each step; read for runs of the table only."""
+    curve: Curve = field(default=(), repr=False)  # loss of each step; read for runs of the table only
 
     @property
     def status(self) -> str:
-        """``ok``, ``diverged`` or ``refused``."""
         return "refused" if self.refused else "diverged" if self.diverged else "ok"
 
 
@@ -95,14 +77,12 @@ class RunTable:
     """The runs of a table, tuning runs left out, by cell and contender."""
 
     cells: Sequence[Cell]
-    labels: Sequence[str]
-    """Contenders, in the order in which they were named."""
+    labels: Sequence[str]  # contenders, in the order in which they were named
     runs: Mapping[tuple[Cell, str], Sequence[Run]]
     """In the order of the seeds. A contender of which one seed was refused has none in that cell."""
 
     @staticmethod
     def of(runs: Sequence[Run], cells: Sequence[Cell], labels: Sequence[str]) -> RunTable:
-        """The table of all runs that were not tuning runs."""
         found: dict[tuple[Cell, str], list[Run]] = {}
         for run in sorted(runs, key=lambda run: run.seed):
             if not run.tuning:
@@ -110,11 +90,7 @@ class RunTable:
         return RunTable(cells, labels, {at: own for at, own in found.items() if not any(run.refused for run in own)})
 
     def values(self, label: str, quantity: str, cells: Sequence[Cell] | None = None) -> NDArray[np.float64]:
-        """[cells, seeds] of a quantity of a contender, over all cells or those given.
-
-        Raises:
-            ValueError: the cells do not have the same number of seeds.
-        """
+        """[cells, seeds] of a quantity of a contender, over all cells or those given; ValueError where seeds are missing."""
         cells = self.cells if cells is None else cells
         found = [[float(getattr(run, quantity)) for run in self.runs.get((cell, label), ())] for cell in cells]
         if len({len(row) for row in found}) != 1 or not found[0]:
@@ -150,7 +126,6 @@ class RunTable:
         return {name: RunTable(cells, self.labels, self.runs) for name, cells in found.items()}
 
     def all_of(self, label: str) -> list[Run]:
-        """A contender's runs in all cells."""
         return [run for cell in self.cells for run in self.runs.get((cell, label), ())]
 
 
@@ -208,13 +183,15 @@ def average_ranks(losses: Losses) -> list[float]:
     return [float(rank_of(means, column).mean()) for column in range(losses.shape[-1])]
 
 
+def ranks_by_label(runs: RunTable) -> dict[str, float]:
+    """The average rank of each contender that ran everywhere."""
+    return dict(zip(runs.everywhere, average_ranks(runs.losses), strict=True)) if runs.everywhere else {}
+
+
 def rank_intervals(losses: Losses, resamples: int = RANK_RESAMPLES) -> list[tuple[float, float]]:
     """Per method, the 95 % interval of its average rank over draws of cells, and of seeds within them."""
-
-    def statistic(column: int) -> Statistic:
-        return lambda table: rank_of(table.mean(2), column).mean(1)
-
-    return [interval(losses, statistic(column), resamples) for column in range(losses.shape[-1])]
+    statistics = (lambda table, column=column: rank_of(table.mean(2), column).mean(1) for column in range(losses.shape[-1]))
+    return [interval(losses, statistic, resamples) for statistic in statistics]
 
 
 def wins(losses: Losses) -> NDArray[np.int64]:
@@ -263,20 +240,18 @@ def mean_by_x(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
 def pass_ratios(table: RunTable, contender: str, baseline: str) -> NDArray[np.float64]:
     """[cells, seeds]: passes to the baseline's final smoothed loss, over the passes that the baseline took to it.
 
-    Compares runs of equal seed. Infinity where the contender never reaches it; not a number where the baseline diverged
-    and there is no target.
+    Compares runs of equal seed. Infinity where it is never reached; not a number where the baseline diverged.
     """
+
+    def ratio(mine: Run, base: Run) -> float:
+        window = WINDOW_SHARE * base.passes
+        path = smoothed(base.curve, window)
+        if base.diverged or not path:
+            return nan
+        return inf if mine.diverged else passes_to(mine.curve, path[-1][1], window) / passes_to(base.curve, path[-1][1], window)
+
     pairs = ((table.runs[cell, contender], table.runs[cell, baseline]) for cell in table.cells)
-    return np.array([[_ratio(*runs) for runs in zip(*own, strict=True)] for own in pairs], dtype=np.float64)
-
-
-def _ratio(mine: Run, baseline: Run) -> float:
-    window = WINDOW_SHARE * baseline.passes
-    path = smoothed(baseline.curve, window)
-    if baseline.diverged or not path:
-        return float("nan")
-    target = path[-1][1]
-    return inf if mine.diverged else passes_to(mine.curve, target, window) / passes_to(baseline.curve, target, window)
+    return np.array([[ratio(*runs) for runs in zip(*own, strict=True)] for own in pairs], dtype=np.float64)
 
 
 def point_size(point: Point) -> float:
@@ -285,10 +260,7 @@ def point_size(point: Point) -> float:
 
 
 def choose(runs: Sequence[Run]) -> Point:
-    """The point of lowest dev loss; of points that tie, the one of the lowest learning rate, then the first.
-
-    A loss that is not a number counts as infinite.
-    """
+    """The point of lowest dev loss (infinite where it is no number); of ties the lowest learning rate, then the first."""
     if not runs:
         raise ValueError("there is nothing to choose from: no tuning run")
     return min(runs, key=lambda run: (inf if isnan(run.dev_loss) else run.dev_loss, point_size(run.point))).point

@@ -14,7 +14,7 @@ import yaml
 
 from l2l.experiments.runner import Chosen
 from l2l.experiments.spec import MethodCosts
-from l2l.experiments.stats import Cell, Point, RunTable, at_edge, average_ranks, point_size, rank_intervals, wins
+from l2l.experiments.stats import Point, RunTable, at_edge, point_size, rank_intervals, ranks_by_label, wins
 from l2l.report.console import print_table, spread
 from l2l.report.files import write_whole
 from l2l.report.run_directory import environment
@@ -62,9 +62,8 @@ def standings(runs: RunTable, baseline: str) -> list[Table]:
 def standing(runs: RunTable, baseline: str, title: str = "All cells") -> Table:
     """Rank, wins and cost of each method over the cells of a table."""
     everywhere, total = runs.everywhere, len(runs.cells)
-    ranks, intervals, won = {}, {}, {}
+    ranks, intervals, won = ranks_by_label(runs), {}, {}
     if everywhere:
-        ranks = dict(zip(everywhere, average_ranks(runs.losses), strict=True))
         intervals = dict(zip(everywhere, rank_intervals(runs.losses), strict=True))
         if baseline in everywhere:
             counts = wins(runs.losses)[:, everywhere.index(baseline)]
@@ -73,9 +72,7 @@ def standing(runs: RunTable, baseline: str, title: str = "All cells") -> Table:
     for label in runs.ordered:
         own = runs.all_of(label)
         ok = [run for run in own if run.status == "ok"]
-        rank = Text("-")
-        if label in ranks:
-            rank = Text(f"{ranks[label]:.2f}", ranks[label] == min(ranks.values()))
+        rank = Text(f"{ranks[label]:.2f}", ranks[label] == min(ranks.values())) if label in ranks else Text("-")
         texts = [
             "{:.2f} to {:.2f}".format(*intervals[label]) if label in intervals else "-",
             f"{won[label]} of {total}" if label in won else "-",
@@ -93,32 +90,19 @@ def figures(runs: RunTable, quantity: str, title: str, lowest: bool) -> list[Tab
     """A table per setting and scheme: methods by tasks, mean ± standard deviation over the seeds, the best in bold."""
     found = []
     for name, part in runs.places.items():
-        best = {cell: _best(part, cell, quantity, lowest) for cell in part.cells}
-        rows = [
-            [Text(label), *(Text(_over_seeds(part, cell, label, quantity), label in best[cell]) for cell in part.cells)]
-            for label in part.ordered
-        ]
+        rows = [[Text(label)] for label in part.ordered]
+        for cell in part.cells:
+            every = {label: part.runs.get((cell, label), ()) for label in part.ordered}
+            ended = {label: own for label, own in every.items() if not all(run.diverged for run in own)}
+            means = {label: fmean(getattr(run, quantity) for run in own) for label, own in ended.items()}
+            top = (min if lowest else max)(means.values(), default=None)
+            for row, (label, own) in zip(rows, every.items(), strict=True):
+                ok = [getattr(run, quantity) for run in own if not run.diverged]
+                failed = f" ({len(own) - len(ok)} of {len(own)} diverged)" if len(ok) < len(own) else ""
+                text = spread(ok) + failed if ok else "diverged" if own else "-"
+                row.append(Text(text, label in means and means[label] == top and isfinite(means[label])))
         found.append(Table(f"{name}: {title}", ["method", *(cell.task for cell in part.cells)], rows))
     return found
-
-
-def _best(runs: RunTable, cell: Cell, quantity: str, lowest: bool) -> list[str]:
-    """The methods of the best mean in a cell; where all diverged, none."""
-    means = {
-        label: fmean(getattr(run, quantity) for run in runs.runs[cell, label])
-        for label in runs.labels
-        if (cell, label) in runs.runs and not all(run.diverged for run in runs.runs[cell, label])
-    }
-    top = (min if lowest else max)(means.values(), default=None)
-    return [label for label, mean in means.items() if mean == top and isfinite(mean)]
-
-
-def _over_seeds(table: RunTable, cell: Cell, label: str, quantity: str) -> str:
-    runs = table.runs.get((cell, label), ())
-    ok = [getattr(run, quantity) for run in runs if not run.diverged]
-    if not ok:
-        return "diverged" if runs else "-"
-    return spread(ok) + (f" ({len(runs) - len(ok)} of {len(runs)} diverged)" if len(ok) < len(runs) else "")
 
 
 MEMORY_NOTE = (
@@ -193,17 +177,11 @@ def _escaped(text: str) -> str:
 
 
 def html(
-    title: str,
-    paragraphs: Sequence[str],
-    tables: Sequence[Table],
-    pictures: Mapping[str, Path],
-    listings: Mapping[str, str],
+    title: str, paragraphs: Sequence[str], tables: Sequence[Table], pictures: Mapping[str, Path], listings: Mapping[str, str]
 ) -> str:
     """A page that opens offline: figures are embedded, nothing is fetched, and every text is escaped.
 
-    Args:
-        pictures: caption -> PNG file.
-        listings: heading -> preformatted text.
+    ``pictures``: caption -> PNG file; ``listings``: heading -> preformatted text.
     """
     from jinja2 import Environment
 
@@ -213,15 +191,10 @@ def html(
 
 
 def write_page(
-    target: Path,
-    title: str,
-    paragraphs: Sequence[str],
-    tables: Sequence[Table],
-    pictures: Mapping[str, Path],
-    config: Mapping[str, Any],
+    target: Path, title: str, paragraphs: list[str], tables: list[Table], pictures: dict[str, Path], config: dict[str, Any]
 ) -> None:
     """Write :func:`html` with the configuration, versions and hardware at its end."""
-    listings = {"Configuration": dict(config), "Versions and hardware": environment()}
+    listings = {"Configuration": config, "Versions and hardware": environment()}
     texts = {name: yaml.safe_dump(value, sort_keys=False) for name, value in listings.items()}
     page = html(title, paragraphs, tables, pictures, texts)
     write_whole(target, lambda path: path.write_text(page))

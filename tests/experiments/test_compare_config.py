@@ -8,7 +8,7 @@ import pytest
 from compared import TASK, TOY, small
 
 import l2l.methods
-from l2l.experiments import validation
+from l2l.experiments import runner
 from l2l.experiments.spec import CompareConfig, Contender, Place, SchemeEntry, plain_methods
 from l2l.methods import method_class, method_names
 from l2l.methods.base import FirstOrder
@@ -17,7 +17,7 @@ SETTING = {"name": "tiny", "tasks": [TASK]}
 
 
 def check_all(config: CompareConfig) -> list[Place]:
-    return validation.check_all(config, config.contenders)
+    return runner.check_all(config, config.contenders)
 
 
 AUTO = {"label": "auto", "method": "mezo", "options": {"lr": "auto"}}

@@ -15,6 +15,7 @@ from compared import result
 
 from l2l.experiments.plots import clock, draw_curves, mean_curves
 from l2l.experiments.runner import step_curve
+from l2l.experiments.spec import MethodCosts
 from l2l.experiments.stats import Cell, RunTable
 from l2l.experiments.tables import (
     Table,
@@ -29,7 +30,6 @@ from l2l.experiments.tables import (
     step_sizes,
     write_records,
 )
-from l2l.experiments.validation import MethodCosts
 from l2l.train.runlog import NAME
 
 ONE, TWO = Cell("tiny", "full", "one"), Cell("tiny", "full", "two")

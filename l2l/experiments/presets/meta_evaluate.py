@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from l2l.experiments import spec, stats, tables
 from l2l.experiments.controls import build_controls
 from l2l.experiments.plots import draw_curves, draw_matrix, mean_curves
-from l2l.experiments.runner import Chosen, Runner, executor_of
+from l2l.experiments.runner import Chosen, Runner, check_all, executor_of
 from l2l.experiments.spec import MetaEvaluateConfig, Place, SchemeEntry, Setting
 from l2l.experiments.stats import Cell, Run, RunTable
 from l2l.experiments.tables import Table, Text, finite
-from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.models.load import EMBEDDED
 from l2l.report.console import spread
 from l2l.report.files import write_whole
@@ -32,11 +31,7 @@ RESULT = "meta_evaluate.json"
 
 
 def run_meta_evaluation(config: MetaEvaluateConfig) -> dict[str, Any]:
-    """Run the evaluation; what ``meta_evaluate.json`` holds.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, named, before anything is written.
-    """
+    """Run it; what ``meta_evaluate.json`` holds. Bad input: ValueError or FileNotFoundError before anything is written."""
     torch.set_num_threads(1)  # the runs share the processors
     executor = executor_of(config.executor, config.processes)
     majority: dict[Cell, float] = {}
@@ -53,7 +48,7 @@ def run_meta_evaluation(config: MetaEvaluateConfig) -> dict[str, Any]:
     runs = Path(config.runs) if config.runs else folder.path / "runs"
     places, missing = [], {}
     for found, tuner in zip(checked, tuners, strict=True):
-        place = freeze_tuners(found, runs / "_tuners")
+        place = found.frozen(runs / "_tuners")
         setting, steps, pool = place.setting, place.entries[judged].steps, pool_of(place.setting)
         built, missing[setting.name] = build_controls(config, setting, tuner, steps, pool, runs / "_tuners")
         places.append(replace(place, entries={**place.entries, **{one.contender.label: one for one in built}}))
@@ -72,9 +67,8 @@ def pool_of(setting: Setting) -> tuple[str, ...]:
 def check_held_out(config: MetaEvaluateConfig, setting: Setting) -> dict[Cell, float]:
     """Accuracy of the best constant answer on each held-out task's test rows.
 
-    Raises:
-        ValueError: tuners learn from one of the tasks or are chosen by it, or a pool is needed and missing.
-        FileNotFoundError: rows are missing.
+    ValueError where tuners learn from one of the tasks or are chosen by it, or a pool is needed and missing;
+    FileNotFoundError where rows are missing.
     """
     pool = pool_of(setting)
     validation = tuple(setting.validation) or (VALIDATION if setting.model == EMBEDDED else ())
@@ -106,29 +100,22 @@ class Evidence:
     """Everything that a verdict is computed from. A pair of the protocol is a cell under scheme ``full``."""
 
     runs: RunTable
-    roles: Mapping[str, str]
-    """Contender -> role, in the order of the table."""
-    majority: Mapping[Cell, float]
-    """Accuracy of the best constant answer on each pair's test rows."""
+    roles: Mapping[str, str]  # contender -> role, in the order of the table
+    majority: Mapping[Cell, float]  # accuracy of the best constant answer on each pair's test rows
 
     @staticmethod
     def of(places: Sequence[Place], done: Sequence[Run], majority: Mapping[Cell, float]) -> Evidence:
         """Evidence from these places; a contender that is missing in one (a control left out) is in no figure."""
-        common = {
-            label: entry.contender.role
-            for label, entry in places[0].entries.items()
-            if all(label in place.entries for place in places)
-        }
+        shared = set.intersection(*(set(place.entries) for place in places))
+        common = {label: entry.contender.role for label, entry in places[0].entries.items() if label in shared}
         cells = [cell for place in places for cell in place.cells]
         return Evidence(RunTable.of(done, cells, list(common)), common, majority)
 
     def labels(self, role: str) -> list[str]:
-        """The contenders of a role."""
         return [label for label, found in self.roles.items() if found == role]
 
     @property
     def mezo(self) -> str:
-        """The contender that everything is measured against."""
         return self.labels(spec.BASELINE_MEZO)[0]
 
     def accuracy_status(self, tuner: str, cell: Cell) -> str:
@@ -140,8 +127,7 @@ class Evidence:
 def judge(evidence: Evidence, tuner: str) -> dict[str, Any]:
     """Figures of a tuner over all pairs, with their intervals; None where there was nothing to compare with."""
     runs, mezo = evidence.runs, evidence.mezo
-    figures: dict[str, Any] = {}
-    intervals: dict[str, Any] = {}
+    figures, intervals = {}, {}
 
     def enter(name: str, table: NDArray[np.float64] | None, statistic: stats.Statistic) -> None:
         figures[name] = None if table is None else stats.estimate(table, statistic)
@@ -159,11 +145,9 @@ def judge(evidence: Evidence, tuner: str) -> dict[str, Any]:
     enter("mean_accuracy_gain_all_pairs", runs.columns([tuner, mezo], "accuracy") * 100, stats.mean_difference)
     each = {label: runs.columns([tuner, label]) for label in controls}
     rates = {label: stats.estimate(table, stats.win_rate) for label, table in each.items()}
-    figures["win_rate_over_each_control"] = rates
-    figures["lowest_win_rate_over_a_control"] = min(rates.values(), default=None)
-    intervals["win_rate_over_each_control"] = {
-        label: list(stats.interval(table, stats.win_rate)) for label, table in each.items()
-    }
+    figures |= {"win_rate_over_each_control": rates, "lowest_win_rate_over_a_control": min(rates.values(), default=None)}
+    ends = {label: list(stats.interval(table, stats.win_rate)) for label, table in each.items()}
+    intervals["win_rate_over_each_control"] = ends
     return figures | {"pairs_in_accuracy_gain": len(counted), "intervals": intervals}
 
 
@@ -200,8 +184,7 @@ def write_verdict(
 ) -> dict[str, Any]:
     """Compute the verdict, write it with figures and page, and print its tables; what :data:`RESULT` holds.
 
-    Args:
-        missing: setting -> control -> why it was not built.
+    ``missing``: setting -> control -> why it was not built.
     """
     evidence, judged = Evidence.of(places, done, majority), config.judged_contender.label
     tuners, shares = evidence.labels(spec.TUNER), stats.win_shares(evidence.runs.losses)
@@ -216,13 +199,7 @@ def write_verdict(
             "config": asdict(config),
             "controls_left_out": missing,
             "chosen": [
-                {
-                    "setting": cell.setting,
-                    "task": cell.task,
-                    "contender": label,
-                    **point,
-                    "at_edge": stats.at_edge(point, grid),
-                }
+                {"setting": cell.setting, "task": cell.task, "contender": label, **point, "at_edge": stats.at_edge(point, grid)}
                 for (cell, label), (point, grid) in chosen.items()
             ],
         },
@@ -308,12 +285,11 @@ HEADLINES = {
 
 def headline_table(tuners: Mapping[str, Mapping[str, Any]]) -> Table:
     """The figures of each tuner with their intervals."""
-
-    def text(found: Mapping[str, Any], name: str) -> str:
-        value, ends = found[name], found["intervals"].get(name)
-        if value is None:
-            return "-"
-        return f"{value:.3g}" if ends is None else f"{value:.3g} [{ends[0]:.3g}, {ends[1]:.3g}]"
-
-    rows = [[Text(headline), *(Text(text(found, name)) for found in tuners.values())] for name, headline in HEADLINES.items()]
+    rows = []
+    for name, headline in HEADLINES.items():
+        rows.append([Text(headline)])
+        for found in tuners.values():
+            value, ends = found[name], found["intervals"].get(name)
+            around = "" if ends is None else f" [{ends[0]:.3g}, {ends[1]:.3g}]"
+            rows[-1].append(Text("-" if value is None else f"{value:.3g}{around}"))
     return Table("tuners, with 95 % intervals over pairs and seeds", ["over all pairs", *tuners], rows)

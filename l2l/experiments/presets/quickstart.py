@@ -10,13 +10,17 @@ import torch
 import yaml
 
 from l2l.experiments.plots import draw_curves
-from l2l.experiments.runner import Runner, executor_of, run_summary
+from l2l.experiments.runner import Runner, check_all, executor_of, run_summary
 from l2l.experiments.spec import CompareConfig, Contender, Setting
 from l2l.experiments.stats import Curve, mean_by_x
-from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.methods.base import check_counts
+from l2l.models.load import load_model
 from l2l.report.console import print_table, spread
 from l2l.report.run_directory import METRICS, SUMMARY, RunDirectory, read_metrics
+from l2l.tasks import get_task
+from l2l.tasks.tiny_world import POOL, VALIDATION
+from l2l.tuners.api import Tuner
+from l2l.tuners.model import Provenance
 
 RECIPE = Path(__file__).with_name("quickstart.yaml")
 
@@ -52,17 +56,20 @@ class QuickstartConfig:
 
 
 def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
-    """Run the quickstart; what ``summary.json`` holds.
-
-    Raises:
-        ValueError: a task is in the pool or unknown, or ``out`` holds another run.
-    """
+    """Run the quickstart; what ``summary.json`` holds. ValueError for a task of the pool, or if ``out`` holds another run."""
     torch.set_num_threads(1)  # the embedded model is too small for more, and the runs share the processors
     recipe = yaml.safe_load(RECIPE.read_text())
-    _check_tasks(config, recipe["best"])
+    for task in config.tasks:
+        if get_task(task).name in (*POOL, *VALIDATION):
+            raise ValueError(f"task {task!r} serves meta-training: the comparison needs held-out tasks")
+        if not config.tune and task not in recipe["best"]:
+            known = ", ".join(recipe["best"])
+            raise ValueError(f"task {task!r} has no recorded learning rates: take {known}, or find them with --tune true")
     folder = RunDirectory(config.out, asdict(config), config.overwrite).create()
     tuner = config.tuner or _learn_tuner(config, recipe["meta"], folder.path / "tuner")
-    control = _random_sigma(folder.path / "random-sigma")
+    about = Provenance("l2l/tiny", recipe={"control": "fixed random sigma"})
+    drawn = Tuner.for_model(load_model("l2l/tiny"), "table", start="random", provenance=about)
+    control = str(drawn.save_pretrained(folder.path / "random-sigma"))
     compared = CompareConfig(
         out=config.out,
         settings=[Setting("l2l-tiny", tasks=config.tasks)],
@@ -78,7 +85,7 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
     )
     runs = folder.path / "runs"
     (checked,) = check_all(compared, compared.contenders)
-    place = freeze_tuners(checked, runs / "_tuners")
+    place = checked.frozen(runs / "_tuners")
     runner = Runner(compared, executor_of("local", config.processes), [place], runs)
     if config.tune:
         results = [run_summary(run) for run in runner.tune()]
@@ -90,25 +97,19 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
         done = runner.table({(cell, label): {"lr": recipe["best"][cell.task][label]} for cell, label in cells})
         results = [run_summary(run) for run in done]
         print_table(f"held-out tasks, {config.seeds} seeds, mean ± standard deviation", table(results))
-        _draw(folder.path / "quickstart.png", results)
+        panels: dict[str, dict[str, Curve]] = {}  # dev loss against forward passes
+        for (task, method), records in by_method(results).items():
+            rows = [row for record in records for row in read_metrics(Path(record["run"]) / METRICS) if row["dev_loss"]]
+            curve = mean_by_x([(float(row["passes"]), float(row["dev_loss"])) for row in rows])
+            panels.setdefault(task, {})[method] = curve
+        methods = list(dict.fromkeys(record["method"] for record in results))
+        target = folder.path / "quickstart.png"
+        draw_curves(target, panels, methods, "forward passes", "dev loss (nats), mean over seeds")
     used = {"tuner": tuner, "random_sigma": control, "passes": compared.passes}
     summary = {"results": results, **used, "config": asdict(config)}
     folder.finish(summary)
     print(f"tuner: {tuner}\nsummary: {folder.path / SUMMARY}")
     return summary
-
-
-def _check_tasks(config: QuickstartConfig, best: dict[str, Any]) -> None:
-    from l2l.tasks import get_task
-    from l2l.tasks.tiny_world import POOL, VALIDATION
-
-    for task in config.tasks:
-        if get_task(task).name in (*POOL, *VALIDATION):
-            raise ValueError(f"task {task!r} serves meta-training: the comparison needs held-out tasks")
-        if not config.tune and task not in best:
-            raise ValueError(
-                f"task {task!r} has no recorded learning rates: take {', '.join(best)}, or find them with --tune true"
-            )
 
 
 def _learn_tuner(config: QuickstartConfig, meta: dict[str, Any], out: Path) -> str:
@@ -122,15 +123,6 @@ def _learn_tuner(config: QuickstartConfig, meta: dict[str, Any], out: Path) -> s
     return str(out)
 
 
-def _random_sigma(out: Path) -> str:
-    from l2l.models.load import load_model
-    from l2l.tuners.api import Tuner
-    from l2l.tuners.model import Provenance
-
-    provenance = Provenance("l2l/tiny", recipe={"control": "fixed random sigma"})
-    return str(Tuner.for_model(load_model("l2l/tiny"), "table", start="random", provenance=provenance).save_pretrained(out))
-
-
 def best_lr(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Task -> method -> the learning rate of lowest dev loss."""
     best: dict[str, dict[str, float]] = {}
@@ -139,11 +131,16 @@ def best_lr(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return best
 
 
-def table(results: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """A row per task and method, over seeds."""
+def by_method(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(task, method) -> its results."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in results:
         groups.setdefault((record["task"], record["method"]), []).append(record)
+    return groups
+
+
+def table(results: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """A row per task and method, over seeds."""
     return [
         {
             "task": task,
@@ -154,19 +151,5 @@ def table(results: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
             "forward passes": str(round(sum(record["passes"] for record in records) / len(records))),
             "seconds": spread([record["seconds"] for record in records], 1),
         }
-        for (task, method), records in groups.items()
+        for (task, method), records in by_method(results).items()
     ]
-
-
-def _draw(target: Path, results: Sequence[dict[str, Any]]) -> None:
-    """Dev loss against forward passes, mean over seeds."""
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for record in results:
-        rows = [row for row in read_metrics(Path(record["run"]) / METRICS) if row["dev_loss"]]
-        points = [(float(row["passes"]), float(row["dev_loss"])) for row in rows]
-        panels.setdefault(record["task"], {}).setdefault(record["method"], []).extend(points)
-    averaged: dict[str, dict[str, Curve]] = {
-        task: {method: mean_by_x(points) for method, points in curves.items()} for task, curves in panels.items()
-    }
-    methods = list(dict.fromkeys(record["method"] for record in results))
-    draw_curves(target, averaged, methods, "forward passes", "dev loss (nats), mean over seeds")

@@ -7,17 +7,17 @@ from typing import Any, Literal
 import numpy as np
 
 from l2l.experiments.plots import draw_curves, mean_curves
-from l2l.experiments.runner import Runner, executor_of, run_summary
+from l2l.experiments.runner import Runner, check_all, executor_of, run_summary
 from l2l.experiments.spec import CompareConfig, Contender, Setting
 from l2l.experiments.stats import COVERAGE, RunTable, estimate, interval, mean_difference
-from l2l.experiments.validation import check_all, freeze_tuners
 from l2l.methods.base import check_counts, check_positive
+from l2l.models.load import load_model
 from l2l.report.run_directory import RunDirectory
 from l2l.tuners.api import Tuner
-from l2l.tuners.transfer import Level, check_level
+from l2l.tuners.transfer import Level, check_level, compare
 
 Verdict = Literal["go", "no-go", "undecided"]
-TUNER, PLAIN = "tuner", "sigma = 1"
+LABELS = TUNER, PLAIN = "tuner", "sigma = 1"
 PICTURE = "test.png"
 
 
@@ -67,11 +67,7 @@ class GoNoGoConfig:
             raise ValueError("seeds=1 gives no interval: take at least 2, better 5")
 
     def experiment(self, tuner: str) -> CompareConfig:
-        """The two contenders and their runs.
-
-        Args:
-            tuner: directory or name of the tuner, bound to the model.
-        """
+        """The two contenders and their runs; ``tuner`` is the directory or name of the tuner, bound to the model."""
         auto = {"lr": "auto"}
         where = {name: getattr(self, name) for name in ("model", "data_dir", "max_length", "batch_size")}
         same = ("out", "passes", "seeds", "train_size", "test_size", "processes", "progress")
@@ -89,15 +85,9 @@ class GoNoGoConfig:
 def run_tuner_test(config: GoNoGoConfig) -> dict[str, Any]:
     """Run the test; what ``summary.json`` holds: the gain (nats), its interval, the verdict, every run.
 
-    The gain is the final training loss with sigma = 1 less that with the tuner, in the mean over seeds.
-
-    Raises:
-        FileNotFoundError: there is no such tuner or model.
-        ValueError: the tuner does not fit the model, or ``out`` holds another run.
+    The gain is the final training loss with sigma = 1 less that with the tuner, in the mean over seeds. FileNotFoundError
+    for an unknown tuner or model; ValueError where the tuner does not fit the model, or ``out`` holds another run.
     """
-    from l2l.models.load import load_model
-    from l2l.tuners.transfer import compare
-
     folder = RunDirectory(config.out, asdict(config), config.overwrite)
     given, model = Tuner.from_pretrained(config.tuner), load_model(config.model)
     fitted = given.matched(model, config.match)  # a tuner that does not fit is refused before anything is written
@@ -107,21 +97,17 @@ def run_tuner_test(config: GoNoGoConfig) -> dict[str, Any]:
     tuner = str(fitted.save_pretrained(folder.path / "tuner")) if bound else config.tuner
     experiment, root = config.experiment(tuner), folder.path / "runs"
     (checked,) = check_all(experiment, experiment.contenders, held_out=False)
-    place = freeze_tuners(checked, root / "_tuners")
+    place = checked.frozen(root / "_tuners")
     runner = Runner(experiment, executor_of("local", config.processes), [place], root)
     runs = runner.table({(cell, label): runner.points(place, label)[0] for cell in place.cells for label in LABELS})
     table = RunTable.of(runs, place.cells, LABELS)
     losses = {label: table.values(label, "train_loss")[0].tolist() for label in LABELS}
     summary = judge(losses[PLAIN], losses[TUNER]) | {"relation": relation, "final_loss": losses}
-    summary |= {"runs": [run_summary(run) for run in runs], "passes": config.passes, "tuner": tuner}
-    summary["config"] = asdict(config)
+    summary |= {"runs": [run_summary(run) for run in runs], "passes": config.passes, "tuner": tuner, "config": asdict(config)}
     (cell,) = place.cells
     draw_curves(folder.path / PICTURE, {"test": mean_curves(table, cell)["passes"]}, LABELS, "forward passes")
     folder.finish(summary)
     return summary
-
-
-LABELS = (TUNER, PLAIN)
 
 
 def judge(plain: Sequence[float], tuned: Sequence[float]) -> dict[str, Any]:
@@ -156,12 +142,10 @@ ADVICE: Mapping[Verdict, str] = {
 def report(summary: Mapping[str, Any]) -> str:
     """The result in three lines."""
     low, high = summary["interval"]
-    return "\n".join(
-        [
-            f"model: {summary['relation']}",
-            f"gain over sigma = 1 after {summary['passes']} passes: {summary['gain']:+.4f} nats of final training loss, "
-            f"{summary['coverage']:.0%} interval {low:+.4f} to {high:+.4f}, lower loss in {summary['seeds_gained']} of "
-            f"{summary['seeds']} seeds",
-            f"verdict: {summary['verdict']}; {ADVICE[summary['verdict']]}",
-        ]
+    return (
+        f"model: {summary['relation']}\n"
+        f"gain over sigma = 1 after {summary['passes']} passes: {summary['gain']:+.4f} nats of final training loss, "
+        f"{summary['coverage']:.0%} interval {low:+.4f} to {high:+.4f}, lower loss in {summary['seeds_gained']} of "
+        f"{summary['seeds']} seeds\n"
+        f"verdict: {summary['verdict']}; {ADVICE[summary['verdict']]}"
     )
