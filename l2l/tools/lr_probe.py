@@ -265,12 +265,7 @@ class _Prober:
     """Evaluates losses along the directions of a method, and counts forward passes."""
 
     def __init__(
-        self,
-        theta: PerturbedParameters,
-        method: Method[Any],
-        batches: Batches,
-        seed: int,
-        advance: Callable[[float], None],
+        self, theta: PerturbedParameters, method: Method[Any], batches: Batches, seed: int, advance: Callable[[float], None]
     ) -> None:
         self.theta, self.method, self.batches, self.seed, self.advance = theta, method, batches, seed, advance
         self.state = method.init(theta.blocks)
