@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("l2l")
 
-RESULT = "bench.json"
 GIB = 2**30
 SPREAD = 0.02
 """Standard deviation of random weight matrices."""
@@ -106,13 +105,8 @@ class BenchConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        optional = {"threads": self.threads, "answer_tokens": self.answer_tokens}
-        check_counts(
-            batch_size=self.batch_size,
-            warmup=self.warmup,
-            repeats=self.repeats,
-            **{name: value for name, value in optional.items() if value is not None},
-        )
+        counts = {name: getattr(self, name) for name in ("batch_size", "warmup", "repeats", "threads", "answer_tokens")}
+        check_counts(**{name: value for name, value in counts.items() if value is not None})
         if self.length < 2:
             raise ValueError(f"length={self.length} must be at least 2: the first token of a row is not predicted")
         if self.answer_tokens is not None and self.answer_tokens >= self.length:
@@ -136,8 +130,16 @@ class BenchConfig:
 
 
 def bench_command(config: BenchConfig) -> None:
-    """Run the benchmark and print its main figures and the medians in seconds."""
-    found = run_bench(config)
+    """Measure, leave ``bench.json``, ``config.yaml`` and ``summary.json`` in ``out``, and print the main figures.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, named, before anything is written.
+    """
+    folder = RunDirectory(config.out, asdict(config), config.overwrite)
+    found = measure(config)
+    folder.create()
+    write_json(folder.path / "bench.json", found)
+    folder.finish(found | {"config": asdict(config)})
     names = (
         *("shape", "dtype", "device", "threads", "backend"),
         *("step_over_two_forwards", "plain_step_over_two_forwards", "reference_over_ours", "learned_over_mezo"),
@@ -146,20 +148,6 @@ def bench_command(config: BenchConfig) -> None:
     shown = {name: found[name] for name in names if found[name] is not None}
     seconds = {f"seconds, {name.replace('_', ' ')}": value for name, value in found["seconds"].items()}
     print_table(f"bench: {config.out}", [shown | seconds])
-
-
-def run_bench(config: BenchConfig) -> dict[str, Any]:
-    """Measure, and leave ``bench.json``, ``config.yaml`` and ``summary.json`` in ``out``; the figures.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, named, before anything is written.
-    """
-    folder = RunDirectory(config.out, asdict(config), config.overwrite)
-    found = measure(config)
-    folder.create()
-    write_json(folder.path / RESULT, found)
-    folder.finish(found | {"config": asdict(config)})
-    return found
 
 
 def measure(config: BenchConfig) -> dict[str, Any]:
@@ -196,19 +184,14 @@ def _measure(config: BenchConfig) -> dict[str, Any]:
         used = {name: peak - beside for name, peak in peaks(found, device, config.warmup, advance).items()}
         seconds = rounds(found, device, config.repeats, advance)
     optimizer = ZOOptimizer(model, MeZO(), seed=config.seed, update=config.update)
-
-    def peak_share(name: str) -> float | None:
-        return used[name] / used[FORWARDS] if name in used and used[FORWARDS] > 0 else None
-
+    share = {name: peak / used[FORWARDS] for name, peak in used.items()} if used[FORWARDS] > 0 else {}
     return {
         "shape": config.model,
         "dtype": SHORT[dtype],
         "device": str(device),
         "backend": active_backend(device, dtype),
         "threads": torch.get_num_threads(),
-        "batch_size": config.batch_size,
-        "length": config.length,
-        "answer_tokens": config.answer_tokens,
+        **{name: getattr(config, name) for name in ("batch_size", "length", "answer_tokens")},
         "parameters": blocks.numel,
         "weight_bytes": sum(sizes),
         "largest_block_bytes": max(sizes),
@@ -217,9 +200,9 @@ def _measure(config: BenchConfig) -> dict[str, Any]:
         "reference_over_two_forwards": ratio(seconds, TEXTBOOK, FORWARDS),
         "reference_over_ours": ratio(seconds, TEXTBOOK, STEP),
         "learned_over_mezo": ratio(seconds, LEARNED, STEP),
-        "peak_over_inference": peak_share(STEP),
-        "learned_peak_over_inference": peak_share(LEARNED),
-        "reference_peak_over_inference": peak_share(TEXTBOOK),
+        "peak_over_inference": share.get(STEP),
+        "learned_peak_over_inference": share.get(LEARNED),
+        "reference_peak_over_inference": share.get(TEXTBOOK),
         "tokens_per_second": config.batch_size * config.length / median(seconds[STEP]),
         "update": optimizer.theta.update,
         "restore_bit_identical": None if dtype == torch.float32 else _restores_every_bit(optimizer, closure),

@@ -194,7 +194,25 @@ def run_lr_probe(
     write_json(folder.path / "probe.json", record(found, config))
     draw(folder.path / "probe.png", found)
     folder.finish(summary)
-    _print(found, config, summary)
+    rows = [
+        {
+            "epsilon": f"{one.epsilon:g}{' *' if one.epsilon == found.advice.epsilon else ''}",
+            "slope": one.slope,
+            "curvature": one.curvature,
+            "slope: rounding": f"{one.slope_rounding:.2%}",
+            "truncation": f"{one.slope_truncation:.2%}",
+            "curvature: rounding": f"{one.curvature_rounding:.2%}",
+            "truncation ": f"{one.curvature_truncation:.2%}",
+            "together": f"{one.error:.2%}",
+        }
+        for one in found.figures
+    ]
+    print_table(f"lr-probe: {config.out}", rows)
+    if found.dropped:
+        print(f"The loss is not finite at epsilon {', '.join(f'{value:g}' for value in found.dropped)}.")
+    names = ("task", "method", "lr", "epsilon", "step_fraction", "curvature", "lr_best", "lr_highest", "passes")
+    print_table("advice", [{name: summary[name] for name in names}])
+    print("\n".join([*summary["reasons"], "", summary["command"]]))
     return summary
 
 
@@ -607,42 +625,19 @@ def command(advice: Advice, config: ProbeConfig) -> str:
 def record(found: ProbeResult, config: ProbeConfig) -> dict[str, Any]:
     """The content of ``probe.json``: every loss and every figure. ``home`` is the losses at theta."""
 
-    def losses(of: LineLosses) -> dict[str, Any]:
-        arrays = {"epsilons": of.epsilons, "plus": of.plus, "minus": of.minus, "home": of.center}
-        return {name: array.tolist() for name, array in arrays.items()}
-
+    arrays = {"epsilons": "epsilons", "plus": "plus", "minus": "minus", "home": "center"}
+    sweep, probes = (
+        {name: getattr(losses, one).tolist() for name, one in arrays.items()} for losses in (found.sweep, found.chosen)
+    )
     return {
         "advice": asdict(found.advice),
         "epsilons": [asdict(one) | {"error": one.error} for one in found.figures],
         "dropped_epsilons": list(found.dropped),
-        "sweep": losses(found.sweep),
-        "probes": losses(found.chosen) | {"slope_on_another_batch": found.again.tolist()},
+        "sweep": sweep,
+        "probes": probes | {"slope_on_another_batch": found.again.tolist()},
         "passes": found.passes,
         "config": asdict(config),
     }
-
-
-def _print(found: ProbeResult, config: ProbeConfig, summary: dict[str, Any]) -> None:
-    """The table of epsilons, the advice, its reasons and the line to run next."""
-    rows = [
-        {
-            "epsilon": f"{one.epsilon:g}{' *' if one.epsilon == found.advice.epsilon else ''}",
-            "slope": one.slope,
-            "curvature": one.curvature,
-            "slope: rounding": f"{one.slope_rounding:.2%}",
-            "truncation": f"{one.slope_truncation:.2%}",
-            "curvature: rounding": f"{one.curvature_rounding:.2%}",
-            "truncation ": f"{one.curvature_truncation:.2%}",
-            "together": f"{one.error:.2%}",
-        }
-        for one in found.figures
-    ]
-    print_table(f"lr-probe: {config.out}", rows)
-    if found.dropped:
-        print(f"The loss is not finite at epsilon {', '.join(f'{value:g}' for value in found.dropped)}.")
-    names = ("task", "method", "lr", "epsilon", "step_fraction", "curvature", "lr_best", "lr_highest", "passes")
-    print_table("advice", [{name: summary[name] for name in names}])
-    print("\n".join([*summary["reasons"], "", summary["command"]]))
 
 
 def draw(target: Path, found: ProbeResult) -> Path:
