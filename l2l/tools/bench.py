@@ -159,58 +159,54 @@ def measure(config: BenchConfig) -> dict[str, Any]:
     Raises:
         ValueError, FileNotFoundError: as :func:`build`.
     """
-    machine = hardware()
+    machine, threads = hardware(), torch.get_num_threads()
     if machine["noisy"]:
         logger.warning("load %.1f on %d cores: times are noisy", machine["load_average"], machine["cores"])
-    threads = torch.get_num_threads()
+    device, dtype = config.torch_device, DTYPES[config.dtype]
     try:
         torch.set_num_threads(config.threads or threads)
-        return _measure(config) | machine
+        model = build(config.model, config.dtype, device, config.seed, config.length)
+        blocks = Blocks.of(model, trainable=False)
+        sizes = [block.numel * block.tensor.element_size() for block in blocks]
+        closure = causal_loss(model, tokens(config, model.config.get_text_config().vocab_size), config.answer_tokens)
+        finite_loss(closure)  # loads libraries, which are not counted in the peaks
+        beside = current_bytes(device) - sum(sizes)
+
+        found = contenders(model, closure, config)
+        with progress_bar("bench", len(found) * (config.repeats + 1), visible=config.progress) as advance:
+            used = {name: peak - beside for name, peak in peaks(found, device, config.warmup, advance).items()}
+            seconds = rounds(found, device, config.repeats, advance)
+        optimizer = ZOOptimizer(model, MeZO(), seed=config.seed, update=config.update)
+        share = {name: peak / used[FORWARDS] for name, peak in used.items()} if used[FORWARDS] > 0 else {}
+        return {
+            "shape": config.model,
+            "dtype": SHORT[dtype],
+            "device": str(device),
+            "backend": active_backend(device, dtype),
+            "threads": torch.get_num_threads(),
+            **{name: getattr(config, name) for name in ("batch_size", "length", "answer_tokens")},
+            "parameters": blocks.numel,
+            "weight_bytes": sum(sizes),
+            "largest_block_bytes": max(sizes),
+            "step_over_two_forwards": ratio(seconds, STEP, FORWARDS),
+            "plain_step_over_two_forwards": ratio(seconds, PLAIN, FORWARDS),
+            "reference_over_two_forwards": ratio(seconds, TEXTBOOK, FORWARDS),
+            "reference_over_ours": ratio(seconds, TEXTBOOK, STEP),
+            "learned_over_mezo": ratio(seconds, LEARNED, STEP),
+            "peak_over_inference": share.get(STEP),
+            "learned_peak_over_inference": share.get(LEARNED),
+            "reference_peak_over_inference": share.get(TEXTBOOK),
+            "tokens_per_second": config.batch_size * config.length / median(seconds[STEP]),
+            "update": optimizer.theta.update,
+            "restore_bit_identical": None if dtype == torch.float32 else _restores_every_bit(optimizer, closure),
+            "seconds": {name: median(values) for name, values in seconds.items()},
+            "samples": seconds,
+            "peak_bytes": used,
+            "bytes_beside_weights": beside,
+            **machine,
+        }
     finally:
         torch.set_num_threads(threads)
-
-
-def _measure(config: BenchConfig) -> dict[str, Any]:
-    device, dtype = config.torch_device, DTYPES[config.dtype]
-    model = build(config.model, config.dtype, device, config.seed, config.length)
-    blocks = Blocks.of(model, trainable=False)
-    sizes = [block.numel * block.tensor.element_size() for block in blocks]
-    closure = causal_loss(model, tokens(config, model.config.get_text_config().vocab_size), config.answer_tokens)
-    finite_loss(closure)  # loads libraries, which are not counted in the peaks
-    beside = current_bytes(device) - sum(sizes)
-
-    found = contenders(model, closure, config)
-    with progress_bar("bench", len(found) * (config.repeats + 1), visible=config.progress) as advance:
-        used = {name: peak - beside for name, peak in peaks(found, device, config.warmup, advance).items()}
-        seconds = rounds(found, device, config.repeats, advance)
-    optimizer = ZOOptimizer(model, MeZO(), seed=config.seed, update=config.update)
-    share = {name: peak / used[FORWARDS] for name, peak in used.items()} if used[FORWARDS] > 0 else {}
-    return {
-        "shape": config.model,
-        "dtype": SHORT[dtype],
-        "device": str(device),
-        "backend": active_backend(device, dtype),
-        "threads": torch.get_num_threads(),
-        **{name: getattr(config, name) for name in ("batch_size", "length", "answer_tokens")},
-        "parameters": blocks.numel,
-        "weight_bytes": sum(sizes),
-        "largest_block_bytes": max(sizes),
-        "step_over_two_forwards": ratio(seconds, STEP, FORWARDS),
-        "plain_step_over_two_forwards": ratio(seconds, PLAIN, FORWARDS),
-        "reference_over_two_forwards": ratio(seconds, TEXTBOOK, FORWARDS),
-        "reference_over_ours": ratio(seconds, TEXTBOOK, STEP),
-        "learned_over_mezo": ratio(seconds, LEARNED, STEP),
-        "peak_over_inference": share.get(STEP),
-        "learned_peak_over_inference": share.get(LEARNED),
-        "reference_peak_over_inference": share.get(TEXTBOOK),
-        "tokens_per_second": config.batch_size * config.length / median(seconds[STEP]),
-        "update": optimizer.theta.update,
-        "restore_bit_identical": None if dtype == torch.float32 else _restores_every_bit(optimizer, closure),
-        "seconds": {name: median(values) for name, values in seconds.items()},
-        "samples": seconds,
-        "peak_bytes": used,
-        "bytes_beside_weights": beside,
-    }
 
 
 def _restores_every_bit(optimizer: ZOOptimizer, closure: Closure) -> bool:

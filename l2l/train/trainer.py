@@ -260,7 +260,34 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
             else:
                 while not session.done:
                     advance(session.step(context.optimizer))
-    return _finish(session, expected, peak.bytes)
+    done, splits, optimizer = session.progress, context.splits, context.optimizer
+    last = session.score(context.reported_train), session.score(splits.test)
+    optimizer.theta.assign(read_tensors(folder.path / "best.pt"))
+    best = session.score(splits.dev), session.score(splits.test)
+    figures = {"scheme": config.scheme, "lr": config.lr, "epsilon": config.epsilon, "steps": done.step, "passes": done.passes}
+    figures |= {
+        "estimate": {"peak_bytes": expected.peak_bytes, "seconds_per_step": expected.seconds_per_step},
+        "measured": {"peak_bytes": peak.bytes, "seconds_per_step": done.seconds / max(done.step, 1)},
+        "initial_loss": done.initial_train_loss,
+        "objective": {"name": config.objective, "best_dev": done.best_dev_loss},
+    }
+    figures |= {"blocks": len(optimizer.blocks), "trained_parameters": optimizer.blocks.numel}
+    figures |= {"perturb": optimizer.theta.mode, "update": optimizer.theta.update}
+    summary = _summary(context, last, best, done.best_step, done.seconds, peak.bytes, figures)
+    if config.save_model:
+        model, target = context.model, folder.path / "model"
+        if config.scheme in ADAPTERS:
+            source = model_identity(model)
+            base = Path(source.id)  # absolute: the adapter will be loaded from other working directories
+            local = source.id and source.id != EMBEDDED and base.is_dir()
+            save_adapter(model, target, AdapterBase(str(base.resolve()) if local else source.id, source.revision))
+        else:
+            model.save_pretrained(target)
+        context.tokenizer.save_pretrained(target)
+    draw_curves(folder.path, config.objective)
+    folder.finish(summary)
+    (folder.path / "best.pt").unlink()  # last: until the run is finished it can be continued
+    return FineTuneResult(context.model, summary, folder.path)
 
 
 def _expected_costs(context: RunContext) -> Expectation:
@@ -305,11 +332,17 @@ class Session:
             self.progress = Progress(**state["progress"])
         after = self.progress.step - 1 if folder.resumed else None
         method = context.optimizer.method
+        tuner_hash = None
+        if isinstance(method, Learned):
+            digest, tuner = hashlib.blake2b(digest_size=16), method.tuner
+            for name, value in {**tuner.network.state_dict(), **(tuner.basis or {})}.items():
+                digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+            tuner_hash = digest.hexdigest()
         head = {
             "seed": self.config.seed,
             "epsilon": None if isinstance(method, FirstOrder) else method.epsilon,
             "method": self.config.method,
-            "tuner": _tuner_hash(method.tuner) if isinstance(method, Learned) else None,
+            "tuner": tuner_hash,
         }
         self.metrics = MetricsLog(folder.path, COLUMNS, after)
         self.log = RunLog(folder.path, head, after)
@@ -406,14 +439,6 @@ class Session:
         self.log.close()
 
 
-def _tuner_hash(tuner: Tuner) -> str:
-    """BLAKE2 hash of the tuner's weights, as hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in {**tuner.network.state_dict(), **(tuner.basis or {})}.items():
-        digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 # The Lightning trainer around a session.
 
 
@@ -479,38 +504,6 @@ def fit(trainer: lightning.Trainer, module: lightning.LightningModule, **options
 
 
 # Results.
-
-
-def _finish(session: Session, expected: Expectation, peak_bytes: int) -> FineTuneResult:
-    context, config, folder, done = session.context, session.config, session.folder, session.progress
-    splits, optimizer = context.splits, context.optimizer
-    last = session.score(context.reported_train), session.score(splits.test)
-    optimizer.theta.assign(read_tensors(folder.path / "best.pt"))
-    best = session.score(splits.dev), session.score(splits.test)
-    figures = {"scheme": config.scheme, "lr": config.lr, "epsilon": config.epsilon, "steps": done.step, "passes": done.passes}
-    figures |= {
-        "estimate": {"peak_bytes": expected.peak_bytes, "seconds_per_step": expected.seconds_per_step},
-        "measured": {"peak_bytes": peak_bytes, "seconds_per_step": done.seconds / max(done.step, 1)},
-        "initial_loss": done.initial_train_loss,
-        "objective": {"name": config.objective, "best_dev": done.best_dev_loss},
-    }
-    figures |= {"blocks": len(optimizer.blocks), "trained_parameters": optimizer.blocks.numel}
-    figures |= {"perturb": optimizer.theta.mode, "update": optimizer.theta.update}
-    summary = _summary(context, last, best, done.best_step, done.seconds, peak_bytes, figures)
-    if config.save_model:
-        model, target = context.model, folder.path / "model"
-        if config.scheme in ADAPTERS:
-            source = model_identity(model)
-            base = Path(source.id)  # absolute: the adapter will be loaded from other working directories
-            local = source.id and source.id != EMBEDDED and base.is_dir()
-            save_adapter(model, target, AdapterBase(str(base.resolve()) if local else source.id, source.revision))
-        else:
-            model.save_pretrained(target)
-        context.tokenizer.save_pretrained(target)
-    draw_curves(folder.path, config.objective)
-    folder.finish(summary)
-    (folder.path / "best.pt").unlink()  # last: until the run is finished it can be continued
-    return FineTuneResult(context.model, summary, folder.path)
 
 
 def run_baseline(baseline: Baseline, inputs: RunInputs, folder: RunDirectory) -> FineTuneResult:
