@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -13,132 +14,74 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from l2l import __version__
 from l2l.aliases import renamed
 
 
 class Command(NamedTuple):
-    """Targets are written ``module:name`` and imported only when the command is named."""
+    """What a command does, and where: ``l2l.<module>`` is imported only when the command is named."""
 
     help: str
+    module: str
     config: str | None
-    """Target of the dataclass of the options; None: the command has no options."""
+    """The dataclass of the options; None: the command has no options."""
     run: str
-    """Target of the function of that configuration that runs the command and prints its result."""
+    """The function of that configuration that runs the command and prints its result."""
     positional: tuple[str, ...] = ()
     """Fields of the configuration that need no flag."""
 
 
+_TUNER, _TASK = ("tuner",), ("task",)
 COMMANDS = {
     "quickstart": Command(
         "learn a tuner and compare it with MeZO and DiZO, offline",
-        "l2l.experiments.presets.quickstart:QuickstartConfig",
-        "l2l.experiments.presets.quickstart:run_quickstart",
+        "experiments.presets.quickstart",
+        "QuickstartConfig",
+        "run_quickstart",
     ),
     "meta-train": Command(
-        "learn a tuner for a model over a pool of tasks",
-        "l2l.meta.config:MetaTrainConfig",
-        "l2l.meta.run:meta_train_command",
+        "learn a tuner for a model over a pool of tasks", "meta.run", "MetaTrainConfig", "meta_train_command"
     ),
     "fine-tune": Command(
-        "fine-tune a model on a task with forward passes only",
-        "l2l.train.config:FineTuneConfig",
-        "l2l.train.trainer:fine_tune_command",
+        "fine-tune a model on a task with forward passes only", "train.trainer", "FineTuneConfig", "fine_tune_command"
     ),
     "lr-probe": Command(
-        "recommend lr and epsilon from a few dozen probes of the loss",
-        "l2l.tools.lr_probe:ProbeConfig",
-        "l2l.tools.lr_probe:run_lr_probe",
+        "recommend lr and epsilon from a few dozen probes of the loss", "tools.lr_probe", "ProbeConfig", "run_lr_probe"
     ),
     "meta-evaluate": Command(
-        "judge tuners by the frozen protocol",
-        "l2l.experiments.spec:MetaEvaluateConfig",
-        "l2l.experiments.presets.meta_evaluate:run_meta_evaluation",
+        "judge tuners by the frozen protocol", "experiments.presets.meta_evaluate", "MetaEvaluateConfig", "run_meta_evaluation"
     ),
     "compare": Command(
         "compare methods at equal passes and equal tuning effort",
-        "l2l.experiments.spec:CompareConfig",
-        "l2l.experiments.presets.compare:run_comparison",
+        "experiments.presets.compare",
+        "CompareConfig",
+        "run_comparison",
     ),
-    "evaluate": Command(
-        "loss and metric of a model on a task",
-        "l2l.train.evaluate:EvaluateConfig",
-        "l2l.train.evaluate:evaluate_command",
-    ),
+    "evaluate": Command("loss and metric of a model on a task", "train.evaluate", "EvaluateConfig", "evaluate_command"),
     "bench": Command(
-        "measure a step beside its two forwards and the textbook loop",
-        "l2l.tools.bench:BenchConfig",
-        "l2l.tools.bench:bench_command",
+        "measure a step beside its two forwards and the textbook loop", "tools.bench", "BenchConfig", "bench_command"
     ),
-    "estimate": Command(
-        "peak memory and time per step, before a run",
-        "l2l.tools.estimate:EstimateConfig",
-        "l2l.tools.estimate:estimate_command",
-    ),
-    "doctor": Command(
-        "what this machine has, and which noise backend serves it",
-        "l2l.tools.doctor:DoctorConfig",
-        "l2l.tools.doctor:run_doctor",
-    ),
-    "tuners list": Command("bundled and known tuners", None, "l2l.tuner_commands:list_tuners"),
+    "estimate": Command("peak memory and time per step, before a run", "tools.estimate", "EstimateConfig", "estimate_command"),
+    "doctor": Command("what this machine has, and which noise backend serves it", "tools.doctor", "DoctorConfig", "run_doctor"),
+    "tuners list": Command("bundled and known tuners", "tuner_commands", None, "list_tuners"),
     "tuners show": Command(
-        "what a tuner is, how it was made, how far it moved",
-        "l2l.tuner_commands:ShowConfig",
-        "l2l.tuner_commands:show",
-        ("tuner",),
+        "what a tuner is, how it was made, how far it moved", "tuner_commands", "ShowConfig", "show", _TUNER
     ),
-    "tuners verify": Command(
-        "files, blocks, sigma and card of a tuner",
-        "l2l.tuner_commands:VerifyConfig",
-        "l2l.tuner_commands:verify",
-        ("tuner",),
-    ),
-    "tuners card": Command(
-        "licence and results into a tuner's card",
-        "l2l.tuner_commands:CardConfig",
-        "l2l.tuner_commands:card",
-        ("tuner",),
-    ),
-    "tuners diff": Command(
-        "what two tuners differ in", "l2l.tuner_commands:DiffConfig", "l2l.tuner_commands:diff", ("first", "second")
-    ),
-    "tuners test": Command(
-        "go or no-go on a derivative of the base model",
-        "l2l.experiments.presets.tuner_test:GoNoGoConfig",
-        "l2l.tuner_commands:trial",
-        ("tuner",),
-    ),
-    "tuners import": Command(
-        "a published pickle, read safely",
-        "l2l.tuner_commands:ImportConfig",
-        "l2l.tuner_commands:import_tuner",
-        ("file",),
-    ),
-    "tuners download": Command(
-        "fetch a tuner, checksummed", "l2l.tuner_commands:DownloadConfig", "l2l.tuner_commands:download", ("tuner",)
-    ),
-    "tuners push": Command(
-        "upload a tuner to the hub",
-        "l2l.tuner_commands:PushConfig",
-        "l2l.tuner_commands:push",
-        ("tuner", "repo_id"),
-    ),
-    "tasks list": Command("the tasks that come with the package", None, "l2l.tasks.inspect:list_tasks"),
-    "tasks show": Command(
-        "what a task asks, and where its rows come from",
-        "l2l.tasks.inspect:ShowConfig",
-        "l2l.tasks.inspect:show_task",
-        ("task",),
-    ),
+    "tuners verify": Command("files, blocks, sigma and card of a tuner", "tuner_commands", "VerifyConfig", "verify", _TUNER),
+    "tuners card": Command("licence and results into a tuner's card", "tuner_commands", "CardConfig", "card", _TUNER),
+    "tuners diff": Command("what two tuners differ in", "tuner_commands", "DiffConfig", "diff", ("first", "second")),
+    "tuners test": Command("go or no-go on a derivative of the base model", "tuner_commands", "GoNoGoConfig", "trial", _TUNER),
+    "tuners import": Command("a published pickle, read safely", "tuner_commands", "ImportConfig", "import_tuner", ("file",)),
+    "tuners download": Command("fetch a tuner, checksummed", "tuner_commands", "DownloadConfig", "download", _TUNER),
+    "tuners push": Command("upload a tuner to the hub", "tuner_commands", "PushConfig", "push", ("tuner", "repo_id")),
+    "tasks list": Command("the tasks that come with the package", "tasks.inspect", None, "list_tasks"),
+    "tasks show": Command("what a task asks, and where its rows come from", "tasks.inspect", "ShowConfig", "show_task", _TASK),
     "tasks check": Command(
-        "a task as a model sees it, before any training",
-        "l2l.tasks.inspect:CheckConfig",
-        "l2l.tasks.inspect:check_task",
-        ("task",),
+        "a task as a model sees it, before any training", "tasks.inspect", "CheckConfig", "check_task", _TASK
     ),
-    "methods list": Command("the methods that come with the package", None, "l2l.train.baselines:list_methods"),
+    "methods list": Command("the methods that come with the package", "train.baselines", None, "list_methods"),
 }
 
 BAD_INPUT = (ValueError, FileNotFoundError, FloatingPointError, NotADirectoryError, PermissionError)
@@ -151,16 +94,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         warnings.formatwarning = lambda message, *_: f"l2l: {message}\n"
     debug = "--debug" in words
-    words = [_with_underscores(word) for word in words if word != "--debug"]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    _silence_libraries()
+    # Libraries keep to warnings: the package has the only progress bar.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", module="lightning")
     try:
-        named = _named_commands(words)
+        # --data-dir means --data_dir
+        words = [
+            re.sub("^--[^=]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word) for word in words if word != "--debug"
+        ]
+        first = next((word for word in words if not word.startswith("-")), None)
+        # Only the configurations of commands whose first word is given are imported; all of them for the help.
+        named = [path for path in COMMANDS if path.split()[0] == first] or list(COMMANDS)
         if len(named) == 1:
-            words = _with_current_names(words, *named)
-        command, config = _parsed(_parser(named).parse_args(words))
-        run = _imported(command.run)
-        run() if config is None else run(config)
+            words = _with_current_names(words, COMMANDS[named[0]])
+        arguments = _parser(named).parse_args(words)
+        path, values = arguments["command"], arguments[arguments["command"]]
+        if "verb" in values:
+            path, values = f"{path} {values['verb']}", values[values["verb"]]
+        command = COMMANDS[path]
+        config = _imported(command, command.config)
+        options = {name: value for name, value in values.items() if name != "config"}
+        _imported(command, command.run)(*([config(**options)] if config else []))
     except (*BAD_INPUT, argparse.ArgumentError) as error:
         if debug:
             traceback.print_exc()
@@ -173,29 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _imported(target: str) -> Any:
-    module, _, name = target.partition(":")
-    return getattr(import_module(module), name)
-
-
-def _with_underscores(word: str) -> str:
-    """``--data-dir`` means ``--data_dir``."""
-    name, equals, value = word.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
-
-
-def _silence_libraries() -> None:
-    """Libraries keep to warnings: the package has the only progress bar."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", module="lightning")
-
-
-def _named_commands(words: Sequence[str]) -> list[str]:
-    """Commands whose first word is given, so that only their configurations are imported; else all, for the help."""
-    first = next((word for word in words if not word.startswith("-")), None)
-    return [path for path in COMMANDS if path.split()[0] == first] or list(COMMANDS)
+def _imported(command: Command, name: str | None) -> Any:
+    return name and getattr(import_module(f"l2l.{command.module}"), name)
 
 
 def _parser(paths: Sequence[str]) -> ArgumentParser:
@@ -211,48 +147,34 @@ def _parser(paths: Sequence[str]) -> ArgumentParser:
             group = ArgumentParser(exit_on_error=False)
             verbs.add_subcommand(first, group, help=f"work with {first}")
             groups[first] = group.add_subcommands(dest="verb")
-        parent = groups[first] if second else verbs
-        parent.add_subcommand(second or first, _command_parser(COMMANDS[path]), help=COMMANDS[path].help)
+        command = COMMANDS[path]
+        options = ArgumentParser(exit_on_error=False, description=command.help)
+        options.add_argument("--config", action="config", help="YAML file with any of the options below")
+        for name in command.positional:
+            options.add_argument(name, type=str)
+        if config := _imported(command, command.config):
+            options.add_class_arguments(config, skip=set(command.positional) or None)
+        (groups[first] if second else verbs).add_subcommand(second or first, options, help=command.help)
     return parser
 
 
-def _command_parser(command: Command) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, description=command.help)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
-    for name in command.positional:
-        parser.add_argument(name, type=str)
-    if command.config is not None:
-        parser.add_class_arguments(_imported(command.config), skip=set(command.positional) or None)
-    return parser
-
-
-def _parsed(arguments: Namespace) -> tuple[Command, Any]:
-    """The command and its configuration."""
-    path, values = arguments["command"], arguments[arguments["command"]]
-    if "verb" in values:
-        path, values = f"{path} {values['verb']}", values[values["verb"]]
-    command = COMMANDS[path]
-    options = {name: value for name, value in values.items() if name != "config"}
-    return command, None if command.config is None else _imported(command.config)(**options)
-
-
-def _with_current_names(words: Sequence[str], path: str) -> list[str]:
+def _with_current_names(words: Sequence[str], command: Command) -> list[str]:
     """The command line with old names of options and values replaced, those in the file of ``--config`` included."""
-    target = COMMANDS[path].config
-    known = {field.name for field in fields(_imported(target))} if target else set()
+    config = _imported(command, command.config)
+    known = {field.name for field in fields(config)} if config else set()
     found: list[str] = []
     option = ""  # the last word, where it is an option without "=": its value comes next
     for word in words:
-        name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
             found.append(_current_value(option, word, known))
             option = ""
-        elif equals:
-            (current,) = renamed({name: None}, known)
-            found.append(f"--{current}={_current_value(current, value, known)}")
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        (option,) = renamed({name: None}, known)
+        if equals:
+            found.append(f"--{option}={_current_value(option, value, known)}")
             option = ""
         else:
-            (option,) = renamed({name: None}, known)
             found.append(f"--{option}")
     return found
 

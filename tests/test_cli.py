@@ -271,8 +271,8 @@ def test_every_command_has_help(arguments, capsys):
 
 @pytest.mark.parametrize("path", COMMANDS)
 def test_the_targets_of_a_command_exist_and_take_its_configuration(path):
-    _, config, run, positional = COMMANDS[path]
-    kind, function = [pkgutil.resolve_name(target) if target else None for target in (config, run)]
+    _, module, config, run, positional = COMMANDS[path]
+    kind, function = [pkgutil.resolve_name(f"l2l.{module}:{name}") if name else None for name in (config, run)]
     required = [name for name, one in inspect.signature(function).parameters.items() if one.default is one.empty]
     assert len(required) == (config is not None)
     assert set(positional) <= {field.name for field in dataclasses.fields(kind)} if kind else not positional

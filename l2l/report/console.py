@@ -56,15 +56,11 @@ def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     if not rows:
         print(f"{title}: nothing")
         return
-    table = Table(title=title, title_justify="left", show_header=len(rows) > 1)
-    if len(rows) == 1:
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True)
-        lines: list[tuple[object, ...]] = list(rows[0].items())
-    else:
-        for name, value in rows[0].items():
-            table.add_column(name, justify="left" if isinstance(value, str) else "right", no_wrap=True)
-        lines = [tuple(row.values()) for row in rows]
+    single = len(rows) == 1
+    table = Table(title=title, title_justify="left", show_header=not single)
+    for name, value in [("", ""), ("", "")] if single else rows[0].items():
+        table.add_column(name, justify="left" if isinstance(value, str) else "right", no_wrap=True)
+    lines: list[tuple[object, ...]] = list(rows[0].items()) if single else [tuple(row.values()) for row in rows]
     for line in lines:
         # Brackets in a text are no markup.
         table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else escape(str(cell)) for cell in line))

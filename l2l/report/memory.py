@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import final
 
 import torch
@@ -40,7 +39,8 @@ class PeakMemory:
         """Bytes in use when the block began."""
         self.bytes = 0
         """Most bytes in use within the block; known when it has ended."""
-        self._sampler: _Sampler | None = None
+        self._ended = threading.Event()
+        self._sampler: threading.Thread | None = None
 
     @property
     def rise(self) -> int:
@@ -53,16 +53,22 @@ class PeakMemory:
                 outer._read_mark()
         self.start = self.bytes = current_bytes(self.device)
         if not _reset_peak(self.device) and (_PROC / "status").exists():
-            self._sampler = _Sampler()
+            self._sampler = threading.Thread(target=self._sample, daemon=True)
             self._sampler.start()
         _open.append(self)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         _open.remove(self)
-        self._read_mark()
         if self._sampler is not None:
-            self.bytes = max(self.bytes, self._sampler.end())
+            self._ended.set()
+            self._sampler.join()
+            self.bytes = max(self.bytes, current_bytes())
+        self._read_mark()
+
+    def _sample(self) -> None:
+        while not self._ended.wait(_SAMPLE_SECONDS):
+            self.bytes = max(self.bytes, current_bytes())
 
     def _read_mark(self) -> None:
         # A process that is sampled has no mark of this block's own, only one of its whole life.
@@ -153,23 +159,3 @@ def _lifetime_peak() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-@final
-class _Sampler(threading.Thread):
-    """Samples the resident memory until it is told to end."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self._most = current_bytes()
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        while not self._ended.wait(_SAMPLE_SECONDS):
-            self._most = max(self._most, current_bytes())
-
-    def end(self) -> int:
-        """Stop; the most bytes that were resident."""
-        self._ended.set()
-        self.join()
-        return max(self._most, current_bytes())

@@ -45,8 +45,11 @@ class RunDirectory:
             raise ValueError(f"{self.path} is not a directory: choose another --out")
         if not self._entries():
             return
-        earlier = self._earlier_config()
-        if earlier is None:
+        try:
+            earlier = yaml.safe_load((self.path / CONFIG).read_text())
+        except (OSError, ValueError, yaml.YAMLError):  # ValueError: not text
+            earlier = None
+        if not isinstance(earlier, dict) or "out" not in earlier:
             raise ValueError(f"{self.path} holds files that no run wrote: choose another --out")
         if overwrite:
             return
@@ -60,14 +63,6 @@ class RunDirectory:
         """The files of the directory, without those that a killed process was about to write."""
         found = self.path.iterdir() if self.path.is_dir() else ()
         return [entry for entry in found if not entry.name.startswith(UNFINISHED)]
-
-    def _earlier_config(self) -> dict[str, Any] | None:
-        """The configuration of the run that the directory belongs to; None where no run made it."""
-        try:
-            found = yaml.safe_load((self.path / CONFIG).read_text())
-        except (OSError, ValueError, yaml.YAMLError):  # ValueError: not text
-            return None
-        return found if isinstance(found, dict) and "out" in found else None
 
     def create(self) -> RunDirectory:
         """Make the directory and write ``config.yaml``."""

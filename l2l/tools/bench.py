@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("l2l")
 
-RESULT = "bench.json"
 GIB = 2**30
 SPREAD = 0.02
 """Standard deviation of random weight matrices."""
@@ -106,13 +105,8 @@ class BenchConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        optional = {"threads": self.threads, "answer_tokens": self.answer_tokens}
-        check_counts(
-            batch_size=self.batch_size,
-            warmup=self.warmup,
-            repeats=self.repeats,
-            **{name: value for name, value in optional.items() if value is not None},
-        )
+        counts = {name: getattr(self, name) for name in ("batch_size", "warmup", "repeats", "threads", "answer_tokens")}
+        check_counts(**{name: value for name, value in counts.items() if value is not None})
         if self.length < 2:
             raise ValueError(f"length={self.length} must be at least 2: the first token of a row is not predicted")
         if self.answer_tokens is not None and self.answer_tokens >= self.length:
@@ -136,8 +130,16 @@ class BenchConfig:
 
 
 def bench_command(config: BenchConfig) -> None:
-    """Run the benchmark and print its main figures and the medians in seconds."""
-    found = run_bench(config)
+    """Measure, leave ``bench.json``, ``config.yaml`` and ``summary.json`` in ``out``, and print the main figures.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, named, before anything is written.
+    """
+    folder = RunDirectory(config.out, asdict(config), config.overwrite)
+    found = measure(config)
+    folder.create()
+    write_json(folder.path / "bench.json", found)
+    folder.finish(found | {"config": asdict(config)})
     names = (
         *("shape", "dtype", "device", "threads", "backend"),
         *("step_over_two_forwards", "plain_step_over_two_forwards", "reference_over_ours", "learned_over_mezo"),
@@ -146,20 +148,6 @@ def bench_command(config: BenchConfig) -> None:
     shown = {name: found[name] for name in names if found[name] is not None}
     seconds = {f"seconds, {name.replace('_', ' ')}": value for name, value in found["seconds"].items()}
     print_table(f"bench: {config.out}", [shown | seconds])
-
-
-def run_bench(config: BenchConfig) -> dict[str, Any]:
-    """Measure, and leave ``bench.json``, ``config.yaml`` and ``summary.json`` in ``out``; the figures.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, named, before anything is written.
-    """
-    folder = RunDirectory(config.out, asdict(config), config.overwrite)
-    found = measure(config)
-    folder.create()
-    write_json(folder.path / RESULT, found)
-    folder.finish(found | {"config": asdict(config)})
-    return found
 
 
 def measure(config: BenchConfig) -> dict[str, Any]:
@@ -171,63 +159,54 @@ def measure(config: BenchConfig) -> dict[str, Any]:
     Raises:
         ValueError, FileNotFoundError: as :func:`build`.
     """
-    machine = hardware()
+    machine, threads = hardware(), torch.get_num_threads()
     if machine["noisy"]:
         logger.warning("load %.1f on %d cores: times are noisy", machine["load_average"], machine["cores"])
-    threads = torch.get_num_threads()
+    device, dtype = config.torch_device, DTYPES[config.dtype]
     try:
         torch.set_num_threads(config.threads or threads)
-        return _measure(config) | machine
+        model = build(config.model, config.dtype, device, config.seed, config.length)
+        blocks = Blocks.of(model, trainable=False)
+        sizes = [block.numel * block.tensor.element_size() for block in blocks]
+        closure = causal_loss(model, tokens(config, model.config.get_text_config().vocab_size), config.answer_tokens)
+        finite_loss(closure)  # loads libraries, which are not counted in the peaks
+        beside = current_bytes(device) - sum(sizes)
+
+        found = contenders(model, closure, config)
+        with progress_bar("bench", len(found) * (config.repeats + 1), visible=config.progress) as advance:
+            used = {name: peak - beside for name, peak in peaks(found, device, config.warmup, advance).items()}
+            seconds = rounds(found, device, config.repeats, advance)
+        optimizer = ZOOptimizer(model, MeZO(), seed=config.seed, update=config.update)
+        share = {name: peak / used[FORWARDS] for name, peak in used.items()} if used[FORWARDS] > 0 else {}
+        return {
+            "shape": config.model,
+            "dtype": SHORT[dtype],
+            "device": str(device),
+            "backend": active_backend(device, dtype),
+            "threads": torch.get_num_threads(),
+            **{name: getattr(config, name) for name in ("batch_size", "length", "answer_tokens")},
+            "parameters": blocks.numel,
+            "weight_bytes": sum(sizes),
+            "largest_block_bytes": max(sizes),
+            "step_over_two_forwards": ratio(seconds, STEP, FORWARDS),
+            "plain_step_over_two_forwards": ratio(seconds, PLAIN, FORWARDS),
+            "reference_over_two_forwards": ratio(seconds, TEXTBOOK, FORWARDS),
+            "reference_over_ours": ratio(seconds, TEXTBOOK, STEP),
+            "learned_over_mezo": ratio(seconds, LEARNED, STEP),
+            "peak_over_inference": share.get(STEP),
+            "learned_peak_over_inference": share.get(LEARNED),
+            "reference_peak_over_inference": share.get(TEXTBOOK),
+            "tokens_per_second": config.batch_size * config.length / median(seconds[STEP]),
+            "update": optimizer.theta.update,
+            "restore_bit_identical": None if dtype == torch.float32 else _restores_every_bit(optimizer, closure),
+            "seconds": {name: median(values) for name, values in seconds.items()},
+            "samples": seconds,
+            "peak_bytes": used,
+            "bytes_beside_weights": beside,
+            **machine,
+        }
     finally:
         torch.set_num_threads(threads)
-
-
-def _measure(config: BenchConfig) -> dict[str, Any]:
-    device, dtype = config.torch_device, DTYPES[config.dtype]
-    model = build(config.model, config.dtype, device, config.seed, config.length)
-    blocks = Blocks.of(model, trainable=False)
-    sizes = [block.numel * block.tensor.element_size() for block in blocks]
-    closure = causal_loss(model, tokens(config, model.config.get_text_config().vocab_size), config.answer_tokens)
-    finite_loss(closure)  # loads libraries, which are not counted in the peaks
-    beside = current_bytes(device) - sum(sizes)
-
-    found = contenders(model, closure, config)
-    with progress_bar("bench", len(found) * (config.repeats + 1), visible=config.progress) as advance:
-        used = {name: peak - beside for name, peak in peaks(found, device, config.warmup, advance).items()}
-        seconds = rounds(found, device, config.repeats, advance)
-    optimizer = ZOOptimizer(model, MeZO(), seed=config.seed, update=config.update)
-
-    def peak_share(name: str) -> float | None:
-        return used[name] / used[FORWARDS] if name in used and used[FORWARDS] > 0 else None
-
-    return {
-        "shape": config.model,
-        "dtype": SHORT[dtype],
-        "device": str(device),
-        "backend": active_backend(device, dtype),
-        "threads": torch.get_num_threads(),
-        "batch_size": config.batch_size,
-        "length": config.length,
-        "answer_tokens": config.answer_tokens,
-        "parameters": blocks.numel,
-        "weight_bytes": sum(sizes),
-        "largest_block_bytes": max(sizes),
-        "step_over_two_forwards": ratio(seconds, STEP, FORWARDS),
-        "plain_step_over_two_forwards": ratio(seconds, PLAIN, FORWARDS),
-        "reference_over_two_forwards": ratio(seconds, TEXTBOOK, FORWARDS),
-        "reference_over_ours": ratio(seconds, TEXTBOOK, STEP),
-        "learned_over_mezo": ratio(seconds, LEARNED, STEP),
-        "peak_over_inference": peak_share(STEP),
-        "learned_peak_over_inference": peak_share(LEARNED),
-        "reference_peak_over_inference": peak_share(TEXTBOOK),
-        "tokens_per_second": config.batch_size * config.length / median(seconds[STEP]),
-        "update": optimizer.theta.update,
-        "restore_bit_identical": None if dtype == torch.float32 else _restores_every_bit(optimizer, closure),
-        "seconds": {name: median(values) for name, values in seconds.items()},
-        "samples": seconds,
-        "peak_bytes": used,
-        "bytes_beside_weights": beside,
-    }
 
 
 def _restores_every_bit(optimizer: ZOOptimizer, closure: Closure) -> bool:

@@ -25,6 +25,7 @@ REPEATS = 5
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SCALE = 1e-3 / 147.8
 """Of the noise added: an ordinary epsilon over the standard deviation of the integer noise."""
+TERMS = [NoiseTerm(Key(7, 3), [(SCALE, -2 * SCALE)])]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,23 @@ def run_doctor(config: DoctorConfig) -> dict[str, Any]:
     """
     folder = RunDirectory(config.out, asdict(config), config.overwrite) if config.out else None
     found = examine()
-    _print(found)
+    machine = dict(found["machine"])
+    print_table("machine", [machine.pop("versions") | {name: _text(value) for name, value in machine.items()}])
+    backends = [
+        {"backend": name, "device": BACKENDS[name], "runs": "yes" if why is None else f"no: {why}"}
+        for name, why in found["problems"].items()
+    ]
+    print_table("noise backends", [*backends, {"backend": "reference", "device": "any", "runs": "yes"}])
+    exact = {True: "bit for bit", False: "NO", None: "-"}
+    speeds = [
+        {name: row[name] for name in ("device", "dtype")}
+        | {"backend": row["backend"] or "none", "weights/s": _text(row["elements_per_second"])}
+        | {"equals the specification": exact[row["exact"]]}
+        for row in found["serving"]
+    ]
+    print_table(f"noise of {ELEMENTS} weights", speeds)
+    for line in found["advice"]:
+        print(f"advice: {line}")
     if folder is not None:
         folder.create()
         folder.finish(found | {"config": asdict(config)})
@@ -55,15 +72,15 @@ def run_doctor(config: DoctorConfig) -> dict[str, Any]:
 def examine() -> dict[str, Any]:
     """What the machine has, the backend of each device and dtype, and a line of advice per problem."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    machine = hardware() | {
+        "threads": torch.get_num_threads(),
+        "memory_available_gib": round(available_bytes() / GIB, 1),
+        "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "compiler": compiler(),
+        "cache_folders": [str(folder) for folder in folders()],
+    }
     found = {
-        "machine": hardware()
-        | {
-            "threads": torch.get_num_threads(),
-            "memory_available_gib": round(available_bytes() / GIB, 1),
-            "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-            "compiler": compiler(),
-            "cache_folders": [str(folder) for folder in folders()],
-        },
+        "machine": machine,
         "problems": {name: backend_problem(name) for name in BACKENDS},
         "serving": [serving(device, dtype) for device in devices for dtype in DTYPES],
     }
@@ -88,7 +105,7 @@ def elements_per_second(device: str, dtype: torch.dtype) -> float:
     for _ in range(REPEATS + 1):  # the first may compile
         wait(torch.device(device))
         start = time.perf_counter()
-        add_noise(slices, _terms())
+        add_noise(slices, TERMS)
         wait(torch.device(device))
         seconds.append(time.perf_counter() - start)
     return ELEMENTS / median(seconds[1:])
@@ -98,8 +115,8 @@ def equals_reference(device: str, dtype: torch.dtype) -> bool:
     """Whether weights and moments there are, bit for bit, those of the reference on the CPU."""
     there, here = _sample(device, dtype), _sample("cpu", dtype)
     request = MomentRequest([SCALE], [0.01])
-    fast = add_noise([TensorSlice(there, "sample", 5)], _terms(), request)
-    slow = reference.add_noise([TensorSlice(here, "sample", 5)], _terms(), request)
+    fast = add_noise([TensorSlice(there, "sample", 5)], TERMS, request)
+    slow = reference.add_noise([TensorSlice(here, "sample", 5)], TERMS, request)
     assert fast is not None and slow is not None, "moments were requested"
     bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
     same_sums = all(np.array_equal(value, getattr(slow, name)) for name, value in vars(fast).items())
@@ -109,10 +126,6 @@ def equals_reference(device: str, dtype: torch.dtype) -> bool:
 def _sample(device: str, dtype: torch.dtype) -> Tensor:
     """[ELEMENTS] weights, the same on every device."""
     return torch.linspace(-1.0, 1.0, ELEMENTS, dtype=torch.float32).to(dtype).to(device)
-
-
-def _terms() -> list[NoiseTerm]:
-    return [NoiseTerm(Key(7, 3), [(SCALE, -2 * SCALE)])]
 
 
 def advice(found: dict[str, Any]) -> Iterator[str]:
@@ -134,29 +147,6 @@ def advice(found: dict[str, Any]) -> Iterator[str]:
             yield f"{row['backend']} differs from the specification on {where}: set {VARIABLE}=reference and report it"
     if machine["noisy"]:
         yield f"load {machine['load_average']:.1f} on {machine['cores']} cores: measurements will be noisy"
-
-
-def _print(found: dict[str, Any]) -> None:
-    machine = dict(found["machine"])
-    print_table("machine", [machine.pop("versions") | {name: _text(value) for name, value in machine.items()}])
-    backends = [
-        {"backend": name, "device": BACKENDS[name], "runs": "yes" if why is None else f"no: {why}"}
-        for name, why in found["problems"].items()
-    ]
-    print_table("noise backends", [*backends, {"backend": "reference", "device": "any", "runs": "yes"}])
-    speeds = [
-        {
-            "device": row["device"],
-            "dtype": row["dtype"],
-            "backend": row["backend"] or "none",
-            "weights/s": _text(row["elements_per_second"]),
-            "equals the specification": {True: "bit for bit", False: "NO", None: "-"}[row["exact"]],
-        }
-        for row in found["serving"]
-    ]
-    print_table(f"noise of {ELEMENTS} weights", speeds)
-    for line in found["advice"]:
-        print(f"advice: {line}")
 
 
 def _text(value: object) -> object:

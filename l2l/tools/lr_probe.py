@@ -1,7 +1,9 @@
 """``l2l lr-probe``: recommend a learning rate and an epsilon for a run from losses along a few dozen random directions.
 
 Losses L+, L0 and L- are evaluated on training batches as the run would evaluate them; nothing is trained, and the weights
-keep every bit. :mod:`l2l.tools.lr_probe_maths` computes the recommendation.
+keep every bit. Along u a loss is L(e) = L0 + g e + c e^2 / 2 + ..., each evaluation with a rounding error. Estimates of the
+slope g and the curvature c from L+ and L- then have a rounding error, which falls with e, and a truncation error (the next
+terms), which grows as e^2. Both are estimated from losses at several epsilons along the same directions.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from l2l.estimators.finite_difference import Closure, center_loss, two_point
@@ -24,17 +28,29 @@ from l2l.models.kinds import Head
 from l2l.models.load import Quantize
 from l2l.models.schemes import Scheme
 from l2l.noise import Key
-from l2l.optim import CurvatureLR
+from l2l.optim import CurvatureLR, CurvatureLRState, curvature, learning_rate
 from l2l.params import Direction, PerturbedParameters
 from l2l.report.console import print_table, progress_bar
 from l2l.report.files import write_json, write_whole
 from l2l.report.run_directory import RunDirectory
-from l2l.tools import lr_probe_maths as maths
-from l2l.tools.lr_probe_maths import LEAST_EPSILONS, Advice, Exactness, LineLosses, Values
 from l2l.train.baselines import baseline_names
 from l2l.train.config import FineTuneConfig, PerturbMode
 from l2l.train.trainer import prepare_fine_tuning
 
+Values = NDArray[np.float64]
+
+LEAST_EPSILONS = 3
+"""Fewer epsilons do not tell rounding from truncation."""
+TOLERANCE = 0.05
+"""The relative error of slope and curvature together up to which an epsilon serves: far below the noise of batches."""
+SLACK = 1.5
+"""Where no epsilon is that exact: how far above the least error one may lie and still serve."""
+FLAT = 2.0
+"""Remainders within this factor of the least are rounding; above it truncation has a part in them."""
+STANDS_OUT = 2.0
+"""A change that is this many times what rounding causes is real."""
+STEP_FRACTIONS = 0.1, 0.2
+"""Least and largest recommended share of the step to the minimum of the parabola: they serve any model, task and method."""
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -170,7 +186,7 @@ def run_lr_probe(
         **{name: value for name, value in asdict(advice).items() if name != "figures"},
         "error": advice.figures.error,
         "passes": found.passes,
-        "reasons": maths.reasons(advice, found.sweep.epsilons.tolist(), len(found.chosen.center)),
+        "reasons": reasons(advice, found.sweep.epsilons.tolist(), len(found.chosen.center)),
         "command": command(advice, config),
         "config": asdict(config),
     }
@@ -178,8 +194,302 @@ def run_lr_probe(
     write_json(folder.path / "probe.json", record(found, config))
     draw(folder.path / "probe.png", found)
     folder.finish(summary)
-    _print(found, config, summary)
+    rows = [
+        {
+            "epsilon": f"{one.epsilon:g}{' *' if one.epsilon == found.advice.epsilon else ''}",
+            "slope": one.slope,
+            "curvature": one.curvature,
+            "slope: rounding": f"{one.slope_rounding:.2%}",
+            "truncation": f"{one.slope_truncation:.2%}",
+            "curvature: rounding": f"{one.curvature_rounding:.2%}",
+            "truncation ": f"{one.curvature_truncation:.2%}",
+            "together": f"{one.error:.2%}",
+        }
+        for one in found.figures
+    ]
+    print_table(f"lr-probe: {config.out}", rows)
+    if found.dropped:
+        print(f"The loss is not finite at epsilon {', '.join(f'{value:g}' for value in found.dropped)}.")
+    names = ("task", "method", "lr", "epsilon", "step_fraction", "curvature", "lr_best", "lr_highest", "passes")
+    print_table("advice", [{name: summary[name] for name in names}])
+    print("\n".join([*summary["reasons"], "", summary["command"]]))
     return summary
+
+
+# From losses to lr and epsilon: functions of arrays.
+
+
+@dataclass(frozen=True)
+class LineLosses:
+    """Losses along some directions, each direction on a batch of its own, at the same epsilons."""
+
+    epsilons: Values
+    """[epsilons], rising."""
+    plus: Values
+    """Losses at theta + epsilon u, [directions, epsilons]."""
+    minus: Values
+    """Losses at theta - epsilon u, [directions, epsilons]."""
+    center: Values
+    """Losses at theta, [directions]."""
+
+    @property
+    def slopes(self) -> Values:
+        """(L+ - L-) / (2 epsilon), [directions, epsilons]."""
+        return (self.plus - self.minus) / (2 * self.epsilons)
+
+    @property
+    def curvatures(self) -> Values:
+        """u^T H u = (L+ + L- - 2 L0) / epsilon^2 with its sign, [directions, epsilons]."""
+        second = (self.plus - self.center[:, None]) + (self.minus - self.center[:, None])
+        return second / self.epsilons / self.epsilons
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """Slope and curvature at one epsilon, and their errors relative to the slopes' root mean square and to the mean size of
+    the curvatures."""
+
+    epsilon: float
+    slope: float
+    """Root mean square over the directions."""
+    curvature: float
+    """Mean over the directions, with its sign."""
+    slope_rounding: float
+    slope_truncation: float
+    curvature_rounding: float
+    curvature_truncation: float
+    loss_rounding: float
+    """Standard deviation of the rounding error of one loss: L+ + L- - 2 L0 has six times its variance."""
+
+    @property
+    def error(self) -> float:
+        """The four errors together."""
+        parts = (self.slope_rounding, self.slope_truncation, self.curvature_rounding, self.curvature_truncation)
+        return float(np.sqrt(sum(part**2 for part in parts)))
+
+
+@dataclass(frozen=True)
+class SlopeNoise:
+    """How much of a slope another batch reproduces."""
+
+    signal: float
+    """Mean square of the slope that all batches share: E[<grad L, u>^2]."""
+    noise: float
+    """Mean square of what one batch adds."""
+    uncertainty: float
+    """Standard error of ``share``."""
+
+    @property
+    def share(self) -> float:
+        """signal / (signal + noise), at least 0."""
+        total = self.signal + self.noise
+        return max(0.0, self.signal / total) if total else 0.0
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Recommended lr and epsilon, and the figures they rest on."""
+
+    lr: float
+    epsilon: float
+    step_fraction: float
+    curvature: float
+    """Mean of |u^T H u| over the directions; ``lr`` is ``step_fraction`` divided by it."""
+    curvature_spread: float
+    """Its standard deviation over the directions."""
+    ridges: float
+    """Share of the directions with negative curvature."""
+    signal_share: float
+    """Share of the squared slope that another batch reproduces."""
+    signal_uncertainty: float
+    """Its standard error."""
+    lr_best: float
+    """lr with the largest expected decrease in one step from the present weights: signal share / mean curvature."""
+    lr_highest: float
+    """lr above which one step from the present weights is expected to increase the loss: twice that."""
+    figures: Exactness
+    """At this epsilon."""
+
+
+def exactness(losses: LineLosses) -> list[Exactness]:
+    """Slope, curvature and their errors by epsilon.
+
+    Raises:
+        ValueError: there are fewer than three epsilons, or slopes or curvatures are 0 throughout.
+    """
+    epsilons = losses.epsilons
+    slope, mean_curvature = np.sqrt((losses.slopes**2).mean(0)), losses.curvatures.mean(0)
+    columns, noise = [slope, mean_curvature], np.zeros(len(epsilons))
+    sizes = (losses.slopes, slope), (losses.curvatures, np.abs(losses.curvatures).mean(0))
+    for power, (values, size) in enumerate(sizes, start=1):
+        variance = rounding(values, power, epsilons)
+        noise, bias = np.sqrt(variance), truncation(values, variance, epsilons)
+        most_exact = float(size[np.argmin(variance + bias**2)])
+        columns += [noise / most_exact, bias / most_exact]
+    columns.append(noise * epsilons**2 / 6**0.5)
+    return [Exactness(*map(float, row)) for row in zip(epsilons, *columns, strict=True)]
+
+
+def rounding(values: Values, power: int, epsilons: Values) -> Values:
+    """Variance of the rounding error in slopes (power 1) or curvatures (power 2) [directions, epsilons], [epsilons].
+
+    Values at the next two larger epsilons, extended along a line in epsilon^2, predict the one at an epsilon. The
+    remainder times epsilon^power is rounding of L+ - L- or of L+ + L- - 2 L0 where epsilon is small, and truncation where
+    it is large. So each epsilon takes the mean of those remainders at it and below it that are near their least. Where
+    values are exactly 0, on a grid of losses too coarse for their epsilons, they carry no information.
+
+    Raises:
+        ValueError: there are fewer than three epsilons, or all values are 0.
+    """
+    if len(epsilons) < LEAST_EPSILONS:
+        raise ValueError(f"{len(epsilons)} epsilons are too few to tell rounding from truncation: try at least 3")
+    squares, scatter = epsilons**2, []
+    for k in range(len(epsilons) - 2):
+        informative = (values[:, k] != 0) | (values[:, k + 1] != 0)
+        step = (squares[k + 1] - squares[k]) / (squares[k + 2] - squares[k + 1])
+        predicted = (1 + step) * values[:, k + 1] - step * values[:, k + 2]
+        shares = np.array([1, (1 + step) * (epsilons[k] / epsilons[k + 1]) ** power])
+        rest = epsilons[k] ** power * (values[:, k] - predicted)[informative]
+        scatter.append(float((rest**2).mean() / (shares**2).sum()) if informative.any() else None)
+    first = next((value for value in scatter if value is not None), None)
+    if first is None:
+        raise ValueError("the loss has no slope or no curvature along the directions tried: try larger epsilons")
+    variances = []
+    for k in range(len(epsilons)):
+        known = [value for value in scatter[: k + 1] if value is not None] or [first]
+        variances.append(float(np.mean([value for value in known if value <= FLAT**2 * min(known)])))
+    return np.array(variances) / epsilons ** (2 * power)
+
+
+def truncation(values: Values, noise: Values, epsilons: Values) -> Values:
+    """Root mean square of the part of ``values`` [directions, epsilons] that grows as epsilon^2, [epsilons].
+
+    It is estimated from the change between neighbouring epsilons. Where that does not stand out from rounding, the next
+    larger pair whose change does gives the amount per epsilon^2.
+
+    Args:
+        noise: variance of rounding in ``values``, [epsilons].
+    """
+    squares, rounding = epsilons**2, noise[1:] + noise[:-1]
+    changes = ((values[:, 1:] - values[:, :-1]) ** 2).mean(0)
+    slopes = np.sqrt(np.maximum(changes - rounding, 0)) / (squares[1:] - squares[:-1])
+    amounts, last = np.zeros(len(epsilons)), 0.0
+    for pair in reversed(range(len(slopes))):
+        last = float(slopes[pair]) if changes[pair] > STANDS_OUT**2 * rounding[pair] else last
+        amounts[pair + 1] = last
+    amounts[0] = last
+    return amounts * squares
+
+
+def choose_epsilon(found: Sequence[Exactness]) -> int:
+    """Index of the epsilon to use: the middle of those that serve, since slopes fall and curvatures rise during a run.
+
+    An epsilon serves whose error is at most :data:`TOLERANCE`, or :data:`SLACK` times the least error if that is more.
+    Of an even number in the middle, the smaller.
+    """
+    errors = [one.error for one in found]
+    limit = max(TOLERANCE, SLACK * min(errors))
+    serving = [index for index, error in enumerate(errors) if error <= limit]
+    return serving[(len(serving) - 1) // 2]
+
+
+def slope_noise(first: Values, second: Values) -> SlopeNoise:
+    """Signal and noise from the slopes of two batches along the same directions, [directions] each.
+
+    The product of both has the signal's mean, since their noises are independent; it can be negative.
+    """
+    products = first * second
+    total, signal = float(((first**2 + second**2) / 2).mean()), float(products.mean())
+    spread = float(products.std(ddof=1)) / np.sqrt(len(products)) if len(products) > 1 else float("inf")
+    return SlopeNoise(signal, total - signal, float(spread / total) if total else 0.0)
+
+
+def choose_step_fraction(noise: SlopeNoise) -> float:
+    """Half of the signal's share, within :data:`STEP_FRACTIONS`: its expected gain is three quarters of the largest."""
+    low, high = STEP_FRACTIONS
+    return min(high, max(low, noise.share / 2))
+
+
+def advise(
+    losses: LineLosses,
+    noise: SlopeNoise,
+    figures: Exactness,
+    step_fraction: float | None = None,
+    resolution: float = CurvatureLR.resolution,
+) -> Advice:
+    """Recommend lr and epsilon.
+
+    Args:
+        losses: at one epsilon, the one chosen, along every direction.
+        step_fraction: None: by :func:`choose_step_fraction`.
+        resolution: as in :class:`l2l.optim.CurvatureLR`: the relative error that a loss may have.
+    """
+    epsilon = float(losses.epsilons[0])
+    triples = zip(losses.plus[:, 0].tolist(), losses.minus[:, 0].tolist(), losses.center.tolist(), strict=True)
+    sizes = [curvature(*triple, epsilon, resolution) for triple in triples]
+    share = step_fraction or choose_step_fraction(noise)
+    mean = CurvatureLRState(fmean(sizes), 1.0)
+    return Advice(
+        lr=learning_rate(share, mean),
+        epsilon=epsilon,
+        step_fraction=share,
+        curvature=mean.average,
+        curvature_spread=stdev(sizes) if len(sizes) > 1 else 0.0,
+        ridges=float(np.mean(losses.curvatures[:, 0] < 0)),
+        signal_share=noise.share,
+        signal_uncertainty=noise.uncertainty,
+        lr_best=learning_rate(noise.share, mean),
+        lr_highest=learning_rate(2 * noise.share, mean),
+        figures=figures,
+    )
+
+
+def expected_change(advice: Advice, lr: float) -> float:
+    """Expected change of the loss in a step with ``lr``, in units of signal^2 / (total * curvature) / 2.
+
+    Along u the loss changes by -lr g G + lr^2 g^2 c / 2 with g the slope of the batch, G that of all batches, c the
+    curvature; the mean is -lr signal + lr^2 total c / 2. The best lr gives -1, 0 and ``lr_highest`` give 0.
+    """
+    if not advice.lr_best:
+        return float("inf")
+    ratio = lr / advice.lr_best
+    return ratio**2 - 2 * ratio
+
+
+def reasons(advice: Advice, tried: Sequence[float], directions: int) -> list[str]:
+    """Two sentences on why, and one for each caution.
+
+    Args:
+        tried: epsilons.
+        directions: number of directions that the figures are means over.
+    """
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.2g} %"
+
+    one, error = advice.figures, advice.figures.error
+    found = [
+        f"epsilon {advice.epsilon:.3g}: rounding, about {one.loss_rounding:.1e} of a loss, blurs the slope there by "
+        f"{percent(one.slope_rounding)} and the curvature by {percent(one.curvature_rounding)}, while truncation bends "
+        f"them by {percent(one.slope_truncation)} and {percent(one.curvature_truncation)}.",
+        f"lr {advice.lr:.3g}: step_fraction {advice.step_fraction:.3g} over the mean curvature {advice.curvature:.4g} "
+        f"(standard deviation {advice.curvature_spread:.2g} over {directions} directions); {advice.signal_share:.0%} +- "
+        f"{advice.signal_uncertainty:.0%} of the squared slope is what another batch repeats, so a step is expected to "
+        f"gain most at lr {advice.lr_best:.2g} and to lose above {advice.lr_highest:.2g}.",
+    ]
+    if advice.signal_share < 2 * advice.signal_uncertainty:
+        found.append("How far lr may go is not known: the signal drowns in noise; use more probes or larger batches.")
+    elif advice.lr > advice.lr_highest:
+        found.append("Batches are so noisy that this lr is expected to lose at first: use larger batches, or a lower lr.")
+    if error > 0.5:
+        remedy = "try larger epsilons" if advice.epsilon == max(tried) else "use float32, or trust neither too far"
+        found.append(f"Slope and curvature are off by {error:.0%} even here: {remedy}.")
+    if advice.ridges > 0.5:
+        found.append(f"Along {advice.ridges:.0%} of the directions the loss curves downwards: probe again after some steps.")
+    return found
+
+
+# Losses along directions.
 
 
 Batches: TypeAlias = Callable[[int, int], Closure]
@@ -225,16 +535,59 @@ def probe(
         ValueError: the loss does not depend on theta.
         FloatingPointError: a loss is not finite at theta, or at all but a few epsilons.
     """
-    prober = _Prober(theta, method, batches, config.seed, advance)
+    state, passes = method.init(theta.blocks), 0
+
+    def closure(step: int, number: int) -> Closure:
+        loss = batches(step, number)
+
+        def counted() -> Tensor | float:
+            nonlocal passes
+            passes += 1
+            return loss()
+
+        return counted
+
+    def both(direction: Direction, step: int, number: int, epsilon: float) -> tuple[float, float]:
+        seen = two_point(closure(step, number), theta, direction, epsilon)
+        advance(seen.loss)
+        return seen.losses[0], seen.losses[1]
+
     with restored(theta):
-        losses = prober.sweep(config.sweep, sorted(config.epsilons))
-        figures = maths.exactness(losses)
-        index = maths.choose_epsilon(figures)
-        chosen, again = prober.extend(losses.at(index), config.probes)
-    noise = maths.slope_noise(chosen.slopes[:, 0], again)
-    advice = maths.advise(chosen, noise, figures[index], config.step_fraction, resolution)
-    dropped = tuple(sorted(set(config.epsilons) - set(losses.epsilons.tolist())))
-    return ProbeResult(losses, chosen, again, tuple(figures), dropped, prober.passes, advice)
+        # Every epsilon along the first directions; from the first that overflows on, epsilons are left out.
+        epsilons, sides, centers = sorted(config.epsilons), [], []
+        for step in range(config.sweep):
+            with theta.step():
+                direction = method.direction(theta.blocks, state, Key(config.seed, step))
+                centers.append(center_loss(closure(step, 0), theta, direction))
+                row: list[tuple[float, float]] = []
+                try:
+                    for epsilon in epsilons:
+                        row.append(both(direction, step, 0, epsilon))
+                except FloatingPointError as error:
+                    if len(row) < LEAST_EPSILONS:
+                        raise FloatingPointError(f"at epsilon={epsilons[len(row)]:g}: try smaller epsilons; {error}") from error
+                    epsilons = epsilons[: len(row)]
+                sides.append(row)
+        plus, minus = np.array([row[: len(epsilons)] for row in sides], dtype=np.float64).transpose(2, 0, 1)
+        losses = LineLosses(np.array(epsilons), plus, minus, np.array(centers))
+        figures = exactness(losses)
+        index = choose_epsilon(figures)
+        # All directions at that epsilon, and once more on a second batch.
+        epsilon, again = epsilons[index], []
+        rows = [(*row[index], center) for row, center in zip(sides, centers, strict=True)]
+        for step in range(config.probes):
+            with theta.step():
+                direction = method.direction(theta.blocks, state, Key(config.seed, step))
+                if step >= config.sweep:
+                    center = center_loss(closure(step, 0), theta, direction)
+                    rows.append((*both(direction, step, 0, epsilon), center))
+                above, below = both(direction, step, 1, epsilon)
+                again.append((above - below) / (2 * epsilon))
+    plus, minus, center = np.array(rows, dtype=np.float64).T
+    chosen, slopes = LineLosses(np.array([epsilon]), plus[:, None], minus[:, None], center), np.array(again)
+    advice = advise(chosen, slope_noise(chosen.slopes[:, 0], slopes), figures[index], config.step_fraction, resolution)
+    dropped = tuple(sorted(set(config.epsilons) - set(epsilons)))
+    return ProbeResult(losses, chosen, slopes, tuple(figures), dropped, passes, advice)
 
 
 def pairs(config: ProbeConfig) -> int:
@@ -261,74 +614,6 @@ def restored(theta: PerturbedParameters) -> Iterator[None]:
             theta.assign(copies)
 
 
-class _Prober:
-    """Evaluates losses along the directions of a method, and counts forward passes."""
-
-    def __init__(
-        self,
-        theta: PerturbedParameters,
-        method: Method[Any],
-        batches: Batches,
-        seed: int,
-        advance: Callable[[float], None],
-    ) -> None:
-        self.theta, self.method, self.batches, self.seed, self.advance = theta, method, batches, seed, advance
-        self.state = method.init(theta.blocks)
-        self.passes = 0
-
-    def sweep(self, count: int, epsilons: Sequence[float]) -> LineLosses:
-        """Every epsilon along the first directions; from the first that overflows on, epsilons are left out."""
-        usable, centers, sides = len(epsilons), [], []
-        for step in range(count):
-            with self.theta.step():
-                direction = self._direction(step)
-                centers.append(center_loss(self._closure(step, 0), self.theta, direction))
-                row: list[tuple[float, float]] = []
-                try:
-                    for epsilon in epsilons[:usable]:
-                        row.append(self._sides(step, 0, direction, epsilon))
-                except FloatingPointError as error:
-                    usable = len(row)
-                    if usable < LEAST_EPSILONS:
-                        raise FloatingPointError(f"at epsilon={epsilons[usable]:g}: try smaller epsilons; {error}") from error
-                sides.append(row)
-        plus, minus = np.array([row[:usable] for row in sides], dtype=np.float64).transpose(2, 0, 1)
-        return LineLosses(np.array(epsilons[:usable]), plus, minus, np.array(centers))
-
-    def extend(self, begun: LineLosses, probes: int) -> tuple[LineLosses, Values]:
-        """All directions at the one epsilon of ``begun``, whose directions are the first, and the slopes of all of them on
-        a second batch."""
-        epsilon, rows, again = float(begun.epsilons[0]), [], []
-        for step in range(probes):
-            with self.theta.step():
-                direction = self._direction(step)
-                if step >= len(begun.center):
-                    center = center_loss(self._closure(step, 0), self.theta, direction)
-                    rows.append((*self._sides(step, 0, direction, epsilon), center))
-                plus, minus = self._sides(step, 1, direction, epsilon)
-                again.append((plus - minus) / (2 * epsilon))
-        new = np.array(rows, dtype=np.float64).reshape(-1, 3)
-        plus, minus = np.concatenate([begun.plus, new[:, :1]]), np.concatenate([begun.minus, new[:, 1:2]])
-        return LineLosses(begun.epsilons, plus, minus, np.concatenate([begun.center, new[:, 2]])), np.array(again)
-
-    def _direction(self, step: int) -> Direction:
-        return self.method.direction(self.theta.blocks, self.state, Key(self.seed, step))
-
-    def _closure(self, step: int, number: int) -> Closure:
-        loss = self.batches(step, number)
-
-        def counted() -> Tensor | float:
-            self.passes += 1
-            return loss()
-
-        return counted
-
-    def _sides(self, step: int, number: int, direction: Direction, epsilon: float) -> tuple[float, float]:
-        seen = two_point(self._closure(step, number), self.theta, direction, epsilon)
-        self.advance(seen.loss)
-        return seen.losses[0], seen.losses[1]
-
-
 def command(advice: Advice, config: ProbeConfig) -> str:
     """The command line of the recommended run."""
     words = ["l2l", "fine-tune"]
@@ -340,42 +625,19 @@ def command(advice: Advice, config: ProbeConfig) -> str:
 def record(found: ProbeResult, config: ProbeConfig) -> dict[str, Any]:
     """The content of ``probe.json``: every loss and every figure. ``home`` is the losses at theta."""
 
-    def losses(of: LineLosses) -> dict[str, Any]:
-        arrays = {"epsilons": of.epsilons, "plus": of.plus, "minus": of.minus, "home": of.center}
-        return {name: array.tolist() for name, array in arrays.items()}
-
+    arrays = {"epsilons": "epsilons", "plus": "plus", "minus": "minus", "home": "center"}
+    sweep, probes = (
+        {name: getattr(losses, one).tolist() for name, one in arrays.items()} for losses in (found.sweep, found.chosen)
+    )
     return {
         "advice": asdict(found.advice),
         "epsilons": [asdict(one) | {"error": one.error} for one in found.figures],
         "dropped_epsilons": list(found.dropped),
-        "sweep": losses(found.sweep),
-        "probes": losses(found.chosen) | {"slope_on_another_batch": found.again.tolist()},
+        "sweep": sweep,
+        "probes": probes | {"slope_on_another_batch": found.again.tolist()},
         "passes": found.passes,
         "config": asdict(config),
     }
-
-
-def _print(found: ProbeResult, config: ProbeConfig, summary: dict[str, Any]) -> None:
-    """The table of epsilons, the advice, its reasons and the line to run next."""
-    rows = [
-        {
-            "epsilon": f"{one.epsilon:g}{' *' if one.epsilon == found.advice.epsilon else ''}",
-            "slope": one.slope,
-            "curvature": one.curvature,
-            "slope: rounding": f"{one.slope_rounding:.2%}",
-            "truncation": f"{one.slope_truncation:.2%}",
-            "curvature: rounding": f"{one.curvature_rounding:.2%}",
-            "truncation ": f"{one.curvature_truncation:.2%}",
-            "together": f"{one.error:.2%}",
-        }
-        for one in found.figures
-    ]
-    print_table(f"lr-probe: {config.out}", rows)
-    if found.dropped:
-        print(f"The loss is not finite at epsilon {', '.join(f'{value:g}' for value in found.dropped)}.")
-    names = ("task", "method", "lr", "epsilon", "step_fraction", "curvature", "lr_best", "lr_highest", "passes")
-    print_table("advice", [{name: summary[name] for name in names}])
-    print("\n".join([*summary["reasons"], "", summary["command"]]))
 
 
 def draw(target: Path, found: ProbeResult) -> Path:
@@ -411,7 +673,7 @@ def draw(target: Path, found: ProbeResult) -> Path:
         change.axvline(advice.lr, color="black", linestyle="--", linewidth=1, label="lr chosen")
         if advice.lr_best:
             rates = np.linspace(0, 1.1 * max(advice.lr_highest, advice.lr), 100).tolist()
-            change.plot(rates, [maths.expected_change(advice, lr) for lr in rates], label="expected change")
+            change.plot(rates, [expected_change(advice, lr) for lr in rates], label="expected change")
             change.axvline(advice.lr_highest, color="tab:red", linestyle=":", label="expected to lose above", linewidth=1)
         change.axhline(0, color="grey", linewidth=0.8)
         change.set(title="expected change of the loss in a step (the best is -1)", xlabel="lr")

@@ -119,8 +119,7 @@ class FineTuneConfig:
     batch_size: int = 16
     """Examples per step."""
     micro_batch: int | None = None
-    """Most examples per forward pass: bounds memory; the loss is that of the whole batch up to rounding. None: the whole
-    batch."""
+    """Most examples per forward pass, to bound memory; the loss is the same up to rounding. None: the whole batch."""
     objective: str = "loss"
     """What training minimises. ``loss``: the task's; ``accuracy`` of the best scored option, ``f1`` or ``exact_match`` of
     generated answers: their negative; or ``package.module:function``, called with (model, tokenizer, rows), which returns a
@@ -128,24 +127,21 @@ class FineTuneConfig:
     max_new_tokens: int = 50
     """Most tokens of a generated answer, in training and evaluation."""
     length_groups: int | None = None
-    """Most forward passes into which the rows of a batch are split by length, which saves padding. The batches stay the
-    same, the loss too, up to rounding. None: up to 6 on the CPU, 1 on other devices."""
+    """Most forward passes into which the rows of a batch are split by length, which saves padding; the loss is the same up
+    to rounding. None: up to 6 on the CPU, 1 on other devices."""
     share_prompts: bool | None = None
-    """Whether options of several tokens share one row with their prompt, which feeds far fewer tokens. The loss is the
-    same up to rounding. None: where a probe of the model finds that this is so."""
+    """Whether options of several tokens share one row with their prompt, which feeds far fewer tokens. None: where a probe
+    of the model finds the loss the same up to rounding."""
     compile: bool = False
-    """Compile the decoder with torch.compile. The first steps take half a minute or more; on the CPU a C++ compiler is
-    needed."""
+    """Compile the decoder; the first steps take half a minute or more. On the CPU this needs a C++ compiler."""
     perturb: PerturbMode = "auto"
     """How weights are perturbed. ``in_place``: moved and moved back, which in half precision is inexact; ``functional``:
     transient copies, the stored weights are never touched; ``auto``: ``functional`` for half precision."""
     update: Update = "auto"
-    """How half-precision weights are updated, so that small updates are not lost. ``master``: on a float32 copy;
-    ``stochastic``: with stochastic rounding, no copy; ``auto``: ``master`` where memory allows. Float32 weights need
-    neither."""
+    """How half-precision weights keep small updates. ``master``: on a float32 copy; ``stochastic``: with stochastic
+    rounding, no copy; ``auto``: ``master`` where memory allows. Float32 weights need neither."""
     sparse_embeddings: bool = False
-    """Perturb and update only the embedding rows that the batch touches. Refused where the embedding is tied to the
-    head, whose logits read every row."""
+    """Perturb and update only the embedding rows that the batch touches. Refused where embedding and head are tied."""
     weight_decay: float = 0.0
     """Decay of matrices: theta -= lr * weight_decay * theta."""
     seed: int = 0

@@ -35,8 +35,7 @@ class EvaluateConfig:
     max_length: int | None = None
     """Most tokens per row; None: the model's context, at most 2048."""
     compile: bool = False
-    """Compile the decoder with torch.compile. The first batches take half a minute or more; on the CPU a C++ compiler is
-    needed."""
+    """Compile the decoder; the first batches take half a minute or more. On the CPU this needs a C++ compiler."""
     calibrate: bool = False
     """Score options by what the prompt adds to them: less their score behind a prompt without the input."""
     dtype: str = "float32"

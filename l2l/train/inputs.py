@@ -158,15 +158,15 @@ class Closures:
             return partial(batch_loss, self.model, self.batcher.batch(indices), self.batcher.form)
         starts = range(0, len(indices), self.micro_batch)
         chunks = [[self.batcher.examples[i] for i in indices[start : start + self.micro_batch]] for start in starts]
-        weights = [self._weight(chunk) for chunk in chunks]
+        # The mean of the task's loss is taken over examples, or over tokens of their gold options.
+        weights = [
+            len(chunk)
+            if self.batcher.form == "classification"
+            else sum(len(example.options[example.gold[0]].targets) for example in chunk)
+            for chunk in chunks
+        ]
         pairs = zip(chunks, weights, strict=True)
         return MicroBatched(tuple(self._micro_loss(chunk, weight / sum(weights)) for chunk, weight in pairs))
-
-    def _weight(self, examples: Sequence[Encoded]) -> int:
-        """The number that the mean of the task's loss is taken over: examples, or tokens of their gold options."""
-        if self.batcher.form == "classification":
-            return len(examples)
-        return sum(len(example.options[example.gold[0]].targets) for example in examples)
 
     def _micro_loss(self, examples: Sequence[Encoded], share: float) -> Closure:
         # The first batch of a batcher of these examples alone holds all of them.

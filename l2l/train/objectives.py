@@ -55,12 +55,9 @@ def find_objective(
     """The objective of that name; None for ``loss``, which closures compute by themselves.
 
     Args:
-        name: ``loss``; ``accuracy`` of the best scored option; ``f1`` or ``exact_match`` of generated answers; or the
-            path of a callable. The built-in scores are negated means, so that less is better.
-        task: of the run.
-        example_row: one of its rows, which shows whether there are answers to compare with.
+        name: see :class:`l2l.train.config.FineTuneConfig`. The built-in scores are negated means: less is better.
+        example_row: a row of the task, which shows whether there are answers to compare with.
         max_length: most tokens per row; None: the model's context, at most 2048.
-        max_new_tokens: most tokens of a generated answer.
         micro_batch: rows per forward pass; None: 32.
         grouping: how options may share rows; see :func:`l2l.tasks.evaluate.evaluate`.
 

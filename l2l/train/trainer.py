@@ -10,9 +10,10 @@ import hashlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -164,19 +165,25 @@ def prepare_fine_tuning(
         lr = "auto" if built.step_is_normalized else config.lr
         for line in doubts(config.scheme, lr, built.epsilon, sum(p.numel() for p in model.parameters())):
             logger.warning("%s", line)
-    optimizer = ZOOptimizer(
-        model,
-        built,
-        config.lr,
-        config.seed,
-        config.weight_decay,
-        perturb=config.perturb,
-        update=config.update,
-        curvature_lr=config.curvature_lr(),
-        sparse_embeddings=config.sparse_embeddings,
-    )
-    _check_forward(config, model, optimizer)
-    batcher = _make_batcher(inputs)
+    modes = {name: getattr(config, name) for name in ("perturb", "update", "sparse_embeddings")}
+    controller = config.curvature_lr()
+    optimizer = ZOOptimizer(model, built, config.lr, config.seed, config.weight_decay, curvature_lr=controller, **modes)
+    # Options that would only fail in the first step are refused here.
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if config.sparse_embeddings and head is not None and head.weight is embedding.weight:
+        raise ValueError(
+            "sparse_embeddings=True, but the embedding is tied to the head, whose logits read every row: leave it off"
+        )
+    if config.compile and (config.sparse_embeddings or optimizer.theta.mode == "functional"):
+        raise ValueError(
+            "compile=True needs weights that are perturbed in place: a compiled forward cannot be given transient copies. "
+            "Leave compile off, or use float32 with perturb='in_place' and sparse_embeddings off"
+        )
+    encoder, tokenizer = encoder_for(model), inputs.tokenizer
+    encoded = encoder.encode(inputs.task, inputs.splits.train, tokenizer, context_length(model, config.max_length))
+    grouping = Grouping.of(model, config.length_groups, config.share_prompts)
+    form, pad_id = inputs.task.form, encoder.pad_id(tokenizer)
+    batcher = Batcher(encoded, form, pad_id, config.batch_size, config.seed, model.device, grouping)
     if config.compile:
         compile_decoder(model)
     closures = make_closures(inputs, built, batcher)
@@ -235,29 +242,6 @@ def fitting_tuner(
     return bound
 
 
-def _check_forward(config: FineTuneConfig, model: PreTrainedModel, optimizer: ZOOptimizer) -> None:
-    """Refuse options that would only fail in the first step."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if config.sparse_embeddings and head is not None and head.weight is embedding.weight:
-        raise ValueError(
-            "sparse_embeddings=True, but the embedding is tied to the head, whose logits read every row: leave it off"
-        )
-    if config.compile and (config.sparse_embeddings or optimizer.theta.mode == "functional"):
-        raise ValueError(
-            "compile=True needs weights that are perturbed in place: a compiled forward cannot be given transient copies. "
-            "Leave compile off, or use float32 with perturb='in_place' and sparse_embeddings off"
-        )
-
-
-def _make_batcher(inputs: RunInputs) -> Batcher:
-    config, model, tokenizer = inputs.config, inputs.model, inputs.tokenizer
-    encoder = encoder_for(model)
-    encoded = encoder.encode(inputs.task, inputs.splits.train, tokenizer, context_length(model, config.max_length))
-    grouping = Grouping.of(model, config.length_groups, config.share_prompts)
-    pad_id = encoder.pad_id(tokenizer)
-    return Batcher(encoded, inputs.task.form, pad_id, config.batch_size, config.seed, model.device, grouping)
-
-
 # The run.
 
 
@@ -276,27 +260,46 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
             else:
                 while not session.done:
                     advance(session.step(context.optimizer))
-    return _finish(session, expected, peak.bytes)
+    done, splits, optimizer = session.progress, context.splits, context.optimizer
+    last = session.score(context.reported_train), session.score(splits.test)
+    optimizer.theta.assign(read_tensors(folder.path / "best.pt"))
+    best = session.score(splits.dev), session.score(splits.test)
+    figures = {"scheme": config.scheme, "lr": config.lr, "epsilon": config.epsilon, "steps": done.step, "passes": done.passes}
+    figures |= {
+        "estimate": {"peak_bytes": expected.peak_bytes, "seconds_per_step": expected.seconds_per_step},
+        "measured": {"peak_bytes": peak.bytes, "seconds_per_step": done.seconds / max(done.step, 1)},
+        "initial_loss": done.initial_train_loss,
+        "objective": {"name": config.objective, "best_dev": done.best_dev_loss},
+    }
+    figures |= {"blocks": len(optimizer.blocks), "trained_parameters": optimizer.blocks.numel}
+    figures |= {"perturb": optimizer.theta.mode, "update": optimizer.theta.update}
+    summary = _summary(context, last, best, done.best_step, done.seconds, peak.bytes, figures)
+    if config.save_model:
+        model, target = context.model, folder.path / "model"
+        if config.scheme in ADAPTERS:
+            source = model_identity(model)
+            base = Path(source.id)  # absolute: the adapter will be loaded from other working directories
+            local = source.id and source.id != EMBEDDED and base.is_dir()
+            save_adapter(model, target, AdapterBase(str(base.resolve()) if local else source.id, source.revision))
+        else:
+            model.save_pretrained(target)
+        context.tokenizer.save_pretrained(target)
+    draw_curves(folder.path, config.objective)
+    folder.finish(summary)
+    (folder.path / "best.pt").unlink()  # last: until the run is finished it can be continued
+    return FineTuneResult(context.model, summary, folder.path)
 
 
 def _expected_costs(context: RunContext) -> Expectation:
     """Predicted time and memory: printed before the run, and recorded beside what was measured."""
-    config, batcher, theta = context.config, context.closures.batcher, context.optimizer.theta
+    config, batcher, optimizer = context.config, context.closures.batcher, context.optimizer
     longest = sorted(batcher.examples, key=lambda example: -max(len(option.ids) for option in example.options))
     whole = replace(batcher.grouping, groups=1)
     evaluated = collate(longest[:EVALUATED], "classification", batcher.pad_id, grouping=whole)
     batches = [batcher.at(step) for step in range(0, config.steps, max(1, config.steps // SAMPLED))]
-    return expect(
-        context.model,
-        context.optimizer.blocks,
-        theta.mode,
-        theta.update == "master",
-        context.optimizer.method,
-        batches,
-        [evaluated],
-        measure=config.steps >= WORTH_MEASURING,
-        every=config.curvature_every if config.lr == "auto" else 0,
-    )
+    trained = context.model, optimizer.blocks, optimizer.theta.mode, optimizer.theta.update == "master", optimizer.method
+    every = config.curvature_every if config.lr == "auto" else 0
+    return expect(*trained, batches, [evaluated], measure=config.steps >= WORTH_MEASURING, every=every)
 
 
 @dataclass
@@ -329,11 +332,17 @@ class Session:
             self.progress = Progress(**state["progress"])
         after = self.progress.step - 1 if folder.resumed else None
         method = context.optimizer.method
+        tuner_hash = None
+        if isinstance(method, Learned):
+            digest, tuner = hashlib.blake2b(digest_size=16), method.tuner
+            for name, value in {**tuner.network.state_dict(), **(tuner.basis or {})}.items():
+                digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+            tuner_hash = digest.hexdigest()
         head = {
             "seed": self.config.seed,
             "epsilon": None if isinstance(method, FirstOrder) else method.epsilon,
             "method": self.config.method,
-            "tuner": _tuner_hash(method.tuner) if isinstance(method, Learned) else None,
+            "tuner": tuner_hash,
         }
         self.metrics = MetricsLog(folder.path, COLUMNS, after)
         self.log = RunLog(folder.path, head, after)
@@ -377,13 +386,8 @@ class Session:
         assert report is not None, "a step leaves a report"
         now.step, now.passes = step + 1, now.passes + report.passes
         self._tick()
-        values = {
-            "train_loss": report.loss,
-            "projected_gradient": report.projected_gradient,
-            "lr": report.lr[0],
-            "passes": now.passes,
-            "seconds": round(now.seconds, 3),
-        }
+        values = {"train_loss": report.loss, "projected_gradient": report.projected_gradient, "lr": report.lr[0]}
+        values |= {"passes": now.passes, "seconds": round(now.seconds, 3)}
         if report.curvature is not None:
             values["curvature"] = report.curvature
         if now.step % self.config.eval_every == 0 or self.done:
@@ -429,22 +433,10 @@ class Session:
         self.context.optimizer.theta.restore()
         return {block.name: block.tensor.detach() for block in self.context.optimizer.blocks}
 
-    def load_best(self) -> None:
-        """Put the weights of the best step into the model."""
-        self.context.optimizer.theta.assign(read_tensors(self.folder.path / "best.pt"))
-
     def close(self) -> None:
         """Close the logs."""
         self.metrics.close()
         self.log.close()
-
-
-def _tuner_hash(tuner: Tuner) -> str:
-    """BLAKE2 hash of the tuner's weights, as hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in {**tuner.network.state_dict(), **(tuner.basis or {})}.items():
-        digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 # The Lightning trainer around a session.
@@ -455,10 +447,7 @@ class Steps(IterableDataset[int]):
     """Endless step numbers: batches are a function of the step, so the loader has no state to restore."""
 
     def __iter__(self) -> Iterator[int]:
-        step = 0
-        while True:
-            yield step
-            step += 1
+        return count()
 
 
 def _run_lightning(session: Session, advance: Callable[[float], None]) -> None:
@@ -517,41 +506,6 @@ def fit(trainer: lightning.Trainer, module: lightning.LightningModule, **options
 # Results.
 
 
-def _finish(session: Session, expected: Expectation, peak_bytes: int) -> FineTuneResult:
-    context, config, folder, done = session.context, session.config, session.folder, session.progress
-    splits, optimizer = context.splits, context.optimizer
-    last = {"train": session.score(context.reported_train), "test": session.score(splits.test)}
-    session.load_best()
-    best = {"dev": session.score(splits.dev), "test": session.score(splits.test)}
-    summary = _summary(
-        context,
-        last,
-        best,
-        done.seconds,
-        peak_bytes,
-        best_step=done.best_step,
-        scheme=config.scheme,
-        lr=config.lr,
-        epsilon=config.epsilon,
-        steps=done.step,
-        passes=done.passes,
-        estimate={"peak_bytes": expected.peak_bytes, "seconds_per_step": expected.seconds_per_step},
-        measured={"peak_bytes": peak_bytes, "seconds_per_step": done.seconds / max(done.step, 1)},
-        initial_loss=done.initial_train_loss,
-        objective={"name": config.objective, "best_dev": done.best_dev_loss},
-        blocks=len(optimizer.blocks),
-        trained_parameters=optimizer.blocks.numel,
-        perturb=optimizer.theta.mode,
-        update=optimizer.theta.update,
-    )
-    if config.save_model:
-        _save_trained(context, folder.path / "model")
-    draw_curves(folder.path, config.objective)
-    folder.finish(summary)
-    (folder.path / "best.pt").unlink()  # last: until the run is finished it can be continued
-    return FineTuneResult(context.model, summary, folder.path)
-
-
 def run_baseline(baseline: Baseline, inputs: RunInputs, folder: RunDirectory) -> FineTuneResult:
     """Measure a baseline and write ``config.yaml``, ``metrics.csv`` and ``summary.json``, with the fields of any run.
 
@@ -569,30 +523,22 @@ def run_baseline(baseline: Baseline, inputs: RunInputs, folder: RunDirectory) ->
     with closing(MetricsLog(folder.path, COLUMNS)) as log:
         values = {"train_loss": found.train.loss, "passes": found.passes, "seconds": round(seconds, 3)}
         log.log(0, **values, dev_loss=found.dev.loss, dev_metric=found.dev.value)
-    summary = _summary(
-        inputs,
-        {"train": found.train, "test": found.test},
-        {"dev": found.dev, "test": found.test},
-        seconds,
-        peak.bytes,
-        passes=found.passes,
-        initial_loss=found.initial.loss,
-        note="; ".join(filter(None, (inputs.splits.note, found.note))),
-        trained_parameters=found.trained,
-        baseline=found.details,
-    )
+    figures = {"passes": found.passes, "initial_loss": found.initial.loss, "trained_parameters": found.trained}
+    figures |= {"note": "; ".join(filter(None, (inputs.splits.note, found.note))), "baseline": found.details}
+    last, best = (found.train, found.test), (found.dev, found.test)
+    summary = _summary(inputs, last, best, -1, seconds, peak.bytes, figures)
     folder.finish(summary)
     return FineTuneResult(inputs.model, summary, folder.path)
 
 
 def _summary(
     inputs: RunInputs,
-    last: Mapping[str, Scores],
-    best: Mapping[str, Scores],
+    last: tuple[Scores, Scores],
+    best: tuple[Scores, Scores],
+    best_step: int,
     seconds: float,
     peak_bytes: int,
-    best_step: int = -1,
-    **figures: Any,
+    figures: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of ``summary.json``. ``figures`` replace the values of a run that takes no steps, and add to them.
 
@@ -600,48 +546,23 @@ def _summary(
         last: scores on train and test with the last weights.
         best: scores on dev and test with the weights of ``best_step``.
     """
-    config, splits = inputs.config, inputs.splits
-    summary = {
-        "task": inputs.task.label,
-        "method": config.method,
-        "scheme": "none",
-        "model": vars(model_identity(inputs.model)),
-        "lr": None,
-        "epsilon": None,
-        "seed": config.seed,
-        "steps": 0,
-        "passes": 0,
-        "seconds": round(seconds, 2),
+    config, splits, (train, test) = inputs.config, inputs.splits, last
+    found = {"task": inputs.task.label, "method": config.method, "scheme": "none", "model": vars(model_identity(inputs.model))}
+    found |= {"lr": None, "epsilon": None, "seed": config.seed, "steps": 0, "passes": 0, "seconds": round(seconds, 2)}
+    found |= {
         "estimate": {"peak_bytes": None, "seconds_per_step": None},
         "measured": {"peak_bytes": peak_bytes, "seconds_per_step": None},
         "initial_loss": None,
-        "final_loss": last["train"].loss,
-        "accuracy": last["test"].value,
-        "last": {name: scores.plain() for name, scores in last.items()},
-        "best": {"step": best_step, **{name: scores.plain() for name, scores in best.items()}},
-        "objective": {"name": config.objective, "best_dev": best["dev"].loss},
+        "final_loss": train.loss,
+        "accuracy": test.value,
+        "last": {"train": train.plain(), "test": test.plain()},
+        "best": {"step": best_step, "dev": best[0].plain(), "test": best[1].plain()},
+        "objective": {"name": config.objective, "best_dev": best[0].loss},
         "rows": {name: len(getattr(splits, name)) for name in ("train", "dev", "test")},
         "note": splits.note,
-        "blocks": 0,
-        "trained_parameters": 0,
-        "perturb": None,
-        "update": None,
-        "dtype": str(inputs.model.dtype).removeprefix("torch."),
     }
-    return summary | figures | {"config": asdict(config)}
-
-
-def _save_trained(context: RunContext, target: Path) -> None:
-    """Write what the run trained, the adapter where there is one, else the whole model; and the tokenizer."""
-    model = context.model
-    if context.config.scheme in ADAPTERS:
-        source = model_identity(model)
-        folder = Path(source.id)  # absolute: the adapter will be loaded from other working directories
-        base = str(folder.resolve()) if source.id and source.id != EMBEDDED and folder.is_dir() else source.id
-        save_adapter(model, target, AdapterBase(base, source.revision))
-    else:
-        model.save_pretrained(target)
-    context.tokenizer.save_pretrained(target)
+    found |= {"blocks": 0, "trained_parameters": 0, "perturb": None, "update": None}
+    return found | {"dtype": str(inputs.model.dtype).removeprefix("torch.")} | figures | {"config": asdict(config)}
 
 
 def draw_curves(folder: Path, objective: str = "loss") -> Path:
@@ -661,8 +582,7 @@ def fine_tune_command(config: FineTuneConfig) -> None:
     if folder.resumed:
         print(f"continuing the run in {config.out}")
     result = start_fine_tuning(config, folder)
-    summary = result.summary
-    if summary["note"]:
+    if (summary := result.summary)["note"]:
         print(summary["note"])
     shown = ("task", "method", "lr", "steps", "passes", "initial_loss", "final_loss", "seconds")
     best, test = summary["best"]["step"], summary["best"]["test"]

@@ -16,17 +16,21 @@ from l2l.noise import Key, standard_noise
 from l2l.optim import CurvatureLRState, curvature, learning_rate
 from l2l.params import PerturbedParameters
 from l2l.params.blocks import Blocks
-from l2l.tools.lr_probe import EPSILONS, ProbeConfig, ProbeResult, pairs, probe
-from l2l.tools.lr_probe_maths import (
+from l2l.tools.lr_probe import (
+    EPSILONS,
     STEP_FRACTIONS,
     Exactness,
     LineLosses,
+    ProbeConfig,
+    ProbeResult,
     SlopeNoise,
     advise,
     choose_epsilon,
     choose_step_fraction,
     exactness,
     expected_change,
+    pairs,
+    probe,
     reasons,
     slope_noise,
     truncation,

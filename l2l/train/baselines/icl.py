@@ -46,8 +46,13 @@ class InContext(Baseline):
         rest = splits.train[len(chosen) :][: config.test_size] or inputs.reported_train
         train, dev, test = (inputs.score(rows, grouping, task) for rows in (rest, splits.dev, splits.test))
         counts = [fitting(row) for row in splits.test]
-        details = {"shots": len(chosen), "shots_mean": fmean(counts), "shots_least": min(counts)}
-        return BaselineScores(initial, train, dev, test, note=_note(counts, len(chosen)), details=details)
+        asked, mean = len(chosen), fmean(counts)
+        note = (
+            f"of {asked} demonstrations {mean:.1f} fit before a test row on average, fewer than asked before "
+            f"{sum(count < asked for count in counts)} of {len(counts)} rows, none before {counts.count(0)}"
+        )
+        details = {"shots": asked, "shots_mean": mean, "shots_least": min(counts)}
+        return BaselineScores(initial, train, dev, test, note="" if min(counts) == asked else note, details=details)
 
 
 def with_demonstrations(
@@ -86,14 +91,3 @@ def with_demonstrations(
         return replace(plain, prompt="".join(shown[len(shown) - fitting(row) :]) + plain.prompt)
 
     return replace(task, example=example), fitting
-
-
-def _note(counts: Sequence[int], asked: int) -> str:
-    """One sentence where rows have fewer demonstrations than were asked for."""
-    if min(counts) == asked:
-        return ""
-    short, bare = sum(count < asked for count in counts), sum(count == 0 for count in counts)
-    return (
-        f"of {asked} demonstrations {fmean(counts):.1f} fit before a test row on average, fewer than asked before "
-        f"{short} of {len(counts)} rows, none before {bare}"
-    )
