@@ -127,13 +127,7 @@ def _sharing(model: PreTrainedModel, encoded: list[Encoded]) -> Grouping:
 
 
 def _score_options(
-    model: PreTrainedModel,
-    pad_id: int,
-    batch_size: int,
-    progress: bool,
-    task: Task,
-    encoded: list[Encoded],
-    grouping: Grouping,
+    model: PreTrainedModel, pad_id: int, batch_size: int, progress: bool, task: Task, encoded: list[Encoded], grouping: Grouping
 ) -> tuple[float, list[int], list[list[float]]]:
     """Mean loss; the best scored option of each example; the log-probabilities of each example's options, in nats."""
     from tqdm import tqdm

@@ -45,13 +45,7 @@ def _task(
 
     variants = {} if empty is None else {"empty": lambda row: replace(example(row), prompt=fill(empty, row))}
     return Task(
-        name,
-        source,
-        (*fields, label),
-        example,
-        variants=variants,
-        contextless=lambda row: fill(contextless, row),
-        **others,
+        name, source, (*fields, label), example, variants=variants, contextless=lambda row: fill(contextless, row), **others
     )
 
 

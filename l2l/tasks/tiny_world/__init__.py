@@ -3,15 +3,7 @@
 Pretraining itself is ``benchmarks/tiny_world/pretrain.py``.
 """
 
-POOL = (
-    "world_sentiment",
-    "world_topic",
-    "world_entailment",
-    "world_category",
-    "world_question",
-    "world_feeling",
-    "world_job",
-)
+POOL = ("world_sentiment", "world_topic", "world_entailment", "world_category", "world_question", "world_feeling", "world_job")
 """Tasks of the meta-training pool."""
 
 VALIDATION = ("world_season", "world_where")
