@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
-from torch.nn import functional
 
 from l2l.models import load as loading
 from l2l.models.kinds import auto_class, kind_of_config
@@ -418,7 +416,7 @@ def _product_speed(rows: int, width: int, dtype: torch.dtype, device: torch.devi
     columns = max(16, min(int(flops / (2 * rows * width)), coordinates // width))
     states = torch.full((rows, width), 0.5, dtype=dtype, device=device)
     matrix = torch.full((columns, width), 0.25, dtype=dtype, device=device)
-    return 2 * rows * width * columns / seconds_of(lambda: functional.linear(states, matrix), device)
+    return 2 * rows * width * columns / seconds_of(lambda: torch.nn.functional.linear(states, matrix), device)
 
 
 @lru_cache(maxsize=64)
@@ -426,7 +424,7 @@ def _attention_seconds(form: tuple[int, int, int, int], dtype: torch.dtype, devi
     """Seconds of attention on states [rows, heads, length, size of a head]."""
     state, (rows, _, length, _) = torch.full(form, 0.5, dtype=dtype, device=device), form
     mask = torch.ones(length, length, dtype=torch.bool, device=device).tril().expand(rows, 1, length, length)
-    work = functional.scaled_dot_product_attention
+    work = torch.nn.functional.scaled_dot_product_attention
     return seconds_of(lambda: work(state, state, state, attn_mask=mask).transpose(1, 2).contiguous(), device)
 
 
@@ -434,8 +432,8 @@ def _attention_seconds(form: tuple[int, int, int, int], dtype: torch.dtype, devi
 def _pointwise_seconds(tokens: int, width: int, expanded: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
     state = torch.full((tokens, width), 0.5, dtype=dtype, device=device)
     wide = torch.full((tokens, expanded), 0.5, dtype=dtype, device=device)
-    twice = [lambda: functional.layer_norm(state, (width,)), lambda: torch.add(state, state)] * 2
-    return seconds_of(lambda: [work() for work in (*twice, lambda: functional.gelu(wide))], device)
+    twice = [lambda: torch.nn.functional.layer_norm(state, (width,)), lambda: torch.add(state, state)] * 2
+    return seconds_of(lambda: [work() for work in (*twice, lambda: torch.nn.functional.gelu(wide))], device)
 
 
 @lru_cache(maxsize=8)
@@ -444,8 +442,8 @@ def _small_seconds(device: torch.device, threads: int) -> tuple[float, float]:
     rows, columns = 16, 2**15
     logits = torch.full((rows, columns), 0.5, device=device)
     targets = torch.zeros(rows, dtype=torch.int64, device=device)
-    loss = seconds_of(lambda: functional.cross_entropy(logits, targets, reduction="none"), device)
-    module, little = nn.Linear(8, 8, device="meta").to_empty(device=device), torch.zeros(8, 8, device=device)
+    loss = seconds_of(lambda: torch.nn.functional.cross_entropy(logits, targets, reduction="none"), device)
+    module, little = torch.nn.Linear(8, 8, device="meta").to_empty(device=device), torch.zeros(8, 8, device=device)
     call = seconds_of(lambda: [module(little) for _ in range(32)], device) / 32
     # A model's module costs about four small calls: its own, and those around it (views, additions, checks).
     return loss / (rows * columns), 4 * call

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, Literal, TypeAlias, final, get_args
 
 import torch
-from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
@@ -203,10 +202,10 @@ class _Counter:
             *others, last = closure.pieces
             return MicroBatched((*others, self(last)))
 
-        def counted() -> Tensor | float:
+        def counted() -> torch.Tensor | float:
             value = closure()
             self.passes += 1
-            if isinstance(value, Tensor):  # two passes more follow a graph backwards; a tangent has cost one more
+            if isinstance(value, torch.Tensor):  # two passes more follow a graph backwards; a tangent has cost one more
                 self.passes += 2 if value.requires_grad else forward_ad.unpack_dual(value).tangent is not None
             return value
 
@@ -360,7 +359,7 @@ class ZOOptimizer(Optimizer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: torch.nn.Module,
         method: base.Method[Any] | base.FirstOrder[Any],
         lr: LearningRate = 1e-6,
         seed: int = 0,

@@ -5,14 +5,13 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor
 from torch.autograd.graph import Node
 
 from l2l.estimators.finite_difference import Closure, as_loss
 from l2l.params.blocks import Blocks
 
 
-def consume_gradients(closure: Closure, blocks: Blocks, consume: Callable[[int, Tensor], None]) -> float:
+def consume_gradients(closure: Closure, blocks: Blocks, consume: Callable[[int, torch.Tensor], None]) -> float:
     """Loss and gradient at the present parameters; ``consume(i, gradient_i)`` is called once per block, in backward order.
 
     Peak memory: the activations and the gradients in flight, never a gradient per parameter. Gradients that the caller
@@ -25,7 +24,7 @@ def consume_gradients(closure: Closure, blocks: Blocks, consume: Callable[[int, 
     with torch.enable_grad(), _gradients_handed_over(blocks, consume):
         loss = closure()
         value = as_loss(loss)
-        if not isinstance(loss, Tensor) or not loss.requires_grad:
+        if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
             raise TypeError("the closure returned a loss without a graph: do not detach it or call .item() in it")
         # Let autograd add up the parts of the gradient of a tensor that is used more than once without a third tensor.
         # It adds in place where it alone holds the first part. A part that is a transposed view of the matrix that the head
@@ -36,17 +35,17 @@ def consume_gradients(closure: Closure, blocks: Blocks, consume: Callable[[int, 
     return value
 
 
-def summed_gradients(pieces: Iterable[Closure], blocks: Blocks) -> tuple[float, dict[int, Tensor]]:
+def summed_gradients(pieces: Iterable[Closure], blocks: Blocks) -> tuple[float, dict[int, torch.Tensor]]:
     """(loss, gradient by index of the block) of the sum of the pieces, one :func:`consume_gradients` each."""
-    found: dict[int, Tensor] = {}
+    found: dict[int, torch.Tensor] = {}
 
-    def gather(index: int, gradient: Tensor) -> None:
+    def gather(index: int, gradient: torch.Tensor) -> None:
         found[index] = found[index].add_(gradient) if index in found else gradient
 
     return sum(consume_gradients(piece, blocks, gather) for piece in pieces), found
 
 
-def _repeated(loss: Tensor) -> list[Node]:
+def _repeated(loss: torch.Tensor) -> list[Node]:
     """Nodes of the loss's graph that hand a part of its gradient to a leaf that gets further parts."""
     givers: dict[Node, list[Node]] = {}
     waiting = [] if loss.grad_fn is None else [loss.grad_fn]
@@ -63,10 +62,10 @@ def _repeated(loss: Tensor) -> list[Node]:
 
 
 @contextmanager
-def _gradients_handed_over(blocks: Blocks, consume: Callable[[int, Tensor], None]) -> Iterator[None]:
+def _gradients_handed_over(blocks: Blocks, consume: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
     kept = [(block.tensor, block.tensor.requires_grad, block.tensor.grad) for block in blocks]
 
-    def take(tensor: Tensor, index: int) -> None:
+    def take(tensor: torch.Tensor, index: int) -> None:
         gradient, tensor.grad = tensor.grad, None
         if gradient is not None:
             consume(index, gradient)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TypeAlias, final
 
 import torch
-from torch import Tensor
 
 from l2l.noise import Key
 from l2l.params import Direction, PerturbedParameters
 
-Closure: TypeAlias = Callable[[], Tensor | float]
+Closure: TypeAlias = Callable[[], torch.Tensor | float]
 """Computes the loss at the present parameters: a scalar tensor or a float."""
 
 
@@ -53,9 +52,9 @@ def finite_loss(closure: Closure) -> float:
         return as_loss(closure())
 
 
-def as_loss(value: Tensor | float) -> float:
+def as_loss(value: torch.Tensor | float) -> float:
     """A scalar tensor or number as a finite float; errors as of :func:`finite_loss`."""
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         if value.numel() != 1:
             raise TypeError(f"the closure returned a tensor of shape {tuple(value.shape)}; return a scalar loss")
         value = value.detach().double().item()
@@ -79,7 +78,7 @@ class MicroBatched:
     whole: Closure | None = None
     """Adds them up in its own way; None: one after the other."""
 
-    def __call__(self) -> Tensor | float:
+    def __call__(self) -> torch.Tensor | float:
         if self.whole is not None:
             return self.whole()
         first, *rest = self.pieces

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -33,11 +31,11 @@ def forward_gradient(closure: Closure, theta: PerturbedParameters, direction: Di
     theta.perturb(direction, 0.0)  # unperturbed, but sparse embeddings note which rows are read
     slope, duals = None, _Duals(theta.blocks, direction)
 
-    def differentiated() -> Tensor | float:
+    def differentiated() -> torch.Tensor | float:
         nonlocal slope
         with duals, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
             value = closure()  # with gradients on, no code switches to inference mode; no graph is built of duals
-        tangent = forward_ad.unpack_dual(value).tangent if isinstance(value, Tensor) else None
+        tangent = forward_ad.unpack_dual(value).tangent if isinstance(value, torch.Tensor) else None
         if tangent is not None and tangent.numel() == 1:
             slope = tangent.double().item()
         return value
@@ -75,7 +73,7 @@ class _Duals(TorchFunctionMode):
             return func(*args, **kwargs)
         found = {id(value): self._index[id(value)] for value in values if id(value) in self._index}
         for value in values:  # quantised kernels compute outside of what forward-mode rules cover
-            quantised = isinstance(value, nn.Parameter) and id(value) not in found
+            quantised = isinstance(value, torch.nn.Parameter) and id(value) not in found
             if quantised and (not value.is_floating_point() or hasattr(type(value), "__tensor_flatten__")):
                 raise ValueError(
                     f"a weight of shape {tuple(value.shape)} is quantised, and its kernels drop derivatives: forward "
@@ -83,12 +81,12 @@ class _Duals(TorchFunctionMode):
                 )
         if not found:
             return func(*args, **kwargs)
-        if func is functional.embedding and len(args) > 1 and id(args[1]) in found and not renormalises(args, kwargs):
+        if func is torch.nn.functional.embedding and len(args) > 1 and id(args[1]) in found and not renormalises(args, kwargs):
             with torch.no_grad():  # rows of the stored weights, read as in any evaluation; the same rows of u as tangent
-                rows = functional.embedding(*args, **kwargs)
-                return forward_ad.make_dual(rows, functional.embedding(args[0], self._tangent(found[id(args[1])])))
+                rows = torch.nn.functional.embedding(*args, **kwargs)
+                return forward_ad.make_dual(rows, torch.nn.functional.embedding(args[0], self._tangent(found[id(args[1])])))
         duals = {key: forward_ad.make_dual(self._stored[index], self._tangent(index)) for key, index in found.items()}
         return func(*mapped(args, duals), **mapped(kwargs, duals))
 
-    def _tangent(self, index: int) -> Tensor:
+    def _tangent(self, index: int) -> torch.Tensor:
         return dense_direction(self._direction, self._blocks, index).to(self._stored[index].dtype)

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from l2l.estimators.finite_difference import Closure
 from l2l.params.functional import mapped
 
-_DETACHING = {Tensor.detach, torch.detach, Tensor.data.__get__}  # pyright: ignore[reportAttributeAccessIssue]
+_DETACHING = {torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__}  # pyright: ignore[reportAttributeAccessIssue]
 """Cut gradients, and change no value: done again, they are left out."""
 
 
@@ -27,15 +26,15 @@ class Outputs(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[tuple[Callable[..., Any], Any, dict[str, Any], Any]] = []  # function, arguments, result
-        self._made_of_parameters: dict[int, weakref.ref[Tensor]] = {}
+        self._made_of_parameters: dict[int, weakref.ref[torch.Tensor]] = {}
         self._versions: dict[int, int] = {}
-        self._loss: Tensor = torch.zeros(())
+        self._loss: torch.Tensor = torch.zeros(())
 
-    def during(self, closure: Closure) -> Tensor | float:
+    def during(self, closure: Closure) -> torch.Tensor | float:
         """The closure's value, watched."""
         with self:
             value = closure()
-        self._loss = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+        self._loss = value if isinstance(value, torch.Tensor) else torch.tensor(float(value), dtype=torch.float64)
         self._made_of_parameters.clear()
         return value
 
@@ -52,20 +51,20 @@ class Outputs(TorchFunctionMode):
             self._made_of_parameters |= {id(tensor): weakref.ref(tensor) for tensor in made}
         elif any(of_parameters) and made:
             self._calls, self._versions = [], {}
-        elif given and (made or func is Tensor.__setitem__):
+        elif given and (made or func is torch.Tensor.__setitem__):
             self._calls.append((func, args, kwargs, result))
             self._versions = versions | self._versions
         return result
 
-    def _is_of_parameters(self, tensor: Tensor) -> bool:
+    def _is_of_parameters(self, tensor: torch.Tensor) -> bool:
         known = self._made_of_parameters.get(id(tensor))
-        return isinstance(tensor, nn.Parameter) or (known is not None and known() is tensor)
+        return isinstance(tensor, torch.nn.Parameter) or (known is not None and known() is tensor)
 
     @property
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[torch.Tensor]:
         """The outputs, in the order in which the loss reads them. The loss itself where it cannot be told apart."""
         made: set[int] = set()
-        found: dict[int, Tensor] = {}
+        found: dict[int, torch.Tensor] = {}
         for _, args, kwargs, result in self._calls:
             for tensor in _tensors((args, kwargs)):
                 if tensor.is_floating_point() and id(tensor) not in made:
@@ -73,7 +72,7 @@ class Outputs(TorchFunctionMode):
             made |= {id(tensor) for tensor in _tensors(result)}
         return list(found.values()) if id(self._loss) in made else [self._loss]
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self) -> list[torch.Tensor]:
         """Gradient of the loss with respect to each of :attr:`tensors`.
 
         Raises:
@@ -97,12 +96,12 @@ class Outputs(TorchFunctionMode):
         return [torch.zeros_like(out) if own is None else own for out, own in zip(outputs, found, strict=True)]
 
 
-def _version(tensor: Tensor) -> int:
+def _version(tensor: torch.Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    if isinstance(values, torch.Tensor):
         yield values
     elif isinstance(values, dict):
         for value in values.values():

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from torch import Tensor, nn
 
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.finite_difference import Closure
@@ -44,7 +43,7 @@ PUBLISHED_SPREAD = 0.75
 """Coefficient of variation of the published tuners' sigma: for a tuner whose own sigma is the same everywhere."""
 
 
-def gradient_agreement(closures: Sequence[Closure], blocks: Blocks) -> Tensor:
+def gradient_agreement(closures: Sequence[Closure], blocks: Blocks) -> torch.Tensor:
     """G_b [blocks] float64, an unbiased estimate of the squared norm of the full gradient per block; may be negative.
 
     The mean of <g_i, g_j> over all pairs of different batches: (|sum g|^2 - sum |g|^2) / (n (n - 1)). One gradient is
@@ -53,10 +52,10 @@ def gradient_agreement(closures: Sequence[Closure], blocks: Blocks) -> Tensor:
     count = len(closures)
     if count < 2:
         raise ValueError(f"{count} batches: agreement is between two at least")
-    sums: dict[int, Tensor] = {}
+    sums: dict[int, torch.Tensor] = {}
     squares = torch.zeros(len(blocks), dtype=torch.float64)
 
-    def take(index: int, gradient: Tensor) -> None:
+    def take(index: int, gradient: torch.Tensor) -> None:
         squares[index] += gradient.double().square().sum().item()
         sums[index] = gradient.double() + sums.get(index, 0.0)
 
@@ -66,7 +65,7 @@ def gradient_agreement(closures: Sequence[Closure], blocks: Blocks) -> Tensor:
     return (whole.double() - squares) / (count * (count - 1))
 
 
-def sigma_from(agreements: Sequence[Tensor], blocks: Blocks) -> Tensor:
+def sigma_from(agreements: Sequence[torch.Tensor], blocks: Blocks) -> torch.Tensor:
     """Sigma [blocks] float32 with sigma^2 proportional to G_b / d_b, mean square 1 over all coordinates.
 
     Each task's G is divided by its sum first, so that tasks have equal weight; negative ones count as 0, and no sigma is
@@ -80,7 +79,7 @@ def sigma_from(agreements: Sequence[Tensor], blocks: Blocks) -> Tensor:
     return (square * sizes.sum() / (square * sizes).sum()).sqrt().clamp(min=MIN_SIGMA).float()
 
 
-def boosted(model: nn.Module, forward: Callable[[], Any]) -> tuple[Tensor, str]:
+def boosted(model: torch.nn.Module, forward: Callable[[], Any]) -> tuple[torch.Tensor, str]:
     """Sigma [blocks] of 1, but :data:`BOOST` for the block that adds the largest vector to the residual stream; its name.
 
     Candidates are matrices with more inputs than outputs, embedding and head apart, as the output projection of an MLP.
@@ -92,8 +91,8 @@ def boosted(model: nn.Module, forward: Callable[[], Any]) -> tuple[Tensor, str]:
     matrices = {id(block.tensor): block for block in blocks if block.tensor.ndim == 2 and not block.embedding}
     largest: dict[str, float] = {}
 
-    def note(name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor) and inputs and inputs[0].shape[-1] > output.shape[-1]:
+    def note(name: str, _: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, torch.Tensor) and inputs and inputs[0].shape[-1] > output.shape[-1]:
             norm = float(output.detach().float().norm(dim=-1).max())
             largest[name] = max(norm, largest.get(name, 0.0))
 
@@ -111,7 +110,7 @@ def boosted(model: nn.Module, forward: Callable[[], Any]) -> tuple[Tensor, str]:
     return torch.tensor([BOOST if name == chosen else 1.0 for name in blocks.names]), chosen
 
 
-def initial_sigma(tuner: Tuner, blocks: Blocks) -> Tensor:
+def initial_sigma(tuner: Tuner, blocks: Blocks) -> torch.Tensor:
     """Sigma [blocks] of a tuner before the first step."""
     with torch.no_grad():
         return tuner.sigma(tuner.features(RunStatistics.start(blocks)), blocks.names)
@@ -148,7 +147,7 @@ class _Controls:
         """The judged contender with another tuner."""
         return self.entry(name, self.config.judged_contender, dict.fromkeys(self.setting.tasks, tuner))
 
-    def table(self, name: str, sigma: Tensor, **about: object) -> Tuner:
+    def table(self, name: str, sigma: torch.Tensor, **about: object) -> Tuner:
         """A tuner that is a table of the trainable blocks' sigma."""
         given = dict(zip(self.blocks.names, sigma.tolist(), strict=True))
         every = [given.get(block, 1.0) for block in Blocks.of(self.model, trainable=False).names]
@@ -165,7 +164,7 @@ class _Controls:
         pad_id, grouping = encoder.pad_id(self.tokenizer), Grouping.of(self.model, None)
         return Batcher(encoded, task.form, pad_id, self.setting.batch_size, seed, self.model.device, grouping)
 
-    def agreement(self, task: str) -> Tensor:
+    def agreement(self, task: str) -> torch.Tensor:
         """:func:`gradient_agreement` [blocks] on the first batches of a task, at the pretrained weights."""
         batches = self.batches(task)
 

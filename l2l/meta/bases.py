@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
 
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.finite_difference import Closure
@@ -32,7 +31,7 @@ ROWS = 4096
 """Rows of a matrix that are widened to float64 at a time."""
 
 
-ForwardPass: TypeAlias = tuple[Callable[[], object], Tensor | None]
+ForwardPass: TypeAlias = tuple[Callable[[], object], torch.Tensor | None]
 """A forward pass whose layer inputs are measured, and [R, T] bool: which positions are tokens, not padding. None: all."""
 
 
@@ -47,7 +46,7 @@ class Losses:
 
 
 def pool_basis(
-    model: nn.Module,
+    model: torch.nn.Module,
     pool: Sequence[PoolTask],
     source: Source,
     rank: int,
@@ -55,7 +54,7 @@ def pool_basis(
     batches: int = BATCHES,
     points: Sequence[int] = POINTS,
     config: MetaTrainConfig | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, torch.Tensor]:
     """Orthonormal columns [n, rank] float32 on the CPU, by block name: of matrices [m, n] with n > 2 * rank that are no
     embeddings; for ``activations``, those of nn.Linear. The model's weights are as before, bit for bit.
 
@@ -104,7 +103,7 @@ def gradient_basis(
     rank: int,
     points: Sequence[int] = POINTS,
     config: MetaTrainConfig | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, torch.Tensor]:
     """Leading right singular directions of the tasks' mean gradients, every task and every point with equal weight.
 
     Memory beside the model: a copy and a velocity, unless the only point is 0; one gradient; two [n, n] float64 per block.
@@ -138,7 +137,7 @@ def gradient_basis(
     return _leading_columns(blocks, total, rank)
 
 
-def mean_gradient_grams(blocks: Blocks, closures: Sequence[Closure], indices: Sequence[int]) -> dict[int, Tensor]:
+def mean_gradient_grams(blocks: Blocks, closures: Sequence[Closure], indices: Sequence[int]) -> dict[int, torch.Tensor]:
     """G^T G [n, n] float64 of each block's mean gradient G over independent batches, in units of its own trace.
 
     Of k batch gradients g_i with the sum S, (S^T S - sum g_i^T g_i) / (k (k - 1)) is the mean of g_i^T g_j over i != j, an
@@ -148,7 +147,7 @@ def mean_gradient_grams(blocks: Blocks, closures: Sequence[Closure], indices: Se
     k, grams = len(closures), _zero_grams(blocks, indices)
     sums = {i: torch.zeros_like(blocks[i].tensor.detach()) for i in indices}
 
-    def take(index: int, gradient: Tensor) -> None:
+    def take(index: int, gradient: torch.Tensor) -> None:
         if index in sums:
             sums[index] += gradient
             add_gram(grams[index], gradient, -1.0)
@@ -166,8 +165,8 @@ def mean_gradient_grams(blocks: Blocks, closures: Sequence[Closure], indices: Se
 
 
 def activation_basis(
-    blocks: Blocks, layers: Sequence[tuple[int, nn.Module]], tasks: Sequence[Sequence[ForwardPass]], rank: int
-) -> dict[str, Tensor]:
+    blocks: Blocks, layers: Sequence[tuple[int, torch.nn.Module]], tasks: Sequence[Sequence[ForwardPass]], rank: int
+) -> dict[str, torch.Tensor]:
     """Principal directions of the second moment of the layers' inputs, every task with equal weight.
 
     AGZO perturbs along those of each batch; here they are those of the pool, and fixed.
@@ -198,18 +197,18 @@ def activation_basis(
     return _leading_columns(blocks, total, rank)
 
 
-def linear_layers(model: nn.Module, blocks: Blocks, indices: Sequence[int]) -> list[tuple[int, nn.Module]]:
+def linear_layers(model: torch.nn.Module, blocks: Blocks, indices: Sequence[int]) -> list[tuple[int, torch.nn.Module]]:
     """(block, layer) of the nn.Linear layers with these weights. A layer that keeps its weight as [inputs, outputs] has its
     inputs along the rows, where there is no basis. ValueError where there are none."""
     place = {id(blocks[i].tensor): i for i in indices}
-    weights = [(module, id(module.weight)) for module in model.modules() if isinstance(module, nn.Linear)]
-    found: list[tuple[int, nn.Module]] = [(place[weight], module) for module, weight in weights if weight in place]
+    weights = [(module, id(module.weight)) for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    found: list[tuple[int, torch.nn.Module]] = [(place[weight], module) for module, weight in weights if weight in place]
     if not found:
         raise ValueError("basis='activations': no weight matrix belongs to an nn.Linear: use 'gradients'")
     return found
 
 
-def add_gram(into: Tensor, rows: Tensor, scale: float) -> None:
+def add_gram(into: torch.Tensor, rows: torch.Tensor, scale: float) -> None:
     """Add scale * rows^T rows to ``into`` [n, n] float64."""
     with torch.no_grad():
         for chunk in rows.split(ROWS):
@@ -217,18 +216,18 @@ def add_gram(into: Tensor, rows: Tensor, scale: float) -> None:
             into.addmm_(wide.t(), wide, alpha=scale)
 
 
-def leading(gram: Tensor, rank: int) -> Tensor:
+def leading(gram: torch.Tensor, rank: int) -> torch.Tensor:
     """[n, rank] float32: eigenvectors of the largest eigenvalues of a symmetric matrix, the largest first."""
     return torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1).float().contiguous()
 
 
-def _zero_grams(blocks: Blocks, indices: Sequence[int]) -> dict[int, Tensor]:
+def _zero_grams(blocks: Blocks, indices: Sequence[int]) -> dict[int, torch.Tensor]:
     """Zeros [n, n] float64 for each of these blocks [m, n]."""
     widths = {i: blocks[i].tensor.shape[1] for i in indices}
     return {i: torch.zeros(n, n, dtype=torch.float64, device=blocks[i].tensor.device) for i, n in widths.items()}
 
 
-def _leading_columns(blocks: Blocks, total: Mapping[int, Tensor], rank: int) -> dict[str, Tensor]:
+def _leading_columns(blocks: Blocks, total: Mapping[int, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
     """:func:`leading` of each matrix by block name; blocks whose matrix is zero have none."""
     for index, gram in total.items():
         if not bool(torch.isfinite(gram).all()):

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
 
 from l2l.estimators.backward import consume_gradients
 from l2l.meta.pool import PoolTask
@@ -39,7 +38,7 @@ rounding, and could otherwise be given a sigma without bounds."""
 
 def hessian_traces(
     point: MetaState, components: Components, direction: Direction, trace: Trace, probes: int
-) -> tuple[Tensor, int]:
+) -> tuple[torch.Tensor, int]:
     """[components] float64 estimates of trace(P_k H), averaged over the probes, and the forward passes they took.
 
     ``direction`` is that of the zeroth-order step at theta. ``probes`` are draws of labels, Rademacher directions, or
@@ -66,7 +65,7 @@ def hessian_traces(
     return found, passes
 
 
-def _curvature_along(point: MetaState, components: Components, direction: Direction, number: int) -> Tensor:
+def _curvature_along(point: MetaState, components: Components, direction: Direction, number: int) -> torch.Tensor:
     """<z_b, (H u)_b> under every component [components], from gradients at both sides of theta along u, for batch A or the
     further batch ``number - 1``. Two forward and backward passes."""
     closure = point.closure if number == 0 else point.further(number - 1)
@@ -76,7 +75,7 @@ def _curvature_along(point: MetaState, components: Components, direction: Direct
             dense = NoiseDots(blocks, replace(direction, basis=None, basis_sigma=()))
             products = components.zeros()
 
-            def take(index: int, gradient: Tensor, dense: NoiseDots = dense, products: Tensor = products) -> None:
+            def take(index: int, gradient: torch.Tensor, dense: NoiseDots = dense, products: torch.Tensor = products) -> None:
                 dense.take(index, gradient)
                 if index in components.bases:
                     name, shape = blocks[index].name, gradient.shape
@@ -97,17 +96,17 @@ def sampled_loss(model: Any, batch: Batch, form: Form, key: Key) -> SampledLoss:
     given the true ones before it, which takes one more forward pass, with logits at all positions.
     """
 
-    def perturbed(scores: Tensor) -> Tensor:
+    def perturbed(scores: torch.Tensor) -> torch.Tensor:
         """The scores plus Gumbel noise, the largest of which is a draw from their softmax."""
         draw = torch.Generator().manual_seed(key.words("drawn labels")[0])
         uniform = torch.rand(scores.shape, generator=draw, dtype=torch.float64).clamp_(1e-300, 1 - 1e-16)
         return scores.double() - torch.log(-torch.log(uniform)).to(scores.device)
 
-    def option_loss() -> Tensor:
+    def option_loss() -> torch.Tensor:
         scores = option_scores(token_logprobs(model, batch, batch.parts), batch)
         return classification_loss(scores, replace(batch, gold=predictions(perturbed(scores.detach()), batch)))
 
-    def token_loss() -> Tensor:
+    def token_loss() -> torch.Tensor:
         with torch.no_grad():
             rows = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
             targets = perturbed(rows[batch.rows, batch.positions]).argmax(-1)
@@ -122,7 +121,11 @@ def sampled_loss(model: Any, batch: Batch, form: Form, key: Key) -> SampledLoss:
 
 
 def pool_traces(
-    model: nn.Module, pool: Sequence[PoolTask], seed: int, batches: int = BATCHES, basis: Mapping[str, Tensor] | None = None
+    model: torch.nn.Module,
+    pool: Sequence[PoolTask],
+    seed: int,
+    batches: int = BATCHES,
+    basis: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Traces of the Gauss-Newton matrix by block, and (n / r) E|g V|^2 by block with a basis: what the curvature normalizer
     holds. Means over the tasks' first batches; one forward and backward pass per batch."""
@@ -141,6 +144,6 @@ def pool_traces(
     }
 
 
-def floored(traces: Tensor, blocks: int) -> Tensor:
+def floored(traces: torch.Tensor, blocks: int) -> torch.Tensor:
     """[components] traces, each at least ``FLOOR`` of the mean over the first ``blocks``. NaN stays."""
     return traces.clamp(min=FLOOR * traces[:blocks].mean().item())

@@ -8,7 +8,6 @@ from typing import Any, final
 import lightning
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from l2l.estimators.finite_difference import Closure
@@ -47,7 +46,7 @@ class Validations:
     """(outer step, loss)."""
     best_step: int = -1
     best_loss: float = float("inf")
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @final
@@ -87,7 +86,7 @@ class MetaTraining(lightning.LightningModule):
         self.velocity = {} if config.trajectory == "zo" else zero_velocity(self.theta.blocks)
         self.histories = [self.method.init(self.theta.blocks) for _ in inputs.pool]
         """Run statistics by task."""
-        self.memories: list[dict[str, Tensor]] = [{} for _ in inputs.pool]
+        self.memories: list[dict[str, torch.Tensor]] = [{} for _ in inputs.pool]
         """State of the objective by task."""
         self.validations = Validations()
 
@@ -181,7 +180,7 @@ class MetaTraining(lightning.LightningModule):
         for value in self.velocity.values():
             value.zero_()
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, torch.Tensor]:
         """The model's trainable tensors by name, sharing memory with it."""
         return {block.name: block.tensor.detach() for block in self.theta.blocks}
 

@@ -12,7 +12,6 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.finite_difference import Closure
@@ -32,7 +31,7 @@ class Components:
         bases: V_b [n, r] by block index; a block that is missing, or None, has dense noise only.
     """
 
-    def __init__(self, blocks: Blocks, bases: Mapping[int, Tensor | None] | None = None) -> None:
+    def __init__(self, blocks: Blocks, bases: Mapping[int, torch.Tensor | None] | None = None) -> None:
         self.blocks = blocks
         self.bases = {i: basis for i, basis in sorted((bases or {}).items()) if basis is not None}
         self.inside = {i: len(blocks) + k for k, i in enumerate(self.bases)}
@@ -40,15 +39,15 @@ class Components:
         self.parts = [*((i, 0) for i in range(len(blocks))), *((i, 1) for i in self.bases)]
         """(block, 0 for its dense noise or 1 for that inside its basis) of each component."""
 
-    def zeros(self) -> Tensor:
+    def zeros(self) -> torch.Tensor:
         return torch.zeros(len(self.parts), dtype=torch.float64)
 
-    def scales(self, direction: Direction) -> Tensor:
+    def scales(self, direction: Direction) -> torch.Tensor:
         """sigma_k [components] float64 of a direction, before the factor."""
         sigma = direction.sigma, direction.basis_sigma
         return torch.tensor([sigma[kind][i] for i, kind in self.parts], dtype=torch.float64)
 
-    def basis_product(self, index: int, a: Tensor, b: Tensor) -> float:
+    def basis_product(self, index: int, a: torch.Tensor, b: torch.Tensor) -> float:
         """(n / r) <a V, b V> of two tensors [m, n] of a block with a basis V [n, r]."""
         n, r = self.bases[index].shape
         with torch.no_grad(), full_precision(a.device):
@@ -56,13 +55,13 @@ class Components:
             right = left if b is a else b @ self.bases[index].to(b.dtype)
         return n / r * torch.sum(left * right).item()
 
-    def add(self, into: Tensor, index: int, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    def add(self, into: torch.Tensor, index: int, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> None:
         """Add the scaled inner products of two tensors of a block, under each of its components, to ``into``."""
         into[index] += scale * torch.dot(a.reshape(-1), b.reshape(-1)).item()
         if index in self.bases:
             into[self.inside[index]] += scale * self.basis_product(index, a, b)
 
-    def split(self, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+    def split(self, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A derivative in sigma_k [components] as one in sigma [blocks] and one in basis_sigma [blocks], float32."""
         if not self.bases:
             return gradient.float(), None
@@ -85,9 +84,9 @@ class NoiseDots:
         self._direction = direction
         self._found = np.zeros(len(blocks))
         self._inside = torch.zeros(len(blocks), dtype=torch.float64)
-        self._waiting: dict[int, Tensor] = {}
+        self._waiting: dict[int, torch.Tensor] = {}
 
-    def take(self, index: int, gradient: Tensor) -> None:
+    def take(self, index: int, gradient: torch.Tensor) -> None:
         """Add a block's gradient. It is held until enough have come, or until :meth:`values` is called."""
         basis = self._direction.basis
         if basis is not None and index in basis.vectors:
@@ -97,12 +96,12 @@ class NoiseDots:
         if sum(waiting.numel() for waiting in self._waiting.values()) > self._most:
             self._regenerate()
 
-    def values(self) -> Tensor:
+    def values(self) -> torch.Tensor:
         """[blocks] float64; zero where no gradient came."""
         self._regenerate()
         return torch.from_numpy(self._found)
 
-    def basis_values(self) -> Tensor | None:
+    def basis_values(self) -> torch.Tensor | None:
         """<sqrt(n / r) R_b V_b^T, gradient_b> [blocks] float64, 0 for blocks without a basis; None where there is none."""
         return None if self._direction.basis is None else self._inside
 
@@ -122,8 +121,8 @@ class GradientStatistics:
     squared norm of the full gradient (G); ``noisy``, the mean squared norm of one batch's gradient, its sampling noise
     included (G'). Also the loss of batch A, and the forward passes spent."""
 
-    signal: Tensor
-    noisy: Tensor
+    signal: torch.Tensor
+    noisy: torch.Tensor
     loss: float
     passes: int
 
@@ -137,16 +136,16 @@ def gradient_statistics(point: MetaState, components: Components, keep: bool = T
             and digits are lost to cancellation where the gradients are alike or nearly orthogonal.
     """
     first, second, both = components.zeros(), components.zeros(), components.zeros()
-    kept: dict[int, Tensor] = {}
+    kept: dict[int, torch.Tensor] = {}
 
-    def take_first(index: int, gradient: Tensor) -> None:
+    def take_first(index: int, gradient: torch.Tensor) -> None:
         components.add(first, index, gradient, gradient)
         if keep:
             kept[index] = gradient
         if point.consume is not None:
             point.consume(index, gradient)
 
-    def take_second(index: int, gradient: Tensor) -> None:
+    def take_second(index: int, gradient: torch.Tensor) -> None:
         components.add(second, index, gradient, gradient)
         if index in kept:
             components.add(both, index, kept.pop(index), gradient)
@@ -159,7 +158,7 @@ def gradient_statistics(point: MetaState, components: Components, keep: bool = T
     return GradientStatistics(both, (first + second) / 2, loss, 6 if keep else 12)
 
 
-def squared_norms(blocks: Blocks, components: Components, closure: Closure) -> Tensor:
+def squared_norms(blocks: Blocks, components: Components, closure: Closure) -> torch.Tensor:
     """[components] float64: squared norms of a loss's gradient. One forward and backward pass."""
     found = components.zeros()
     consume_gradients(closure, blocks, lambda index, gradient: components.add(found, index, gradient, gradient))
@@ -167,8 +166,12 @@ def squared_norms(blocks: Blocks, components: Components, closure: Closure) -> T
 
 
 def surrogate_of(
-    tuner: Tuner, features: Tensor, names: Sequence[str], sigma_gradient: Tensor, basis_gradient: Tensor | None = None
-) -> Tensor:
+    tuner: Tuner,
+    features: torch.Tensor,
+    names: Sequence[str],
+    sigma_gradient: torch.Tensor,
+    basis_gradient: torch.Tensor | None = None,
+) -> torch.Tensor:
     """sum_b sigma_b * gradient_b, and the same of basis_sigma: a scalar whose gradient in the tuner's weights follows from
     the derivatives [blocks] in sigma and basis_sigma by the chain rule. ``features``: [blocks, features]."""
     scales = tuner.scales(features, names)

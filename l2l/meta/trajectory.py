@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.finite_difference import Closure
@@ -27,7 +26,7 @@ _STRIDE = 2**40
 """Distance between the key steps of successive inner steps: more than there are outer steps, so no key is used twice."""
 
 
-def zero_velocity(blocks: Blocks) -> dict[int, Tensor]:
+def zero_velocity(blocks: Blocks) -> dict[int, torch.Tensor]:
     """A velocity of zeros in the shape of each block, by index."""
     return {i: torch.zeros_like(block.tensor.detach()) for i, block in enumerate(blocks)}
 
@@ -35,7 +34,7 @@ def zero_velocity(blocks: Blocks) -> dict[int, Tensor]:
 def momentum_step(
     closure: Closure,
     theta: PerturbedParameters,
-    velocity: dict[int, Tensor],
+    velocity: dict[int, torch.Tensor],
     lr: float,
     momentum: float = 0.8,
     clip: float = 1.0,
@@ -47,16 +46,18 @@ def momentum_step(
     return loss
 
 
-def accumulate_velocity(velocity: dict[int, Tensor], momentum: float) -> Callable[[int, Tensor], None]:
+def accumulate_velocity(velocity: dict[int, torch.Tensor], momentum: float) -> Callable[[int, torch.Tensor], None]:
     """A function of (block index, gradient): velocity <- momentum * velocity + gradient."""
 
-    def take(index: int, gradient: Tensor) -> None:
+    def take(index: int, gradient: torch.Tensor) -> None:
         torch.add(gradient, velocity[index], alpha=momentum, out=velocity[index])
 
     return take
 
 
-def apply_velocity(theta: PerturbedParameters, velocity: dict[int, Tensor], lr: float, momentum: float, clip: float) -> None:
+def apply_velocity(
+    theta: PerturbedParameters, velocity: dict[int, torch.Tensor], lr: float, momentum: float, clip: float
+) -> None:
     """theta <- theta - lr * velocity, its norm limited to clip / (1 - momentum)."""
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in velocity.values()])))
     theta.add_dense(velocity, -lr * min(1.0, clip / (1 - momentum) / norm) if norm > 0 else 0.0)

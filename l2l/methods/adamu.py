@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 
 from l2l.methods import base
 from l2l.methods.base import Block, Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
@@ -35,7 +34,7 @@ UNKNOWN_HORIZON = 20_000
 class AdaMUState:
     """The last direction, a tensor per block."""
 
-    history: tuple[Tensor, ...]
+    history: tuple[torch.Tensor, ...]
 
 
 @final
@@ -47,10 +46,10 @@ class Mixed(base.DirectionOperator):
         beta1: weight of the fresh noise.
     """
 
-    def __init__(self, history: Sequence[Tensor], alpha: float, beta1: float) -> None:
+    def __init__(self, history: Sequence[torch.Tensor], alpha: float, beta1: float) -> None:
         self._history, self._alpha, self._beta1 = history, alpha, beta1
 
-    def parts(self, block: Block, index: int, key: Key, distribution: Distribution) -> tuple[Tensor, Tensor]:
+    def parts(self, block: Block, index: int, key: Key, distribution: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
         """The fresh noise zc and the noise about the history zh."""
         past = self._history[index]
         fresh = torch.zeros_like(past)
@@ -59,7 +58,7 @@ class Mixed(base.DirectionOperator):
         about = factor(block, "history", key, tuple(block.tensor.shape), distribution)
         return fresh, about.mul_(math.sqrt(1 - self._alpha)).add_(past)
 
-    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> torch.Tensor:
         fresh, about = self.parts(block, index, key, distribution)
         return fresh.mul_(self._beta1).add_(about, alpha=1 - self._beta1)
 
@@ -112,7 +111,7 @@ class AdaMU(base.Method[AdaMUState]):
         key, beta2 = estimates[0].direction.key, self.weight("beta2", context.key.step)
         mixed = self._mixed(state, context.key.step)
 
-        def delta(index: int) -> Tensor:
+        def delta(index: int) -> torch.Tensor:
             block = theta.blocks[index]
             moved = base.gradient(theta.blocks, index, estimates)  # several where groups of blocks were evaluated in turn
             direction = mixed.write(block, index, key, self.distribution)

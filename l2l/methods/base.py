@@ -16,7 +16,6 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast, get_args
 
 import torch
-from torch import Tensor
 
 from l2l.estimators.finite_difference import Closure, Estimate, center_loss, finite_loss, loss_along, one_sided, two_point
 from l2l.noise import Distribution, Key
@@ -255,7 +254,7 @@ class FirstOrder(ABC, Generic[State]):
 
     @abstractmethod
     def update_(
-        self, theta: PerturbedParameters, state: State, gradients: MutableMapping[int, Tensor], lr: Sequence[float]
+        self, theta: PerturbedParameters, state: State, gradients: MutableMapping[int, torch.Tensor], lr: Sequence[float]
     ) -> State:
         """Move theta against the gradients; the next state.
 
@@ -271,7 +270,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def accumulators(blocks: Blocks, shapes: Mapping[int, tuple[int, ...]] = MappingProxyType({})) -> tuple[Tensor, ...]:
+def accumulators(blocks: Blocks, shapes: Mapping[int, tuple[int, ...]] = MappingProxyType({})) -> tuple[torch.Tensor, ...]:
     """A tensor of zeros per block, at least float32, of its shape or the one that ``shapes`` has for its index."""
     templates = [block.tensor.detach() for block in blocks]
     templates = [x.new_empty(shapes[i]) if i in shapes else x for i, x in enumerate(templates)]
@@ -305,7 +304,7 @@ def two_point_in_update(theta: PerturbedParameters, closure: Closure, direction:
     return Estimate(direction, plus, minus, (plus - minus) / (2 * epsilon))
 
 
-def gradient(blocks: Blocks, index: int, estimates: Sequence[Estimate]) -> Tensor:
+def gradient(blocks: Blocks, index: int, estimates: Sequence[Estimate]) -> torch.Tensor:
     """The estimated gradient of a block, mean(projected gradient * u_b), of its shape and at least float32."""
     total = dense_direction(estimates[0].direction, blocks, index).mul_(estimates[0].projected_gradient)
     for estimate in estimates[1:]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 
 from l2l.methods import base
 from l2l.methods.base import Block, Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
@@ -28,7 +27,7 @@ SOFTNESS, STEEPNESS, POWER = 1.8, 8.0, 3.0
 class ConMeZOState:
     """Momentum of every block, of its shape and at least float32."""
 
-    momenta: tuple[Tensor, ...]
+    momenta: tuple[torch.Tensor, ...]
 
 
 @final
@@ -40,11 +39,11 @@ class Cone(base.DirectionOperator):
         count: d.
     """
 
-    def __init__(self, momenta: tuple[Tensor, ...], norm: float, count: int, angle: float) -> None:
+    def __init__(self, momenta: tuple[torch.Tensor, ...], norm: float, count: int, angle: float) -> None:
         self._momenta = momenta
         self._along, self._across = math.sqrt(count) * math.cos(angle) / norm, math.sin(angle)
 
-    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> torch.Tensor:
         out = self._momenta[index] * self._along
         scale = self._across / standard_deviation(distribution)
         add_noise([TensorSlice(out.view(-1), block.name)], [NoiseTerm(key, [(scale,)], distribution)])
@@ -94,7 +93,7 @@ class ConMeZO(base.Method[ConMeZOState]):
     ) -> ConMeZOState:
         beta, blocks = self.beta_at(context.key.step), theta.blocks
 
-        def step(index: int) -> Tensor:
+        def step(index: int) -> torch.Tensor:
             found = base.gradient(blocks, index, estimates)  # before momentum changes: the direction is made of it
             state.momenta[index].mul_(beta).add_(found, alpha=1 - beta)
             return found

@@ -16,7 +16,6 @@ from itertools import count
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 
 from l2l.methods import base
 from l2l.methods.base import Blocks, Direction, Estimates, Key, PerturbedParameters, StepContext
@@ -33,7 +32,7 @@ LEAST, MOST = 0.1, 0.8
 class CurvZOState:
     """Running statistics of the blocks."""
 
-    sensitivity: Tensor
+    sensitivity: torch.Tensor
     """[count of blocks], float64."""
     slope: float
     """Running mean of |g|; 0 before the first step."""
@@ -89,7 +88,7 @@ class CurvZO(base.Method[CurvZOState]):
         return adapt_budget(state) if due else state
 
 
-def inclusion(state: CurvZOState) -> Tensor:
+def inclusion(state: CurvZOState) -> torch.Tensor:
     """pi [count]: its sum is budget * count, at least 1."""
     number, s = len(state.sensitivity), state.sensitivity
     wanted = min(number, max(1.0, state.budget * number))
@@ -103,7 +102,7 @@ def inclusion(state: CurvZOState) -> Tensor:
     return (high * p).clamp(max=1)
 
 
-def sample_blocks(pi: Tensor, blocks: Blocks, key: Key) -> frozenset[int]:
+def sample_blocks(pi: torch.Tensor, blocks: Blocks, key: Key) -> frozenset[int]:
     """The blocks that take part under ``key``, each independently with its probability; never none."""
     limits = [probability * 2**32 for probability in pi.tolist()]
     for attempt in count():

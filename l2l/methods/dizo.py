@@ -15,7 +15,6 @@ from functools import partial
 from typing import ClassVar, Literal, TypeAlias, final
 
 import torch
-from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
 from l2l.methods import base
@@ -32,7 +31,7 @@ SetRatios: TypeAlias = Callable[[dict[int, float]], None]
 class DiZOState:
     """The projected blocks as they were before the first step."""
 
-    anchor: tuple[Tensor, ...]
+    anchor: tuple[torch.Tensor, ...]
 
 
 @final
@@ -125,7 +124,12 @@ class DiZO(base.Method[DiZOState]):
         return ratios
 
     def _search_backward(
-        self, set_ratios: SetRatios, losses: Sequence[Closure], blocks: Blocks, norms: Floats, deltas: Mapping[int, Tensor]
+        self,
+        set_ratios: SetRatios,
+        losses: Sequence[Closure],
+        blocks: Blocks,
+        norms: Floats,
+        deltas: Mapping[int, torch.Tensor],
     ) -> dict[int, float]:
         """Ratios by Adam, a forward and a backward pass per closure; ``deltas`` are theta - anchor of each block."""
         ratio = torch.ones(len(norms), dtype=torch.float64, requires_grad=True)
@@ -136,7 +140,7 @@ class DiZO(base.Method[DiZOState]):
             set_ratios(dict(zip(indices, ratio.tolist(), strict=True)))
             slopes = torch.zeros_like(ratio)
 
-            def take(position: int, gradient: Tensor, slopes: Tensor = slopes) -> None:
+            def take(position: int, gradient: torch.Tensor, slopes: torch.Tensor = slopes) -> None:
                 slopes[position] = torch.sum(gradient.double() * deltas[indices[position]].double()).item()
 
             consume_gradients(closure, chosen, take)

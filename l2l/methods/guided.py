@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 
 from l2l.methods import base
 from l2l.methods.base import Block, DirectionOperator, Distribution, Estimates, Key, LossEvaluator
@@ -32,7 +31,7 @@ class Combined(DirectionOperator):
     def __init__(self, coefficients: Mapping[Key, float]) -> None:
         self._coefficients = dict(coefficients)
 
-    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> torch.Tensor:
         out = torch.zeros(block.numel, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
         unit = 1 / standard_deviation(distribution)
         terms = [NoiseTerm(own, [(weight * unit,)], distribution) for own, weight in self._coefficients.items()]

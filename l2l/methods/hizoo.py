@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 
 from l2l.methods import base
 from l2l.methods.base import Block, Blocks, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
@@ -27,17 +26,17 @@ from l2l.params.operators import plain
 class HiZOOState:
     """H, one tensor per block."""
 
-    curvature: tuple[Tensor, ...]
+    curvature: tuple[torch.Tensor, ...]
 
 
 @final
 class Whitened(base.DirectionOperator):
     """z / sqrt(H): a coordinate's mean square is 1 / H."""
 
-    def __init__(self, curvature: Sequence[Tensor]) -> None:
+    def __init__(self, curvature: Sequence[torch.Tensor]) -> None:
         self._curvature = curvature
 
-    def write(self, block: Block, index: int, key: Key, distribution: base.Distribution) -> Tensor:
+    def write(self, block: Block, index: int, key: Key, distribution: base.Distribution) -> torch.Tensor:
         return plain(block, key, distribution).div_(self._curvature[index].sqrt())
 
 
@@ -79,7 +78,7 @@ class HiZOO(base.CustomEstimator[HiZOOState]):
             base.descend(theta, estimates, context.lr)
         return state
 
-    def _update_curvature_(self, curvature: Tensor, blocks: Blocks, index: int, estimates: Estimates) -> None:
+    def _update_curvature_(self, curvature: torch.Tensor, blocks: Blocks, index: int, estimates: Estimates) -> None:
         moving = [estimate for estimate in estimates if estimate.direction.sigma[index]]
         if not moving:
             return  # no estimate perturbed this block

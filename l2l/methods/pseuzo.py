@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 
 from l2l.estimators.outputs import Outputs
 from l2l.methods import base
@@ -32,7 +31,7 @@ class PseuZOState:
 
     steps: tuple[int, ...] = ()
     """Step of each change, from whose key its direction is made."""
-    changes: tuple[tuple[Tensor, ...], ...] = ()
+    changes: tuple[tuple[torch.Tensor, ...], ...] = ()
     """o+ - o of each output, at least float32."""
     pulled: tuple[tuple[Direction, float], ...] = ()
     """The older directions and their weights, within a step."""
@@ -96,7 +95,7 @@ class PseuZO(base.CustomEstimator[PseuZOState]):
         return PseuZOState(tuple(state.steps[i] for i in recent), tuple(state.changes[i] for i in recent))
 
 
-def _weighed(pull: Sequence[Tensor], changes: Sequence[Tensor]) -> float:
+def _weighed(pull: Sequence[torch.Tensor], changes: Sequence[torch.Tensor]) -> float:
     """<e, o+ - o> over the common part of both; 0 where the numbers of outputs or dimensions differ."""
     if [tensor.ndim for tensor in pull] != [tensor.ndim for tensor in changes]:
         return 0.0

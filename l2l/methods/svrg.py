@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor
 
 from l2l.methods import base
 from l2l.methods.base import Blocks, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
@@ -25,7 +24,7 @@ from l2l.params.engine import defer_interrupt
 class SVRGState:
     """The weights at the anchor, and the full batch's projected gradients there."""
 
-    anchor: tuple[Tensor, ...]
+    anchor: tuple[torch.Tensor, ...]
     since: int = -1
     """The step of the anchor and of its directions' keys; -1 before the first."""
     gradients: tuple[float, ...] = ()

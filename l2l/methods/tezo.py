@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 import torch
-from torch import Tensor
 
 from l2l.methods import base
 from l2l.methods.base import Block, Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
@@ -27,7 +26,7 @@ class TeZOState:
 
     ranks: dict[int, int]
     """Of each matrix, by index of the block."""
-    means: tuple[tuple[Tensor, ...], ...]
+    means: tuple[tuple[torch.Tensor, ...], ...]
     """Momentum of every block, and with Adam mean squares: [r] of matrices, of the block's shape otherwise."""
 
 
@@ -41,23 +40,23 @@ class Fixed(base.DirectionOperator):
     def covers(self, index: int) -> bool:
         return index in self.ranks
 
-    def sides(self, block: Block, index: int, distribution: Distribution) -> tuple[Tensor, Tensor]:
+    def sides(self, block: Block, index: int, distribution: Distribution) -> tuple[torch.Tensor, torch.Tensor]:
         """U / sqrt(r) and V."""
         (m, n), r = sides(block), self.ranks[index]
         u = factor(block, "rows", self._key, (m, r), distribution).div_(math.sqrt(r))
         return u, factor(block, "columns", self._key, (n, r), distribution)
 
-    def weights(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+    def weights(self, block: Block, index: int, key: Key, distribution: Distribution) -> torch.Tensor:
         """tau [r]."""
         return factor(block, "weights", key, (self.ranks[index],), distribution)
 
-    def mean_weights(self, block: Block, index: int, estimates: Estimates) -> Tensor:
+    def mean_weights(self, block: Block, index: int, estimates: Estimates) -> torch.Tensor:
         """Mean of g * tau [r], tau as long as it was in the evaluation."""
         found = [(e.direction, e.projected_gradient / len(estimates)) for e in estimates]
         taus = [self.weights(block, index, u.key, u.distribution).mul_(u.factor * u.sigma[index] * g) for u, g in found]
         return torch.stack(taus).sum(0)
 
-    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> torch.Tensor:
         u, v = self.sides(block, index, distribution)
         return product(u.mul_(self.weights(block, index, key, distribution)), v).view(block.tensor.shape)
 
@@ -112,7 +111,7 @@ class TeZO(base.Method[TeZOState]):
             return state
         blocks, shape = theta.blocks, Fixed(state.ranks, context.key.seed)
 
-        def delta(index: int) -> Tensor:
+        def delta(index: int) -> torch.Tensor:
             block, means = blocks[index], [mean[index] for mean in state.means]
             low_rank = shape.covers(index)
             found = shape.mean_weights(block, index, estimates) if low_rank else base.gradient(blocks, index, estimates)

@@ -16,7 +16,6 @@ from typing import Any, TypeAlias, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from l2l.models.heads import Part, TokenQuery, output_embedding, token_logprobs, uncompiled, virtual_tokens
 from l2l.models.kinds import kind_of
@@ -31,7 +30,7 @@ RandomIds: TypeAlias = Callable[[int], Ids]
 """So many random ids."""
 
 
-def longest_tree(model: nn.Module) -> int:
+def longest_tree(model: torch.nn.Module) -> int:
     """Most tokens of a tree that a causal language model is known to read right; 0 where it must not be given any.
 
     Two probes of random ids compare log-probabilities of a tree's tokens with those of plain rows, in the model's own dtype:
@@ -43,7 +42,7 @@ def longest_tree(model: nn.Module) -> int:
     config, embedding = getattr(model, "config", None), _call(model, "get_input_embeddings")
     config = _call(config, "get_text_config") or config
     positions = getattr(config, "max_position_embeddings", None)
-    vocabulary = embedding.num_embeddings if isinstance(embedding, nn.Embedding) else 0
+    vocabulary = embedding.num_embeddings if isinstance(embedding, torch.nn.Embedding) else 0
     on_meta = next(model.parameters()).device.type == "meta"
     if on_meta or not vocabulary or not isinstance(positions, int):
         return 0
@@ -78,7 +77,7 @@ def _random_ids(vocabulary: int) -> RandomIds:
     return lambda count: tuple(torch.randint(0, vocabulary, (count,), generator=generator).tolist())
 
 
-def _agrees(model: nn.Module, groups: list[list[Ids]], read: list[tuple[int, Ids]], draw: RandomIds) -> bool:
+def _agrees(model: torch.nn.Module, groups: list[list[Ids]], read: list[tuple[int, Ids]], draw: RandomIds) -> bool:
     """Whether the inputs to read give the same numbers in the trees of their groups as in rows of their own."""
     trees = [grow(group) for group in groups]
     ends = [(k, row, ids, slot) for k, (row, ids) in enumerate(read) for slot in range(len(ids) - _SHORT, len(ids))]
@@ -105,7 +104,7 @@ def _agrees(model: nn.Module, groups: list[list[Ids]], read: list[tuple[int, Ids
     return bool((found - expected).abs().max() <= tolerance)  # False for NaN
 
 
-def _query(ids: Sequence[Ids], attention_mask: Tensor, places: Sequence[tuple[int, int]], targets: Tensor) -> Part:
+def _query(ids: Sequence[Ids], attention_mask: torch.Tensor, places: Sequence[tuple[int, int]], targets: torch.Tensor) -> Part:
     rows, positions = torch.tensor(places).T.contiguous()
     padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], True)
     return Part(padded, attention_mask, rows, positions, targets, tokens=torch.arange(len(targets)))
@@ -129,7 +128,7 @@ class Grouping:
     """Most tokens of a row in which options share their prompt; 0 gives every option a row of its own."""
 
     @staticmethod
-    def of(model: nn.Module, groups: int | None = None, share_prompts: bool | None = None) -> Grouping:
+    def of(model: torch.nn.Module, groups: int | None = None, share_prompts: bool | None = None) -> Grouping:
         """The grouping for a language model. Options share rows, or batches are split, only where its kind allows it.
 
         Args:
@@ -163,7 +162,7 @@ class Grouping:
         for rows in found:
             place = torch.full((len(batch.input_ids),), -1)
             place[rows] = torch.arange(len(rows))
-            tokens: Tensor = (place[batch.rows] >= 0).nonzero()[:, 0]
+            tokens: torch.Tensor = (place[batch.rows] >= 0).nonzero()[:, 0]
             columns = lengths[rows[-1]]
             mask = batch.attention_mask[rows, :columns]
             mask = mask if mask.ndim == 2 else mask[:, :, :columns]
@@ -172,7 +171,7 @@ class Grouping:
         return tuple(parts)
 
 
-def forward_cost(model: nn.Module) -> int:
+def forward_cost(model: torch.nn.Module) -> int:
     """About how many tokens take as long as starting one more forward pass.
 
     Reading the weights once costs what some twenty tokens cost, whatever the size; calling the modules costs more tokens the
@@ -183,7 +182,9 @@ def forward_cost(model: nn.Module) -> int:
     modules, head = list(model.modules()), output_embedding(model)
     calls = sum(1 for module in modules if not any(True for _ in module.children()))
     # Tokens do not multiply with embeddings, and few positions with the head.
-    embeddings = {p for module in modules if isinstance(module, nn.Embedding) or module is head for p in module.parameters()}
+    embeddings = {
+        p for module in modules if isinstance(module, torch.nn.Embedding) or module is head for p in module.parameters()
+    }
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter not in embeddings)
     return _WEIGHTS_READ + _CALL * calls // (weights + _CALL_WEIGHTS * calls)
 

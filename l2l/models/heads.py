@@ -19,8 +19,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from l2l.models.prompt_trees import computing_dtype, tree_inputs
 
@@ -35,17 +33,17 @@ class TokenQuery(Protocol):
     """
 
     @property
-    def input_ids(self) -> Tensor: ...
+    def input_ids(self) -> torch.Tensor: ...
     @property
-    def attention_mask(self) -> Tensor: ...
+    def attention_mask(self) -> torch.Tensor: ...
     @property
-    def rows(self) -> Tensor: ...
+    def rows(self) -> torch.Tensor: ...
     @property
-    def positions(self) -> Tensor: ...
+    def positions(self) -> torch.Tensor: ...
     @property
-    def targets(self) -> Tensor: ...
+    def targets(self) -> torch.Tensor: ...
     @property
-    def decoder_ids(self) -> Tensor | None: ...
+    def decoder_ids(self) -> torch.Tensor | None: ...
     @property
     def pooled(self) -> bool: ...
 
@@ -57,22 +55,22 @@ class Part:
     Only batches of models with one stack whose tokens are read are split up.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    rows: Tensor
-    positions: Tensor
-    targets: Tensor
-    tokens: Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    rows: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    tokens: torch.Tensor
     """[K of this part] which of the whole batch's K tokens these are."""
-    decoder_ids: Tensor | None = None
+    decoder_ids: torch.Tensor | None = None
     pooled: bool = False
 
     def to(self, device: torch.device | str) -> Part:
         """The same part with its tensors on ``device``."""
-        return replace(self, **{name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)})
+        return replace(self, **{name: v.to(device) for name, v in vars(self).items() if isinstance(v, torch.Tensor)})
 
 
-def token_logprobs(model: nn.Module, batch: TokenQuery, parts: Sequence[Part] = ()) -> Tensor:
+def token_logprobs(model: torch.nn.Module, batch: TokenQuery, parts: Sequence[Part] = ()) -> torch.Tensor:
     """[K] float32 log-probabilities of ``batch.targets``, differentiable where gradients are enabled; of labels where rows are
     classified.
 
@@ -86,7 +84,8 @@ def token_logprobs(model: nn.Module, batch: TokenQuery, parts: Sequence[Part] = 
             the whole batch. The numbers are the same up to rounding, in the batch's order.
     """
     found = [
-        -functional.cross_entropy(_logits_at(model, part).float(), part.targets, reduction="none") for part in parts or (batch,)
+        -torch.nn.functional.cross_entropy(_logits_at(model, part).float(), part.targets, reduction="none")
+        for part in parts or (batch,)
     ]
     if not parts:
         return found[0]
@@ -94,7 +93,7 @@ def token_logprobs(model: nn.Module, batch: TokenQuery, parts: Sequence[Part] = 
     return values.new_zeros(len(values)).index_copy(0, order, values)
 
 
-def _logits_at(model: nn.Module, batch: TokenQuery) -> Tensor:
+def _logits_at(model: torch.nn.Module, batch: TokenQuery) -> torch.Tensor:
     """[K, vocabulary] logits; [K, labels] where rows are classified."""
     if batch.pooled:
         return _forward(model, batch)[batch.rows]
@@ -103,7 +102,7 @@ def _logits_at(model: nn.Module, batch: TokenQuery) -> Tensor:
     if head is not None:
         shapes: list[tuple[int, ...]] = []
 
-        def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        def gather(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             shapes.append(tuple(args[0].shape[:2]))
             return (args[0][batch.rows, columns][None], *args[1:])
 
@@ -118,18 +117,18 @@ def _logits_at(model: nn.Module, batch: TokenQuery) -> Tensor:
     return _forward(model, batch)[batch.rows, columns]
 
 
-def output_embedding(model: nn.Module) -> nn.Module | None:
+def output_embedding(model: torch.nn.Module) -> torch.nn.Module | None:
     """The layer that turns hidden states into logits, where the model names one."""
     return _named_by(model, "get_output_embeddings")
 
 
-def _named_by(model: object, method: str) -> nn.Module | None:
+def _named_by(model: object, method: str) -> torch.nn.Module | None:
     find = getattr(model, method, None)
     found = find() if callable(find) else None
-    return found if isinstance(found, nn.Module) and found is not model else None
+    return found if isinstance(found, torch.nn.Module) and found is not model else None
 
 
-def _forward(model: Any, batch: TokenQuery) -> Tensor:
+def _forward(model: Any, batch: TokenQuery) -> torch.Tensor:
     mask = batch.attention_mask
     if virtual_tokens(model):
         inputs = virtual_inputs(model, batch.input_ids, mask)
@@ -162,7 +161,7 @@ def columns_before(model: object) -> int:
     return 0 if _in_cache(model) else virtual_tokens(model)
 
 
-def virtual_inputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+def virtual_inputs(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
     """Arguments of the base model, beside ``use_cache=False``, for rows with their virtual tokens, which every token sees.
 
     Args:
@@ -186,7 +185,7 @@ def virtual_inputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> dic
     return {"inputs_embeds": torch.cat([before.to(embedded.dtype), embedded], 1), **found}
 
 
-def generator(model: Any) -> Callable[..., Tensor] | None:
+def generator(model: Any) -> Callable[..., torch.Tensor] | None:
     """The function that continues left-padded rows under a model: its ``generate``, or None where it has none.
 
     Under prompt tuning the prompt comes before the padding and positions count attended tokens only, where peft's own
@@ -195,7 +194,7 @@ def generator(model: Any) -> Callable[..., Tensor] | None:
     if not columns_before(model):
         return getattr(model, "generate", None)
 
-    def after_prompt(input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Tensor:
+    def after_prompt(input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> torch.Tensor:
         inputs = virtual_inputs(model, input_ids, attention_mask)
         found = model.get_base_model().generate(**inputs, **options)  # given embeddings, it returns new tokens only
         return torch.cat([input_ids, found], 1)
@@ -203,7 +202,7 @@ def generator(model: Any) -> Callable[..., Tensor] | None:
     return after_prompt
 
 
-def compile_decoder(model: nn.Module) -> None:
+def compile_decoder(model: torch.nn.Module) -> None:
     """Compile the layers before the head with torch.compile, for rows of any number and length.
 
     The head is left as it is, because the positions it reads change with every batch. Compiled code reads the weights

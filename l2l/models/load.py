@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from l2l.models.heads import virtual_tokens
 from l2l.models.kinds import auto_class, kind_of_config
@@ -161,7 +160,7 @@ def context_length(model: PreTrainedModel, asked: int | None = None) -> int:
     limit, positions = None, getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int):
         words = model.get_input_embeddings()
-        tables = (module for module in model.modules() if isinstance(module, nn.Embedding) and module is not words)
+        tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding) and module is not words)
         # A table with a padding row counts its positions from the row after that one.
         padded = (table.padding_idx for table in tables if table.num_embeddings == positions)
         limit = positions - max((index + 1 for index in padded if index is not None), default=0) - virtual_tokens(model)
@@ -250,7 +249,7 @@ def check_pattern(freeze: str | None) -> None:
         raise ValueError(f"freeze={freeze!r} is no regular expression: {error}") from error
 
 
-def freeze_matching(model: nn.Module, freeze: str | None) -> list[nn.Parameter]:
+def freeze_matching(model: torch.nn.Module, freeze: str | None) -> list[torch.nn.Parameter]:
     """Freeze the parameters whose name the regular expression finds. Returns those that were trainable, for :func:`thaw`.
     ValueError where it finds no parameter, or leaves none to train."""
     if freeze is None:
@@ -267,7 +266,7 @@ def freeze_matching(model: nn.Module, freeze: str | None) -> list[nn.Parameter]:
     return changed
 
 
-def thaw(parameters: list[nn.Parameter]) -> None:
+def thaw(parameters: list[torch.nn.Parameter]) -> None:
     """Make parameters trainable again."""
     for parameter in parameters:
         parameter.requires_grad_(True)

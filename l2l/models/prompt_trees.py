@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
 
 Ids: TypeAlias = tuple[int, ...]
 
@@ -63,7 +62,7 @@ def common_prefix(left: Ids, right: Ids) -> int:
     return low
 
 
-def tree_attention_mask(trees: Sequence[Tree]) -> Tensor:
+def tree_attention_mask(trees: Sequence[Tree]) -> torch.Tensor:
     """[R, T, T] bool: whether a row's token (second index) attends to another (third). Padding takes no part."""
     columns = max(len(tree.ids) for tree in trees)
     ends = torch.tensor([tree.ends + (0,) * (columns - len(tree.ends)) for tree in trees])
@@ -71,13 +70,13 @@ def tree_attention_mask(trees: Sequence[Tree]) -> Tensor:
     return (column <= column[:, None]) & (column[:, None] < ends[:, None])
 
 
-def row_lengths(attention_mask: Tensor) -> Tensor:
+def row_lengths(attention_mask: torch.Tensor) -> torch.Tensor:
     """[R] tokens of each row, by a mask [R, T] or [R, T, T]: a token attends to itself, padding does not."""
     tokens = attention_mask if attention_mask.ndim == 2 else attention_mask.diagonal(dim1=1, dim2=2)
     return tokens.sum(1)
 
 
-def tree_inputs(visible: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+def tree_inputs(visible: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Additive ``attention_mask`` [R, 1, T, T] and ``position_ids`` [R, T] of a transformers model, from a bool mask [R, T, T].
 
     Padding attends to itself, because a softmax over nothing is not a number.
@@ -87,6 +86,6 @@ def tree_inputs(visible: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     return {"attention_mask": mask[:, None], "position_ids": (visible.sum(2) - 1).clamp_(min=0)}
 
 
-def computing_dtype(model: nn.Module) -> torch.dtype:
+def computing_dtype(model: torch.nn.Module) -> torch.dtype:
     """The dtype of a model's first floating-point weights, mostly the embedding's, so of its hidden states."""
     return next(weight.dtype for weight in model.parameters() if weight.is_floating_point())

@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
 
 from l2l.models.heads import output_embedding
 from l2l.models.kinds import kind_of
@@ -116,7 +115,7 @@ def _config_class(scheme: str) -> Any:
     return getattr(peft, _CONFIGS[scheme])
 
 
-def _model_fields(model: Any, scheme: str, args: Mapping[str, Any], start: Tensor | None) -> dict[str, Any]:
+def _model_fields(model: Any, scheme: str, args: Mapping[str, Any], start: torch.Tensor | None) -> dict[str, Any]:
     """Fields that depend on the model: the layers that get an adapter, or the sizes of a prefix or prompt."""
     if start is not None and scheme == "prefix":
         layers, _, heads, _, width = start.shape  # [layers * 2, 1, heads, tokens, width]
@@ -128,7 +127,9 @@ def _model_fields(model: Any, scheme: str, args: Mapping[str, Any], start: Tenso
         modules, feedforward = attention_targets(model, scheme)
     ends = None if isinstance(modules, str) else modules
     layers = [layer for name, layer in _projections(model) if ends is None or any(_ends(name, end) for end in ends)]
-    transposed = bool(layers) and not any(isinstance(layer, nn.Linear) for layer in layers)  # [in, out], as those of GPT-2
+    transposed = bool(layers) and not any(
+        isinstance(layer, torch.nn.Linear) for layer in layers
+    )  # [in, out], as those of GPT-2
     found: dict[str, Any] = {"target_modules": modules, "fan_in_fan_out": transposed}
     if kind_of(model) == "classifier":
         inner, children = _inner(model), model.named_children()
@@ -142,7 +143,7 @@ def _inner(model: Any) -> Any:
     return getattr(model, getattr(model, "base_model_prefix", "") or "", None)
 
 
-def _start(model: Any, scheme: str, args: Mapping[str, Any]) -> Tensor | None:
+def _start(model: Any, scheme: str, args: Mapping[str, Any]) -> torch.Tensor | None:
     """Initial virtual tokens: keys and values [2 * layers, 1, heads, n, width], or embeddings [n, width], of random tokens."""
     if scheme not in ("prefix", "prompt"):
         return None
@@ -163,7 +164,7 @@ def _start(model: Any, scheme: str, args: Mapping[str, Any]) -> Tensor | None:
     model.train(was_training)
     layers = getattr(cache, "layers", None) or ()
     kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
-    found = [value.float() for value in kept if isinstance(value, Tensor)]
+    found = [value.float() for value in kept if isinstance(value, torch.Tensor)]
     if len(found) < len(kept) or len({tuple(value.shape) for value in found}) != 1:
         raise ValueError(
             f"scheme 'prefix' needs keys and values of one shape in every layer, which {type(model).__name__} does not "
@@ -177,7 +178,7 @@ def _train_head(model: Any) -> Any:
     head: Any = output_embedding(model)
     if head is None:
         inner = _inner(model)
-        inside = {id(parameter) for parameter in inner.parameters()} if isinstance(inner, nn.Module) else set()
+        inside = {id(parameter) for parameter in inner.parameters()} if isinstance(inner, torch.nn.Module) else set()
         outside = [parameter for parameter in model.parameters() if id(parameter) not in inside]
         if not inside or not outside:
             raise ValueError(f"scheme 'head': {type(model).__name__} names no output head; use full or lora")
@@ -186,7 +187,7 @@ def _train_head(model: Any) -> Any:
         return model
     embedding = model.get_input_embeddings()
     if embedding is not None and getattr(head, "weight", None) is embedding.weight:
-        head.weight = nn.Parameter(embedding.weight.detach().clone())
+        head.weight = torch.nn.Parameter(embedding.weight.detach().clone())
         model.config.tie_word_embeddings = False  # it is saved, and loaded again, as a weight of its own
     head.requires_grad_(True)
     return model
@@ -219,12 +220,12 @@ def attention_targets(model: Any, scheme: str) -> tuple[str | Sequence[str], Seq
     return "all-linear", ()
 
 
-def _projections(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _projections(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     """Layers that multiply by a matrix."""
     from transformers.pytorch_utils import Conv1D
 
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D):
+        if isinstance(module, torch.nn.Linear | Conv1D):
             yield name, module
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from l2l.noise import native, numba, reference, triton
 from l2l.noise.key import Distribution, Key, standard_deviation
@@ -148,13 +147,13 @@ def _grouped(terms: Sequence[NoiseTerm]) -> list[list[NoiseTerm]]:
 
 
 def add_noise_to(
-    flat: Tensor, name: str, key: Key, scales: Sequence[float], distribution: Distribution = "gaussian", offset: int = 0
+    flat: torch.Tensor, name: str, key: Key, scales: Sequence[float], distribution: Distribution = "gaussian", offset: int = 0
 ) -> None:
     """``flat += scale * integers`` for each scale in turn, in place."""
     add_noise([TensorSlice(flat, name, offset)], [NoiseTerm(key, [tuple(scales)], distribution)])
 
 
-def noise_dot(flat: Tensor, name: str, key: Key, distribution: Distribution = "gaussian", offset: int = 0) -> float:
+def noise_dot(flat: torch.Tensor, name: str, key: Key, distribution: Distribution = "gaussian", offset: int = 0) -> float:
     """Inner product of ``flat`` [count] with the standard noise of block ``name``."""
     piece = TensorSlice(flat, name, offset)
     sums = add_noise([piece], [NoiseTerm(key, [(0.0,)], distribution)], MomentRequest([0.0], [0.0]), store=False)

@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
 from l2l.noise.slices import WORD, MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in
@@ -31,12 +29,12 @@ def _signed(word: int) -> int:
     return word - WORD if word >= WORD // 2 else word
 
 
-def _xor_shift_(x: Tensor, shift: int) -> Tensor:
+def _xor_shift_(x: torch.Tensor, shift: int) -> torch.Tensor:
     # int32 shifts are arithmetic; the mask makes them logical.
     return x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1))
 
 
-def _hash(start: int, count: int, words: tuple[int, int], device: torch.device) -> Tensor:
+def _hash(start: int, count: int, words: tuple[int, int], device: torch.device) -> torch.Tensor:
     x = torch.arange(count, dtype=torch.int32, device=device)
     x.add_(_signed(start + words[0]))
     _xor_shift_(x, 17).mul_(_signed(0xED5AD4BB)).bitwise_xor_(_signed(words[1]))
@@ -45,7 +43,7 @@ def _hash(start: int, count: int, words: tuple[int, int], device: torch.device) 
     return _xor_shift_(x, 14)
 
 
-def _integers_of(x: Tensor, distribution: Distribution) -> Tensor:
+def _integers_of(x: torch.Tensor, distribution: Distribution) -> torch.Tensor:
     if distribution == "rademacher":
         return (x >> 31).mul_(2).add_(1)
     pairs = x.bitwise_and(0x00FF00FF).add_((x >> 8).bitwise_and_(0x00FF00FF))
@@ -61,7 +59,7 @@ def chunks(offset: int, count: int, longest: int = CHUNK) -> Iterator[tuple[int,
         at += size
 
 
-def _hashed(name: str, key: Key, index: int, size: int, device: torch.device) -> Tensor:
+def _hashed(name: str, key: Key, index: int, size: int, device: torch.device) -> torch.Tensor:
     return _hash(index % WORD, size, key.words(name, index // WORD), device)
 
 
@@ -72,7 +70,7 @@ def integers(
     distribution: Distribution = "gaussian",
     offset: int = 0,
     device: torch.device | str = "cpu",
-) -> Tensor:
+) -> torch.Tensor:
     """Noise integers [count] int32 of elements ``offset .. offset + count`` of block ``name``."""
     device = torch.device(device)
     out = torch.empty(count, dtype=torch.int32, device=device)
@@ -88,7 +86,7 @@ def standard_noise(
     distribution: Distribution = "gaussian",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> Tensor:
+) -> torch.Tensor:
     """Materialised noise of mean 0 and variance 1, of ``shape``. For small tensors: training never needs it."""
     values = integers(name, key, shape.numel(), distribution, device=device)
     return (values.to(torch.float64) / standard_deviation(distribution)).to(dtype).view(shape)
@@ -144,12 +142,12 @@ def add_noise(
     return total(found) if gather is not None else None
 
 
-def _lane_sums(value: Tensor, u: Tensor, restoring: float, centre: float) -> np.ndarray:
+def _lane_sums(value: torch.Tensor, u: torch.Tensor, restoring: float, centre: float) -> np.ndarray:
     """[5, LANES] float64: sums of d, d*d, d*u, u, u*u of a chunk, in the order that RUN and LANES prescribe."""
     d = value.add(u, alpha=restoring).sub_(centre)
     padded = -value.numel() % RUN
     stacked = torch.stack([d, d * d, d * u, u, u * u])
-    rows = functional.pad(stacked, (0, padded)).view(5, -1, RUN // LANES, LANES).permute(2, 1, 0, 3).contiguous()
+    rows = torch.nn.functional.pad(stacked, (0, padded)).view(5, -1, RUN // LANES, LANES).permute(2, 1, 0, 3).contiguous()
     lanes = torch.zeros_like(rows[0])
     for row in rows:
         lanes += row

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from l2l.noise.key import Distribution, Key
 
@@ -17,15 +16,15 @@ WORD = 2**32
 class TensorSlice:
     """A contiguous run of elements of one block."""
 
-    flat: Tensor
+    flat: torch.Tensor
     """[count] contiguous; read, and written unless ``into`` is given."""
     name: str
     """Of the block."""
     offset: int = 0
     """Index of ``flat[0]`` within the whole block."""
-    into: Tensor | None = None
+    into: torch.Tensor | None = None
     """[count] same dtype: written instead of ``flat``, which stays as it is (a transient copy)."""
-    master: Tensor | None = None
+    master: torch.Tensor | None = None
     """[count] float32: read and written; ``flat`` receives it rounded to its own dtype."""
 
 
@@ -60,7 +59,7 @@ class Sums:
     uu: np.ndarray
 
 
-def shard_pieces(shard: Tensor, name: str, columns: int, row: int = 0, column: int = 0) -> list[TensorSlice]:
+def shard_pieces(shard: torch.Tensor, name: str, columns: int, row: int = 0, column: int = 0) -> list[TensorSlice]:
     """Pieces of a shard [r, c] that lies at (row, column) of a block of ``columns`` columns; its rows are contiguous."""
     if shard.shape[1] == columns and shard.is_contiguous():
         return [TensorSlice(shard.view(-1), name, row * columns)]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from l2l.noise.key import Key, round_scale
 from l2l.noise.reference import CHUNK, chunks
@@ -126,7 +125,7 @@ def plan(
     return Plan(table, ends, shape, gather is not None, pieces[0].flat.device)
 
 
-def _addresses(tensors: Sequence[Tensor], owners: np.ndarray, at: np.ndarray) -> np.ndarray:
+def _addresses(tensors: Sequence[torch.Tensor], owners: np.ndarray, at: np.ndarray) -> np.ndarray:
     begin = np.array([tensor.data_ptr() for tensor in tensors], dtype=np.uint64)
     return begin[owners] + (at * tensors[0].element_size()).astype(np.uint64)
 

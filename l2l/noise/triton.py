@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from l2l.noise.reference import CHUNK, LANES, RUN
 from l2l.noise.table import Plan
@@ -59,7 +58,7 @@ def run(made: Plan) -> list[np.ndarray]:
         return list(whole.view(-1, 1, 5, LANES).cpu().numpy())
 
 
-def _fold(kernels: Any, rows: Tensor, ends: Tensor, out: Tensor) -> None:
+def _fold(kernels: Any, rows: torch.Tensor, ends: torch.Tensor, out: torch.Tensor) -> None:
     """Rows added in order, segment by segment: see ``fold``."""
     width = 5 * LANES
     padded = 1 << (width - 1).bit_length()
@@ -67,7 +66,7 @@ def _fold(kernels: Any, rows: Tensor, ends: Tensor, out: Tensor) -> None:
 
 
 @lru_cache(maxsize=16)
-def _owners(first_chunks: bytes, chunks: int, device: torch.device) -> Tensor:
+def _owners(first_chunks: bytes, chunks: int, device: torch.device) -> torch.Tensor:
     """int32 [chunks] on the device: the part that each chunk belongs to. The same pieces ask for it again and again."""
     first = np.frombuffer(first_chunks, dtype=np.int64)
     counts = np.diff(first, append=chunks)

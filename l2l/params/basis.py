@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from l2l.noise import Distribution, Key, noise_dot, standard_noise
 from l2l.params.blocks import Block, Blocks
@@ -28,7 +27,7 @@ class Basis:
     checked at the first use; see :meth:`check`.
     """
 
-    vectors: Mapping[int, Tensor]
+    vectors: Mapping[int, torch.Tensor]
     """By index of the block; best float32, on the block's device."""
 
     def check(self, blocks: Blocks) -> None:
@@ -46,7 +45,7 @@ class Basis:
         return 0.0 if vectors is None else math.sqrt(vectors.shape[0] / vectors.shape[1])
 
 
-def _problem(block: Block, vectors: Tensor) -> str | None:
+def _problem(block: Block, vectors: torch.Tensor) -> str | None:
     if block.tensor.ndim != 2:
         return f"has no place: the block has shape {list(block.tensor.shape)}, and only a matrix can have one"
     n, shape = block.tensor.shape[1], list(vectors.shape)
@@ -65,7 +64,9 @@ def basis_name(name: str) -> str:
     return f"{name}#basis"
 
 
-def low_rank_noise(name: str, vectors: Tensor, key: Key, rows: int, distribution: Distribution = "gaussian") -> Tensor:
+def low_rank_noise(
+    name: str, vectors: torch.Tensor, key: Key, rows: int, distribution: Distribution = "gaussian"
+) -> torch.Tensor:
     """sqrt(n / r) * R V^T [rows, n] of a block, written out: the specification. Walking never needs it whole."""
     n, r = vectors.shape
     noise = standard_noise(basis_name(name), key, torch.Size((rows, r)), distribution, vectors.dtype, vectors.device)
@@ -73,7 +74,9 @@ def low_rank_noise(name: str, vectors: Tensor, key: Key, rows: int, distribution
         return math.sqrt(n / r) * (noise @ vectors.t())
 
 
-def low_rank_dot(name: str, vectors: Tensor, key: Key, gradient: Tensor, distribution: Distribution = "gaussian") -> float:
+def low_rank_dot(
+    name: str, vectors: torch.Tensor, key: Key, gradient: torch.Tensor, distribution: Distribution = "gaussian"
+) -> float:
     """<sqrt(n / r) * R V^T, G> for a gradient G [m, n] of the block: sqrt(n / r) * <R, G V>, from m * r numbers."""
     n, r = vectors.shape
     with torch.no_grad(), full_precision(vectors.device):

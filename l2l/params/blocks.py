@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import final, overload
 
 import torch
-from torch import Tensor, nn
 
 TRAINABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Dtypes of weights that can be moved. Half precision is never perturbed where it is stored."""
@@ -18,7 +17,7 @@ class Block:
     """A named tensor with one sigma of its own."""
 
     name: str
-    tensor: Tensor
+    tensor: torch.Tensor
     embedding: bool = False
     """Rows are looked up: most of them take no part in a batch."""
     attention: bool = False
@@ -30,7 +29,7 @@ class Block:
         return self.tensor.numel()
 
     @property
-    def flat(self) -> Tensor:
+    def flat(self) -> torch.Tensor:
         """[numel] view that shares memory and stays out of autograd."""
         return self.tensor.detach().view(-1)
 
@@ -70,7 +69,7 @@ class Blocks(Sequence[Block]):
         return sum(block.numel for block in self._blocks)
 
     @staticmethod
-    def of(model: nn.Module, trainable: bool = True) -> Blocks:
+    def of(model: torch.nn.Module, trainable: bool = True) -> Blocks:
         """Blocks of a module: its parameters in order, tied ones once.
 
         Args:
@@ -79,7 +78,7 @@ class Blocks(Sequence[Block]):
         Raises:
             ValueError: nothing is trainable, or a trainable tensor is not contiguous or of a dtype that has no gradient.
         """
-        embeddings = _owned(model, lambda module: isinstance(module, nn.Embedding | nn.EmbeddingBag))
+        embeddings = _owned(model, lambda module: isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag))
         heads = "head_dim", "head_size"
         attention = _owned(model, lambda module: any(isinstance(getattr(module, name, None), int) for name in heads))
         found: list[Block] = []
@@ -100,13 +99,13 @@ class Blocks(Sequence[Block]):
         return Blocks(found)
 
 
-def _owned(model: nn.Module, kind: Callable[[nn.Module], bool]) -> set[int]:
+def _owned(model: torch.nn.Module, kind: Callable[[torch.nn.Module], bool]) -> set[int]:
     """Identities of the parameters below the modules of a kind. A module that holds the whole model is not meant."""
     whole = sum(1 for _ in model.parameters())
     owned: set[int] = set()
     for module in model.modules():
         if kind(module):
             inside = [id(parameter) for parameter in module.parameters()]
-            if len(inside) < whole or isinstance(module, nn.Embedding):
+            if len(inside) < whole or isinstance(module, torch.nn.Embedding):
                 owned.update(inside)
     return owned

@@ -19,7 +19,6 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from l2l.noise import Key, MomentRequest, NoiseTerm, Sums, TensorSlice, add_noise
 from l2l.noise.slices import computed_in
@@ -64,17 +63,17 @@ RUN = 2**20
 class Part:
     """What is added to a block beside dense noise, in the precision that the block is computed in."""
 
-    open: Callable[[], Callable[[Tensor, int], object]]
+    open: Callable[[], Callable[[torch.Tensor, int], object]]
     """Prepares the part, and gives ``add(weights, at)``: adds its rows from ``at`` on to ``weights`` [count, width]. What it
     holds is freed with ``add``: a part that is written out lives for one block only."""
     height: int
     """Rows of the part."""
     width: int
     """Elements of a row."""
-    rows: Tensor | None = None
+    rows: torch.Tensor | None = None
     """Which rows of the block, each once, on its device; None: all."""
 
-    def add_to(self, flat: Tensor, packed: bool = False) -> None:
+    def add_to(self, flat: torch.Tensor, packed: bool = False) -> None:
         """Add to weights [m * n], float32 or float64, in place. ``packed``: they hold nothing but the rows, in order."""
         weights, add = flat.view(-1, self.width), self.open()
         with full_precision(flat.device):
@@ -84,7 +83,7 @@ class Part:
                 add(chosen := weights[self.rows], 0)
                 weights.index_copy_(0, self.rows, chosen)
 
-    def widened(self, flat: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def widened(self, flat: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """(first of the rows, the rows [count, n] with the part added, in full precision), some at a time."""
         weights, add, count = flat.view(-1, self.width), self.open(), max(1, RUN // self.width)
         for at in range(0, self.height, count):
@@ -151,19 +150,19 @@ def block_moments(blocks: Blocks) -> Moments:
     return measure(pieces, [mean for mean, _ in about_zero])
 
 
-def _low_rank(pairs: Sequence[tuple[Tensor, Tensor]], rows: Tensor | None = None) -> Part:
+def _low_rank(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], rows: torch.Tensor | None = None) -> Part:
     """The part sum(left @ right.T), each left [rows, r] and right [n, r]: one product, of the pairs side by side."""
     left, right = pairs[0] if len(pairs) == 1 else (torch.cat([pair[side] for pair in pairs], 1) for side in (0, 1))
     return Part(lambda: lambda w, at: w.addmm_(left[at : at + len(w)], right.t()), len(left), len(right), rows)
 
 
-def _factors(block: Block, vectors: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+def _factors(block: Block, vectors: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """An empty left factor [rows, r] for the noise R, and the basis in the precision computed in."""
     dtype, device = computed_in(block.tensor.dtype), block.tensor.device
     return torch.zeros(rows, vectors.shape[1], dtype=dtype, device=device), vectors.detach().to(device, dtype)
 
 
-def dense_direction(direction: Direction, blocks: Blocks, index: int) -> Tensor:
+def dense_direction(direction: Direction, blocks: Blocks, index: int) -> torch.Tensor:
     """u_b of a block written out, of its shape and at least float32: for updates that are not along directions."""
     block = blocks[index]
     if direction.shaped(index):
@@ -179,7 +178,7 @@ def dense_direction(direction: Direction, blocks: Blocks, index: int) -> Tensor:
     return out
 
 
-def _shaped(direction: Direction, blocks: Blocks, index: int) -> Tensor:
+def _shaped(direction: Direction, blocks: Blocks, index: int) -> torch.Tensor:
     assert direction.shape is not None, "a shape covers the block"
     with torch.no_grad(), full_precision(blocks[index].tensor.device):
         return direction.shape.write(blocks[index], index, direction.key, direction.distribution)
@@ -191,7 +190,7 @@ def parts_of(blocks: Blocks, moves: Sequence[Move], chosen: Sequence[int]) -> di
     Raises:
         ValueError: some go along a basis and others by an operator, in one block.
     """
-    factors: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    factors: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     bases = [move.direction.basis for move in moves if move.direction.along_basis]
     for basis in {id(basis): basis for basis in bases if basis is not None}.values():  # one traversal for all along it
         along = [move for move in moves if move.direction.basis is basis]
@@ -211,7 +210,7 @@ def parts_of(blocks: Blocks, moves: Sequence[Move], chosen: Sequence[int]) -> di
     return found
 
 
-def rows_part(blocks: Blocks, index: int, move: Move, rows: Tensor | None) -> Part | None:
+def rows_part(blocks: Blocks, index: int, move: Move, rows: torch.Tensor | None) -> Part | None:
     """What a move adds along its basis or by its operator to some rows of a block, or to all; None where that is nothing."""
     if rows is None:
         return parts_of(blocks, [move], [index]).get(index)
@@ -226,18 +225,18 @@ def rows_part(blocks: Blocks, index: int, move: Move, rows: Tensor | None) -> Pa
     return _written_out(blocks, [move], index, on_device) if move.shape_scale(index) else None
 
 
-def _written_out(blocks: Blocks, moves: Sequence[Move], index: int, rows: Tensor | None = None) -> Part:
+def _written_out(blocks: Blocks, moves: Sequence[Move], index: int, rows: torch.Tensor | None = None) -> Part:
     """What operators write for a block, made when it is added."""
     tensor = blocks[index].tensor
     width = tensor.shape[-1] if tensor.ndim else 1
 
-    def written() -> Callable[[Tensor, int], object]:
+    def written() -> Callable[[torch.Tensor, int], object]:
         scales: list[tuple[Direction, float]] = []  # each direction is written once
         for move in moves:
             known = next((k for k, (direction, _) in enumerate(scales) if direction == move.direction), len(scales))
             before = sum(scale for _, scale in scales[known : known + 1])
             scales[known : known + 1] = [(move.direction, before + move.shape_scale(index))]
-        total: Tensor | None = None
+        total: torch.Tensor | None = None
         for direction, scale in scales:
             if scale:
                 own = _shaped(direction, blocks, index).mul_(scale)
@@ -260,7 +259,7 @@ def add_part(
     part: Part,
     terms: Sequence[NoiseTerm],
     rounding: Key | None = None,
-    into: Tensor | None = None,
+    into: torch.Tensor | None = None,
 ) -> None:
     """Add dense noise and the part to one block, or to a copy of it; half precision is rounded once.
 
@@ -299,7 +298,7 @@ def copy_blocks(pieces: Sequence[TensorSlice], term: NoiseTerm, parts: Mapping[i
             part.add_to(into)
 
 
-def _read_from(wide: Tensor, piece: TensorSlice, at: int = 0) -> TensorSlice:
+def _read_from(wide: torch.Tensor, piece: TensorSlice, at: int = 0) -> TensorSlice:
     """A run of a piece that is read from ``wide``, and written rounded to where the piece is written."""
     target = piece.flat if piece.into is None else piece.into
     return TensorSlice(target[at : at + len(wide)], piece.name, piece.offset + at, None, wide)
@@ -380,7 +379,7 @@ def _move_rows(blocks: Blocks, whole: TensorSlice, move: Move, index: int, round
         add_noise(pieces, [move.term([index] * len(pieces))], rounding=rounding)
 
 
-def rows_piece(whole: TensorSlice, row: int, count: int, width: int, into: Tensor | None = None) -> TensorSlice:
+def rows_piece(whole: TensorSlice, row: int, count: int, width: int, into: torch.Tensor | None = None) -> TensorSlice:
     """``count`` neighbouring rows, from ``row`` on, of a block of rows of ``width``."""
     span = slice(row * width, (row + count) * width)
     master = None if whole.master is None else whole.master[span]

@@ -16,8 +16,6 @@ from dataclasses import replace
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from l2l.noise import Key, NoiseTerm, TensorSlice, add_noise
@@ -45,10 +43,10 @@ class CopyCache:
         self._order: list[int] = []
         self._read: list[int] = []
         self._place = 0
-        self._ready: dict[int, Tensor] = {}
-        self._lent: list[Tensor] = []
-        self._resting: list[Tensor] = []
-        self._free: list[Tensor] = []
+        self._ready: dict[int, torch.Tensor] = {}
+        self._lent: list[torch.Tensor] = []
+        self._resting: list[torch.Tensor] = []
+        self._free: list[torch.Tensor] = []
         self._busy = False
 
     def begin(self) -> None:
@@ -57,7 +55,7 @@ class CopyCache:
         self._free += [*self._lent, *self._resting]
         self._ready, self._lent, self._resting = {}, [], []
 
-    def take(self, index: int) -> Tensor:
+    def take(self, index: int) -> torch.Tensor:
         """The copy [count] of a block."""
         self._read.append(index)
         if index not in self._ready:
@@ -68,7 +66,7 @@ class CopyCache:
     def give_back(self, result: object) -> None:
         """A function's call is over: memory that its result is a view of is not used again."""
         values = result if isinstance(result, tuple | list) else [result]
-        held = {value.untyped_storage().data_ptr() for value in values if isinstance(value, Tensor)}
+        held = {value.untyped_storage().data_ptr() for value in values if isinstance(value, torch.Tensor)}
         self._free += [t for t in self._resting if t.untyped_storage().data_ptr() not in held]
         self._lent = [t for t in self._lent if t.untyped_storage().data_ptr() not in held]
         self._resting, self._busy = [], False
@@ -102,11 +100,11 @@ class CopyCache:
         for i in chosen:
             flat = self._pieces[i].flat
             sizes[flat.dtype, flat.device] = sizes.get((flat.dtype, flat.device), 0) + flat.numel()
-        rest: dict[Any, Tensor] = {}
+        rest: dict[Any, torch.Tensor] = {}
         for (dtype, device), size in sizes.items():  # smaller memory is let go before a larger one is taken
             alike = [t for t in self._free if t.dtype == dtype and t.device == device]
             enough = [t for t in alike if t.numel() >= size]
-            gone = [min(enough, key=Tensor.numel)] if enough else alike
+            gone = [min(enough, key=torch.Tensor.numel)] if enough else alike
             self._free = [t for t in self._free if all(t is not other for other in gone)]
             rest[dtype, device] = gone[0] if enough else torch.empty(size, dtype=dtype, device=device)
         self._lent += rest.values()
@@ -125,8 +123,8 @@ _METHODS = (
     "size dim numel nelement stride is_contiguous is_floating_point is_complex __hash__ element_size storage_offset "
     "get_device data_ptr type __len__ ndimension requires_grad_ untyped_storage is_set_to is_same_size is_pinned is_shared"
 )
-PASSIVE = {getattr(Tensor, name).__get__ for name in _ATTRIBUTES.split() if hasattr(Tensor, name)} | {
-    getattr(Tensor, name) for name in _METHODS.split()
+PASSIVE = {getattr(torch.Tensor, name).__get__ for name in _ATTRIBUTES.split() if hasattr(torch.Tensor, name)} | {
+    getattr(torch.Tensor, name) for name in _METHODS.split()
 }
 """Functions that ask about a tensor and do not read its values."""
 
@@ -142,7 +140,7 @@ class Substitution:
         self.index = {id(blocks[i].tensor): i for i in pieces}
         self._move: Move | None = None
         self._scales: list[float] = []
-        self._touched: dict[int, list[Tensor]] = {}
+        self._touched: dict[int, list[torch.Tensor]] = {}
         self.copies = CopyCache(self.pieces, self._fill)
 
     def perturb(self, at: engine.Perturbation | None) -> None:
@@ -157,14 +155,14 @@ class Substitution:
         self.copies.begin()
         return _Mode(self)
 
-    def take_touched(self) -> dict[int, Tensor]:
+    def take_touched(self) -> dict[int, torch.Tensor]:
         """For each sparse block, rows that were looked up since the last call, sorted, each once."""
         nothing = torch.zeros(0, dtype=torch.long)
         found = {i: torch.unique(torch.cat(self._touched.get(i, [nothing]))) for i in self.sparse}
         self._touched = {}
         return found
 
-    def weight(self, index: int, reader: str) -> Tensor:
+    def weight(self, index: int, reader: str) -> torch.Tensor:
         """A perturbed copy of a whole block.
 
         Raises:
@@ -178,7 +176,7 @@ class Substitution:
             )
         return self.copies.take(index).view(block.tensor.shape)
 
-    def rows(self, index: int, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(self, index: int, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Perturbed copies [n, width] of the rows that ``ids`` names, and where in them each id is found."""
         distinct, where = torch.unique(ids, return_inverse=True)
         width = self._blocks[index].numel // self._blocks[index].tensor.shape[0]
@@ -237,11 +235,11 @@ class _Mode(TorchFunctionMode):
             return func(*args, **kwargs)
         if torch.is_grad_enabled():
             raise RuntimeError("gradients can only be taken of unperturbed weights: call theta.restore() before")
-        if func is functional.embedding and len(args) > 1 and not renormalises(args, kwargs):
+        if func is torch.nn.functional.embedding and len(args) > 1 and not renormalises(args, kwargs):
             looked_up = own.index.get(id(args[1]))
             if looked_up is not None:
                 rows, where = own.rows(looked_up, args[0])
-                return functional.embedding(where, rows)
+                return torch.nn.functional.embedding(where, rows)
         try:
             name = getattr(func, "__name__", str(func))
             copies = {id(value): own.weight(own.index[id(value)], name) for value in found}
@@ -258,10 +256,19 @@ def renormalises(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return kwargs.get("max_norm") is not None or (len(args) > 3 and args[3] is not None)
 
 
-_CONVERSIONS = {Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type_as}
+_CONVERSIONS = {
+    torch.Tensor.to,
+    torch.Tensor.float,
+    torch.Tensor.double,
+    torch.Tensor.half,
+    torch.Tensor.bfloat16,
+    torch.Tensor.type_as,
+}
 
 
-def _call(func: Callable[..., Any], copies: dict[int, Tensor], dtypes: dict[int, torch.dtype], args: Any, kwargs: Any) -> Any:
+def _call(
+    func: Callable[..., Any], copies: dict[int, torch.Tensor], dtypes: dict[int, torch.dtype], args: Any, kwargs: Any
+) -> Any:
     """The function on copies. Where one is kept in float32 for a parameter of half precision (a norm's weight, a bias),
     the function computes in float32, unless a half-precision matrix takes part: then the copy is rounded."""
     promoted = {key for key, copy in copies.items() if copy.dtype != dtypes[key]}
@@ -271,9 +278,9 @@ def _call(func: Callable[..., Any], copies: dict[int, Tensor], dtypes: dict[int,
     if len(promoted) < len(copies):
         copies = {key: copy.to(dtypes[key]) for key, copy in copies.items()}
         return func(*mapped(args, copies), **mapped(kwargs, copies))
-    widened = {id(v): v.float() for v in flat((*args, *kwargs.values())) if isinstance(v, Tensor) and v.dtype == half}
+    widened = {id(v): v.float() for v in flat((*args, *kwargs.values())) if isinstance(v, torch.Tensor) and v.dtype == half}
     result = func(*mapped(args, widened | copies), **mapped(kwargs, widened | copies))
-    return result.to(half) if isinstance(result, Tensor) and result.dtype == torch.float32 else result
+    return result.to(half) if isinstance(result, torch.Tensor) and result.dtype == torch.float32 else result
 
 
 def flat(values: Iterable[Any]) -> Iterator[Any]:
@@ -285,7 +292,7 @@ def flat(values: Iterable[Any]) -> Iterator[Any]:
             yield value
 
 
-def mapped(values: Any, copies: Mapping[int, Tensor]) -> Any:
+def mapped(values: Any, copies: Mapping[int, torch.Tensor]) -> Any:
     """Arguments with the copies, which are known by their originals' identities, in their place."""
     if isinstance(values, dict):
         return {name: mapped(value, copies) for name, value in values.items()}
@@ -330,7 +337,7 @@ class PerturbEngine(ABC):
         """Inside it, whatever reads a parameter reads its perturbed value."""
         return self._substitution.active()
 
-    def touched(self) -> dict[int, Tensor]:
+    def touched(self) -> dict[int, torch.Tensor]:
         """For each sparse block, the rows that evaluations have looked up since the last call, sorted, each once."""
         return self._substitution.take_touched()
 
@@ -338,20 +345,20 @@ class PerturbEngine(ABC):
     def moments(self, direction: Direction, moves: Sequence[Move]) -> engine.Moments | None:
         """Of the unperturbed blocks once the moves are made; None where that can only be measured after them."""
 
-    def value(self, index: int) -> Tensor:
+    def value(self, index: int) -> torch.Tensor:
         """The weights of a block in the precision they are kept in, sharing memory with them."""
         return self._blocks[index].tensor.detach()
 
-    def rewrite(self, index: int, change: Callable[[Tensor], Any]) -> None:
+    def rewrite(self, index: int, change: Callable[[torch.Tensor], Any]) -> None:
         """Let ``change`` write the weights of a block in place, in the precision they are kept in."""
         change(self.value(index))
 
-    def extra_state(self) -> dict[str, Tensor]:
+    def extra_state(self) -> dict[str, torch.Tensor]:
         """Tensors by block name that resuming needs beside the model's own weights."""
         return {}
 
     @abstractmethod
-    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Continue from :meth:`extra_state`."""
 
 
@@ -386,7 +393,7 @@ class FunctionalEngine(PerturbEngine):
         self._stochastic = [i for i in half if i not in self._masters]
         pieces = {i: TensorSlice(self._masters[i] if i in narrow else b.flat, b.name) for i, b in enumerate(blocks)}
         super().__init__(blocks, pieces, sparse)
-        self._kept: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._last_key = Key(0)
         self._seen = self._versions()
 
@@ -452,11 +459,11 @@ class FunctionalEngine(PerturbEngine):
         parts = engine.parts_of(self._blocks, whole, range(count))
         return engine.measure(pieces, direction.centre or (0.0,) * count, [move.term(range(count)) for move in whole], parts)
 
-    def value(self, index: int) -> Tensor:
+    def value(self, index: int) -> torch.Tensor:
         kept = super().value(index)
         return self._masters[index].view(kept.shape) if index in self._masters else kept
 
-    def rewrite(self, index: int, change: Callable[[Tensor], Any]) -> None:
+    def rewrite(self, index: int, change: Callable[[torch.Tensor], Any]) -> None:
         block, kept = self._blocks[index], self.value(index)
         if index in self._stochastic:
             wide = kept.float()
@@ -469,10 +476,10 @@ class FunctionalEngine(PerturbEngine):
                 block.flat.copy_(self._masters[index])
         self._seen = self._versions()
 
-    def extra_state(self) -> dict[str, Tensor]:
+    def extra_state(self) -> dict[str, torch.Tensor]:
         return {self._blocks[i].name: master for i, master in self._masters.items()}
 
-    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         names = {self._blocks[i].name for i in self._masters}
         if names != set(state):
             raise ValueError(

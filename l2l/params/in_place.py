@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import final
 
 import torch
-from torch import Tensor
 
 from l2l.noise import Sums, TensorSlice, round_scale
 from l2l.params.blocks import Blocks
@@ -73,6 +72,6 @@ class InPlaceEngine(PerturbEngine):
             scale = [s + round_scale(t, block.tensor.dtype) for s, (block, t) in zip(scale, terms, strict=True)]
         return moments_of(self._sums, [block.numel for block in self._blocks], centre, scale)
 
-    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         if state:
             raise ValueError("this state has float32 master weights; these weights are perturbed in place and need none")

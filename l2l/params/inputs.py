@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from l2l.noise import Key
@@ -21,9 +19,9 @@ from l2l.params.basis import full_precision
 from l2l.params.blocks import Blocks
 from l2l.params.operators import factor, orthonormal
 
-_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
-_SUMS = (torch.addmm, Tensor.addmm)
-_TURNS = (Tensor.t, torch.t, *(getattr(Tensor, name).__get__ for name in ("T", "mT")))
+_PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.Tensor.mm)
+_SUMS = (torch.addmm, torch.Tensor.addmm)
+_TURNS = (torch.Tensor.t, torch.t, *(getattr(torch.Tensor, name).__get__ for name in ("T", "mT")))
 
 
 class Watch(TorchFunctionMode, ABC):
@@ -32,10 +30,10 @@ class Watch(TorchFunctionMode, ABC):
     def __init__(self, blocks: Blocks) -> None:
         super().__init__()
         self._index = {id(block.tensor): i for i, block in enumerate(blocks) if block.tensor.ndim == 2}
-        self._turned: dict[int, tuple[Tensor, int]] = {}  # transposed views, held so that their identity stays theirs
+        self._turned: dict[int, tuple[torch.Tensor, int]] = {}  # transposed views, held so that their identity stays theirs
 
     @abstractmethod
-    def multiplied(self, index: int, inputs: Tensor, over_rows: bool) -> None:
+    def multiplied(self, index: int, inputs: torch.Tensor, over_rows: bool) -> None:
         """Block ``index`` has been multiplied.
 
         Args:
@@ -44,7 +42,7 @@ class Watch(TorchFunctionMode, ABC):
                 ``linear(x, weight)``.
         """
 
-    def looked_up(self, index: int, rows: Tensor) -> None:
+    def looked_up(self, index: int, rows: torch.Tensor) -> None:
         """Rows of block ``index``, integers of any shape, have been looked up."""
 
     def __exit__(self, *error: Any) -> None:
@@ -69,9 +67,9 @@ class Watch(TorchFunctionMode, ABC):
             index, turned = self._turned[id(weight)][1], True
         if index is None:
             return result
-        if func is functional.embedding and not turned:
+        if func is torch.nn.functional.embedding and not turned:
             self.looked_up(index, given)
-        linear = func is functional.linear
+        linear = func is torch.nn.functional.linear
         if (linear or func in _PRODUCTS or func in _SUMS) and given.is_floating_point() and given.numel():
             self.multiplied(index, given.detach(), over_rows=turned == linear)
         return result
@@ -83,11 +81,11 @@ class InputNorms(Watch):
 
     def __init__(self, blocks: Blocks) -> None:
         super().__init__(blocks)
-        self._rows: dict[int, Tensor] = {}
-        self._columns: dict[int, Tensor] = {}
+        self._rows: dict[int, torch.Tensor] = {}
+        self._columns: dict[int, torch.Tensor] = {}
         self._heights = [len(block.tensor) if block.tensor.ndim else 1 for block in blocks]
 
-    def of(self, index: int) -> Tensor | None:
+    def of(self, index: int) -> torch.Tensor | None:
         """Norm of the inputs of each weight of block ``index``, [rows, columns] or with 1 in place of one of them.
 
         A weight that is read in two ways has the inputs of both. None: no linear map or lookup has read the block.
@@ -96,12 +94,12 @@ class InputNorms(Watch):
         sides = [side for side in (rows if rows is None else rows[:, None], columns) if side is not None]
         return sum(sides[1:], start=sides[0]).sqrt() if sides else None
 
-    def multiplied(self, index: int, inputs: Tensor, over_rows: bool) -> None:
+    def multiplied(self, index: int, inputs: torch.Tensor, over_rows: bool) -> None:
         squares = inputs.reshape(-1, inputs.shape[-1]).float().square().sum(0)
         sums = self._rows if over_rows else self._columns
         sums[index] = sums[index] + squares if index in sums else squares
 
-    def looked_up(self, index: int, rows: Tensor) -> None:
+    def looked_up(self, index: int, rows: torch.Tensor) -> None:
         counts = torch.bincount(rows.reshape(-1), minlength=self._heights[index]).float()
         self._rows[index] = self._rows[index] + counts if index in self._rows else counts
 
@@ -110,7 +108,7 @@ class InputNorms(Watch):
 class Span:
     """Where the inputs of one weight matrix mostly lie."""
 
-    vectors: Tensor
+    vectors: torch.Tensor
     """[d, r], orthonormal columns, d being the length of an input."""
     over_rows: bool
     """Whether inputs meet the matrix's rows, as in ``x @ weight``; else its columns, as in ``linear(x, weight)``."""
@@ -129,7 +127,7 @@ class Activations(Watch):
     def __init__(self, blocks: Blocks, rank: int, iterations: int, key: Key) -> None:
         super().__init__(blocks)
         self.spans: dict[int, Span] = {}
-        self._sketches: dict[int, Tensor] = {}  # [at most r, d]: what stands for the inputs seen so far when more come
+        self._sketches: dict[int, torch.Tensor] = {}  # [at most r, d]: what stands for the inputs seen so far when more come
         self._blocks, self._rank, self._iterations, self._key = blocks, rank, iterations, key
 
     def during(self, closure: Callable[[], Any]) -> Any:
@@ -139,7 +137,7 @@ class Activations(Watch):
         self._sketches.clear()
         return value
 
-    def multiplied(self, index: int, inputs: Tensor, over_rows: bool) -> None:
+    def multiplied(self, index: int, inputs: torch.Tensor, over_rows: bool) -> None:
         known = self.spans.get(index)
         if known is not None and known.over_rows != over_rows:
             return  # read from its other side as well: the side that was seen first holds

@@ -13,8 +13,6 @@ from typing import TypeAlias, final
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
 from l2l.noise.slices import computed_in
@@ -34,7 +32,7 @@ def sides(block: Block) -> tuple[int, int]:
     return rows, block.numel // rows
 
 
-def factor(block: Block, name: str, key: Key, shape: tuple[int, ...], distribution: Distribution = "gaussian") -> Tensor:
+def factor(block: Block, name: str, key: Key, shape: tuple[int, ...], distribution: Distribution = "gaussian") -> torch.Tensor:
     """Standard noise of ``shape`` that belongs to a block, under a name of its own: on its device, at least float32."""
     out = torch.zeros(shape, dtype=computed_in(block.tensor.dtype), device=block.tensor.device)
     term = NoiseTerm(key, [(1 / standard_deviation(distribution),)], distribution)
@@ -42,12 +40,12 @@ def factor(block: Block, name: str, key: Key, shape: tuple[int, ...], distributi
     return out
 
 
-def plain(block: Block, key: Key, distribution: Distribution = "gaussian") -> Tensor:
+def plain(block: Block, key: Key, distribution: Distribution = "gaussian") -> torch.Tensor:
     """The block's own standard noise, of its shape, on its device, at least float32: its direction without an operator."""
     return factor(block, "", key, block.tensor.shape, distribution)
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """``left @ right.T`` in the precision of its factors, whatever the process or an evaluation has chosen for speed.
 
     A transient copy is made inside an evaluation, and its update outside: only so are both along the same direction.
@@ -56,7 +54,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         return left @ right.t()
 
 
-def orthonormal(matrix: Tensor) -> Tensor:
+def orthonormal(matrix: torch.Tensor) -> torch.Tensor:
     """Orthonormal columns [n, r] that span those of ``matrix`` [n, r], r at most n."""
     with torch.no_grad():
         return torch.linalg.qr(matrix).Q
@@ -81,7 +79,7 @@ class Mask(ABC):
     """Selects the coordinates of a block that do not move."""
 
     @abstractmethod
-    def clear_(self, moved: Tensor, block: Block, index: int) -> Tensor:
+    def clear_(self, moved: torch.Tensor, block: Block, index: int) -> torch.Tensor:
         """``moved``, of the block's shape and contiguous, with 0 in the coordinates that do not move: changed in place."""
 
 
@@ -92,7 +90,7 @@ class Masked(DirectionOperator):
     def __init__(self, mask: Mask, inner: DirectionOperator | None = None) -> None:
         self.mask, self.inner = mask, inner
 
-    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> torch.Tensor:
         shaped = self.inner is not None and self.inner.covers(index)
         moved = self.inner.write(block, index, key, distribution) if self.inner and shaped else None
         moved = plain(block, key, distribution) if moved is None else moved.contiguous()
@@ -110,7 +108,7 @@ class Drawn(Mask):
     def __init__(self, key: Key, shares: Sequence[float]) -> None:
         self._key, self._shares = key, shares
 
-    def clear_(self, moved: Tensor, block: Block, index: int) -> Tensor:
+    def clear_(self, moved: torch.Tensor, block: Block, index: int) -> torch.Tensor:
         flat, (first, second) = moved.view(-1), thresholds(self._shares[index])
         for at in range(0, len(flat), CHUNK):
             some = flat[at : at + CHUNK]
@@ -144,10 +142,10 @@ def thresholds(share: float) -> tuple[int, int]:
 class Stored(Mask):
     """Bits as :func:`packed` gives them, by index of the block; a block without any moves whole."""
 
-    def __init__(self, bits: Mapping[int, Tensor]) -> None:
+    def __init__(self, bits: Mapping[int, torch.Tensor]) -> None:
         self._bits = bits
 
-    def clear_(self, moved: Tensor, block: Block, index: int) -> Tensor:
+    def clear_(self, moved: torch.Tensor, block: Block, index: int) -> torch.Tensor:
         bits, flat = self._bits.get(index), moved.view(-1)
         for at in range(0, 0 if bits is None else len(flat), CHUNK):
             assert bits is not None, "else there is nothing to go through"
@@ -158,10 +156,10 @@ class Stored(Mask):
         return moved
 
 
-def packed(moving: Tensor) -> Tensor:
+def packed(moving: torch.Tensor) -> torch.Tensor:
     """Which coordinates move, booleans of any shape, as bits: uint8 [ceil(n / 8)]."""
     flat = moving.reshape(-1).to(torch.uint8)
-    eights = functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
+    eights = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
     return eights.bitwise_left_shift(_places(flat.device)).sum(1, dtype=torch.uint8)
 
 
@@ -170,11 +168,11 @@ def packed_bytes(count: int) -> int:
     return -(-count // 8)
 
 
-def _places(device: torch.device) -> Tensor:
+def _places(device: torch.device) -> torch.Tensor:
     return torch.arange(8, dtype=torch.uint8, device=device)
 
 
-def largest(scores: Tensor, count: int) -> Tensor:
+def largest(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Exactly ``count`` of the scores, the largest, as booleans of their shape; of equal ones those that come first."""
     flat = scores.reshape(-1)
     if not 0 < count < len(flat):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar, final
 
 import torch
-from torch import Tensor
 
 from l2l.noise import round_scale
 from l2l.params.basis import Basis
@@ -36,7 +35,7 @@ class Displacement:
 
 
 Value = TypeVar("Value")
-Change: TypeAlias = Callable[[int, Tensor], Tensor]
+Change: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
 """(index of a block, a delta of it) -> what is added instead; a new tensor, or the delta itself unchanged."""
 
 
@@ -89,7 +88,7 @@ class PerturbedParameters:
         self._at: Perturbation | None = None
         self._pending: list[Move] = []
         self._added: list[Move] = []
-        self._rows: dict[int, Tensor] = {}
+        self._rows: dict[int, torch.Tensor] = {}
         self._late: list[object] = []
         self._undo: Callable[[], None] | None = None
         self._shrunk: tuple[float, ...] | None = None
@@ -156,7 +155,7 @@ class PerturbedParameters:
             assert found is not None, "unperturbed weights can always be measured"
         return found
 
-    def value(self, index: int) -> Tensor:
+    def value(self, index: int) -> torch.Tensor:
         """The weights of a block as precisely as they are kept, sharing memory with them. Call :meth:`restore` before."""
         return self._engine.value(index)
 
@@ -173,11 +172,11 @@ class PerturbedParameters:
             self._finish()
             self._multiply(tuple(factors))
 
-    def add_dense(self, deltas: Mapping[int, Tensor], scale: float) -> None:
+    def add_dense(self, deltas: Mapping[int, torch.Tensor], scale: float) -> None:
         """Add ``scale * delta`` to the blocks listed: a first-order step. Not undone."""
         self._shift(deltas.__getitem__, dict.fromkeys(deltas, scale))
 
-    def add_dense_each(self, delta: Callable[[int], Tensor], scales: Sequence[float]) -> None:
+    def add_dense_each(self, delta: Callable[[int], torch.Tensor], scales: Sequence[float]) -> None:
         """Add ``scales[b] * delta(b)`` to each block, one after the other: a step that lies along no direction.
 
         ``delta`` is called once per block with its index, at the unperturbed weights; interrupts are deferred meanwhile, so
@@ -190,7 +189,7 @@ class PerturbedParameters:
             raise ValueError("sparse_embeddings needs a method that moves along its directions: leave it off")
         self._shift(delta, dict(enumerate(scales)))
 
-    def _shift(self, delta: Callable[[int], Tensor], scales: Mapping[int, float]) -> None:
+    def _shift(self, delta: Callable[[int], torch.Tensor], scales: Mapping[int, float]) -> None:
         self._rewrite({i: lambda w, i=i, by=by: w.add_(self._transform(i, delta(i)), alpha=by) for i, by in scales.items()})
 
     @contextmanager
@@ -202,7 +201,7 @@ class PerturbedParameters:
         finally:
             self._transform = outer
 
-    def assign(self, values: Mapping[str, Tensor]) -> None:
+    def assign(self, values: Mapping[str, torch.Tensor]) -> None:
         """Set every block to the tensor of its name: what a checkpoint holds.
 
         Raises:
@@ -215,7 +214,9 @@ class PerturbedParameters:
             raise ValueError(f"these weights are of another model: {len(wrong)} blocks differ, the first is {wrong[0]!r}")
         self._copy({index: values[block.name] for index, block in enumerate(self.blocks)})
 
-    def interpolate(self, anchor: Mapping[int, Tensor], here: Mapping[int, Tensor], ratios: Mapping[int, float]) -> None:
+    def interpolate(
+        self, anchor: Mapping[int, torch.Tensor], here: Mapping[int, torch.Tensor], ratios: Mapping[int, float]
+    ) -> None:
         """Set block i to ``anchor + ratio * (here - anchor)``, for the blocks listed; ratio 1 is ``here``, bit for bit.
 
         Until the step ends, an error puts ``here`` back first.
@@ -284,12 +285,12 @@ class PerturbedParameters:
             self.restore()
         self.raise_deferred_interrupt()
 
-    def extra_state(self) -> dict[str, Tensor]:
+    def extra_state(self) -> dict[str, torch.Tensor]:
         """Tensors by block name that resuming needs beside the model's weights: float32 masters. Restores theta."""
         self.restore()
         return self._engine.extra_state()
 
-    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Continue from :meth:`extra_state`.
 
         Raises:
@@ -313,10 +314,10 @@ class PerturbedParameters:
             self._rewrite({i: lambda w, f=factor: w.mul_(f) for i, factor in enumerate(factors) if factor != 1.0})
             self._shrunk = factors
 
-    def _copy(self, values: Mapping[int, Tensor]) -> None:
+    def _copy(self, values: Mapping[int, torch.Tensor]) -> None:
         self._rewrite({i: lambda w, v=value: w.copy_(v) for i, value in values.items()})
 
-    def _rewrite(self, changes: Mapping[int, Callable[[Tensor], object]]) -> None:
+    def _rewrite(self, changes: Mapping[int, Callable[[torch.Tensor], object]]) -> None:
         """Write blocks otherwise than along a direction, from the unperturbed weights."""
         self.restore()
         with torch.no_grad(), defer_interrupt():

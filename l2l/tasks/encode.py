@@ -16,7 +16,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
 
 from l2l.models.batching import Grouping
 from l2l.models.heads import Part
@@ -434,25 +433,25 @@ def merge_rows(inputs: Sequence[Ids]) -> tuple[list[int], list[Ids]]:
 class Batch:
     """Rows to feed and the list of tokens to read from them. R rows, T columns, K tokens, O options, E examples."""
 
-    input_ids: Tensor
+    input_ids: torch.Tensor
     """[R, T] right-padded."""
-    attention_mask: Tensor
+    attention_mask: torch.Tensor
     """[R, T] 1 on tokens, 0 on padding; where rows branch, [R, T, T] bool: which token sees which."""
-    rows: Tensor
+    rows: torch.Tensor
     """[K] the row in which a token is predicted."""
-    positions: Tensor
+    positions: torch.Tensor
     """[K] the column whose logits predict it."""
-    targets: Tensor
+    targets: torch.Tensor
     """[K] its id."""
-    options: Tensor
+    options: torch.Tensor
     """[K] the option it belongs to, among all options of the batch."""
-    token_slot: Tensor
+    token_slot: torch.Tensor
     """[K] its index within the option."""
-    option_example: Tensor
+    option_example: torch.Tensor
     """[O] the example an option belongs to."""
-    option_slot: Tensor
+    option_slot: torch.Tensor
     """[O] its index within the example."""
-    gold: Tensor
+    gold: torch.Tensor
     """[E] index of the option to train on, within the example."""
     longest: int
     """Tokens of the longest option."""
@@ -460,7 +459,7 @@ class Batch:
     """Options of the example that has most."""
     parts: tuple[Part, ...] = ()
     """The same rows and tokens split up by length, to be fed one part after the other; empty: fed as one."""
-    decoder_ids: Tensor | None = None
+    decoder_ids: torch.Tensor | None = None
     """[R, D] right-padded rows of the decoder of an encoder-decoder, in which ``positions`` count."""
     pooled: bool = False
     """Whether the model gives one vector of logits per row; ``targets`` then are labels."""
@@ -475,7 +474,7 @@ class Batch:
         if device is None:
             return self
         fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        moved = {name: value.to(device) for name, value in fields if isinstance(value, Tensor)}
+        moved = {name: value.to(device) for name, value in fields if isinstance(value, torch.Tensor)}
         return dataclasses.replace(self, **moved, parts=tuple(part.to(device) for part in self.parts))
 
 
@@ -527,7 +526,7 @@ def collate(
     ).to(device)
 
 
-def pad_rows(rows: Sequence[Ids], pad_id: int, left: bool = False) -> tuple[Tensor, Tensor]:
+def pad_rows(rows: Sequence[Ids], pad_id: int, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """[R, T] ids, padded on the right or on the left, and [R, T] int64 mask: 1 on tokens, 0 on padding."""
     columns = max(map(len, rows))
     empty = [(pad_id,) * (columns - len(row)) for row in rows]

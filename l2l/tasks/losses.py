@@ -4,14 +4,12 @@ Sums run over small padded tables with a fixed order, so a loss has the same bit
 """
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from l2l.models.heads import token_logprobs
 from l2l.tasks.encode import Batch, Form
 
 
-def batch_loss(model: nn.Module, batch: Batch, form: Form) -> Tensor:
+def batch_loss(model: torch.nn.Module, batch: Batch, form: Form) -> torch.Tensor:
     """Float32 scalar training loss of a model on a batch encoded for its kind, differentiable where gradients are on.
 
     ``form`` is the task's: cross entropy over mean option log-probabilities, or over the gold option's tokens.
@@ -26,40 +24,40 @@ def batch_loss(model: nn.Module, batch: Batch, form: Form) -> Tensor:
     return loss.clone()  # outside inference mode a copy is a tensor like any other
 
 
-def _loss(model: nn.Module, batch: Batch, form: Form) -> Tensor:
+def _loss(model: torch.nn.Module, batch: Batch, form: Form) -> torch.Tensor:
     logprobs = token_logprobs(model, batch, batch.parts)
     if form == "lm":
         return lm_loss(logprobs, batch)
     return classification_loss(option_scores(logprobs, batch), batch)
 
 
-def option_scores(logprobs: Tensor, batch: Batch) -> Tensor:
+def option_scores(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """[K] token log-probabilities to [O] option scores: the mean over each option's tokens."""
     lengths = torch.bincount(batch.options, minlength=len(batch.option_example))
     return option_sums(logprobs, batch) / lengths
 
 
-def option_sums(logprobs: Tensor, batch: Batch) -> Tensor:
+def option_sums(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """[K] token log-probabilities to [O] log-probabilities of whole options: the sum over each option's tokens."""
     table = logprobs.new_zeros(len(batch.option_example), batch.longest)
     return table.index_put((batch.options, batch.token_slot), logprobs).sum(1)
 
 
-def _score_table(scores: Tensor, batch: Batch) -> Tensor:
+def _score_table(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
     """[O] to [E, width]; an example with fewer options is filled up with minus infinity."""
     empty = scores.new_full((batch.n, batch.width), -torch.inf)
     return empty.index_put((batch.option_example, batch.option_slot), scores)
 
 
-def classification_loss(scores: Tensor, batch: Batch) -> Tensor:
+def classification_loss(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Cross entropy with the option scores as logits, averaged over examples. Scalar.
 
     The scores are mean log-probabilities, taken as they are: no temperature, no calibration.
     """
-    return functional.cross_entropy(_score_table(scores, batch), batch.gold)
+    return torch.nn.functional.cross_entropy(_score_table(scores, batch), batch.gold)
 
 
-def lm_loss(token_logprobs: Tensor, batch: Batch) -> Tensor:
+def lm_loss(token_logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Negative mean of the log-probabilities of all gold tokens of the batch. Scalar.
 
     The mean is over tokens, so an example with a longer answer weighs more.
@@ -68,13 +66,13 @@ def lm_loss(token_logprobs: Tensor, batch: Batch) -> Tensor:
     return -total / count
 
 
-def gold_token_sum(token_logprobs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def gold_token_sum(token_logprobs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum and number of the gold tokens' log-probabilities, of which a mean over several batches is made."""
     is_gold = batch.option_slot == batch.gold[batch.option_example]
     chosen = is_gold[batch.options]
     return torch.where(chosen, token_logprobs, 0.0).sum(), chosen.sum()
 
 
-def predictions(scores: Tensor, batch: Batch) -> Tensor:
+def predictions(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
     """[E] index of the best scored option of each example; the first one where scores are equal."""
     return _score_table(scores, batch).argmax(1)

@@ -21,8 +21,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from l2l.estimators.finite_difference import Closure, finite_loss, two_point
 from l2l.methods.base import Method, check_counts
@@ -262,7 +260,7 @@ def build(name: str, dtype: str, device: torch.device, seed: int = 0, length: in
     context_length(empty, length)
     model = empty.to_empty(device=device)
     model.tie_weights()
-    ones = {id(module.weight) for module in model.modules() if isinstance(module, nn.LayerNorm)}
+    ones = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.LayerNorm)}
     blocks = list(Blocks.of(model, trainable=False))
     for block in blocks:
         block.flat.fill_(1.0 if id(block.tensor) in ones else 0.0)
@@ -271,24 +269,24 @@ def build(name: str, dtype: str, device: torch.device, seed: int = 0, length: in
     return model.eval()
 
 
-def tokens(config: BenchConfig, vocabulary: int) -> Tensor:
+def tokens(config: BenchConfig, vocabulary: int) -> torch.Tensor:
     """Random token ids [batch_size, length]."""
     generator = torch.Generator().manual_seed(config.seed)
     ids = torch.randint(vocabulary, (config.batch_size, config.length), generator=generator)
     return ids.to(config.torch_device)
 
 
-def causal_loss(model: PreTrainedModel, ids: Tensor, answer_tokens: int | None) -> Closure:
+def causal_loss(model: PreTrainedModel, ids: torch.Tensor, answer_tokens: int | None) -> Closure:
     """Mean float32 cross entropy of the next token; over all of them, or the last ``answer_tokens`` of each row."""
-    targets = functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
+    targets = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
     options = {}
     if answer_tokens is not None:
         options, targets = {"logits_to_keep": answer_tokens + 1}, targets[:, -(answer_tokens + 1) :]
 
-    def loss() -> Tensor:
+    def loss() -> torch.Tensor:
         with torch.inference_mode():
             logits = model(input_ids=ids, use_cache=False, **options).logits
-            return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
+            return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
     return loss
 
@@ -328,7 +326,7 @@ def contenders(model: PreTrainedModel, closure: Closure, config: BenchConfig) ->
 
 
 def textbook_step(
-    parameters: Sequence[nn.Parameter], closure: Closure, seed: int, lr: float = 1e-6, epsilon: float = 1e-3
+    parameters: Sequence[torch.nn.Parameter], closure: Closure, seed: int, lr: float = 1e-6, epsilon: float = 1e-3
 ) -> float:
     """One step of Malladi et al. 2023, arXiv:2305.17333, Algorithm 1; the mean of the two losses. For comparison only.
 
@@ -406,7 +404,7 @@ def ratio(seconds: Mapping[str, Sequence[float]], above: str, below: str) -> flo
     return median(a / b for a, b in zip(seconds[above], seconds[below], strict=True))
 
 
-def checksum(tensors: Sequence[Tensor]) -> int:
+def checksum(tensors: Sequence[torch.Tensor]) -> int:
     """A number that a change of any bit changes: two sums over the bits, one weighted by position, modulo 2**64."""
     found = 0
     for tensor in tensors:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from l2l.noise import Key, MomentRequest, NoiseTerm, TensorSlice, active_backend, add_noise, backend_problem, reference
 from l2l.noise.dispatch import BACKENDS, VARIABLE
@@ -123,7 +122,7 @@ def equals_reference(device: str, dtype: torch.dtype) -> bool:
     return same_sums and torch.equal(there.cpu().view(bits), here.view(bits))
 
 
-def _sample(device: str, dtype: torch.dtype) -> Tensor:
+def _sample(device: str, dtype: torch.dtype) -> torch.Tensor:
     """[ELEMENTS] weights, the same on every device."""
     return torch.linspace(-1.0, 1.0, ELEMENTS, dtype=torch.float32).to(dtype).to(device)
 

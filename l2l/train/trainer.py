@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from l2l.aliases import renamed
@@ -428,7 +427,7 @@ class Session:
             self.progress.best_dev_loss, self.progress.best_step = value, step
             write_tensors(self.folder.path / "best.pt", self._weights())
 
-    def _weights(self) -> dict[str, Tensor]:
+    def _weights(self) -> dict[str, torch.Tensor]:
         """The trained tensors by name, unperturbed; they share memory with the model."""
         self.context.optimizer.theta.restore()
         return {block.name: block.tensor.detach() for block in self.context.optimizer.blocks}

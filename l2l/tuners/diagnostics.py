@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import mean, median, pstdev
 
 import torch
-from torch import Tensor
 
 from l2l.report.files import write_whole
 from l2l.tuners.features import RunStatistics, block_constants, kind_of
@@ -33,7 +32,7 @@ NO_LAYER = "-"
 class Reconstruction:
     """Reconstructed initial weights of the blocks' networks."""
 
-    initial: Tensor
+    initial: torch.Tensor
     """[blocks, numbers] float64; NaN for a block that started like no other."""
     group: tuple[int, ...]
     """Per block: number of the group of blocks that started alike."""
@@ -41,7 +40,7 @@ class Reconstruction:
     """Per block: size of its group. With two the median is their mean: half of what either moved counts to each."""
 
 
-def reconstruct(weights: Tensor, alike: float = ALIKE) -> Reconstruction:
+def reconstruct(weights: torch.Tensor, alike: float = ALIKE) -> Reconstruction:
     """The initial weights of each block.
 
     Args:
@@ -63,7 +62,7 @@ def reconstruct(weights: Tensor, alike: float = ALIKE) -> Reconstruction:
     return Reconstruction(initial, tuple(found), tuple(found.count(number) for number in found))
 
 
-def reconstructed_state(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+def reconstructed_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
     """Initial tensors of a network, one row per block each; None unless every block started like another one."""
     rows = [value.reshape(len(value), -1) for value in state.values()]
     initial = reconstruct(torch.cat(rows, 1)).initial
@@ -108,7 +107,7 @@ def typical_statistics(tuner: TunerModel, loss: float = TYPICAL_LOSS) -> RunStat
     return RunStatistics(torch.ones(len(blocks)), moments, loss, loss, block_constants(blocks, moments))
 
 
-def typical_sigma(tuner: TunerModel, fresh: bool = False) -> Tensor:
+def typical_sigma(tuner: TunerModel, fresh: bool = False) -> torch.Tensor:
     """[blocks] sigma at :func:`typical_statistics`, before normalisation; [blocks, 2] with two outputs.
 
     Args:
@@ -121,7 +120,7 @@ def typical_sigma(tuner: TunerModel, fresh: bool = False) -> Tensor:
         return network(tuner.features(typical_statistics(tuner)))
 
 
-def dense_sigma(tuner: TunerModel, fresh: bool = False) -> Tensor:
+def dense_sigma(tuner: TunerModel, fresh: bool = False) -> torch.Tensor:
     """[blocks] :func:`typical_sigma` of the dense noise."""
     return typical_sigma(tuner, fresh).reshape(len(tuner.fingerprint.names), -1)[:, 0]
 

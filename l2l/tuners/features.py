@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
 
 from l2l.params.blocks import Block, Blocks
 from l2l.params.engine import block_moments
@@ -64,7 +63,7 @@ def depths(names: Sequence[str]) -> list[float]:
     return [float(i > first) if layer is None else (layer + 0.5) / count for i, layer in enumerate(layers)]
 
 
-def block_constants(blocks: Blocks, moments: Tensor) -> Tensor:
+def block_constants(blocks: Blocks, moments: torch.Tensor) -> torch.Tensor:
     """[blocks, constants] float32: log(variance + FLOOR) at the start, then columns that depend on shape and structure.
 
     These are the kind as one-hot columns, 1 for parts of attention, :func:`depths`, log10(size) / 6, and log10(fan-in) / 3,
@@ -86,13 +85,13 @@ def block_constants(blocks: Blocks, moments: Tensor) -> Tensor:
 class RunStatistics:
     """What a run records for its tuner after each step. Tensors and numbers only: it is saved with the run's state."""
 
-    sigma: Tensor
+    sigma: torch.Tensor
     """[blocks] float32: sigma of the last step, before normalisation; ones at the start."""
-    moments: Tensor
+    moments: torch.Tensor
     """[blocks, 2] float64: mean and unbiased variance of each block's weights after the last step."""
     loss_plus: float = 0.0
     loss_minus: float = 0.0
-    constants: Tensor | None = None
+    constants: torch.Tensor | None = None
     """[blocks, constants] float32 of :func:`block_constants`; None in runs saved before they existed."""
     step: int = 0
     """Steps taken."""
@@ -166,7 +165,7 @@ def log_ratio(running: Running) -> float:
     return 0.0 if first == 0 else min(math.log(max(mean / first, math.exp(-LIMIT))), LIMIT)
 
 
-def paper_features(statistics: RunStatistics) -> Tensor:
+def paper_features(statistics: RunStatistics) -> torch.Tensor:
     """[blocks, 5] float32: mean and variance of the weights, the last L+ and L-, the last sigma (arXiv:2510.00419)."""
     features = torch.empty(len(statistics.sigma), FEATURES)
     features[:, 0:2] = statistics.moments
@@ -175,7 +174,7 @@ def paper_features(statistics: RunStatistics) -> Tensor:
     return features
 
 
-def standard_features(statistics: RunStatistics) -> Tensor:
+def standard_features(statistics: RunStatistics) -> torch.Tensor:
     """[blocks, 14] float32, each column clipped to [-LIMIT, LIMIT].
 
     Per block: log of the weights' variance over that at the start of the run; their mean over the root of their mean
@@ -205,7 +204,7 @@ class FeatureSet:
     """Names of the columns, and the function that computes them."""
 
     columns: tuple[str, ...]
-    compute: Callable[[RunStatistics], Tensor]
+    compute: Callable[[RunStatistics], torch.Tensor]
     """[blocks, columns] float32, without a graph."""
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from l2l.params.blocks import Block, Blocks
 from l2l.tuners.features import KINDS, kind_of
@@ -42,14 +41,14 @@ class Fingerprint:
             raise ValueError("the tuner's fingerprint holds ties or a hash that are no names: get it again")
 
     @staticmethod
-    def of(model: nn.Module, identity: bool = False) -> Fingerprint:
+    def of(model: torch.nn.Module, identity: bool = False) -> Fingerprint:
         """Fingerprint of a model; with its identity, ties and the hash of the weights, which takes a pass over them."""
         blocks = Blocks.of(model, trainable=False)
         shapes = tuple(tuple(block.tensor.shape) for block in blocks)
         found = Fingerprint(blocks.names, shapes, tuple(map(kind_of, blocks)))
         return found.identified(model) if identity else found
 
-    def identified(self, model: nn.Module) -> Fingerprint:
+    def identified(self, model: torch.nn.Module) -> Fingerprint:
         """The same with ties and weights of a model."""
         return replace(self, ties=ties_of(model), weights=weights_hash(Blocks.of(model, trainable=False)))
 
@@ -78,7 +77,7 @@ class Fingerprint:
         return [f"{len(names)} {label}: {format_names(names)}" for label, names in lists.items() if names]
 
 
-def ties_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+def ties_of(model: torch.nn.Module) -> tuple[tuple[str, ...], ...]:
     """Groups of parameter names that share a tensor; the first of each is the block's name."""
     groups: dict[object, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -96,7 +95,7 @@ def weights_hash(blocks: Blocks) -> str | None:
     found: list[str] = []
     for block in blocks:
         tensor = block.tensor.detach()
-        if type(tensor) is not Tensor or tensor.is_meta or not tensor.is_floating_point():
+        if type(tensor) is not torch.Tensor or tensor.is_meta or not tensor.is_floating_point():
             return None
         total = squares = 0
         for chunk in tensor.reshape(-1).split(CHUNK):

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from l2l.tuners.card import LICENCE, render, with_results
 from l2l.tuners.fingerprint import Fingerprint
@@ -143,7 +142,7 @@ def load(directory: Path, kind: type[AnyTuner]) -> AnyTuner:
     return tuner
 
 
-def _build(config: dict[str, Any], basis: dict[str, Tensor], kind: type[AnyTuner]) -> AnyTuner:
+def _build(config: dict[str, Any], basis: dict[str, torch.Tensor], kind: type[AnyTuner]) -> AnyTuner:
     """The tuner of an upgraded config, with fresh weights."""
     args, blocks, identity = config["architecture_args"], config["blocks"], config.get("fingerprint", {})
     if args["blocks"] != len(blocks):

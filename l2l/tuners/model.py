@@ -9,7 +9,6 @@ from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
 
 from l2l.params.basis import Basis
 from l2l.params.blocks import Blocks
@@ -20,7 +19,7 @@ from l2l.tuners.normalize import EnergyNormalizer, Normalizer
 from l2l.tuners.schedule import BlockSchedule
 
 
-def random_basis(blocks: Blocks, r: int | Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
+def random_basis(blocks: Blocks, r: int | Mapping[str, int], seed: int = 0) -> dict[str, torch.Tensor]:
     """Random orthonormal columns, uniform over subspaces: the control that a learned basis must beat.
 
     Args:
@@ -39,25 +38,25 @@ def random_basis(blocks: Blocks, r: int | Mapping[str, int], seed: int = 0) -> d
         if not 1 <= rank <= widths.get(name, 0):
             raise ValueError(f"no basis of rank {rank} for block {name!r}: the rank is 1 to the width of a matrix")
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
     for name, rank in wanted.items():  # in float64, so that the columns are orthonormal to the last bits of float32
         normal = torch.randn(widths[name], rank, generator=generator, dtype=torch.float64)
         found[name] = torch.linalg.qr(normal).Q.float().contiguous()
     return found
 
 
-def ranks(basis: Mapping[str, Tensor]) -> dict[str, int]:
+def ranks(basis: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """Columns per block."""
     return {name: vectors.shape[1] for name, vectors in basis.items()}
 
 
-def bind(basis: Mapping[str, Tensor], blocks: Blocks) -> Basis | None:
+def bind(basis: Mapping[str, torch.Tensor], blocks: Blocks) -> Basis | None:
     """The basis of those of these blocks that have one, on their devices; None if none has."""
     found = {i: basis[b.name].to(b.tensor.device) for i, b in enumerate(blocks) if b.name in basis}
     return Basis(found) if found else None
 
 
-def _checked(basis: Mapping[str, Tensor], blocks: Blocks) -> dict[str, Tensor]:
+def _checked(basis: Mapping[str, torch.Tensor], blocks: Blocks) -> dict[str, torch.Tensor]:
     """A float32 copy of the basis, checked against all blocks of the model, which need no memory."""
     index = {block.name: i for i, block in enumerate(blocks)}
     if unknown := [name for name in basis if name not in index]:
@@ -102,14 +101,14 @@ class TunerModel:
     architecture_args: dict[str, Any]
     provenance: Provenance = field(default_factory=Provenance)
     feature_set: str = "paper"
-    basis: Mapping[str, Tensor] | None = None
+    basis: Mapping[str, torch.Tensor] | None = None
     block_schedule: BlockSchedule | None = None
 
     def __post_init__(self) -> None:
         self._features = feature_set(self.feature_set)
         self.basis = _checked(self.basis, self.fingerprint.blocks()) if self.basis else None
-        self._bound: WeakKeyDictionary[Blocks, tuple[Normalizer, Tensor, Basis | None]] = WeakKeyDictionary()
-        self._selected: dict[tuple[str, ...], tuple[list[int] | None, Tensor | None]] = {}
+        self._bound: WeakKeyDictionary[Blocks, tuple[Normalizer, torch.Tensor, Basis | None]] = WeakKeyDictionary()
+        self._selected: dict[tuple[str, ...], tuple[list[int] | None, torch.Tensor | None]] = {}
         inputs, width = self.architecture_args.get("inputs", FEATURES), len(self._features.columns)
         if inputs != width:
             raise ValueError(f"the tuner's network takes {inputs} features, but {self.feature_set!r} has {width}")
@@ -127,13 +126,13 @@ class TunerModel:
     @classmethod
     def for_model(
         cls,
-        model: nn.Module,
+        model: torch.nn.Module,
         architecture: str = "per_block_mlp",
         seed: int = 0,
         normalizer: Normalizer | None = None,
         provenance: Provenance | None = None,
         features: str = "paper",
-        basis: Mapping[str, Tensor] | None = None,
+        basis: Mapping[str, torch.Tensor] | None = None,
         block_schedule: BlockSchedule | None = None,
         **architecture_args: Any,
     ) -> Self:
@@ -170,7 +169,7 @@ class TunerModel:
         names = {name for name, _ in self.network.named_parameters()}
         return bool(names) and names <= self.network.shared
 
-    def with_basis(self, basis: Mapping[str, Tensor] | None, model: nn.Module | None = None) -> Self:
+    def with_basis(self, basis: Mapping[str, torch.Tensor] | None, model: torch.nn.Module | None = None) -> Self:
         """A tuner of the same network, not a copy of it, with another basis.
 
         Args:
@@ -189,7 +188,7 @@ class TunerModel:
         """A tuner of the same network, not a copy of it, with another block schedule."""
         return replace(self, block_schedule=block_schedule)
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: torch.nn.Module) -> None:
         """Raise ValueError, naming blocks, unless the tuner serves this model.
 
         A size-free tuner serves any model whose blocks its basis and its normalizer, if they belong to blocks, know.
@@ -214,11 +213,11 @@ class TunerModel:
             raise ValueError(f"the tuner for {self.provenance.base_model!r} has no block {format_names(unknown)}")
         return [row_of[name] for name in names]
 
-    def features(self, statistics: RunStatistics) -> Tensor:
+    def features(self, statistics: RunStatistics) -> torch.Tensor:
         """[blocks, features] float32 of a run's record."""
         return self._features.compute(statistics)
 
-    def scales(self, features: Tensor, names: Sequence[str]) -> Tensor:
+    def scales(self, features: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
         """Output of the network before normalisation: sigma [blocks], or with two outputs [blocks, 2].
 
         The second column is sigma along the basis, 0 where a block has none. Differentiable in the network's weights.
@@ -232,12 +231,12 @@ class TunerModel:
         found = self.network(features, rows)
         return found if mask is None else found * mask
 
-    def sigma(self, features: Tensor, names: Sequence[str]) -> Tensor:
+    def sigma(self, features: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
         """Sigma [blocks] of the dense noise before normalisation; differentiable in the network's weights."""
         found = self.scales(features, names)
         return found if found.ndim == 1 else found[:, 0]
 
-    def factor(self, sigma: Tensor, blocks: Blocks) -> float:
+    def factor(self, sigma: torch.Tensor, blocks: Blocks) -> float:
         """The normalizer's common factor for these blocks, of sigma [blocks] or of :meth:`scales` [blocks, 2]."""
         _, counts, _ = self._bind(blocks)
         if sigma.ndim == 2 and counts.ndim == 1:
@@ -248,7 +247,7 @@ class TunerModel:
         """The basis of these blocks for directions, the same object at every call; None where no block has one."""
         return self._bind(blocks)[2]
 
-    def _bind(self, blocks: Blocks) -> tuple[Normalizer, Tensor, Basis | None]:
+    def _bind(self, blocks: Blocks) -> tuple[Normalizer, torch.Tensor, Basis | None]:
         """What depends on the blocks of a run alone, computed once: the normalizer, its counts, and the basis."""
         bound = self._bound.get(blocks)
         if bound is None or bound[0] is not self.normalizer:
@@ -257,7 +256,7 @@ class TunerModel:
         return bound
 
 
-def load_weights(tuner: TunerModel, weights: Mapping[str, Tensor]) -> None:
+def load_weights(tuner: TunerModel, weights: Mapping[str, torch.Tensor]) -> None:
     """Copy weights into a tuner's network; ValueError where names or shapes do not fit, or one is not finite."""
     wanted = {name: tuple(value.shape) for name, value in tuner.network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}

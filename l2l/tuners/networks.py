@@ -12,7 +12,6 @@ from importlib import import_module
 from typing import Any, Literal, final
 
 import torch
-from torch import Tensor, nn
 
 from l2l.tuners.features import FEATURES
 
@@ -21,7 +20,7 @@ VARIABLE = "L2L_NETWORKS"
 """Environment variable: modules, separated by commas, whose networks a tuner on disk may name."""
 
 
-class TunerNetwork(nn.Module, ABC):
+class TunerNetwork(torch.nn.Module, ABC):
     """Abstract network over block features.
 
     Its constructor takes JSON values, which a tuner's config keeps: ``blocks``, their number; ``seed``, of its
@@ -32,7 +31,7 @@ class TunerNetwork(nn.Module, ABC):
     """Parameters that serve all blocks. Each of the others has one row per block, in order."""
 
     @abstractmethod
-    def forward(self, features: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+    def forward(self, features: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Sigma [blocks], not negative, from features [blocks, features].
 
         With two outputs [blocks, 2]: sigma of the dense noise, and of the noise inside the block's basis.
@@ -73,11 +72,11 @@ class PerBlockMLP(TunerNetwork):
         self.second_weight = _uniform(generator, hidden, *ends, hidden)
         self.second_bias = _uniform(generator, hidden, *ends)
         if start == "mezo":
-            nn.init.zeros_(self.second_weight)
+            torch.nn.init.zeros_(self.second_weight)
             with torch.no_grad():
                 self.second_bias.copy_(first.expand(blocks, outputs).reshape(ends))
 
-    def forward(self, features: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+    def forward(self, features: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
         w1, b1, w2, b2 = self.first_weight, self.first_bias, self.second_weight, self.second_bias
         if rows is not None and list(rows) != list(range(len(b2))):
             w1, b1, w2, b2 = (values[torch.tensor(rows)] for values in (w1, b1, w2, b2))
@@ -117,14 +116,14 @@ class SharedMLP(TunerNetwork):
         self.second_weight = _uniform(generator, hidden, outputs, hidden)
         self.second_bias = _uniform(generator, hidden, outputs)
         self.shared = frozenset(name for name, _ in self.named_parameters())
-        self.embedding = nn.Parameter(torch.randn(blocks, embedding, generator=generator)) if embedding else None
+        self.embedding = torch.nn.Parameter(torch.randn(blocks, embedding, generator=generator)) if embedding else None
         with torch.no_grad():
             if start == "mezo":
                 self.second_weight.zero_()
                 self.second_bias.zero_()
             self.second_bias += first.log()
 
-    def forward(self, features: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+    def forward(self, features: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
         if self.embedding is not None:
             own = self.embedding if rows is None else self.embedding[torch.tensor(rows)]
             features = torch.cat([features, own], 1)
@@ -174,21 +173,21 @@ class Table(TunerNetwork):
             for bad in (value for value in given if not 0 < value < float("inf")):
                 raise ValueError(f"the table's values hold {bad}: each must be positive and finite")
             sigma[:, column] = torch.tensor(given, dtype=torch.float64)
-        self.log_sigma = nn.Parameter(sigma.log().squeeze(-1))
+        self.log_sigma = torch.nn.Parameter(sigma.log().squeeze(-1))
 
-    def forward(self, features: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+    def forward(self, features: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
         return torch.exp(self.log_sigma if rows is None else self.log_sigma[torch.tensor(rows)])
 
 
 NETWORKS: dict[str, type[TunerNetwork]] = {"per_block_mlp": PerBlockMLP, "shared_mlp": SharedMLP, "table": Table}
 
 
-def _uniform(generator: torch.Generator, fan_in: int, *shape: int) -> nn.Parameter:
+def _uniform(generator: torch.Generator, fan_in: int, *shape: int) -> torch.nn.Parameter:
     # torch's initialisation of linear layers: uniform within 1 / sqrt(fan-in)
-    return nn.Parameter((torch.rand(shape, generator=generator) * 2 - 1) / fan_in**0.5)
+    return torch.nn.Parameter((torch.rand(shape, generator=generator) * 2 - 1) / fan_in**0.5)
 
 
-def _first_sigma(start: str, outputs: int, basis_start: float) -> Tensor:
+def _first_sigma(start: str, outputs: int, basis_start: float) -> torch.Tensor:
     """[outputs] initial sigma of every block: 1, and ``basis_start`` along its basis; checks the arguments."""
     if outputs not in (1, 2):
         raise ValueError(f"outputs={outputs} must be 1 (sigma) or 2 (sigma and that of the basis)")

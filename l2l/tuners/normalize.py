@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor
 
 from l2l.params.blocks import Block, Blocks
 
@@ -24,7 +23,7 @@ class Normalizer(ABC):
     def costs(self, blocks: Sequence[Block], along_basis: bool) -> list[float]:
         """Cost of sigma^2 in each of these blocks, or of sigma^2 along its basis."""
 
-    def counts(self, blocks: Blocks, basis: Collection[str] = ()) -> Tensor:
+    def counts(self, blocks: Blocks, basis: Collection[str] = ()) -> torch.Tensor:
         """Cost of sigma^2 in each block: [blocks] float64; with a basis [blocks, 2], the second of sigma^2 along it.
 
         The second is 0 for blocks that ``basis`` does not name.
@@ -37,7 +36,7 @@ class Normalizer(ABC):
         along[inside] = torch.tensor(self.costs([blocks[i] for i in inside], along_basis=True), dtype=torch.float64)
         return torch.stack([dense, along], 1)
 
-    def factor(self, sigma: Tensor, counts: Tensor) -> float:
+    def factor(self, sigma: torch.Tensor, counts: torch.Tensor) -> float:
         """Square root of the cost of sigma 1 without a basis over that of this sigma, which has the shape of the counts.
 
         ValueError where every sigma is zero, or one is not finite.
@@ -79,7 +78,7 @@ class EnergyNormalizer(Normalizer):
             found.append((min(rows, touched) if block.embedding else rows) * (block.numel / max(rows, 1)))
         return found
 
-    def factor(self, sigma: Tensor, counts: Tensor) -> float:
+    def factor(self, sigma: torch.Tensor, counts: torch.Tensor) -> float:
         return super().factor(sigma, counts) if self.enabled else 1.0
 
 
@@ -123,7 +122,7 @@ class NoNormalizer(Normalizer):
     def costs(self, blocks: Sequence[Block], along_basis: bool) -> list[float]:
         return [1.0] * len(blocks)
 
-    def factor(self, sigma: Tensor, counts: Tensor) -> float:
+    def factor(self, sigma: torch.Tensor, counts: torch.Tensor) -> float:
         return 1.0
 
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from l2l.tuners.fingerprint import Fingerprint, format_names
 from l2l.tuners.io import save
@@ -106,7 +105,7 @@ class Published:
     dtype: torch.dtype
     names: tuple[str, ...]
     """Of its blocks, in the order of the file."""
-    weights: dict[str, Tensor]
+    weights: dict[str, torch.Tensor]
     """The network's tensors as ``per_block_mlp`` stacks them, one row per name, in the file's dtype."""
 
 
@@ -135,7 +134,7 @@ def read_published(path: Path) -> Published:
         raise ValueError(f"{path} is not a readable torch file (no pickle, or other byte order): get it again")
     try:
         views = _views(_interpret(entries["data.pkl"]))
-        rows: dict[tuple[str, str], list[Tensor]] = {place: [] for place in SHAPES}
+        rows: dict[tuple[str, str], list[torch.Tensor]] = {place: [] for place in SHAPES}
         for (name, found), place in product(views.items(), SHAPES):
             held = entries.get(f"data/{found[place].storage.key}", b"")
             rows[place].append(_tensor(found[place], held, f"{'.'.join(place)} of {name!r}"))
@@ -332,7 +331,7 @@ def _views(found: Any) -> dict[str, dict[tuple[str, str], _View]]:
     return views
 
 
-def _tensor(view: _View, held: bytes, label: str) -> Tensor:
+def _tensor(view: _View, held: bytes, label: str) -> torch.Tensor:
     dtype, size, shape = view.storage.dtype, prod(view.shape), view.shape
     if len(held) != view.storage.numel * dtype.itemsize or view.offset + size > view.storage.numel:
         raise ValueError(f"{label} lies in a storage of {len(held)} bytes, which does not hold it")

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import final, get_args
 
 import torch
-from torch import Tensor
 
 from l2l.meta.curvature import Trace, hessian_traces
 from l2l.meta.state import MetaLoss, MetaState, Objective
@@ -60,7 +59,7 @@ class Curved(Objective):
         check_counts(probes=self.probes)
         check_choice("trace", self.trace, get_args(Trace))
 
-    def measure(self, point: MetaState) -> tuple["Probe", GradientStatistics, Tensor, int]:
+    def measure(self, point: MetaState) -> tuple["Probe", GradientStatistics, torch.Tensor, int]:
         """A step that has been undone, statistics of the gradient, traces [components], and passes spent on the latter two."""
         probe = probe_step(point)
         found = gradient_statistics(point, probe.components, self.keep)
@@ -122,7 +121,7 @@ class Probe:
     step: InnerStep
     direction: Direction
     components: Components
-    energies: Tensor
+    energies: torch.Tensor
 
 
 def probe_step(point: MetaState) -> Probe:
@@ -139,23 +138,25 @@ class ClosedForm:
     """The value of an objective, and its derivative in every lambda_k, [components] float64."""
 
     value: float
-    slope: Tensor
-    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    slope: torch.Tensor
+    memory: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-def first_order(energies: Tensor, signal: Tensor, lr: float) -> ClosedForm:
+def first_order(energies: torch.Tensor, signal: torch.Tensor, lr: float) -> ClosedForm:
     """-lr * sum_k lambda_k G_k."""
     return ClosedForm(-lr * torch.dot(energies, signal).item(), -lr * signal)
 
 
-def second_order(energies: Tensor, signal: Tensor, noisy: Tensor, trace: Tensor, lr: float) -> ClosedForm:
+def second_order(
+    energies: torch.Tensor, signal: torch.Tensor, noisy: torch.Tensor, trace: torch.Tensor, lr: float
+) -> ClosedForm:
     """-lr * sum_k lambda_k G_k + (lr^2 / 2) * (sum_k lambda_k G'_k) * (sum_k lambda_k T_k)."""
     first, half = first_order(energies, signal, lr), lr**2 / 2
     spread, bend = torch.dot(energies, noisy).item(), torch.dot(energies, trace).item()
     return ClosedForm(first.value + half * spread * bend, first.slope + half * (noisy * bend + trace * spread))
 
 
-def averaged(memory: Mapping[str, Tensor], now: Mapping[str, Tensor], decay: float) -> dict[str, Tensor]:
+def averaged(memory: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor], decay: float) -> dict[str, torch.Tensor]:
     """Running averages with the new figures in them, and their weight, by which they are unbiased from the first on."""
     before = memory.get("weight", torch.zeros((), dtype=torch.float64))
     weight = decay * before + (1 - decay)
@@ -164,7 +165,9 @@ def averaged(memory: Mapping[str, Tensor], now: Mapping[str, Tensor], decay: flo
     return {**mean, "weight": weight}
 
 
-def log_progress_rate(energies: Tensor, signal: Tensor, noisy: Tensor, trace: Tensor, floor: float) -> ClosedForm:
+def log_progress_rate(
+    energies: torch.Tensor, signal: torch.Tensor, noisy: torch.Tensor, trace: torch.Tensor, floor: float
+) -> ClosedForm:
     """log(sum lambda T) + log(sum lambda G') - 2 log(sum lambda G); where a sum is raised to its floor, its slope is kept.
     FloatingPointError where a figure is nan, or the gradient or its curvature is zero everywhere."""
     spread, gain, bend = (torch.dot(energies, of).item() for of in (noisy, signal, trace))
@@ -204,7 +207,7 @@ def closed_form_loss(
     )
 
 
-def log_factor_slope(tuner: Tuner, components: Components, direction: Direction) -> Tensor:
+def log_factor_slope(tuner: Tuner, components: Components, direction: Direction) -> torch.Tensor:
     """d log(factor) / d sigma_k [components] float64, by central differences: cheap, and true of any normalizer."""
     scales = torch.tensor(direction.sigma, dtype=torch.float64)
     if direction.basis is not None:

@@ -14,7 +14,6 @@ from typing import ClassVar, Literal, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from l2l.estimators.finite_difference import finite_loss
 from l2l.meta.state import MetaLoss, MetaState, Objective
@@ -125,7 +124,7 @@ class ESFullRun(Objective):
         value = sum(finite) / len(finite) if finite else float("inf")
         return MetaLoss(torch.stack(parts).sum(), value, own.report.loss, own.after, own.report, passes)
 
-    def delta(self, tuner: Tuner, key: Key) -> list[Tensor]:
+    def delta(self, tuner: Tuner, key: Key) -> list[torch.Tensor]:
         """Standard noise in the shape of each weight of the tuner, tied by role where asked for."""
         delta = noise_of(tuner.network, key)
         if self.tie == "none":
@@ -154,14 +153,14 @@ class ESFullRun(Objective):
         return sum(late) / len(late), sum(step.report.passes for step in taken)
 
 
-def noise_of(network: nn.Module, key: Key) -> list[Tensor]:
+def noise_of(network: torch.nn.Module, key: Key) -> list[torch.Tensor]:
     """Standard noise in the shape of each of the network's weights."""
     weights = network.named_parameters()
     return [standard_noise(f"tuner {name}", key, w.shape, dtype=w.dtype, device=w.device) for name, w in weights]
 
 
 @contextmanager
-def moved(network: nn.Module, delta: list[Tensor], distance: float) -> Iterator[None]:
+def moved(network: torch.nn.Module, delta: list[torch.Tensor], distance: float) -> Iterator[None]:
     """The network's weights at ``+ distance * delta`` inside; afterwards the very bits they had."""
     kept = [weight.detach().clone() for weight in network.parameters()]
     with torch.no_grad():

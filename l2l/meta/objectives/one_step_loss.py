@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
 
 from l2l.estimators.backward import consume_gradients
 from l2l.estimators.finite_difference import Closure
@@ -62,7 +61,7 @@ def loss_after_steps(point: MetaState, batches: Sequence[Closure], judge: Closur
     with trial_steps(point, batches) as steps:
         dots = [[NoiseDots(blocks, e.direction) for e in step.report.estimates] for step in steps]
 
-        def take(index: int, gradient: Tensor) -> None:
+        def take(index: int, gradient: torch.Tensor) -> None:
             for one in (dot for of_step in dots for dot in of_step):
                 one.take(index, gradient)
             if point.consume is not None:
@@ -90,7 +89,7 @@ def loss_after_steps(point: MetaState, batches: Sequence[Closure], judge: Closur
     )
 
 
-def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
+def _sum(gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
     """The sum of those that are there; None where none is."""
     found = [gradient for gradient in gradients if gradient is not None]
     return torch.stack(found).sum(0) if found else None

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor
 
 from l2l.estimators.backward import summed_gradients
 from l2l.estimators.finite_difference import pieces_of
@@ -99,7 +98,7 @@ class Hybrid(base.Wrapper[Any]):
                 theta.add_dense({index: gradients.pop(index)}, -context.lr[index] * self.fo_lr)
         return following
 
-    def _gradients(self, theta: PerturbedParameters, last: Sequence[int], closure: Closure) -> dict[int, Tensor]:
+    def _gradients(self, theta: PerturbedParameters, last: Sequence[int], closure: Closure) -> dict[int, torch.Tensor]:
         """Gradients of the last layers at theta, before any update."""
         theta.restore()
         others = [block.tensor for i, block in enumerate(theta.blocks) if i not in last]
@@ -119,9 +118,9 @@ class Hybrid(base.Wrapper[Any]):
 
 
 def _with_graph(closure: Closure) -> Closure:
-    def checked() -> Tensor | float:
+    def checked() -> torch.Tensor | float:
         value = closure()
-        if not isinstance(value, Tensor) or not value.requires_grad:
+        if not isinstance(value, torch.Tensor) or not value.requires_grad:
             raise ValueError(
                 "hybrid needs the gradient of what is minimised, and this has none in the last layers: use objective loss, or "
                 "leave hybrid out"

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, final
 
 import torch
-from torch import Tensor
 
 from l2l.methods import base
 from l2l.methods.base import Blocks, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
@@ -34,7 +33,7 @@ class SparseState:
     inner: Any
     shares: tuple[float, ...]
     """Fraction of each block's coordinates that is frozen."""
-    bits: dict[int, Tensor]
+    bits: dict[int, torch.Tensor]
     """Which ones move, where they are chosen by score: one bit each, by index of the block."""
 
 
@@ -109,13 +108,13 @@ class Sparse(base.Wrapper[SparseState]):
         estimates, inner = base.run_estimator(self.inner, evaluator.with_transform(self._masking(state)), state.inner)
         return estimates, replace(state, inner=inner)
 
-    def _bits(self, evaluator: LossEvaluator, shares: Sequence[float]) -> dict[int, Tensor]:
+    def _bits(self, evaluator: LossEvaluator, shares: Sequence[float]) -> dict[int, torch.Tensor]:
         evaluator.theta.restore()
         blocks, norms = evaluator.theta.blocks, InputNorms(evaluator.theta.blocks)
         if self.kind == "wanda":
             with norms:
                 evaluator.center()
-        found: dict[int, Tensor] = {}
+        found: dict[int, torch.Tensor] = {}
         for i, block in enumerate(blocks):
             weights, inputs = block.tensor.detach(), norms.of(i)
             scores = weights.abs().to(base.accumulation_dtype(weights.dtype))
@@ -131,7 +130,7 @@ class Sparse(base.Wrapper[SparseState]):
             return replace(state, inner=self.inner.update_(theta, state.inner, estimates, context))
         mask = self._mask(state, base.key_since(context.key, self.interval))
 
-        def masked(index: int, delta: Tensor) -> Tensor:
+        def masked(index: int, delta: torch.Tensor) -> torch.Tensor:
             own = delta.clone(memory_format=torch.contiguous_format)  # it may be a tensor of the method's state
             return mask.clear_(own, theta.blocks[index], index)
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from l2l.methods.base import check_positive
 from l2l.models.load import context_length, kind_of
@@ -28,21 +26,21 @@ AT_ONCE = 32
 class Features:
     """Hidden states [N, D] in float64, and the class of each row [N]."""
 
-    states: Tensor
-    classes: Tensor
+    states: torch.Tensor
+    classes: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Probe:
     """Logits are ``((x - mean) / spread) @ weight + bias``."""
 
-    mean: Tensor
-    spread: Tensor
-    weight: Tensor
+    mean: torch.Tensor
+    spread: torch.Tensor
+    weight: torch.Tensor
     """[D, classes]"""
-    bias: Tensor
+    bias: torch.Tensor
 
-    def logits(self, states: Tensor) -> Tensor:
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
         """[N, D] to [N, classes]."""
         return ((states - self.mean) / self.spread) @ self.weight + self.bias
 
@@ -108,7 +106,7 @@ def features(inputs: RunInputs, rows: Sequence[Row]) -> Features:
     # The ids before the options, which all options share.
     prompts = [e.options[0].ids[: 1 + min(option.first for option in e.options)] for e in encoded]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    states: list[Tensor] = [torch.empty(0)] * len(prompts)
+    states: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
     for start in range(0, len(order), AT_ONCE):
         chosen = order[start : start + AT_ONCE]
         ids, mask = (part.to(device) for part in pad_rows([prompts[index] for index in chosen], pad))
@@ -128,9 +126,9 @@ def fit(found: Features, classes: int, strength: float, iterations: int = 200) -
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
+    def closure() -> torch.Tensor:
         solver.zero_grad()
-        loss = functional.cross_entropy(states @ weight + bias, targets) + 0.5 * strength * weight.square().sum()
+        loss = torch.nn.functional.cross_entropy(states @ weight + bias, targets) + 0.5 * strength * weight.square().sum()
         loss.backward()
         return loss
 
@@ -142,5 +140,5 @@ def fit(found: Features, classes: int, strength: float, iterations: int = 200) -
 def _scores(probe: Probe, found: Features) -> Scores:
     logits = probe.logits(found.states)
     right = tuple((logits.argmax(1) == found.classes).double().tolist())
-    loss = functional.cross_entropy(logits, found.classes).item()
+    loss = torch.nn.functional.cross_entropy(logits, found.classes).item()
     return Scores(loss, "accuracy", sum(right) / len(right), len(right), rowwise=right)
