@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l.estimators.backward import consume_gradients
+from l2l.estimators import consume_gradients
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.curvature import sampled_loss
 from l2l.meta.objectives.evolution import first_of_role
@@ -29,10 +29,9 @@ from l2l.meta.pool import PoolTask, load_pool
 from l2l.meta.trajectory import momentum_step, zero_velocity
 from l2l.models.load import context_length, load_model, load_tokenizer
 from l2l.noise import Key
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters
 from l2l.report.console import print_table
-from l2l.report.files import write_json
+from l2l.report.run_directory import write_json
 from l2l.tasks.losses import batch_loss
 
 APART = 10**5

@@ -32,8 +32,8 @@ from l2l.costs import (
 from l2l.meta.statistics import WAITING
 from l2l.methods.registry import declared_method
 from l2l.models.shapes import shape_config
-from l2l.params.blocks import Blocks
-from l2l.report.files import write_whole
+from l2l.params import Blocks
+from l2l.report.run_directory import write_whole
 from l2l.tuners.api import Tuner
 from l2l.tuners.published import known_config
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from pages import cell, document, markdown_table, row
 
-from l2l.report.files import write_whole
+from l2l.report.run_directory import write_whole
 from l2l.tools.bench import BenchConfig, hardware, measure
 from l2l.tools.doctor import equals_reference
 

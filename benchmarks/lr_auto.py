@@ -20,7 +20,7 @@ from l2l.experiments import runner as engine
 from l2l.experiments.spec import CompareConfig, Contender, SchemeEntry, Setting
 from l2l.experiments.stats import Cell, Run
 from l2l.report.console import print_table
-from l2l.report.files import write_json
+from l2l.report.run_directory import write_json
 from l2l.tools.bench import hardware
 
 GRIDS = {"full": (3e-5, 1e-4, 3e-4, 1e-3), "lora": (1e-3, 3e-3, 1e-2, 3e-2)}

@@ -29,10 +29,9 @@ from l2l.meta.module import MetaTraining
 from l2l.meta.pool import MetaInputs, PoolTask
 from l2l.models.shapes import shape_config
 from l2l.noise import Key, standard_noise
-from l2l.params.blocks import Blocks
-from l2l.report.files import write_json, write_whole
+from l2l.params import Blocks
 from l2l.report.memory import PeakMemory, current_bytes
-from l2l.report.run_directory import RunDirectory
+from l2l.report.run_directory import RunDirectory, write_json, write_whole
 from l2l.tasks import get_task
 from l2l.tasks.encode import Encoded, EncodedOption
 from l2l.tools.bench import GIB, IGNORED, Contender, build, hardware, ratio, rounds

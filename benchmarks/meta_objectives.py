@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l.estimators.backward import consume_gradients
+from l2l.estimators import consume_gradients
 from l2l.meta.config import MetaTrainConfig, with_defaults
 from l2l.meta.curvature import hessian_traces
 from l2l.meta.module import MetaTraining
@@ -35,8 +35,7 @@ from l2l.meta.run import prepare_meta_training
 from l2l.meta.state import MetaLoss, MetaState
 from l2l.meta.trajectory import momentum_step
 from l2l.report.console import print_table
-from l2l.report.files import write_json
-from l2l.report.run_directory import RunDirectory
+from l2l.report.run_directory import RunDirectory, write_json
 from l2l.tools.bench import hardware
 
 OBJECTIVES = (

@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 
-from l2l.report.files import write_whole
+from l2l.report.run_directory import write_whole
 from l2l.tuners.diagnostics import initial_network, movement, reconstruct, typical_sigma
 from l2l.tuners.fingerprint import Fingerprint
 from l2l.tuners.model import TunerModel

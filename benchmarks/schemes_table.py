@@ -24,8 +24,7 @@ from l2l.experiments.stats import Point
 from l2l.experiments.tables import Table, Text, markdown
 from l2l.meta.config import MetaTrainConfig
 from l2l.report.console import print_table
-from l2l.report.files import write_json, write_whole
-from l2l.report.run_directory import CONFIG, SUMMARY
+from l2l.report.run_directory import CONFIG, SUMMARY, write_json, write_whole
 from l2l.tools.bench import hardware
 from l2l.train.baselines import baseline_names
 from l2l.train.config import FineTuneConfig

@@ -14,7 +14,7 @@ from typing import Any
 
 from pages import document, markdown_table, row
 
-from l2l.report.files import write_whole
+from l2l.report.run_directory import write_whole
 from l2l.tools.bench import BenchConfig, hardware, measure
 
 NOTE = (

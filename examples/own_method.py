@@ -15,10 +15,9 @@ from typing import ClassVar, final
 import torch
 
 import l2l
-from l2l.estimators.finite_difference import Estimate
+from l2l.estimators import Estimate
 from l2l.methods.base import Method, MethodInfo, StepContext, descend
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from l2l.models import load as loading
 from l2l.models.kinds import auto_class, kind_of_config
 from l2l.models.shapes import SHAPES, shape_config
 from l2l.noise import Key, NoiseTerm, TensorSlice, active_backend, add_noise, standard_deviation
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.report.memory import available_bytes, current_bytes
 from l2l.tasks.encode import Batch
 

@@ -19,12 +19,10 @@ import torch
 from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
-from l2l.estimators.backward import summed_gradients
-from l2l.estimators.finite_difference import Closure, Estimate, MicroBatched, center_loss, loss_along, pieces_of, two_point
+from l2l.estimators import Closure, Estimate, MicroBatched, center_loss, loss_along, pieces_of, summed_gradients, two_point
 from l2l.methods import base
 from l2l.noise import Key
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Block, Blocks
+from l2l.params import Block, Blocks, PerturbedParameters
 from l2l.params.engine import defer_interrupt
 from l2l.report.memory import available_bytes
 

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from l2l.noise import TensorSlice, add_noise
-from l2l.params import Direction
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction
 from l2l.params.engine import Perturbation
 
 

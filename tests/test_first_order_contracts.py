@@ -15,7 +15,7 @@ from cases import Attention, Problem, Quadratic, TiedLM, same_bits, weights
 from torch import Tensor, nn
 
 import l2l.methods
-from l2l.estimators.finite_difference import MicroBatched
+from l2l.estimators import MicroBatched
 from l2l.methods.adamw import AdamW
 from l2l.methods.base import FirstOrder
 from l2l.methods.sgd import SGD

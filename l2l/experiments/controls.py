@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from l2l.estimators.backward import consume_gradients
-from l2l.estimators.finite_difference import Closure
+from l2l.estimators import Closure, consume_gradients
 from l2l.experiments import spec
 from l2l.experiments.spec import Contender, Entry, MetaEvaluateConfig, SchemeEntry, Setting
 from l2l.models.batching import Grouping
 from l2l.models.load import context_length, load_model, load_tokenizer
 from l2l.optim import Schedule
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tasks import get_task
 from l2l.tasks.encode import encoder_for
 from l2l.tasks.losses import batch_loss

@@ -9,8 +9,7 @@ import numpy as np
 from l2l.experiments import stats
 from l2l.experiments.stats import Cell, Curve, RunTable
 from l2l.experiments.tables import MEBIBYTE, least_peak
-from l2l.report.files import write_whole
-from l2l.report.run_directory import METRICS, read_metrics
+from l2l.report.run_directory import METRICS, read_metrics, write_whole
 
 COLUMNS = 3  # most panels beside each other
 

@@ -38,10 +38,9 @@ from l2l.methods import method_class
 from l2l.methods.registry import build_method
 from l2l.models.load import context_length
 from l2l.optim import ZOOptimizer
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.report.console import progress_bar
-from l2l.report.files import write_json
-from l2l.report.run_directory import METRICS, SUMMARY, read_metrics
+from l2l.report.run_directory import METRICS, SUMMARY, read_metrics, write_json
 from l2l.train import runlog
 from l2l.train.config import FineTuneConfig
 from l2l.train.inputs import load_run_inputs

@@ -23,8 +23,8 @@ from l2l.experiments.stats import Cell, Point
 from l2l.methods import method_class, method_names
 from l2l.methods.base import Method, check_counts, check_positive
 from l2l.models.schemes import Scheme, check_scheme
-from l2l.params.blocks import Blocks
-from l2l.report.files import UNFINISHED
+from l2l.params import Blocks
+from l2l.report.run_directory import UNFINISHED
 from l2l.tasks.tiny_world import HELD_OUT
 from l2l.train.baselines import baseline_names
 from l2l.train.config import FineTuneConfig

@@ -16,8 +16,7 @@ from l2l.experiments.runner import Chosen
 from l2l.experiments.spec import MethodCosts
 from l2l.experiments.stats import Point, RunTable, at_edge, point_size, rank_intervals, ranks_by_label, wins
 from l2l.report.console import print_table, spread
-from l2l.report.files import write_whole
-from l2l.report.run_directory import environment
+from l2l.report.run_directory import environment, write_whole
 
 MEBIBYTE = 2**20
 TEMPLATE = Path(__file__).with_name("page.html")

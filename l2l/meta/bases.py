@@ -12,14 +12,12 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from l2l.estimators.backward import consume_gradients
-from l2l.estimators.finite_difference import Closure
+from l2l.estimators import Closure, consume_gradients
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.pool import PoolTask
 from l2l.meta.trajectory import momentum_step, zero_velocity
 from l2l.models.heads import TokenQuery, token_logprobs
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters
 from l2l.tuners.model import random_basis
 
 Source: TypeAlias = Literal["gradients", "activations", "random"]

@@ -10,14 +10,13 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from l2l.estimators.backward import consume_gradients
+from l2l.estimators import consume_gradients
 from l2l.meta.pool import PoolTask
 from l2l.meta.state import MetaState, SampledLoss
 from l2l.meta.statistics import Components, NoiseDots, squared_norms
 from l2l.models.heads import token_logprobs
 from l2l.noise import Key, standard_noise
-from l2l.params import Direction
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction
 from l2l.tasks.encode import Batch, Form
 from l2l.tasks.losses import classification_loss, lm_loss, option_scores, predictions
 from l2l.tuners.model import bind

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch.utils.data import DataLoader
 
-from l2l.estimators.finite_difference import Closure
+from l2l.estimators import Closure
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.curvature import sampled_loss
 from l2l.meta.pool import MetaInputs, PoolTask, sampled_task
@@ -21,11 +21,9 @@ from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
 from l2l.optim import CurvatureLR
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters
 from l2l.report.console import progress_bar, quiet_lightning
-from l2l.report.files import read_tensors, write_tensors
-from l2l.report.run_directory import MetricsLog, RunDirectory
+from l2l.report.run_directory import MetricsLog, RunDirectory, read_tensors, write_tensors
 from l2l.tasks.evaluate import evaluate
 from l2l.train.trainer import Steps, fit
 from l2l.tuners.features import RunStatistics

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import nn
 
-from l2l.estimators.finite_difference import Closure
+from l2l.estimators import Closure
 from l2l.models.batching import Grouping
 from l2l.tasks import get_task
 from l2l.tasks.base import Row, Task

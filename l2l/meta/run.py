@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2l.aliases import renamed
-from l2l.estimators.finite_difference import finite_loss
+from l2l.estimators import finite_loss
 from l2l.meta.bases import pool_basis
 from l2l.meta.config import MetaTrainConfig, task_list, with_defaults
 from l2l.meta.curvature import pool_traces
 from l2l.meta.pool import MetaInputs, load_pool
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, load_model, load_tokenizer, model_identity, thaw
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.params.functional import HALF
-from l2l.report.console import print_table
-from l2l.report.files import read_tensors, write_tensors
-from l2l.report.plots import plot_panels, smooth
-from l2l.report.run_directory import METRICS, RunDirectory, read_metrics
+from l2l.report.console import plot_panels, print_table, smooth
+from l2l.report.run_directory import METRICS, RunDirectory, read_metrics, read_tensors, write_tensors
 from l2l.tuners.api import Tuner
 from l2l.tuners.diagnostics import movement
 from l2l.tuners.model import Provenance, load_weights

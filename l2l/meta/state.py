@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Closure
+from l2l.estimators import Closure
 from l2l.methods.learned import Learned
 from l2l.noise import Key
 from l2l.optim import StepReport

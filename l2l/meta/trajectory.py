@@ -13,14 +13,12 @@ from typing import Any
 
 import torch
 
-from l2l.estimators.backward import consume_gradients
-from l2l.estimators.finite_difference import Closure
+from l2l.estimators import Closure, consume_gradients
 from l2l.meta.state import MetaState
 from l2l.methods.base import Method, descend
 from l2l.noise import Key
 from l2l.optim import CurvatureLR, CurvatureLRState, StepReport, zo_step
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters
 
 _STRIDE = 2**40
 """Distance between the key steps of successive inner steps: more than there are outer steps, so no key is used twice."""

@@ -17,11 +17,10 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast, get_args
 
 import torch
 
-from l2l.estimators.finite_difference import Closure, Estimate, center_loss, finite_loss, loss_along, one_sided, two_point
+from l2l.estimators import Closure, Estimate, center_loss, finite_loss, loss_along, one_sided, two_point
 from l2l.noise import Distribution, Key
-from l2l.params import Direction, DirectionOperator, PerturbedParameters, dense_direction
+from l2l.params import Blocks, Direction, DirectionOperator, PerturbedParameters, dense_direction
 from l2l.params.blocks import Block as Block
-from l2l.params.blocks import Blocks
 
 State = TypeVar("State")
 Estimates: TypeAlias = tuple[Estimate, ...]
@@ -85,11 +84,11 @@ class LossEvaluator:
         return loss_along(self.closure, self.theta, self.transform(direction), distance)
 
     def two_point(self, direction: Direction, epsilon: float) -> Estimate:
-        """See :func:`l2l.estimators.finite_difference.two_point`."""
+        """See :func:`l2l.estimators.two_point`."""
         return two_point(self.closure, self.theta, self.transform(direction), epsilon)
 
     def one_sided(self, directions: Sequence[Direction], epsilon: float, loss_center: float | None = None) -> Estimates:
-        """See :func:`l2l.estimators.finite_difference.one_sided`."""
+        """See :func:`l2l.estimators.one_sided`."""
         return one_sided(self.closure, self.theta, [self.transform(d) for d in directions], epsilon, loss_center)
 
 

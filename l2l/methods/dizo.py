@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, TypeAlias, final
 
 import torch
 
-from l2l.estimators.backward import consume_gradients
+from l2l.estimators import consume_gradients
 from l2l.methods import base
 from l2l.methods.base import Blocks, Closure, Estimates, Key, PerturbedParameters, StepContext
 from l2l.noise import standard_noise

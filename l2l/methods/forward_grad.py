@@ -10,7 +10,7 @@ functional form of the model.
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from l2l.estimators.forward_mode import forward_gradient
+from l2l.estimators import forward_gradient
 from l2l.methods import base
 from l2l.methods.base import Estimates, LossEvaluator
 

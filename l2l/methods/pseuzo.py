@@ -20,7 +20,7 @@ from typing import ClassVar, final
 
 import torch
 
-from l2l.estimators.outputs import Outputs
+from l2l.estimators import Outputs
 from l2l.methods import base
 from l2l.methods.base import Blocks, Direction, Estimate, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 

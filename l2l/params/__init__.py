@@ -5,8 +5,19 @@ rounding per traversal and with the same bits in every run. *Functional*: the st
 evaluations read perturbed copies instead."""
 
 from l2l.params.basis import Basis
+from l2l.params.blocks import Block, Blocks
 from l2l.params.direction import Direction, DirectionOperator, Move
 from l2l.params.engine import dense_direction
 from l2l.params.parameters import Displacement, PerturbedParameters
 
-__all__ = ["Basis", "Direction", "DirectionOperator", "Displacement", "Move", "PerturbedParameters", "dense_direction"]
+__all__ = [
+    "Basis",
+    "Block",
+    "Blocks",
+    "Direction",
+    "DirectionOperator",
+    "Displacement",
+    "Move",
+    "PerturbedParameters",
+    "dense_direction",
+]

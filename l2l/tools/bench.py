@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
-from l2l.estimators.finite_difference import Closure, finite_loss, two_point
+from l2l.estimators import Closure, finite_loss, two_point
 from l2l.methods.base import Method, check_counts
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
@@ -30,12 +30,10 @@ from l2l.models.load import DTYPES, context_length, load_model
 from l2l.models.shapes import SHAPES, shape_config
 from l2l.noise import Key, NoiseTerm, TensorSlice, active_backend, add_noise, standard_deviation
 from l2l.optim import ZOOptimizer
-from l2l.params import Direction
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction
 from l2l.report.console import print_table, progress_bar
-from l2l.report.files import write_json
 from l2l.report.memory import PeakMemory, current_bytes
-from l2l.report.run_directory import RunDirectory, environment
+from l2l.report.run_directory import RunDirectory, environment, write_json
 from l2l.tuners.api import Tuner
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from l2l.methods.base import check_counts
 from l2l.methods.registry import declared_method
 from l2l.models.load import DTYPES
 from l2l.noise import active_backend
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.report.console import print_table
 from l2l.report.memory import available_bytes, current_bytes
 from l2l.report.run_directory import RunDirectory

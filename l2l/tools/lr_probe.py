@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2l.estimators.finite_difference import Closure, center_loss, two_point
+from l2l.estimators import Closure, center_loss, two_point
 from l2l.methods import method_class
 from l2l.methods.base import Method, check_counts, check_positive
 from l2l.models.kinds import Head
@@ -31,8 +31,7 @@ from l2l.noise import Key
 from l2l.optim import CurvatureLR, CurvatureLRState, curvature, learning_rate
 from l2l.params import Direction, PerturbedParameters
 from l2l.report.console import print_table, progress_bar
-from l2l.report.files import write_json, write_whole
-from l2l.report.run_directory import RunDirectory
+from l2l.report.run_directory import RunDirectory, write_json, write_whole
 from l2l.train.baselines import baseline_names
 from l2l.train.config import FineTuneConfig, PerturbMode
 from l2l.train.trainer import prepare_fine_tuning

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 import torch
 
-from l2l.estimators.finite_difference import Closure, MicroBatched
+from l2l.estimators import Closure, MicroBatched
 from l2l.methods.base import FirstOrder
 from l2l.models.batching import Grouping
 from l2l.models.load import load_model, load_tokenizer

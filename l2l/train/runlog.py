@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, final
 
 from l2l.optim import StepReport
-from l2l.report.files import write_whole
+from l2l.report.run_directory import write_whole
 
 NAME = "steps.jsonl"
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from l2l.aliases import renamed
 from l2l.costs import Expectation, expect
-from l2l.estimators.finite_difference import finite_loss
+from l2l.estimators import finite_loss
 from l2l.methods.base import FirstOrder
 from l2l.methods.learned import Learned
 from l2l.methods.registry import MethodLike, build_method, method_name
@@ -31,11 +31,9 @@ from l2l.models.heads import compile_decoder
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, model_identity
 from l2l.models.schemes import ADAPTERS, AdapterBase, apply_scheme, save_adapter
 from l2l.optim import ZOOptimizer, schedule_factor
-from l2l.report.console import print_table, progress_bar, quiet_lightning
-from l2l.report.files import read_tensors, write_tensors
+from l2l.report.console import plot_panels, print_table, progress_bar, quiet_lightning, smooth
 from l2l.report.memory import PeakMemory
-from l2l.report.plots import plot_panels, smooth
-from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_metrics
+from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_metrics, read_tensors, write_tensors
 from l2l.tasks.base import Row
 from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores

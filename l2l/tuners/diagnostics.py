@@ -14,7 +14,7 @@ from statistics import mean, median, pstdev
 
 import torch
 
-from l2l.report.files import write_whole
+from l2l.report.run_directory import write_whole
 from l2l.tuners.features import RunStatistics, block_constants, kind_of
 from l2l.tuners.model import TunerModel
 from l2l.tuners.networks import TunerNetwork, build_network

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import torch
 
-from l2l.params.blocks import Block, Blocks
+from l2l.params import Block, Blocks
 from l2l.params.engine import block_moments
 
 FEATURES = 5

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from l2l.params.blocks import Block, Blocks
+from l2l.params import Block, Blocks
 from l2l.tuners.features import KINDS, kind_of
 
 CHUNK = 1 << 20

@@ -10,8 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from l2l.params.basis import Basis
-from l2l.params.blocks import Blocks
+from l2l.params import Basis, Blocks
 from l2l.tuners.features import FEATURES, RunStatistics, feature_set
 from l2l.tuners.fingerprint import Fingerprint, format_names
 from l2l.tuners.networks import TunerNetwork, build_network, current_network

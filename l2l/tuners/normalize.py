@@ -7,7 +7,7 @@ from typing import Any, ClassVar, final
 
 import torch
 
-from l2l.params.blocks import Block, Blocks
+from l2l.params import Block, Blocks
 
 
 class Normalizer(ABC):

@@ -17,7 +17,7 @@ from typing import Any, final
 import numpy as np
 
 from l2l.noise import Key
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners.features import role
 from l2l.tuners.fingerprint import format_names
 

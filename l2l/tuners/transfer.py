@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from torch import nn
 
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners.features import depths, kind_of, role
 from l2l.tuners.fingerprint import Fingerprint, format_names
 from l2l.tuners.model import TunerModel

@@ -7,8 +7,8 @@ import torch
 from cases import TiedLM
 from torch import Tensor, nn
 
-from l2l.estimators.backward import consume_gradients
-from l2l.params.blocks import Blocks
+from l2l.estimators import consume_gradients
+from l2l.params import Blocks
 
 
 def ignore(index: int, gradient: Tensor) -> None:

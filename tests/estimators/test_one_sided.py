@@ -9,11 +9,10 @@ import torch
 from cases import LogisticRegression, Quadratic, TiedLM, farthest, weights
 from torch import Tensor, nn
 
-from l2l.estimators.finite_difference import Closure, center_loss, finite_loss, loss_along, one_sided, two_point
+from l2l.estimators import Closure, center_loss, finite_loss, loss_along, one_sided, two_point
 from l2l.methods.base import LossEvaluator
 from l2l.noise import Key, standard_noise
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, PerturbedParameters
 
 
 def direction(model: nn.Module, draw: int = 0) -> Direction:

@@ -10,11 +10,9 @@ from cases import LogisticRegression, Quadratic, TiedLM
 from torch import Tensor, nn
 from torch.nn import functional
 
-from l2l.estimators.finite_difference import finite_loss
-from l2l.estimators.outputs import Outputs
+from l2l.estimators import Outputs, finite_loss
 from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, PerturbedParameters
 
 
 def watched(closure: Callable[[], Tensor | float]) -> Outputs:

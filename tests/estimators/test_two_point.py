@@ -7,10 +7,9 @@ import torch
 from cases import LogisticRegression, Quadratic, TiedLM, farthest, weights
 from torch import Tensor, nn
 
-from l2l.estimators.finite_difference import Closure, finite_loss, two_point
+from l2l.estimators import Closure, finite_loss, two_point
 from l2l.noise import Distribution, Key, standard_noise
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, PerturbedParameters
 
 
 def slope(model: nn.Module, u: Direction) -> float:

@@ -24,7 +24,7 @@ from l2l.experiments.runner import Trial, execute, run_trial
 from l2l.experiments.spec import CONTROLS, Contender, MetaEvaluateConfig, Setting
 from l2l.experiments.stats import Cell
 from l2l.experiments.tables import finite
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
 from l2l.tuners.api import Tuner
 from l2l.tuners.model import Provenance, random_basis

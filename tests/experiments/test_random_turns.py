@@ -10,7 +10,7 @@ from compared import Here
 import l2l
 from l2l.experiments.presets import meta_evaluate as evaluate
 from l2l.experiments.spec import MetaEvaluateConfig
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners.api import Tuner
 from l2l.tuners.schedule import BlockSchedule
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from l2l.experiments.controls import BOOST, MIN_SIGMA, boosted, gradient_agreement, sigma_from
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 
 
 class Linear(nn.Module):

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from l2l.meta.state import MetaLoss, MetaState, SampledLoss
 from l2l.methods.learned import Learned
 from l2l.noise import Key
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
 

@@ -13,7 +13,7 @@ from cases import TiedLM, same_bits, weights
 from torch import Tensor, nn
 
 import l2l
-from l2l.estimators.backward import consume_gradients
+from l2l.estimators import consume_gradients
 from l2l.meta.bases import (
     Losses,
     activation_basis,
@@ -27,8 +27,7 @@ from l2l.meta.bases import (
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.pool import load_pool
 from l2l.meta.trajectory import momentum_step, zero_velocity
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters
 
 M, N, RANK, BATCHES = 12, 10, 2, 8
 

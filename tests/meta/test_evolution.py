@@ -16,8 +16,7 @@ from l2l.meta.objectives.evolution import ESFullRun, Evolution, centred_ranks, f
 from l2l.meta.state import MetaState
 from l2l.methods.learned import Learned
 from l2l.noise import Key, standard_noise
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters
 from l2l.tuners.api import Tuner
 
 

@@ -17,7 +17,7 @@ from l2l.meta.statistics import Components, squared_norms
 from l2l.models.heads import token_logprobs
 from l2l.models.shapes import tiny_random
 from l2l.noise import Key
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, Form, collate
 from l2l.tasks.losses import classification_loss, option_scores
 from l2l.tuners.model import random_basis

@@ -21,7 +21,7 @@ from processes import break_off_when_saved, kill_when_saved
 import l2l
 from l2l.cli import main
 from l2l.meta.module import MetaTraining
-from l2l.report.files import read_tensors
+from l2l.report.run_directory import read_tensors
 from l2l.tuners.diagnostics import movement
 
 SHARED = Path(os.environ.get("L2L_SHARED", Path(__file__).parents[3] / "shared"))

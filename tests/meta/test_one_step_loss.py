@@ -13,8 +13,7 @@ from torch.func import functional_call
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from l2l.estimators.backward import consume_gradients
-from l2l.estimators.finite_difference import Closure
+from l2l.estimators import Closure, consume_gradients
 from l2l.meta.objectives.one_step_loss import HeldOutLoss, OneStepLoss, UnrolledLoss
 from l2l.meta.state import MetaLoss, MetaState
 from l2l.meta.trajectory import accumulate_velocity, inner_key, momentum_step, zero_velocity
@@ -22,9 +21,8 @@ from l2l.methods.learned import Learned
 from l2l.models.shapes import tiny_random
 from l2l.noise import Key, standard_noise
 from l2l.optim import zo_step
-from l2l.params import PerturbedParameters
+from l2l.params import Blocks, PerturbedParameters
 from l2l.params.basis import low_rank_noise
-from l2l.params.blocks import Blocks
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
 

@@ -18,8 +18,7 @@ from l2l.meta.run import prepare_meta_training
 from l2l.meta.trajectory import momentum_step, replay, zero_velocity
 from l2l.noise import Key
 from l2l.optim import zo_step
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters
 from l2l.report.run_directory import RunDirectory
 
 

@@ -17,8 +17,7 @@ from torch.nn import functional
 from l2l.methods.agzo import AGZO, InSpan
 from l2l.noise import Key
 from l2l.optim import ZOOptimizer
-from l2l.params import PerturbedParameters, dense_direction
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters, dense_direction
 from l2l.params.inputs import Activations
 
 RANK, ITERATIONS = 2, 3

@@ -16,7 +16,7 @@ from l2l.methods.curvzo import CurvZO, CurvZOState, adapt_budget, inclusion, sam
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
 from l2l.optim import ZOOptimizer
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 

@@ -12,7 +12,7 @@ from l2l.methods.dizo import clipped_normal, projected_blocks
 from l2l.models.shapes import tiny_random
 from l2l.noise import Key
 from l2l.optim import DiZO, MeZO
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 
 PROJECTED = {"opt": 8, "llama": 8, "qwen2": 8, "gpt2": 4}
 """Matrices of attention in two layers."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from l2l.estimators.forward_mode import forward_gradient
+from l2l.estimators import forward_gradient
 from l2l.methods.forward_grad import ForwardGrad
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key

@@ -15,8 +15,7 @@ from l2l.methods.guided import Combined, Guided, contrast
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
 from l2l.optim import ZOOptimizer
-from l2l.params import Direction, dense_direction
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, dense_direction
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]

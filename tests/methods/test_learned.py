@@ -14,7 +14,7 @@ from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
 from l2l.optim import ZOOptimizer
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
 from l2l.tuners.model import random_basis

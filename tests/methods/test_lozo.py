@@ -15,8 +15,7 @@ from l2l.methods.lozo import LOZO
 from l2l.methods.lozo_m import LOZOM
 from l2l.noise import Key
 from l2l.optim import ZOOptimizer
-from l2l.params import dense_direction
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, dense_direction
 
 RANK, INTERVAL, BETA = 2, 4, 0.7
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from l2l.methods.subzero import InSubspace, SubZero, folded
 from l2l.noise import Key
-from l2l.params import Direction, dense_direction
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, dense_direction
 
 RANK, INTERVAL = 3, 4
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from l2l.methods.tezo import TeZO
 from l2l.noise import Key
 from l2l.optim import ZOOptimizer
-from l2l.params import Direction, dense_direction
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, dense_direction
 
 RANK, BETAS, DELTA = 3, (0.8, 0.9), 1e-6
 

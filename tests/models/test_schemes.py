@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from l2l.models.load import context_length, load_model
 from l2l.models.schemes import ADAPTERS, AdapterBase, apply_scheme, quiet, save_adapter
 from l2l.models.shapes import tiny_random
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 
 torch.set_num_threads(1)
 FAMILIES = ["opt", "llama", "gpt2"]

@@ -14,7 +14,7 @@ from l2l.models.heads import token_logprobs
 from l2l.models.load import load_tokenizer
 from l2l.models.schemes import apply_scheme
 from l2l.models.shapes import tiny_random
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, collate
 from l2l.tasks.evaluate import generate
 

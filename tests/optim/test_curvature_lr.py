@@ -13,7 +13,7 @@ from cases import ALONG_NOISE, STEPPED, MethodCase, Quadratic, TiedLM, farthest,
 from torch import Tensor, nn
 
 import l2l
-from l2l.estimators.finite_difference import Estimate, center_loss, two_point
+from l2l.estimators import Estimate, center_loss, two_point
 from l2l.methods.base import Method, StepContext, descend
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
@@ -27,8 +27,7 @@ from l2l.optim import (
     update_average,
     zo_step,
 )
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, PerturbedParameters
 
 KEY = Key(2, 0)
 NEVER = 10**9

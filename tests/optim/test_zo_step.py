@@ -16,8 +16,7 @@ from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, backend_problem, native
 from l2l.optim import StepReport, ZOOptimizer, zo_step
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from l2l.noise import Distribution, Key, standard_noise
-from l2l.params import Basis, Direction
-from l2l.params.blocks import Blocks
+from l2l.params import Basis, Blocks, Direction
 
 EPSILON = 1e-3
 RANK = 3

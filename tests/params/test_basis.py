@@ -12,11 +12,10 @@ from based import EPSILON, RANK, based, basis_of, formula, written
 from cases import TiedLM, farthest, same_bits, weights
 from torch import Tensor, nn
 
-from l2l.estimators.finite_difference import two_point
+from l2l.estimators import two_point
 from l2l.noise import Key
-from l2l.params import Basis, Direction, PerturbedParameters
+from l2l.params import Basis, Blocks, Direction, PerturbedParameters
 from l2l.params.basis import low_rank_dot, low_rank_noise
-from l2l.params.blocks import Blocks
 
 
 class Bowl(nn.Module):

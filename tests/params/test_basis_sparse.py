@@ -10,8 +10,7 @@ from based import EPSILON, based, formula
 from cases import same_bits, weights
 from torch import Tensor, nn
 
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters
 
 TOUCHED = [1, 4, 5, 11]
 OTHERS = [row for row in range(20) if row not in TOUCHED]

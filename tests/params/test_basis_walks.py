@@ -14,8 +14,7 @@ from torch import Tensor, nn
 import l2l.params.engine
 from l2l.models.shapes import tiny_random
 from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, PerturbedParameters
 from l2l.params.engine import block_moments
 
 UPDATES: tuple[Any, ...] = ("master", "stochastic")

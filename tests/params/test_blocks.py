@@ -8,7 +8,7 @@ from cases import Attention, TiedLM
 from torch import nn
 
 from l2l.models.shapes import tiny_random
-from l2l.params.blocks import Block, Blocks
+from l2l.params import Block, Blocks
 
 FAMILIES = {
     "opt": (("embed_tokens.weight", "embed_positions.weight"), 16),

@@ -17,8 +17,7 @@ from l2l.methods.mezo import MeZO as MeZOMethod
 from l2l.models.shapes import tiny_random
 from l2l.noise import Key, standard_noise
 from l2l.optim import MeZO, ZOOptimizer, choose_update
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, PerturbedParameters
 from l2l.tuners.api import Tuner
 
 FAMILIES = ("opt", "llama", "qwen2", "mistral", "gpt2", "gemma2", "phi", "gpt_neox", "mixtral")

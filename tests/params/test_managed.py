@@ -25,8 +25,7 @@ import l2l.params.engine
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
 from l2l.optim import ZOOptimizer
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, PerturbedParameters
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from cases import TiedLM, farthest, weights
 from torch import nn
 
 from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, PerturbedParameters
 from l2l.params.engine import block_moments
 
 

@@ -14,8 +14,7 @@ from cases import TiedLM, farthest, same_bits, weights
 
 import l2l.params.engine
 from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, PerturbedParameters
 
 EPSILON = 1e-3
 TOLERANCE = 5e-7

@@ -10,8 +10,7 @@ from cases import TiedLM, farthest, weights
 from torch import Tensor
 
 from l2l.noise import Distribution, Key, standard_noise
-from l2l.params import Basis, Direction, DirectionOperator, PerturbedParameters, dense_direction
-from l2l.params.blocks import Block, Blocks
+from l2l.params import Basis, Block, Blocks, Direction, DirectionOperator, PerturbedParameters, dense_direction
 
 
 @final

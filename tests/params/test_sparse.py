@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.optim import ZOOptimizer
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters
 from l2l.tuners.api import Tuner
 
 TOUCHED = [1, 4, 5, 11]

@@ -12,8 +12,7 @@ from torch import nn
 
 import l2l.params.engine
 from l2l.noise import Key, standard_noise
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, PerturbedParameters
 
 EPSILON = 1e-3
 

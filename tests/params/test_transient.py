@@ -12,8 +12,7 @@ from torch.nn import functional
 import l2l.params.functional
 from l2l.models.shapes import tiny_random
 from l2l.noise import Key
-from l2l.params import Direction, PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, Direction, PerturbedParameters
 
 
 class Unusual(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from l2l.report.files import read_tensors, write_json, write_tensors, write_whole, write_yaml
+from l2l.report.run_directory import read_tensors, write_json, write_tensors, write_whole, write_yaml
 
 
 def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):

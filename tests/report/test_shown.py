@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from l2l.report.console import print_table, spread
-from l2l.report.plots import plot_panels, smooth
+from l2l.report.console import plot_panels, print_table, smooth, spread
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -9,7 +9,7 @@ from l2l.costs import Expectation, Load, expect, loads_of, mean_load
 from l2l.methods.mezo import MeZO
 from l2l.models.batching import Grouping
 from l2l.models.shapes import tiny_random
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.report.memory import current_bytes
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, collate
 

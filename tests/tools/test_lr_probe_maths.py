@@ -14,8 +14,7 @@ from torch import Tensor
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key, standard_noise
 from l2l.optim import CurvatureLRState, curvature, learning_rate
-from l2l.params import PerturbedParameters
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, PerturbedParameters
 from l2l.tools.lr_probe import (
     EPSILONS,
     STEP_FRACTIONS,

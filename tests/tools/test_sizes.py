@@ -20,7 +20,7 @@ from l2l.costs import (
     transient_bytes,
 )
 from l2l.models.shapes import shape_config, tiny_random
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 
 SHAPE = ModelShape(
     parameters=1000,

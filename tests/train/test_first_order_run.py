@@ -14,7 +14,7 @@ import l2l
 from l2l.costs import Load, Plan, memory_parts, model_shape
 from l2l.methods.registry import declared_method
 from l2l.models.shapes import tiny_random
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.train.config import FineTuneConfig
 from l2l.train.inputs import Batcher
 from l2l.train.trainer import prepare_fine_tuning

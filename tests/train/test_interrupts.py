@@ -13,7 +13,7 @@ from processes import break_off_when_saved, kill_when_saved
 
 import l2l
 from l2l.cli import main
-from l2l.report.files import read_tensors
+from l2l.report.run_directory import read_tensors
 
 STEPS = 20
 SMALL = (

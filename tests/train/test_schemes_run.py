@@ -20,7 +20,7 @@ from l2l.cli import main
 from l2l.models.load import load_model, load_tokenizer
 from l2l.models.schemes import ADAPTERS
 from l2l.models.shapes import tiny_random
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.train.config import KNOWN, FineTuneConfig, doubts
 from l2l.train.evaluate import EvaluateConfig
 from l2l.train.evaluate import run_evaluation as evaluate

@@ -12,7 +12,7 @@ from cases import TiedLM
 
 from l2l.methods.learned import Learned
 from l2l.noise import Key
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners.api import Tuner
 from l2l.tuners.diagnostics import schedule_line
 from l2l.tuners.normalize import CurvatureNormalizer

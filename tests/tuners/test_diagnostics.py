@@ -9,7 +9,7 @@ import torch
 from cases import TiedLM
 from torch import Tensor
 
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners.api import Tuner
 from l2l.tuners.diagnostics import (
     basis_line,

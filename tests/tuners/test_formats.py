@@ -13,7 +13,7 @@ from cases import TiedLM
 from torch import Tensor
 
 import l2l
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners import io as store
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics

@@ -13,7 +13,7 @@ import yaml
 from cases import TiedLM
 from fake_hub import FakeHub, running
 
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners import sources as registry
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics

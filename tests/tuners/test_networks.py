@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import TiedLM
 
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import FEATURES, RunStatistics
 from l2l.tuners.networks import PerBlockMLP, SharedMLP, Table, build_network

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import TiedLM
 
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners.normalize import (
     NORMALIZERS,
     CurvatureNormalizer,

@@ -16,7 +16,7 @@ from broken_published import good, module
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners import io as store
 from l2l.tuners.api import Tuner
 from l2l.tuners.diagnostics import movement, sigma_change, typical_statistics

@@ -10,7 +10,7 @@ from cases import LogisticRegression, Quadratic, TiedLM
 from torch import nn
 
 import l2l
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
 from l2l.tuners.model import random_basis

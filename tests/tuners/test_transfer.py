@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
 from l2l.tuners.fingerprint import Fingerprint, ties_of, weights_hash

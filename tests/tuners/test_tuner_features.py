@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from l2l.methods.learned import Learned
 from l2l.optim import ZOOptimizer
-from l2l.params.blocks import Block, Blocks
+from l2l.params import Block, Blocks
 from l2l.params.engine import block_moments
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import (

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from cases import TiedLM
 
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners import io as store
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics

@@ -23,7 +23,7 @@ from l2l.methods.wrappers.learned import LearnedWrapper
 from l2l.methods.wrappers.sparse import Sparse
 from l2l.noise import Key, standard_noise
 from l2l.optim import ZOOptimizer
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.params.operators import layers
 from l2l.tuners.api import Tuner
 

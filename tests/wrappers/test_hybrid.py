@@ -11,7 +11,7 @@ from cases import TiedLM, same_bits, weights
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from l2l.estimators.finite_difference import MicroBatched
+from l2l.estimators import MicroBatched
 from l2l.methods.adam import Adam
 from l2l.methods.base import FirstOrder, Method
 from l2l.methods.lozo import LOZO
@@ -21,7 +21,7 @@ from l2l.methods.wrappers.hybrid import Hybrid
 from l2l.methods.wrappers.learned import LearnedWrapper
 from l2l.noise import Key, standard_noise
 from l2l.optim import ZOOptimizer
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks
 from l2l.tuners.api import Tuner
 
 LR, EPSILON = 0.01, 1e-3

@@ -18,8 +18,7 @@ from l2l.methods.lozo import LOZO
 from l2l.methods.mezo import MeZO
 from l2l.methods.wrappers.learned import LearnedWrapper
 from l2l.optim import ZOOptimizer
-from l2l.params import dense_direction
-from l2l.params.blocks import Blocks
+from l2l.params import Blocks, dense_direction
 from l2l.tuners.api import Tuner
 from l2l.tuners.fingerprint import Fingerprint
 from l2l.tuners.networks import TunerNetwork

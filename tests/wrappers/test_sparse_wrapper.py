@@ -18,8 +18,7 @@ from l2l.methods.wrappers.learned import LearnedWrapper
 from l2l.methods.wrappers.sparse import Sparse, global_shares
 from l2l.noise import Key
 from l2l.optim import ZOOptimizer
-from l2l.params import Direction, dense_direction
-from l2l.params.blocks import Block, Blocks
+from l2l.params import Block, Blocks, Direction, dense_direction
 from l2l.params.inputs import InputNorms
 from l2l.params.operators import Drawn, Masked, Stored, largest, packed
 from l2l.tuners.api import Tuner

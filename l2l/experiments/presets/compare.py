@@ -13,8 +13,7 @@ from l2l.experiments.plots import draw_all
 from l2l.experiments.runner import Chosen, Runner, check_all, executor_of
 from l2l.experiments.spec import CompareConfig, MethodCosts
 from l2l.experiments.stats import Cell, Run, RunTable
-from l2l.report.files import write_whole
-from l2l.report.run_directory import CONFIG, SUMMARY, RunDirectory
+from l2l.report.run_directory import CONFIG, SUMMARY, RunDirectory, write_whole
 
 MARKDOWN, PAGE = "compare.md", "index.html"
 

@@ -21,8 +21,7 @@ from l2l.experiments.stats import Cell, Run, RunTable
 from l2l.experiments.tables import Table, Text, finite
 from l2l.models.load import EMBEDDED
 from l2l.report.console import spread
-from l2l.report.files import write_whole
-from l2l.report.run_directory import RunDirectory, environment
+from l2l.report.run_directory import RunDirectory, environment, write_whole
 from l2l.tasks import get_task
 from l2l.tasks.rows import load_splits
 from l2l.tasks.tiny_world import POOL, VALIDATION

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, final
 import numpy as np
 import torch
 
-from l2l.estimators.finite_difference import finite_loss
+from l2l.estimators import finite_loss
 from l2l.meta.state import MetaLoss, MetaState, Objective
 from l2l.meta.trajectory import inner_steps, trial_steps, undo_steps
 from l2l.methods.base import check_choice, check_counts, check_positive

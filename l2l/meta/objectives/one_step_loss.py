@@ -12,8 +12,7 @@ from typing import final
 
 import torch
 
-from l2l.estimators.backward import consume_gradients
-from l2l.estimators.finite_difference import Closure
+from l2l.estimators import Closure, consume_gradients
 from l2l.meta.state import MetaLoss, MetaState, Objective
 from l2l.meta.statistics import NoiseDots, surrogate_of
 from l2l.meta.trajectory import trial_steps

@@ -13,8 +13,7 @@ from typing import Any, ClassVar, final
 
 import torch
 
-from l2l.estimators.backward import summed_gradients
-from l2l.estimators.finite_difference import pieces_of
+from l2l.estimators import pieces_of, summed_gradients
 from l2l.methods import base
 from l2l.methods.base import Blocks, Closure, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 from l2l.params.engine import defer_interrupt
