@@ -5,8 +5,6 @@ over measured speeds: these take a few hundred milliseconds, once per process an
 run that is predicted first gives the same results.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -66,7 +64,7 @@ class ModelShape:
         return self.vocabulary * self.width
 
 
-def config_of(model: str, revision: str | None = None) -> PreTrainedConfig:
+def config_of(model: str, revision: str | None = None) -> "PreTrainedConfig":
     """The transformers config of a named shape, ``l2l/tiny``, a directory or a hub id. No weights are read.
 
     Raises:
@@ -92,13 +90,13 @@ def config_of(model: str, revision: str | None = None) -> PreTrainedConfig:
         raise ValueError(f"cannot read the config of {model!r}: {str(error).strip().splitlines()[0]}") from error
 
 
-def meta_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def meta_model(config: "PreTrainedConfig", dtype: torch.dtype = torch.float32) -> "PreTrainedModel":
     """The model of a config with modules and shapes, and no data."""
     with torch.device("meta"):
         return auto_class(kind_of_config(config)).from_config(config, dtype=dtype, trust_remote_code=False)
 
 
-def model_shape(model: PreTrainedModel, trained: Blocks | None = None) -> ModelShape:
+def model_shape(model: "PreTrainedModel", trained: Blocks | None = None) -> ModelShape:
     """Sizes of a model; ``trained`` are its trained blocks, by default all."""
     every = Blocks.of(model, trainable=False)
     text: Any = model.config.get_text_config()
@@ -173,7 +171,7 @@ class Plan:
     """Whether a tuner reads the moments of the weights at each step."""
 
     @staticmethod
-    def of(dtype: torch.dtype, perturb: PerturbMode, update: Update, method: Any, blocks: Blocks) -> Plan:
+    def of(dtype: torch.dtype, perturb: PerturbMode, update: Update, method: Any, blocks: Blocks) -> "Plan":
         """The plan of a method object for these blocks."""
         directions, state, scratch = (
             getattr(method, "num_directions", 0),
@@ -565,7 +563,7 @@ class Expectation:
 
 
 def expect(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     blocks: Blocks,
     perturb: PerturbMode,
     masters: bool,

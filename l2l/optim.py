@@ -6,8 +6,6 @@
 unit, a longer u or another model change the curvature as they change the step, so the fraction is a pure number.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +67,7 @@ class CurvatureLR:
         """Whether curvature is measured at step ``step``, counted from 0; at the first step it always is."""
         return step < self.warm_up or step % self.every == 0
 
-    def rates(self, fractions: Sequence[float], state: CurvatureLRState) -> tuple[float, ...]:
+    def rates(self, fractions: Sequence[float], state: "CurvatureLRState") -> tuple[float, ...]:
         """:func:`learning_rate` of each block; 0 as long as more measurements are needed."""
         return tuple(learning_rate(own, state) if state.count >= self.needed else 0.0 for own in fractions)
 

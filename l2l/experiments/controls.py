@@ -5,8 +5,6 @@ schedule differs. Controls of sigma move all blocks at every step: a block sched
 tuners like any other; they come from gradients, from a random draw, or boost one block.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -121,8 +119,8 @@ class _Controls:
 
     config: MetaEvaluateConfig
     setting: Setting
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     tuner: Tuner
     steps: int | None
     pool: Sequence[str]

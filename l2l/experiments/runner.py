@@ -7,8 +7,6 @@ Every run has a folder named by a hash of everything that decides its result, so
 experiment continues. Executors run trials in processes of this machine or in a Ray cluster, one thread each.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json
@@ -167,7 +165,7 @@ def non_default_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value != getattr(defaults, name)}
 
 
-def run_trial(trial: Trial) -> Record:
+def run_trial(trial: Trial) -> "Record":
     """Run a trial unless it was done; its ``final_loss``, and ``refused``: why bad input was not run, or nothing."""
     try:
         if not trial.note.is_file():

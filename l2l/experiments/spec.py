@@ -4,8 +4,6 @@
 ``l2l meta-evaluate`` (docs/protocol.md); both share :class:`ExperimentConfig`, which is all that the runner reads.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json
@@ -465,7 +463,7 @@ class MethodCosts:
     step_is_normalized: bool = False  # whether its learning rate is of another magnitude than MeZO's
 
     @staticmethod
-    def of(method: Any, blocks: Blocks) -> MethodCosts:
+    def of(method: Any, blocks: Blocks) -> "MethodCosts":
         info, trained = method.info, sum(block.numel * block.tensor.element_size() for block in blocks)
         return MethodCosts(info.memory, info.paper, method.state_bytes(blocks), trained, method.step_is_normalized)
 
@@ -494,7 +492,7 @@ class Place:
     def cells(self) -> list[Cell]:
         return [Cell(self.setting.name, self.scheme.name, task) for task in self.setting.tasks]
 
-    def frozen(self, folder: Path) -> Place:
+    def frozen(self, folder: Path) -> "Place":
         """The place with its tuners saved below a folder, as they are now."""
         entries = {}
         for label, entry in self.entries.items():

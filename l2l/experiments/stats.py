@@ -4,8 +4,6 @@ Bootstrap intervals over cells and seeds, average ranks and wins, smoothed loss 
 choice of a step size, and the rules by which docs/protocol.md judges tuners. A run that diverged has infinite losses.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,7 +80,7 @@ class RunTable:
     """In the order of the seeds. A contender of which one seed was refused has none in that cell."""
 
     @staticmethod
-    def of(runs: Sequence[Run], cells: Sequence[Cell], labels: Sequence[str]) -> RunTable:
+    def of(runs: Sequence[Run], cells: Sequence[Cell], labels: Sequence[str]) -> "RunTable":
         found: dict[tuple[Cell, str], list[Run]] = {}
         for run in sorted(runs, key=lambda run: run.seed):
             if not run.tuning:
@@ -118,7 +116,7 @@ class RunTable:
         return first + [label for label in self.labels if label not in first]
 
     @property
-    def places(self) -> dict[str, RunTable]:
+    def places(self) -> "dict[str, RunTable]":
         """The table of each model and scheme, by their names."""
         found: dict[str, list[Cell]] = {}
         for cell in self.cells:

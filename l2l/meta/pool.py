@@ -1,7 +1,5 @@
 """The task pool: one source of batches per task, and which task an outer step takes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -46,8 +44,8 @@ class PoolTask:
 class MetaInputs:
     """What meta-training works on."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     tuner: Tuner
     pool: list[PoolTask]
     validation: list[PoolTask]
@@ -56,7 +54,11 @@ class MetaInputs:
 
 
 def load_pool(
-    names: Sequence[str], config: MetaTrainConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+    names: Sequence[str],
+    config: "MetaTrainConfig",
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
 ) -> list[PoolTask]:
     """Load and encode the tasks."""
     found, encoder = [], encoder_for(model)

@@ -1,7 +1,5 @@
 """Meta-training from a configuration to a tuner: everything is checked before anything is written."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -37,10 +35,10 @@ MEASURED = "measured.pt"
 
 
 def meta_train(
-    model: PreTrainedModel | str = "l2l/tiny",
+    model: "PreTrainedModel | str" = "l2l/tiny",
     tasks: list[str] | str | None = None,
     out: str = "runs/meta-train",
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
     **options: Any,
 ) -> Tuner:
     """Learn a tuner for a model over a pool of tasks; gives the best one by validation, saved in ``out``.
@@ -63,7 +61,7 @@ def meta_train(
 
 
 def run_meta_training(
-    config: MetaTrainConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    config: MetaTrainConfig, model: "PreTrainedModel | None" = None, tokenizer: "PreTrainedTokenizerBase | None" = None
 ) -> Tuner:
     """See :func:`meta_train`."""
     from l2l.meta.module import MetaTraining, train  # importing l2l must not import lightning
@@ -90,7 +88,7 @@ def run_meta_training(
 
 
 def prepare_meta_training(
-    config: MetaTrainConfig, model: Any, tokenizer: PreTrainedTokenizerBase | None, measured: Path | None = None
+    config: MetaTrainConfig, model: Any, tokenizer: "PreTrainedTokenizerBase | None", measured: Path | None = None
 ) -> MetaInputs:
     """Load model and pool, evaluate one loss per task, make a fresh tuner. Nothing is written. ``measured``: file with the
     basis and normalizer of a run that is resumed; None: they are measured on the pool."""
@@ -144,7 +142,7 @@ def _settings(config: MetaTrainConfig, *without: str) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in absent}
 
 
-def _finish(module: MetaTraining, folder: RunDirectory, seconds: float) -> Tuner:
+def _finish(module: "MetaTraining", folder: RunDirectory, seconds: float) -> Tuner:
     """Save the best tuner, or the last where none was validated, with results, picture and summary."""
     config, tuner, found = module.config, module.inputs.tuner, module.validations
     results: dict[str, Any] = {"validated": bool(found.history), "best_step": config.steps}

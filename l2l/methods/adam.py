@@ -6,8 +6,6 @@ a step of the whole optimizer for every tensor); and from ZO-AdaMM, arXiv:1910.0
 running maximum. With both betas 0 and a tiny ``eps`` it is the element-wise sign of the estimate.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final

@@ -6,8 +6,6 @@
 ``scratch_bytes``, ``differentiates``, ``info``); ``l2l estimate``, ``l2l compare`` and ``l2l methods list`` read it.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -71,7 +69,7 @@ class LossEvaluator:
         # Half precision is evaluated on the copies that perturbing makes: norms and biases are then float32 in all losses.
         return own.center() if self.theta.update is None else own.along(first, 0.0)
 
-    def with_transform(self, inner: Callable[[Direction], Direction]) -> LossEvaluator:
+    def with_transform(self, inner: Callable[[Direction], Direction]) -> "LossEvaluator":
         """The same with directions going through ``inner`` first, then through the present transform."""
         return replace(self, transform=lambda direction: self.transform(inner(direction)))
 

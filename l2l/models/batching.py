@@ -7,8 +7,6 @@ into a few groups, each runs through the model with its own padding, and the res
 up a batch does not change, and the loss is the same number up to rounding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -128,7 +126,7 @@ class Grouping:
     """Most tokens of a row in which options share their prompt; 0 gives every option a row of its own."""
 
     @staticmethod
-    def of(model: torch.nn.Module, groups: int | None = None, share_prompts: bool | None = None) -> Grouping:
+    def of(model: torch.nn.Module, groups: int | None = None, share_prompts: bool | None = None) -> "Grouping":
         """The grouping for a language model. Options share rows, or batches are split, only where its kind allows it.
 
         Args:

@@ -8,8 +8,6 @@ every column lies further right; prefix tuning puts learned keys and values into
 where they are. Both take up positions.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
@@ -65,7 +63,7 @@ class Part:
     decoder_ids: torch.Tensor | None = None
     pooled: bool = False
 
-    def to(self, device: torch.device | str) -> Part:
+    def to(self, device: torch.device | str) -> "Part":
         """The same part with its tensors on ``device``."""
         return replace(self, **{name: v.to(device) for name, v in vars(self).items() if isinstance(v, torch.Tensor)})
 

@@ -3,8 +3,6 @@
 Classes are looked up in the tables by which transformers itself finds the class for a head, so models that transformers learns
 to load are known here too."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
@@ -50,7 +48,7 @@ def unwrapped(model: object) -> Any:
     return unwrap() if callable(unwrap) else model
 
 
-def kind_of_config(config: PreTrainedConfig, head: str = "auto") -> Kind:
+def kind_of_config(config: "PreTrainedConfig", head: str = "auto") -> Kind:
     """``head``; under ``auto`` the kind of the class that the checkpoint was saved from (``architectures``, or the classes of
     its own code in ``auto_map``), else the kind that its model type is made for. ValueError where ``head`` is no kind."""
     if head not in get_args(Head):

@@ -1,7 +1,5 @@
 """Loading a language model and its tokenizer (embedded, directory, or hub id); quantising and freezing parts of a model."""
 
-from __future__ import annotations
-
 import os
 import re
 from contextlib import nullcontext
@@ -55,8 +53,8 @@ def load_model(
     trust_remote_code: bool = False,
     num_labels: int | None = None,
     seed: int = 0,
-    quantize: Quantize = "none",
-) -> PreTrainedModel:
+    quantize: "Quantize" = "none",
+) -> "PreTrainedModel":
     """Load a language model in eval mode. Code that comes with a checkpoint is run only where the caller says so.
 
     Args:
@@ -135,7 +133,7 @@ def load_model(
 
 def load_tokenizer(
     name_or_path: str | Path, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
+) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a model. Where it has no padding token, the end-of-text token is used. Arguments and errors are
     those of :func:`load_model`."""
     from transformers import AutoTokenizer
@@ -146,7 +144,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def model_identity(model: PreTrainedModel) -> ModelIdentity:
+def model_identity(model: "PreTrainedModel") -> ModelIdentity:
     """The source of a model, by its config."""
     source = str(getattr(model.config, "_name_or_path", "") or "")
     if source and Path(source) == _EMBEDDED_DIR:
@@ -154,7 +152,7 @@ def model_identity(model: PreTrainedModel) -> ModelIdentity:
     return ModelIdentity(source, getattr(model.config, "_commit_hash", None))
 
 
-def context_length(model: PreTrainedModel, asked: int | None = None) -> int:
+def context_length(model: "PreTrainedModel", asked: int | None = None) -> int:
     """Most tokens a row may have: ``asked``; by default as many as the model has positions, at most 2048. ValueError where
     ``asked`` is below 2 or more than the model has positions."""
     limit, positions = None, getattr(model.config, "max_position_embeddings", None)

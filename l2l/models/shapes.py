@@ -1,7 +1,5 @@
 """Models without trained weights: named shapes for benchmarks and estimates, tiny random models for tests and dry runs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +31,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
 """Name -> fields of the transformers config: the sizes of Zhang et al. 2022, arXiv:2205.01068, and one for tests."""
 
 
-def shape_config(name: str) -> PreTrainedConfig:
+def shape_config(name: str) -> "PreTrainedConfig":
     """The transformers config of a named shape; ValueError where there is none."""
     from transformers import AutoConfig
 
@@ -61,7 +59,7 @@ _DERIVED = ("layer_types", "architectures", "transformers_version", "model_type"
 """Fields that are recomputed or say how a checkpoint was saved."""
 
 
-def tiny_random(family: str, seed: int = 0, head: Head = "auto", **overrides: Any) -> PreTrainedModel:
+def tiny_random(family: str, seed: int = 0, head: Head = "auto", **overrides: Any) -> "PreTrainedModel":
     """A random float32 model of a transformers model type, 2 layers and 32 wide, in eval mode.
 
     Args:
@@ -82,7 +80,9 @@ def tiny_random(family: str, seed: int = 0, head: Head = "auto", **overrides: An
     return like(config, seed, head, **overrides)
 
 
-def like(config_or_id: PreTrainedConfig | str | Path, seed: int = 0, head: Head = "auto", **overrides: Any) -> PreTrainedModel:
+def like(
+    config_or_id: "PreTrainedConfig | str | Path", seed: int = 0, head: Head = "auto", **overrides: Any
+) -> "PreTrainedModel":
     """A tiny random model of the same architecture as a config, a directory or a hub id; see :func:`tiny_random`."""
     from transformers import AutoConfig
 

@@ -1,7 +1,5 @@
 """The key that fixes the noise, and the rounding of the scales it is multiplied by."""
 
-from __future__ import annotations
-
 import math
 import struct
 from dataclasses import dataclass, replace
@@ -38,7 +36,7 @@ class Key:
             text = f"seed={self.seed}, step={self.step}, draw={self.draw}"
             raise ValueError(f"{text} must be integers of at most 64 bits") from error
 
-    def with_draw(self, draw: int) -> Key:
+    def with_draw(self, draw: int) -> "Key":
         """The same seed and step, another draw."""
         return replace(self, draw=draw)
 

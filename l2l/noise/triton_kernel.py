@@ -4,8 +4,6 @@ A program walks one chunk in tiles. With sums, a tile is one row of all the chun
 run is added up in order by itself; another kernel then adds the runs, and the chunks, in order in float64.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias
 

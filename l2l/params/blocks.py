@@ -1,7 +1,5 @@
 """Blocks: a model's trainable tensors, each once. Structure is read off the modules, never off names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final, overload
@@ -48,8 +46,8 @@ class Blocks(Sequence[Block]):
     @overload
     def __getitem__(self, index: int) -> Block: ...
     @overload
-    def __getitem__(self, index: slice) -> Blocks: ...
-    def __getitem__(self, index: int | slice) -> Block | Blocks:
+    def __getitem__(self, index: slice) -> "Blocks": ...
+    def __getitem__(self, index: int | slice) -> "Block | Blocks":
         return Blocks(self._blocks[index]) if isinstance(index, slice) else self._blocks[index]
 
     def __len__(self) -> int:
@@ -69,7 +67,7 @@ class Blocks(Sequence[Block]):
         return sum(block.numel for block in self._blocks)
 
     @staticmethod
-    def of(model: torch.nn.Module, trainable: bool = True) -> Blocks:
+    def of(model: torch.nn.Module, trainable: bool = True) -> "Blocks":
         """Blocks of a module: its parameters in order, tied ones once.
 
         Args:

@@ -4,8 +4,6 @@ A direction is keyed noise with one scale per block. A basis adds a low-rank ter
 guide, a metric) replaces the noise of the blocks it covers.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

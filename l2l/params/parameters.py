@@ -1,7 +1,5 @@
 """The parameters of a model, their perturbation, and the updates that are still to be written into memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -231,7 +229,7 @@ class PerturbedParameters:
         )
 
     @contextmanager
-    def step(self) -> Iterator[PerturbedParameters]:
+    def step(self) -> "Iterator[PerturbedParameters]":
         """One step: afterwards the parameters hold theta; after an error, theta as it was when the step began.
 
         Inside :meth:`fused_steps` the step's moves may stay pending until the next evaluation or :meth:`restore`.
@@ -270,7 +268,7 @@ class PerturbedParameters:
         raise_deferred(self._late)
 
     @contextmanager
-    def fused_steps(self) -> Iterator[PerturbedParameters]:
+    def fused_steps(self) -> "Iterator[PerturbedParameters]":
         """A loop that owns the model: between its steps the parameters need not hold theta, which saves a traversal.
 
         Call :meth:`restore` before anything else reads or writes the model (evaluation, saving). Losses and weights are

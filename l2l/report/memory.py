@@ -1,7 +1,5 @@
 """How much memory is available, how much is in use, and the most that was in use while something ran."""
 
-from __future__ import annotations
-
 import os
 import threading
 from pathlib import Path
@@ -17,7 +15,7 @@ _RESET_SLACK = 64 * 2**20
 """Just after a reset the mark may lie this far above what is resident: the kernel counts pages in batches."""
 _SAMPLE_SECONDS = 0.002
 
-_open: list[PeakMemory] = []
+_open: "list[PeakMemory]" = []
 """Measurements in progress. The mark belongs to the process: before an inner measurement resets it, outer ones read it."""
 
 
@@ -47,7 +45,7 @@ class PeakMemory:
         """Bytes by which the peak lies above the start."""
         return max(0, self.bytes - self.start)
 
-    def __enter__(self) -> PeakMemory:
+    def __enter__(self) -> "PeakMemory":
         for outer in _open:
             if outer.device.type == self.device.type:
                 outer._read_mark()

@@ -3,8 +3,6 @@
 A run's directory: whether a run may write into it or continues there; and its scalars, in CSV and TensorBoard.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os
@@ -116,7 +114,7 @@ class RunDirectory:
         found = self.path.iterdir() if self.path.is_dir() else ()
         return [entry for entry in found if not entry.name.startswith(UNFINISHED)]
 
-    def create(self) -> RunDirectory:
+    def create(self) -> "RunDirectory":
         """Make the directory and write ``config.yaml``."""
         if self._overwrite and self._entries():
             shutil.rmtree(self.path)

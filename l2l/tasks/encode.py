@@ -7,8 +7,6 @@ The last token of a causal model's row is only predicted, never fed, so the one-
 same input: they share a row. Longer ones may share a row that branches, a tree (:mod:`l2l.models.prompt_trees`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -91,7 +89,7 @@ class Encoded:
 # Texts and tokenizers.
 
 
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
+def special_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[Ids, Ids]:
     """Ids that the tokenizer puts before and after every text. A causal model is never given the latter (EOS).
 
     Raises:
@@ -118,7 +116,7 @@ class Tokenized:
     """Of prompt and option together, for each option."""
 
 
-def tokenized(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenized]:
+def tokenized(task: Task, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Tokenized]:
     """Render rows and tokenise their prompts, alone and with each option.
 
     Raises:
@@ -132,7 +130,7 @@ def tokenized(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBas
         yield Tokenized(name, example, prompt, [next(texts) for _ in example.options])
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
+def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[Ids]:
     """Ids of each text, without special tokens. One call for all, because fast tokenizers work in parallel."""
     return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
 
@@ -158,7 +156,7 @@ def _surplus(total: int, spare: int, longest: int, max_length: int, name: str) -
     return surplus
 
 
-def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id to pad batches with: the tokenizer's, else 0. Padding is masked, so any id gives the same numbers."""
     pad = tokenizer.pad_token_id
     return pad if isinstance(pad, int) else 0
@@ -171,12 +169,12 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 class Encoder:
     """Encodes the rows of a task for one kind of model."""
 
-    encode: Callable[[Task, Sequence[Row], PreTrainedTokenizerBase, int], list[Encoded]]
+    encode: "Callable[[Task, Sequence[Row], PreTrainedTokenizerBase, int], list[Encoded]]"
     """Tokenises every option of every row, of at most so many tokens; see :func:`encode` for the errors."""
     padding: int | None = None
     """The id that the model itself takes for padding: some classifiers look for a row's last token by it."""
 
-    def pad_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
+    def pad_id(self, tokenizer: "PreTrainedTokenizerBase") -> int:
         """The id to pad batches with."""
         return padding_id(tokenizer) if self.padding is None else self.padding
 
@@ -197,7 +195,7 @@ def encoder_for(model: Any) -> Encoder:
     return Encoder({"causal": encode, "masked": encode_masked}[kind])
 
 
-def encode(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
+def encode(task: Task, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
     """Tokenise every option of every row for a causal model.
 
     The option begins where the ids of the prompt and of prompt + option first differ, so a token that spans the
@@ -221,7 +219,7 @@ def encode(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, 
     return found
 
 
-def encode_masked(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Encoded]:
+def encode_masked(task: Task, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
     """Tokenise options as verbalizers of a masked model: after the prompt there is a mask token per token of the option.
 
     All of an option's tokens are masked at once, and each is read given the others masked. The tokenizer's special
@@ -253,7 +251,7 @@ def encode_masked(task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenize
 
 
 def encode_seq2seq(
-    task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, start: int
+    task: Task, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_length: int, start: int
 ) -> list[Encoded]:
     """Tokenise prompts for the encoder and options, without the spaces around them, for the decoder.
 
@@ -287,7 +285,7 @@ def encode_seq2seq(
 
 
 def encode_labels(
-    task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, labels: int
+    task: Task, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_length: int, labels: int
 ) -> list[Encoded]:
     """Tokenise prompts for a sequence classifier of so many labels: option i is label i, and its text is never fed.
 
@@ -469,7 +467,7 @@ class Batch:
         """How many examples there are."""
         return len(self.gold)
 
-    def to(self, device: torch.device | str | None) -> Batch:
+    def to(self, device: torch.device | str | None) -> "Batch":
         """The same batch with its tensors on ``device``; ``None`` leaves them where they are."""
         if device is None:
             return self

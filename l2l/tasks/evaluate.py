@@ -1,7 +1,5 @@
 """Loss and metric of a model on the rows of a task, by scored options or greedily generated answers."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -54,8 +52,8 @@ class Scores:
 
 @torch.inference_mode()
 def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     task: Task,
     rows: Sequence[Row],
     batch_size: int = 32,
@@ -118,7 +116,7 @@ def evaluate(
     return Scores(loss, task.metric, value, len(rows), official, tuple(rowwise))
 
 
-def _sharing(model: PreTrainedModel, encoded: list[Encoded]) -> Grouping:
+def _sharing(model: "PreTrainedModel", encoded: list[Encoded]) -> Grouping:
     """How long rows that branch may be. The model is only tested for it where some example would have one."""
     anything = Grouping(tree=sys.maxsize)
     plain = [one for one in encoded if not one.whole]
@@ -127,7 +125,13 @@ def _sharing(model: PreTrainedModel, encoded: list[Encoded]) -> Grouping:
 
 
 def _score_options(
-    model: PreTrainedModel, pad_id: int, batch_size: int, progress: bool, task: Task, encoded: list[Encoded], grouping: Grouping
+    model: "PreTrainedModel",
+    pad_id: int,
+    batch_size: int,
+    progress: bool,
+    task: Task,
+    encoded: list[Encoded],
+    grouping: Grouping,
 ) -> tuple[float, list[int], list[list[float]]]:
     """Mean loss; the best scored option of each example; the log-probabilities of each example's options, in nats."""
     from tqdm import tqdm
@@ -179,14 +183,14 @@ def calibrated_choice(sums: Sequence[float], contextless: Sequence[float]) -> in
     return int((torch.tensor(sums) - torch.tensor(contextless)).argmax())
 
 
-_STOPS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, list[int]]] = WeakKeyDictionary()
+_STOPS: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, list[int]]]" = WeakKeyDictionary()
 """Size of the vocabulary and tokens that end an answer, per tokenizer: finding them decodes the whole vocabulary."""
 
 
 @torch.inference_mode()
 def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[str],
     max_length: int,
     max_new_tokens: int = 50,
@@ -251,7 +255,7 @@ def generate(
 
 
 @contextmanager
-def _generation_config(model: object, config: GenerationConfig) -> Iterator[None]:
+def _generation_config(model: object, config: "GenerationConfig") -> Iterator[None]:
     """Replace the model's own config, from which transformers would fill what ``config`` leaves open."""
     owner = unwrapped(model)
     own = getattr(owner, "generation_config", None)

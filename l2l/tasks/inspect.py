@@ -1,7 +1,5 @@
 """``l2l tasks list``, ``show`` and ``check``: a task's source, prompt and options, and its tokens for a model."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -238,8 +236,8 @@ def _warnings(
     config: CheckConfig,
     facts: dict[str, Any],
     options: list[dict[str, Any]],
-    examples: Sequence[TokenizedExample],
-    tokenizer: PreTrainedTokenizerBase,
+    examples: "Sequence[TokenizedExample]",
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> list[str]:
     model, unk, same = config.model, tokenizer.unk_token_id, dict[str, list[str]]()
     for line in options:
@@ -283,7 +281,7 @@ class TokenizedExample:
     """Whether a token spans the boundary of the prompt and some option."""
 
 
-def token_display(tokenizer: PreTrainedTokenizerBase, one: TokenizedExample, number: int) -> str:
+def token_display(tokenizer: "PreTrainedTokenizerBase", one: TokenizedExample, number: int) -> str:
     """An example as text: ``·`` between tokens, ``‖`` between prompt and option, ``*`` before a right option."""
 
     def tokens(ids: Sequence[int]) -> list[str]:

@@ -4,8 +4,6 @@ The file is data: nothing in it is run but jinja2 templates, and these in a sand
 line that names file, field or line, and the way out.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import re
@@ -159,7 +157,7 @@ def read_task(file: Path, reserved: Collection[str] = ()) -> Task:
     return Task(name, source, (), renderer.example, form, known[metric], int(version))
 
 
-def _renderer(file: Path, fields: Mapping[str, Any], generates: bool) -> RowRenderer:
+def _renderer(file: Path, fields: Mapping[str, Any], generates: bool) -> "RowRenderer":
     with field_errors(file, "doc_to_text"):
         text = _cell(fields["doc_to_text"])
     with field_errors(file, "doc_to_choice"):
@@ -180,7 +178,7 @@ def _renderer(file: Path, fields: Mapping[str, Any], generates: bool) -> RowRend
     return RowRenderer(file, text, choices, target, delimiter)
 
 
-def _cell(value: object) -> Cell:
+def _cell(value: object) -> "Cell":
     """A template where the text holds one, else the name of a column."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{value!r} is neither a column's name nor a template such as '{{{{ text }}}}'")
@@ -188,7 +186,7 @@ def _cell(value: object) -> Cell:
     return _compile_template(value) if is_template else value
 
 
-def _columns(cell: Sequence[Cell] | Cell | int | None) -> frozenset[str]:
+def _columns(cell: "Sequence[Cell] | Cell | int | None") -> frozenset[str]:
     if isinstance(cell, str):
         return frozenset({cell})
     if isinstance(cell, CompiledTemplate):

@@ -4,8 +4,6 @@ Contenders are timed alternately, each once per round and in an order that is re
 minute of the machine slows all of them alike; figures are medians over the rounds.
 """
 
-from __future__ import annotations
-
 import gc
 import logging
 import os
@@ -236,7 +234,7 @@ def hardware() -> dict[str, Any]:
 # The model and its loss
 
 
-def build(name: str, dtype: str, device: torch.device, seed: int = 0, length: int | None = None) -> PreTrainedModel:
+def build(name: str, dtype: str, device: torch.device, seed: int = 0, length: int | None = None) -> "PreTrainedModel":
     """The model of a name in eval mode. A shape gets the same random weights on every device: keyed noise for matrices,
     1 for weights of norms, 0 for biases.
 
@@ -274,7 +272,7 @@ def tokens(config: BenchConfig, vocabulary: int) -> torch.Tensor:
     return ids.to(config.torch_device)
 
 
-def causal_loss(model: PreTrainedModel, ids: torch.Tensor, answer_tokens: int | None) -> Closure:
+def causal_loss(model: "PreTrainedModel", ids: torch.Tensor, answer_tokens: int | None) -> Closure:
     """Mean float32 cross entropy of the next token; over all of them, or the last ``answer_tokens`` of each row."""
     targets = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
     options = {}
@@ -292,7 +290,7 @@ def causal_loss(model: PreTrainedModel, ids: torch.Tensor, answer_tokens: int | 
 # Contenders
 
 
-def contenders(model: PreTrainedModel, closure: Closure, config: BenchConfig) -> dict[str, Contender]:
+def contenders(model: "PreTrainedModel", closure: Closure, config: BenchConfig) -> dict[str, Contender]:
     """Name -> contender, in the order of a round. Every turn has an optimizer and directions of its own."""
     seeds = count(config.seed)
 

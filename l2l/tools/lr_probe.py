@@ -6,8 +6,6 @@ slope g and the curvature c from L+ and L- then have a rounding error, which fal
 terms), which grows as e^2. Both are estimated from losses at several epsilons along the same directions.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -154,7 +152,7 @@ class ProbeConfig:
 
 
 def run_lr_probe(
-    config: ProbeConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    config: ProbeConfig, model: "PreTrainedModel | None" = None, tokenizer: "PreTrainedTokenizerBase | None" = None
 ) -> dict[str, Any]:
     """Probe, write ``probe.json`` and ``probe.png``, print the advice; the summary.
 

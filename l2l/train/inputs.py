@@ -3,8 +3,6 @@
 Which examples a step gets is a pure function of (rows, batch size, seed, step), so that resuming needs no state.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -38,9 +36,9 @@ class RunInputs:
     """What a run works on, whether it trains or only measures."""
 
     config: FineTuneConfig
-    model: PreTrainedModel
+    model: "PreTrainedModel"
     """In eval mode: with dropout, two losses of one batch would differ."""
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     task: Task
     splits: Splits
 
@@ -56,7 +54,7 @@ class RunInputs:
 
 
 def load_run_inputs(
-    config: FineTuneConfig, model: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    config: FineTuneConfig, model: "PreTrainedModel | None" = None, tokenizer: "PreTrainedTokenizerBase | None" = None
 ) -> RunInputs:
     """Load task and rows, and model and tokenizer where they are not given.
 
@@ -129,8 +127,8 @@ class Batcher:
 class Closures:
     """The closures of a run by step: the objective on the step's examples, whole or in micro-batches."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     batcher: Batcher
     rows: Sequence[Row]
     """The rows that the batcher's examples were made from, in the same order."""

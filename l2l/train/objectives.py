@@ -3,8 +3,6 @@
 None of them needs a gradient, because a zeroth-order method only evaluates the objective: the reported metric itself can be
 minimised. Malladi et al. 2023, arXiv:2305.17333, Section 3.3, trains on accuracy and F1 in this way."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -80,7 +78,7 @@ def find_objective(
             )
         return lambda model, tokenizer, rows: -evaluate(model, tokenizer, task, rows, size, max_length, grouping=grouping).value
 
-    def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> float:
+    def answers(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> float:
         examples = [task.example(row) for row in rows]
         limit, prompts = context_length(model, max_length), [example.prompt for example in examples]
         texts = generate(model, tokenizer, prompts, limit, max_new_tokens=max_new_tokens, batch_size=size)

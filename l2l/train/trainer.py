@@ -4,8 +4,6 @@ Bad input is refused before anything is written. One :class:`Session` does every
 by a plain loop, or by a Lightning trainer (``loop: lightning``) with the same results bit for bit.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import signal
@@ -65,7 +63,7 @@ WORTH_MEASURING = 50
 class FineTuneResult:
     """The result of a run."""
 
-    model: PreTrainedModel
+    model: "PreTrainedModel"
     """The model, with the weights of the best step by dev loss."""
     summary: dict[str, Any]
     """The content of ``summary.json``."""
@@ -81,11 +79,11 @@ class RunContext(RunInputs):
 
 
 def fine_tune(
-    model: PreTrainedModel | str = "l2l/tiny",
+    model: "PreTrainedModel | str" = "l2l/tiny",
     task: str = "world_topic",
     method: MethodLike = "mezo",
     tuner: Tuner | str | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
     **options: Any,
 ) -> FineTuneResult:
     """Fine-tune a model on a task with forward passes only.
@@ -118,8 +116,8 @@ def fine_tune(
 def start_fine_tuning(
     config: FineTuneConfig,
     folder: RunDirectory,
-    model: PreTrainedModel | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    model: "PreTrainedModel | None" = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
     method: MethodLike | None = None,
     tuner: Tuner | str | None = None,
 ) -> FineTuneResult:
@@ -139,8 +137,8 @@ def start_fine_tuning(
 
 def prepare_fine_tuning(
     config: FineTuneConfig,
-    model: PreTrainedModel | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    model: "PreTrainedModel | None" = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
     method: MethodLike | None = None,
     tuner: Tuner | str | None = None,
 ) -> RunContext:
@@ -191,7 +189,7 @@ def prepare_fine_tuning(
     return RunContext(**vars(inputs), optimizer=optimizer, closures=closures)
 
 
-def setup_scheme(model: PreTrainedModel, config: FineTuneConfig) -> PreTrainedModel:
+def setup_scheme(model: "PreTrainedModel", config: FineTuneConfig) -> "PreTrainedModel":
     """The model in which exactly the weights that the scheme trains require gradients.
 
     Raises:
@@ -207,7 +205,7 @@ def setup_scheme(model: PreTrainedModel, config: FineTuneConfig) -> PreTrainedMo
 
 
 def fitting_tuner(
-    tuner: Tuner | str | None, model: PreTrainedModel, scheme: str, match: Level = "exact", verbose: bool = False
+    tuner: Tuner | str | None, model: "PreTrainedModel", scheme: str, match: Level = "exact", verbose: bool = False
 ) -> Tuner | None:
     """The tuner bound to the blocks that the scheme trains.
 
@@ -485,7 +483,7 @@ def _run_lightning(session: Session, advance: Callable[[float], None]) -> None:
         fit(trainer, StepModule())
 
 
-def fit(trainer: lightning.Trainer, module: lightning.LightningModule, **options: Any) -> None:
+def fit(trainer: "lightning.Trainer", module: "lightning.LightningModule", **options: Any) -> None:
     """``trainer.fit``, with an interrupt raised as KeyboardInterrupt.
 
     Lightning would end the process instead, and leave it deaf to further interrupts.

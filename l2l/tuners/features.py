@@ -5,8 +5,6 @@ Features are functions of :class:`RunStatistics`, the record of a run that is ca
 feature is of order one whatever the model and the task.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -105,7 +103,7 @@ class RunStatistics:
     """Of the curvature along the direction, over the steps that measured it."""
 
     @staticmethod
-    def start(blocks: Blocks, horizon: int = 0) -> RunStatistics:
+    def start(blocks: Blocks, horizon: int = 0) -> "RunStatistics":
         """Before the first step: sigma 1, losses 0, moments of the current weights."""
         moments = torch.tensor(block_moments(blocks), dtype=torch.float64)
         constants = block_constants(blocks, moments)
@@ -116,7 +114,7 @@ class RunStatistics:
         """Mean of each block after the last step: a shift that keeps sums of squares about it accurate."""
         return tuple(self.moments[:, 0].tolist())
 
-    def at(self, blocks: Blocks) -> RunStatistics:
+    def at(self, blocks: Blocks) -> "RunStatistics":
         """The same record with the moments of the current weights, which something else has moved."""
         return replace(self, moments=torch.tensor(block_moments(blocks), dtype=torch.float64))
 
@@ -128,7 +126,7 @@ class RunStatistics:
         gradients: Sequence[float],
         curvature: float | None = None,
         horizon: int | None = None,
-    ) -> RunStatistics:
+    ) -> "RunStatistics":
         """The record with one more step.
 
         Args:

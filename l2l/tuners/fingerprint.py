@@ -1,7 +1,5 @@
 """Identity of the model that a tuner belongs to: names, shapes and kinds of its blocks, its ties, a hash of its weights."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -41,14 +39,14 @@ class Fingerprint:
             raise ValueError("the tuner's fingerprint holds ties or a hash that are no names: get it again")
 
     @staticmethod
-    def of(model: torch.nn.Module, identity: bool = False) -> Fingerprint:
+    def of(model: torch.nn.Module, identity: bool = False) -> "Fingerprint":
         """Fingerprint of a model; with its identity, ties and the hash of the weights, which takes a pass over them."""
         blocks = Blocks.of(model, trainable=False)
         shapes = tuple(tuple(block.tensor.shape) for block in blocks)
         found = Fingerprint(blocks.names, shapes, tuple(map(kind_of, blocks)))
         return found.identified(model) if identity else found
 
-    def identified(self, model: torch.nn.Module) -> Fingerprint:
+    def identified(self, model: torch.nn.Module) -> "Fingerprint":
         """The same with ties and weights of a model."""
         return replace(self, ties=ties_of(model), weights=weights_hash(Blocks.of(model, trainable=False)))
 
@@ -65,7 +63,7 @@ class Fingerprint:
             for name, shape, kind in zip(self.names, self.shapes, kinds, strict=True)
         )
 
-    def differences(self, other: Fingerprint) -> list[str]:
+    def differences(self, other: "Fingerprint") -> list[str]:
         """Blocks that ``other`` lacks, has in addition, or has in another shape; empty if they match in any order."""
         mine = dict(zip(self.names, self.shapes, strict=True))
         theirs = dict(zip(other.names, other.shapes, strict=True))

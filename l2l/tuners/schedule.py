@@ -7,8 +7,6 @@ it gains what the mixture does. For steps of equal length the schedule goes with
 blocks that move: under that of curvature u^T H u has the same expectation for every group.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -52,14 +50,14 @@ class BlockSchedule:
             raise ValueError(f"block schedule: shares {self.shares} must be {len(self.groups)} positive numbers, one per group")
 
     @staticmethod
-    def by_role(blocks: Blocks) -> BlockSchedule:
+    def by_role(blocks: Blocks) -> "BlockSchedule":
         """A group per :func:`role_of`, all of the same share."""
         groups: dict[str, list[str]] = {}
         for block in blocks:
             groups.setdefault(role_of(block.name, block.tensor.ndim), []).append(block.name)
         return BlockSchedule(tuple(map(tuple, groups.values())))
 
-    def shuffled(self, seed: int) -> BlockSchedule:
+    def shuffled(self, seed: int) -> "BlockSchedule":
         """Groups of the same sizes and shares with randomly permuted blocks: the control for what the groups hold."""
         names = [name for group in self.groups for name in group]
         order = iter(np.random.default_rng(seed).permutation(len(names)).tolist())

@@ -1,7 +1,5 @@
 """``l2l meta-evaluate``: judge tuners by docs/protocol.md, from a configuration to ``meta_evaluate.json``."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -103,7 +101,7 @@ class Evidence:
     majority: Mapping[Cell, float]  # accuracy of the best constant answer on each pair's test rows
 
     @staticmethod
-    def of(places: Sequence[Place], done: Sequence[Run], majority: Mapping[Cell, float]) -> Evidence:
+    def of(places: Sequence[Place], done: Sequence[Run], majority: Mapping[Cell, float]) -> "Evidence":
         """Evidence from these places; a contender that is missing in one (a control left out) is in no figure."""
         shared = set.intersection(*(set(place.entries) for place in places))
         common = {label: entry.contender.role for label, entry in places[0].entries.items() if label in shared}

@@ -2,8 +2,6 @@
 
 Brown et al. 2020, arXiv:2005.14165; with 32 examples, the baseline of Malladi et al. 2023, arXiv:2305.17333."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -56,7 +54,7 @@ class InContext(Baseline):
 
 
 def with_demonstrations(
-    task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, room: int
+    task: Task, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", room: int
 ) -> tuple[Task, Callable[[Row], int]]:
     """The task whose prompts begin with demonstrations, and a function that counts those that fit before a row.
 
