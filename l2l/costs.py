@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from l2l.models import auto_class, kind_of_config
 from l2l.models import load as loading
-from l2l.models.kinds import auto_class, kind_of_config
 from l2l.models.shapes import SHAPES, shape_config
 from l2l.noise import Key, NoiseTerm, TensorSlice, active_backend, add_noise, standard_deviation
 from l2l.params import Blocks

@@ -19,8 +19,7 @@ from torch import nn
 from l2l.aliases import renamed
 from l2l.methods import is_first_order, method_class, method_names
 from l2l.optim import LearningRate, ZOOptimizer
-from l2l.tuners.api import Tuner
-from l2l.tuners.transfer import Level
+from l2l.tuners import Level, Tuner
 
 _NAMES = {"learned": "ZOFineTuner"}
 """Method -> name of its optimizer, where that is not the name of its class."""

@@ -13,11 +13,8 @@ from l2l.costs import config_of, meta_model
 from l2l.experiments.presets.tuner_test import GoNoGoConfig, report, run_tuner_test
 from l2l.models.load import EMBEDDED, load_model
 from l2l.report.console import print_table
-from l2l.tuners import diagnostics, inspect, io, published, sources
-from l2l.tuners.api import Tuner
+from l2l.tuners import Fingerprint, Level, Tuner, diagnostics, inspect, io, published, sources
 from l2l.tuners.card import render
-from l2l.tuners.fingerprint import Fingerprint
-from l2l.tuners.transfer import Level
 
 WIDEST = 10_000
 """Columns that a heat map may ask for."""

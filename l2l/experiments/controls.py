@@ -21,14 +21,10 @@ from l2l.models.batching import Grouping
 from l2l.models.load import context_length, load_model, load_tokenizer
 from l2l.optim import Schedule
 from l2l.params import Blocks
-from l2l.tasks import get_task
+from l2l.tasks import batch_loss, get_task, load_splits
 from l2l.tasks.encode import encoder_for
-from l2l.tasks.losses import batch_loss
-from l2l.tasks.rows import load_splits
 from l2l.train.inputs import Batcher
-from l2l.tuners.api import Tuner
-from l2l.tuners.features import RunStatistics
-from l2l.tuners.model import Provenance, random_basis, ranks
+from l2l.tuners import Provenance, RunStatistics, Tuner, random_basis, ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,8 +13,7 @@ from l2l.methods.base import check_choice, check_counts, check_positive
 from l2l.models.load import EMBEDDED, check_pattern
 from l2l.tasks import get_task
 from l2l.tasks.tiny_world import POOL, VALIDATION
-from l2l.tuners.features import feature_set
-from l2l.tuners.normalize import NORMALIZERS, EnergyNormalizer
+from l2l.tuners import NORMALIZERS, EnergyNormalizer, feature_set
 
 _KINDS = 2
 """Sets the random stream of a mixture's periods apart from those of batches and tasks."""

@@ -10,11 +10,8 @@ from torch import nn
 
 from l2l.estimators import Closure
 from l2l.models.batching import Grouping
-from l2l.tasks import get_task
-from l2l.tasks.base import Row, Task
+from l2l.tasks import Row, Task, batch_loss, get_task, load_splits
 from l2l.tasks.encode import Batch, encoder_for
-from l2l.tasks.losses import batch_loss
-from l2l.tasks.rows import load_splits
 from l2l.train.inputs import Batcher
 from l2l.tuners.api import Tuner
 

@@ -17,7 +17,7 @@ from l2l.estimators import Closure, consume_gradients
 from l2l.meta.state import MetaState
 from l2l.noise import MomentRequest, NoiseTerm, TensorSlice, add_noise, standard_deviation
 from l2l.params import Blocks, Direction
-from l2l.params.basis import full_precision, low_rank_dot
+from l2l.params.direction import full_precision, low_rank_dot
 from l2l.tuners.api import Tuner
 
 

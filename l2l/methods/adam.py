@@ -12,8 +12,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from l2l.methods import base
-from l2l.methods.base import Blocks, Estimates, PerturbedParameters, StepContext
+from l2l.methods.base import Blocks, Estimates, Method, MethodInfo, PerturbedParameters, StepContext, accumulators, gradient
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,10 @@ def adam_step_(rule: Any, state: AdamState, index: int, found: Tensor) -> Tensor
 
 @final
 @dataclass(frozen=True)
-class Adam(base.Method[AdamState]):
+class Adam(Method[AdamState]):
     """Adam on MeZO's estimates."""
 
-    info: ClassVar = base.MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-Adam)", "2P, at least float32")
+    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-Adam)", "2P, at least float32")
     accumulates = 2
     positive = ("eps",)
     fractions = ("beta1", "beta2")
@@ -51,9 +50,9 @@ class Adam(base.Method[AdamState]):
     """Added to the root of the mean square."""
 
     def init(self, blocks: Blocks) -> AdamState:
-        return AdamState(0, base.accumulators(blocks), base.accumulators(blocks))
+        return AdamState(0, accumulators(blocks), accumulators(blocks))
 
     def update_(self, theta: PerturbedParameters, state: AdamState, estimates: Estimates, context: StepContext) -> AdamState:
         scales = [-rate / (1 - self.beta1 ** (state.steps + 1)) for rate in context.lr]  # unbiased means
-        theta.add_dense_each(lambda i: adam_step_(self, state, i, base.gradient(theta.blocks, i, estimates)), scales)
+        theta.add_dense_each(lambda i: adam_step_(self, state, i, gradient(theta.blocks, i, estimates)), scales)
         return replace(state, steps=state.steps + 1)

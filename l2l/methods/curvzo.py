@@ -17,8 +17,7 @@ from typing import ClassVar, final
 
 import torch
 
-from l2l.methods import base
-from l2l.methods.base import Blocks, Direction, Estimates, Key, PerturbedParameters, StepContext
+from l2l.methods.base import Blocks, Direction, Estimates, Key, Method, MethodInfo, PerturbedParameters, StepContext, descend
 
 START, FADING = 0.01, 0.1
 """Sensitivity before the first step; weight of the newest value in sensitivities, the mean of |g| and the budget."""
@@ -44,10 +43,10 @@ class CurvZOState:
 
 @final
 @dataclass(frozen=True)
-class CurvZO(base.Method[CurvZOState]):
+class CurvZO(Method[CurvZOState]):
     """theta_i -= lr * (g / pi_i) * z_i in blocks that are sampled by their sensitivity."""
 
-    info: ClassVar = base.MethodInfo("Wang et al. 2026, arXiv:2603.21725", "8 bytes per block")
+    info: ClassVar = MethodInfo("Wang et al. 2026, arXiv:2603.21725", "8 bytes per block")
     counts = ("adapt",)
     budget: float = 0.4
     """Fraction of the blocks that take part at first, on average, at least one block; 1 stays 1, and is MeZO."""
@@ -74,7 +73,7 @@ class CurvZO(base.Method[CurvZOState]):
     ) -> CurvZOState:
         pi = inclusion(state)
         given = pi / (1 - torch.prod(1 - pi))  # that some block takes part
-        base.descend(theta, estimates, [lr / p for lr, p in zip(context.lr, given.tolist(), strict=True)])
+        descend(theta, estimates, [lr / p for lr, p in zip(context.lr, given.tolist(), strict=True)])
         sizes = torch.tensor([block.numel for block in theta.blocks], dtype=torch.float64)
         for estimate in estimates:
             # Sensitivities of the blocks that took part move towards |g| over its mean times their share of the energy.

@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from l2l.estimators import forward_gradient
-from l2l.methods import base
-from l2l.methods.base import Estimates, LossEvaluator
+from l2l.methods.base import CustomEstimator, Estimates, LossEvaluator, MethodInfo, directions_of
 
 
 @final
 @dataclass(frozen=True)
-class ForwardGrad(base.CustomEstimator[None]):
+class ForwardGrad(CustomEstimator[None]):
     """theta -= lr * <gradient, u> * u, without finite differences. A pass with tangents is counted as two.
 
     ``epsilon`` is used by ``lr="auto"`` alone, for its losses beside theta.
     """
 
-    info: ClassVar = base.MethodInfo("Baydin et al. 2022, arXiv:2202.08587")
+    info: ClassVar = MethodInfo("Baydin et al. 2022, arXiv:2202.08587")
     differentiates = True
 
     def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[Estimates, None]:
-        directions = [evaluator.transform(direction) for direction in base.directions_of(self, evaluator, state)]
+        directions = [evaluator.transform(direction) for direction in directions_of(self, evaluator, state)]
         return tuple(forward_gradient(evaluator.closure, evaluator.theta, direction) for direction in directions), state

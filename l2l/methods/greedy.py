@@ -9,16 +9,15 @@ steeper than any. From three on, the choice has an effect.
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-from l2l.methods import base
-from l2l.methods.base import Estimate, Estimates, LossEvaluator, loss_along
+from l2l.methods.base import CustomEstimator, Estimate, Estimates, LossEvaluator, MethodInfo, directions_of, loss_along
 
 
 @final
 @dataclass(frozen=True)
-class Greedy(base.CustomEstimator[None]):
+class Greedy(CustomEstimator[None]):
     """MeZO along the best of a few probes."""
 
-    info: ClassVar = base.MethodInfo("Jin et al. 2026, arXiv:2601.04710, MeZO-Greedy")
+    info: ClassVar = MethodInfo("Jin et al. 2026, arXiv:2601.04710, MeZO-Greedy")
     counts = ("probes",)
     num_directions: int = field(default=1, init=False)
     probes: int = 4
@@ -29,7 +28,7 @@ class Greedy(base.CustomEstimator[None]):
         return self.probes + 1.0
 
     def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[Estimates, None]:
-        directions = [evaluator.transform(u) for u in base.directions_of(self, evaluator, state, self.probes)]
+        directions = [evaluator.transform(u) for u in directions_of(self, evaluator, state, self.probes)]
         losses = [loss_along(evaluator.closure, evaluator.theta, u, self.epsilon) for u in directions]
         plus = min(losses)
         best = directions[losses.index(plus)]

@@ -20,8 +20,7 @@ import torch
 
 from l2l.methods import base
 from l2l.methods.base import Block, DirectionOperator, Distribution, Estimates, Key, LossEvaluator
-from l2l.noise import NoiseTerm, TensorSlice, add_noise, standard_deviation
-from l2l.noise.slices import computed_in
+from l2l.noise import NoiseTerm, TensorSlice, add_noise, computed_in, standard_deviation
 
 
 @final

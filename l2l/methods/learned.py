@@ -14,8 +14,7 @@ import torch
 
 from l2l.methods import base
 from l2l.methods.base import Blocks, Direction, Distribution, Estimates, Key, PerturbedParameters, StepContext
-from l2l.tuners.api import Tuner
-from l2l.tuners.features import CONSTANT_COLUMNS, RunStatistics
+from l2l.tuners import CONSTANT_COLUMNS, RunStatistics, Tuner
 
 STATISTICS_BYTES = 4 + 2 * 8 + 4 * len(CONSTANT_COLUMNS)
 """Of a block: sigma, moments, constants."""

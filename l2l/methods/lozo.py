@@ -13,8 +13,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.methods import base
-from l2l.methods.base import Block, Blocks, Direction, DirectionOperator, Distribution, Key
+from l2l.methods.base import Block, Blocks, Direction, DirectionOperator, Distribution, Key, Method, MethodInfo, key_since
 from l2l.params.operators import factor, matrices, product, sides
 
 
@@ -48,10 +47,10 @@ class LowRank(DirectionOperator):
 
 @final
 @dataclass(frozen=True)
-class LOZO(base.Method[None]):
+class LOZO(Method[None]):
     """MeZO along matrices of low rank, whose row space stays for a while."""
 
-    info: ClassVar = base.MethodInfo("Chen et al. 2024, arXiv:2410.07698, Algorithm 1")
+    info: ClassVar = MethodInfo("Chen et al. 2024, arXiv:2410.07698, Algorithm 1")
     counts = ("rank", "interval")
     rank: int = 2
     """Rank of a matrix's direction."""
@@ -59,4 +58,4 @@ class LOZO(base.Method[None]):
     """Steps that share a V."""
 
     def direction(self, blocks: Blocks, state: None, key: Key) -> Direction:
-        return self.unit_direction(blocks, key, LowRank(blocks, self.rank, base.key_since(key, self.interval)))
+        return self.unit_direction(blocks, key, LowRank(blocks, self.rank, key_since(key, self.interval)))

@@ -10,8 +10,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from l2l.methods import base
-from l2l.methods.base import Blocks, Estimates, PerturbedParameters, StepContext
+from l2l.methods.base import Blocks, Estimates, Method, MethodInfo, PerturbedParameters, StepContext, accumulators, gradient
 
 
 @dataclass(frozen=True)
@@ -23,23 +22,23 @@ class MomentumState:
 
 @final
 @dataclass(frozen=True)
-class Momentum(base.Method[MomentumState]):
+class Momentum(Method[MomentumState]):
     """SGD with momentum on MeZO's estimates."""
 
-    info: ClassVar = base.MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-MMT)", "1P, at least float32")
+    info: ClassVar = MethodInfo("Zhang et al. 2024, arXiv:2402.11592 (ZO-SGD-MMT)", "1P, at least float32")
     accumulates = 1
     fractions = ("momentum",)
     momentum: float = 0.9
     """Decay of the buffer."""
 
     def init(self, blocks: Blocks) -> MomentumState:
-        return MomentumState(base.accumulators(blocks))
+        return MomentumState(accumulators(blocks))
 
     def update_(
         self, theta: PerturbedParameters, state: MomentumState, estimates: Estimates, context: StepContext
     ) -> MomentumState:
         def delta(index: int) -> Tensor:
-            return state.buffer[index].mul_(self.momentum).add_(base.gradient(theta.blocks, index, estimates))
+            return state.buffer[index].mul_(self.momentum).add_(gradient(theta.blocks, index, estimates))
 
         theta.add_dense_each(delta, [-rate for rate in context.lr])
         return state

@@ -10,8 +10,7 @@ from l2l.aliases import renamed
 from l2l.methods import method_class, method_names
 from l2l.methods.base import FirstOrder, Method
 from l2l.methods.wrappers import AROUND, split_method_args, wrapper_class, wrapper_names
-from l2l.tuners.api import Tuner
-from l2l.tuners.transfer import Level
+from l2l.tuners import Level, Tuner
 
 MethodLike: TypeAlias = str | Method[Any] | FirstOrder[Any] | type[Any] | Callable[..., Any]
 """A name (``"mezo"``, ``"learned+lozo"``, ``"my_package.my_method"``), a method object, a method class, or an optimizer of

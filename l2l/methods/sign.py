@@ -10,16 +10,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
-from l2l.methods import base
-from l2l.methods.base import Estimates, PerturbedParameters, StepContext
+from l2l.methods.base import Estimates, Method, MethodInfo, PerturbedParameters, StepContext, check_choice, gradient
 
 
 @final
 @dataclass(frozen=True)
-class Sign(base.Method[None]):
+class Sign(Method[None]):
     """theta -= lr * sign(g * u), or lr * sign(g) * u."""
 
-    info: ClassVar = base.MethodInfo("Liu et al. 2019, ICLR; Zhang et al. 2024, arXiv:2402.11592")
+    info: ClassVar = MethodInfo("Liu et al. 2019, ICLR; Zhang et al. 2024, arXiv:2402.11592")
     step_is_normalized = True
     reading: Literal["scalar", "element"] = "element"
     """``element``: every coordinate moves by lr, against the sign of the mean of g * u, as in the papers; what scales u (a
@@ -28,12 +27,12 @@ class Sign(base.Method[None]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        base.check_choice("reading", self.reading, ("scalar", "element"))
+        check_choice("reading", self.reading, ("scalar", "element"))
         object.__setattr__(self, "leaves_span", self.reading == "element")
 
     def update_(self, theta: PerturbedParameters, state: None, estimates: Estimates, context: StepContext) -> None:
         if self.reading == "element":
-            theta.add_dense_each(lambda i: base.gradient(theta.blocks, i, estimates).sign_(), [-rate for rate in context.lr])
+            theta.add_dense_each(lambda i: gradient(theta.blocks, i, estimates).sign_(), [-rate for rate in context.lr])
             return
         for estimate in estimates:
             weight = -sign(estimate.projected_gradient) / len(estimates)

@@ -12,8 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from l2l.methods import base
-from l2l.methods.base import Block, Blocks, Direction, Estimates, Key, LossEvaluator
+from l2l.methods.base import Block, Blocks, CustomEstimator, Direction, Estimates, Key, LossEvaluator, MethodInfo
 from l2l.params.operators import Masked, Stored, packed, packed_bytes
 
 
@@ -26,10 +25,10 @@ class SparseMeZOState:
 
 @final
 @dataclass(frozen=True)
-class SparseMeZO(base.CustomEstimator[SparseMeZOState]):
+class SparseMeZO(CustomEstimator[SparseMeZOState]):
     """theta -= lr * g * mask * z, the mask being 1 where |theta| is small."""
 
-    info: ClassVar = base.MethodInfo("Liu et al. 2024, arXiv:2402.15751", "0P; in a step 1 bit per weight")
+    info: ClassVar = MethodInfo("Liu et al. 2024, arXiv:2402.15751", "0P; in a step 1 bit per weight")
     fractions = ("sparsity",)
     sparsity: float = 0.8
     """Fraction of each block's weights that are too large to move, before the first step; 0 trains all weights."""

@@ -7,7 +7,7 @@ defined by :mod:`l2l.noise.reference`; any other backend must give the same bits
 from l2l.noise.dispatch import active_backend, add_noise, add_noise_to, backend_problem, noise_dot
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
 from l2l.noise.reference import integers, standard_noise
-from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice, shard_pieces
+from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in, shard_pieces
 
 __all__ = [
     "Distribution",
@@ -20,6 +20,7 @@ __all__ = [
     "add_noise",
     "add_noise_to",
     "backend_problem",
+    "computed_in",
     "integers",
     "noise_dot",
     "round_scale",

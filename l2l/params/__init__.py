@@ -4,9 +4,8 @@ Two engines under one contract. *In place* (float32): the stored weights are per
 rounding per traversal and with the same bits in every run. *Functional*: the stored weights are never perturbed;
 evaluations read perturbed copies instead."""
 
-from l2l.params.basis import Basis
 from l2l.params.blocks import Block, Blocks
-from l2l.params.direction import Direction, DirectionOperator, Move
+from l2l.params.direction import Basis, Direction, DirectionOperator, Move
 from l2l.params.engine import dense_direction
 from l2l.params.parameters import Displacement, PerturbedParameters
 

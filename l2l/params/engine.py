@@ -20,11 +20,9 @@ from typing import final
 import numpy as np
 import torch
 
-from l2l.noise import Key, MomentRequest, NoiseTerm, Sums, TensorSlice, add_noise
-from l2l.noise.slices import computed_in
-from l2l.params.basis import basis_name, full_precision, low_rank_noise
+from l2l.noise import Key, MomentRequest, NoiseTerm, Sums, TensorSlice, add_noise, computed_in
 from l2l.params.blocks import Block, Blocks
-from l2l.params.direction import Direction, Move
+from l2l.params.direction import Direction, Move, basis_name, full_precision, low_rank_noise
 
 
 @contextmanager

@@ -13,10 +13,9 @@ from typing import Any, final
 import torch
 from torch.overrides import TorchFunctionMode
 
-from l2l.noise import Key
-from l2l.noise.slices import computed_in
-from l2l.params.basis import full_precision
+from l2l.noise import Key, computed_in
 from l2l.params.blocks import Blocks
+from l2l.params.direction import full_precision
 from l2l.params.operators import factor, orthonormal
 
 _PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.Tensor.mm)

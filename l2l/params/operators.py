@@ -14,11 +14,9 @@ from typing import TypeAlias, final
 import numpy as np
 import torch
 
-from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, standard_deviation
-from l2l.noise.slices import computed_in
-from l2l.params.basis import full_precision
+from l2l.noise import Distribution, Key, NoiseTerm, TensorSlice, add_noise, computed_in, standard_deviation
 from l2l.params.blocks import Block, Blocks
-from l2l.params.direction import Direction, DirectionOperator
+from l2l.params.direction import Direction, DirectionOperator, full_precision
 
 
 def matrices(blocks: Blocks) -> frozenset[int]:

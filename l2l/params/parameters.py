@@ -8,9 +8,8 @@ from typing import Literal, TypeAlias, TypeVar, final
 import torch
 
 from l2l.noise import round_scale
-from l2l.params.basis import Basis
 from l2l.params.blocks import Blocks
-from l2l.params.direction import Direction, Move
+from l2l.params.direction import Basis, Direction, Move
 from l2l.params.engine import Moments, Perturbation, defer_interrupt, raise_deferred
 from l2l.params.functional import HALF, FunctionalEngine, PerturbEngine
 from l2l.params.in_place import InPlaceEngine

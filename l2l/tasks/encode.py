@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
-from l2l.models.batching import Grouping
-from l2l.models.heads import Part
+from l2l.models import Grouping, Part
 from l2l.models.load import kind_of
 from l2l.models.prompt_trees import Ids, Tree, chain, common_prefix, grow, tree_attention_mask
 from l2l.tasks.base import Example, Row, Task, render

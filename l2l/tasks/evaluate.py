@@ -10,8 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from l2l.models.batching import Grouping
-from l2l.models.heads import generator, token_logprobs, uncompiled
+from l2l.models import Grouping, generator, token_logprobs, uncompiled
 from l2l.models.load import context_length, kind_of, unwrapped
 from l2l.tasks.base import Row, Task
 from l2l.tasks.encode import Encoded, collate, decoder_start, encoder_for, lay_out, pad_rows, padding_id, special_ids, tokenize

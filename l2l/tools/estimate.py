@@ -5,20 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from l2l.costs import (
-    LOSS_BYTES,
-    Load,
-    Plan,
-    advice,
-    choose_perturb_mode,
-    choose_update,
-    config_of,
-    forward_flops,
-    inference_bytes,
-    meta_model,
-    model_shape,
-    predict,
-)
+from l2l import costs
 from l2l.methods.base import check_counts
 from l2l.methods.registry import declared_method
 from l2l.models.load import DTYPES
@@ -88,18 +75,18 @@ def run_estimate(config: EstimateConfig) -> dict[str, Any]:
         raise ValueError(f"device {config.device!r} is not there: torch sees no CUDA device; leave --device out for the CPU")
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device {config.device!r} cannot be measured: use cpu or cuda")
-    model = meta_model(config_of(config.model, config.revision), dtype)
+    model = costs.meta_model(costs.config_of(config.model, config.revision), dtype)
     most: Any = getattr(model.config, "max_position_embeddings", None)
     if isinstance(most, int) and config.length > most:
         raise ValueError(f"length {config.length} is more than the {most} positions of the model")
-    blocks, shape = Blocks.of(model), model_shape(model)
-    load = Load(config.batch_size, config.length, config.batch_size * (config.answer_tokens or config.length))
+    blocks, shape = Blocks.of(model), costs.model_shape(model)
+    load = costs.Load(config.batch_size, config.length, config.batch_size * (config.answer_tokens or config.length))
     method = declared_method(config.method, config.method_args, model)
     room = available_bytes(device)
-    left, master = room - shape.parameters * dtype.itemsize, shape.trained * LOSS_BYTES
-    update = choose_update(dtype, config.update, left, master)
-    plan = Plan.of(dtype, choose_perturb_mode(dtype, config.perturb), update, method, blocks)
-    found = predict(shape, load, load, plan, device)
+    left, master = room - shape.parameters * dtype.itemsize, shape.trained * costs.LOSS_BYTES
+    update = costs.choose_update(dtype, config.update, left, master)
+    plan = costs.Plan.of(dtype, costs.choose_perturb_mode(dtype, config.perturb), update, method, blocks)
+    found = costs.predict(shape, load, load, plan, device)
     process = current_bytes(device)  # with the libraries that a step loads: the measurement has used them
     seconds = found.seconds_per_step or 0.0
     summary = {
@@ -113,11 +100,11 @@ def run_estimate(config: EstimateConfig) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "bytes": {"process": process, **found.parts},
         "peak_bytes": process + found.bytes,
-        "peak_over_inference": found.bytes / inference_bytes(found.parts),
+        "peak_over_inference": found.bytes / costs.inference_bytes(found.parts),
         "available_bytes": room,
         "fits": found.bytes <= room,
-        "advice": advice(shape, load, plan, room),
-        "flops_per_forward": sum(forward_flops(shape, load).values()),
+        "advice": costs.advice(shape, load, plan, room),
+        "flops_per_forward": sum(costs.forward_flops(shape, load).values()),
         "seconds_per_forward": found.seconds_per_forward,
         "seconds_per_step": seconds,
         "step_over_forwards": seconds / (found.passes * (found.seconds_per_forward or seconds)),

@@ -4,14 +4,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from l2l.methods.base import check_counts
-from l2l.models.heads import compile_decoder
-from l2l.models.kinds import Head
+from l2l.models import Head, compile_decoder
 from l2l.models.load import Quantize, load_model, load_tokenizer
 from l2l.report.console import print_table
 from l2l.report.run_directory import RunDirectory
-from l2l.tasks import get_task
+from l2l.tasks import get_task, load_splits
 from l2l.tasks.evaluate import evaluate
-from l2l.tasks.rows import load_splits
 
 
 @dataclass(frozen=True)

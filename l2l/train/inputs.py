@@ -15,12 +15,9 @@ from l2l.estimators import Closure, MicroBatched
 from l2l.methods.base import FirstOrder
 from l2l.models.batching import Grouping
 from l2l.models.load import load_model, load_tokenizer
-from l2l.tasks import get_task
-from l2l.tasks.base import Row, Task
+from l2l.tasks import Row, Splits, Task, batch_loss, get_task, load_splits
 from l2l.tasks.encode import Batch, Encoded, Form, collate
 from l2l.tasks.evaluate import Scores, evaluate
-from l2l.tasks.losses import batch_loss
-from l2l.tasks.rows import Splits, load_splits
 from l2l.train.config import FineTuneConfig
 from l2l.train.objectives import LOSS, Objective, find_objective
 

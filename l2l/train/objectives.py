@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from l2l.models.batching import Grouping
 from l2l.models.load import context_length
-from l2l.tasks.base import Row, Task
+from l2l.tasks import Row, Task, answer_scores
 from l2l.tasks.evaluate import evaluate, generate
-from l2l.tasks.metrics import answer_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

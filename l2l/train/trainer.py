@@ -24,24 +24,21 @@ from l2l.estimators import finite_loss
 from l2l.methods.base import FirstOrder
 from l2l.methods.learned import Learned
 from l2l.methods.registry import MethodLike, build_method, method_name
-from l2l.models.batching import Grouping
-from l2l.models.heads import compile_decoder
+from l2l.models import Grouping, compile_decoder
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, model_identity
 from l2l.models.schemes import ADAPTERS, AdapterBase, apply_scheme, save_adapter
 from l2l.optim import ZOOptimizer, schedule_factor
 from l2l.report.console import plot_panels, print_table, progress_bar, quiet_lightning, smooth
 from l2l.report.memory import PeakMemory
 from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_metrics, read_tensors, write_tensors
-from l2l.tasks.base import Row
+from l2l.tasks import Row, format_interval
 from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores
-from l2l.tasks.metrics import format_interval
 from l2l.train.baselines import Baseline, baseline_names, build_baseline
 from l2l.train.config import FineTuneConfig, doubts
 from l2l.train.inputs import Batcher, Closures, RunInputs, load_run_inputs, make_closures
 from l2l.train.runlog import RunLog
-from l2l.tuners.api import Tuner
-from l2l.tuners.transfer import Level, compare
+from l2l.tuners import Level, Tuner, compare
 
 if TYPE_CHECKING:
     import lightning

@@ -13,17 +13,19 @@ from pathlib import Path
 import pytest
 from compared import result
 
-from l2l.experiments.plots import clock, draw_curves, mean_curves
 from l2l.experiments.runner import step_curve
 from l2l.experiments.spec import MethodCosts
 from l2l.experiments.stats import Cell, RunTable
 from l2l.experiments.tables import (
     Table,
     Text,
+    clock,
+    draw_curves,
     figures,
     html,
     markdown,
     markdown_table,
+    mean_curves,
     memory,
     standing,
     standings,

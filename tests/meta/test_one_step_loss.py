@@ -22,7 +22,7 @@ from l2l.models.shapes import tiny_random
 from l2l.noise import Key, standard_noise
 from l2l.optim import zo_step
 from l2l.params import Blocks, PerturbedParameters
-from l2l.params.basis import low_rank_noise
+from l2l.params.direction import low_rank_noise
 from l2l.tuners.api import Tuner
 from l2l.tuners.features import RunStatistics
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from l2l.estimators import two_point
 from l2l.noise import Key
 from l2l.params import Basis, Blocks, Direction, PerturbedParameters
-from l2l.params.basis import low_rank_dot, low_rank_noise
+from l2l.params.direction import low_rank_dot, low_rank_noise
 
 
 class Bowl(nn.Module):

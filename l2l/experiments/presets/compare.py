@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from l2l.experiments import stats, tables
-from l2l.experiments.plots import draw_all
 from l2l.experiments.runner import Chosen, Runner, check_all, executor_of
 from l2l.experiments.spec import CompareConfig, MethodCosts
 from l2l.experiments.stats import Cell, Run, RunTable
+from l2l.experiments.tables import draw_all
 from l2l.report.run_directory import CONFIG, SUMMARY, RunDirectory, write_whole
 
 MARKDOWN, PAGE = "compare.md", "index.html"

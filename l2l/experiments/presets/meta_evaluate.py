@@ -12,16 +12,14 @@ from numpy.typing import NDArray
 
 from l2l.experiments import spec, stats, tables
 from l2l.experiments.controls import build_controls
-from l2l.experiments.plots import draw_curves, draw_matrix, mean_curves
 from l2l.experiments.runner import Chosen, Runner, check_all, executor_of
 from l2l.experiments.spec import MetaEvaluateConfig, Place, SchemeEntry, Setting
 from l2l.experiments.stats import Cell, Run, RunTable
-from l2l.experiments.tables import Table, Text, finite
+from l2l.experiments.tables import Table, Text, draw_curves, draw_matrix, finite, mean_curves
 from l2l.models.load import EMBEDDED
 from l2l.report.console import spread
 from l2l.report.run_directory import RunDirectory, environment, write_whole
-from l2l.tasks import get_task
-from l2l.tasks.rows import load_splits
+from l2l.tasks import get_task, load_splits
 from l2l.tasks.tiny_world import POOL, VALIDATION
 
 RESULT = "meta_evaluate.json"

@@ -9,18 +9,17 @@ from typing import Any
 import torch
 import yaml
 
-from l2l.experiments.plots import draw_curves
 from l2l.experiments.runner import Runner, check_all, executor_of, run_summary
 from l2l.experiments.spec import CompareConfig, Contender, Setting
 from l2l.experiments.stats import Curve, mean_by_x
+from l2l.experiments.tables import draw_curves
 from l2l.methods.base import check_counts
 from l2l.models.load import load_model
 from l2l.report.console import print_table, spread
 from l2l.report.run_directory import METRICS, SUMMARY, RunDirectory, read_metrics
 from l2l.tasks import get_task
 from l2l.tasks.tiny_world import POOL, VALIDATION
-from l2l.tuners.api import Tuner
-from l2l.tuners.model import Provenance
+from l2l.tuners import Provenance, Tuner
 
 RECIPE = Path(__file__).with_name("quickstart.yaml")
 

@@ -6,15 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from l2l.experiments.plots import draw_curves, mean_curves
 from l2l.experiments.runner import Runner, check_all, executor_of, run_summary
 from l2l.experiments.spec import CompareConfig, Contender, Setting
 from l2l.experiments.stats import COVERAGE, RunTable, estimate, interval, mean_difference
+from l2l.experiments.tables import draw_curves, mean_curves
 from l2l.methods.base import check_counts, check_positive
 from l2l.models.load import load_model
 from l2l.report.run_directory import RunDirectory
-from l2l.tuners.api import Tuner
-from l2l.tuners.transfer import Level, check_level, compare
+from l2l.tuners import Level, Tuner, check_level, compare
 
 Verdict = Literal["go", "no-go", "undecided"]
 LABELS = TUNER, PLAIN = "tuner", "sigma = 1"

@@ -10,8 +10,7 @@ from typing import Any, ClassVar, final
 from l2l.methods import base
 from l2l.methods.base import Blocks, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 from l2l.methods.learned import Learned
-from l2l.tuners.api import Tuner
-from l2l.tuners.features import RunStatistics
+from l2l.tuners import RunStatistics, Tuner
 
 
 @dataclass(frozen=True)
