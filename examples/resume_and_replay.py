@@ -70,7 +70,7 @@ assert whole.summary["best"]["step"] == STEPS - 1
 rebuilt = l2l.load_model("l2l/tiny")
 with torch.no_grad():
     for step in steps:
-        ((gradient, _, _),) = step["draws"]
+        ((gradient, _, _),) = step["directions"]
         key = Key(head["seed"], step["step"])
         for name, block in rebuilt.named_parameters():
             block.add_(standard_noise(name, key, block.shape), alpha=-step["lr"] * gradient)

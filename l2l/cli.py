@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _imported(command: Command, name: str | None) -> Any:
-    return name and getattr(import_module(f"l2l.{command.module}"), name)
+    return name and getattr(import_module(f"{__package__}.{command.module}"), name)
 
 
 def _parser(paths: Sequence[str]) -> ArgumentParser:

@@ -240,6 +240,7 @@ class ExperimentConfig:
 
     @property
     def tuning_schemes(self) -> list[SchemeEntry]:
+        """The schemes to compare under: full fine-tuning unless a preset has others."""
         return [SchemeEntry()]
 
     @property
@@ -347,6 +348,7 @@ class CompareConfig(ExperimentConfig):
 
     @property
     def tuning_schemes(self) -> list[SchemeEntry]:
+        """The schemes to compare under, in order."""
         return [_as(SchemeEntry, {"name": entry} if isinstance(entry, str) else entry) for entry in self.schemes]
 
     @property
@@ -464,6 +466,7 @@ class MethodCosts:
 
     @staticmethod
     def of(method: Any, blocks: Blocks) -> "MethodCosts":
+        """The costs that a method declares, for these blocks."""
         info, trained = method.info, sum(block.numel * block.tensor.element_size() for block in blocks)
         return MethodCosts(info.memory, info.paper, method.state_bytes(blocks), trained, method.step_is_normalized)
 
@@ -490,6 +493,7 @@ class Place:
 
     @property
     def cells(self) -> list[Cell]:
+        """One cell per task of the setting."""
         return [Cell(self.setting.name, self.scheme.name, task) for task in self.setting.tasks]
 
     def frozen(self, folder: Path) -> "Place":

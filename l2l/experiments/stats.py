@@ -67,6 +67,7 @@ class Run:
 
     @property
     def status(self) -> str:
+        """``ok``, ``diverged`` or ``refused``."""
         return "refused" if self.refused else "diverged" if self.diverged else "ok"
 
 
@@ -81,6 +82,7 @@ class RunTable:
 
     @staticmethod
     def of(runs: Sequence[Run], cells: Sequence[Cell], labels: Sequence[str]) -> "RunTable":
+        """The table of the runs that are no tuning runs, by cell and contender, seeds ascending."""
         found: dict[tuple[Cell, str], list[Run]] = {}
         for run in sorted(runs, key=lambda run: run.seed):
             if not run.tuning:
@@ -124,6 +126,7 @@ class RunTable:
         return {name: RunTable(cells, self.labels, self.runs) for name, cells in found.items()}
 
     def all_of(self, label: str) -> list[Run]:
+        """The runs of a contender over all cells."""
         return [run for cell in self.cells for run in self.runs.get((cell, label), ())]
 
 

@@ -34,6 +34,7 @@ class PoolTask:
     dev: list[Row]
 
     def loss(self, model: nn.Module, batch: Batch) -> Closure:
+        """Closure of the task's loss on a batch."""
         return partial(batch_loss, model, batch, self.batcher.form)
 
 

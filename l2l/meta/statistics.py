@@ -38,6 +38,7 @@ class Components:
         """(block, 0 for its dense noise or 1 for that inside its basis) of each component."""
 
     def zeros(self) -> torch.Tensor:
+        """[components] float64 of zeros."""
         return torch.zeros(len(self.parts), dtype=torch.float64)
 
     def scales(self, direction: Direction) -> torch.Tensor:

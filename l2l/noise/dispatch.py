@@ -4,13 +4,14 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 
-from l2l.noise import native, numba, reference, triton
+from l2l.noise import reference, triton
 from l2l.noise.key import Distribution, Key, standard_deviation
 from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in
 from l2l.noise.table import plan
@@ -23,14 +24,18 @@ BACKENDS = {"native": "cpu", "numba": "cpu", "triton": "cuda"}
 
 FAST_DTYPES = (torch.float32, torch.bfloat16)
 
-_MODULES: dict[str, Any] = {"native": native, "numba": numba, "triton": triton}
-
 logger = logging.getLogger("l2l")
+
+
+@cache
+def _module(backend: str) -> Any:
+    """The module of a backend, imported once: with `available()` and `run_plan(plan)`."""
+    return import_module(f"{__package__}.{backend}")
 
 
 def backend_problem(name: str) -> str | None:
     """Why a backend cannot run here, or None where it can."""
-    return None if name == "reference" else _MODULES[name].available()
+    return None if name == "reference" else _module(name).available()
 
 
 def active_backend(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
@@ -95,7 +100,7 @@ def add_noise(
     if backend == "reference" or copied_exactly or not summable:
         return reference.add_noise(pieces, terms, gather, rounding, store)
     for made in [plan(pieces, group, gather, rounding, store) for group in groups]:  # all are checked before any runs
-        lanes = _MODULES[backend].run(made) if made.chunks else [np.zeros((0, 5, reference.LANES))] * len(pieces)
+        lanes = _module(backend).run_plan(made) if made.chunks else [np.zeros((0, 5, reference.LANES))] * len(pieces)
         if gather is not None:
             return reference.total(lanes)
     return None

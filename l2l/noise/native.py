@@ -41,7 +41,7 @@ class _Job(ctypes.Structure):
     ]
 
 
-def run(plan: Plan) -> list[np.ndarray]:
+def run_plan(plan: Plan) -> list[np.ndarray]:
     """Carries out the plan; lane sums of each piece's chunks, [chunks, 5, LANES] each, where any are wanted."""
     compiled = library()
     assert compiled is not None, "available() was not asked"

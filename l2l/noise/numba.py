@@ -27,7 +27,7 @@ def available() -> str | None:
     return None
 
 
-def run(plan: Plan) -> list[np.ndarray]:
+def run_plan(plan: Plan) -> list[np.ndarray]:
     """Carries out the plan; lane sums of each piece's chunks, [chunks, 5, LANES] each, where any are wanted."""
     from l2l.noise import numba_kernel as kernels  # where the first noise is made: numba takes seconds to import
 

@@ -29,7 +29,7 @@ def available() -> str | None:
     return None
 
 
-def run(made: Plan) -> list[np.ndarray]:
+def run_plan(made: Plan) -> list[np.ndarray]:
     """Carries out the plan; lane sums of each piece, [1, 5, LANES] each, where any are wanted.
 
     Without sums nothing waits for the device.

@@ -207,7 +207,10 @@ class FineTuneConfig:
         epsilon = KNOWN[self.scheme].epsilon if self.epsilon is None else self.epsilon
         object.__setattr__(self, "lr", lr)  # config.yaml and summary.json record the values that are used
         object.__setattr__(self, "epsilon", epsilon)
-        check_lr(lr=lr)
+        if isinstance(lr, str):
+            check_lr(lr=lr)
+        else:
+            check_positive(lr=lr)  # a schedule may pass through 0; a run at 0 would train nothing
         seconds = 1.0 if self.max_seconds is None else self.max_seconds
         check_positive(epsilon=epsilon, step_fraction=self.step_fraction, max_seconds=seconds)
         check_schedule(self.schedule, self.schedule_end)

@@ -55,6 +55,7 @@ class Match:
         return NEEDED[self.kind]
 
     def accepted(self, level: Level) -> bool:
+        """Whether matching at ``level`` accepts this match."""
         return LEVELS.index(self.needed) <= LEVELS.index(level)
 
 

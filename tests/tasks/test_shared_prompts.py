@@ -160,7 +160,7 @@ def test_models_that_would_give_other_numbers_are_given_no_trees(family, options
 
 @pytest.mark.parametrize("window", [8, 24, 100, 240])
 def test_a_window_that_the_config_hides_shows_in_the_numbers(monkeypatch, window):
-    monkeypatch.setattr(sharing, "_attends_partly", lambda _: False)
+    monkeypatch.setattr(sharing, "_PARTIAL", ("none of the names",))
     assert longest_tree(tiny_random("mistral", sliding_window=window)) == 0
     assert longest_tree(tiny_random("mistral", sliding_window=None)) == 248 + 64
 

@@ -76,7 +76,7 @@ def test_an_interrupted_run_is_continued_bit_for_bit(done, tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("l2l.train.trainer._finish", broken)
+        patch.setattr("l2l.train.trainer.draw_curves", broken)
         with pytest.raises(KeyboardInterrupt):
             fine_tune(tmp_path)
     continued = fine_tune(tmp_path)

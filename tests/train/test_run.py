@@ -182,9 +182,13 @@ def test_a_run_that_fails_while_its_summary_is_written_can_be_continued(done, tm
 
 
 def test_a_broken_checkpoint_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr("l2l.train.trainer._finish", lambda *_: None)
-        fine_tune(tmp_path)
+        patch.setattr("l2l.train.trainer.draw_curves", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(tmp_path)
     (tmp_path / "checkpoint.pt").write_bytes(b"garbage")
     with pytest.raises(ValueError, match=r"checkpoint .* is not readable .*: remove it to start over"):
         fine_tune(tmp_path)

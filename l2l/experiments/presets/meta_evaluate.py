@@ -107,10 +107,12 @@ class Evidence:
         return Evidence(RunTable.of(done, cells, list(common)), common, majority)
 
     def labels(self, role: str) -> list[str]:
+        """Labels of the contenders with this role."""
         return [label for label, found in self.roles.items() if found == role]
 
     @property
     def mezo(self) -> str:
+        """Label of the MeZO baseline."""
         return self.labels(spec.BASELINE_MEZO)[0]
 
     def accuracy_status(self, tuner: str, cell: Cell) -> str:
