@@ -1,6 +1,7 @@
-"""Tables of an experiment, made once and written as Markdown, as HTML, in the terminal; and the runs as CSV and Parquet.
+"""Tables and figures of an experiment, and its runs as CSV and Parquet.
 
-Figures of an experiment: average ranks, wins, loss against passes and against seconds, memory. PNG, written whole.
+Tables are made once and written as Markdown, as HTML and in the terminal. Figures are PNG files: average ranks, wins, loss
+against passes and against seconds, memory.
 """
 
 import base64

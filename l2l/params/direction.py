@@ -1,13 +1,9 @@
-"""Input-side directions kept for weight matrices, and the noise along them.
+"""Search directions and moves along them: recipes, never tensors.
 
-A block [m, n] with a basis V [n, r] is perturbed along sqrt(n / r) * R V^T beside its dense noise, R [m, r] being standard
-noise of the same key under a name of its own. The factor makes the mean square of a coordinate 1, as that of dense
-noise is: E||R V^T||^2 = m * r where the columns of V are orthonormal.
-
-Directions and moves along them: recipes, never tensors.
-
-A direction is keyed noise with one scale per block. A basis adds a low-rank term, and an operator (a mask, a low rank, a
-guide, a metric) replaces the noise of the blocks it covers.
+A direction is keyed noise with one scale per block. A basis adds a low-rank term: a block [m, n] with input-side columns
+V [n, r] is perturbed along sqrt(n / r) * R V^T beside its dense noise, R [m, r] being standard noise of the same key under a
+name of its own. The factor makes the mean square of a coordinate 1, as that of dense noise is: E||R V^T||^2 = m * r where the
+columns of V are orthonormal. An operator (a mask, a low rank, a guide, a metric) replaces the noise of the blocks it covers.
 """
 
 import math

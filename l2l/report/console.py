@@ -1,7 +1,4 @@
-"""Output in the terminal: tables, progress bars, and Lightning's messages kept out.
-
-Pictures of runs, as PNG files.
-"""
+"""What a run shows: tables and progress bars in the terminal, pictures as PNG files; Lightning's messages are kept out."""
 
 import logging
 import warnings

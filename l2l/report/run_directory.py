@@ -1,6 +1,6 @@
-"""Files that are either complete or not there.
+"""The directory of a run: who may write into it, whether it is continued, its scalars in CSV and TensorBoard.
 
-A run's directory: whether a run may write into it or continues there; and its scalars, in CSV and TensorBoard.
+Files are written under another name and renamed, so that each is either complete or not there.
 """
 
 import csv
