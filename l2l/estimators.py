@@ -113,7 +113,7 @@ def pieces_of(closure: Closure) -> tuple[Closure, ...]:
 def two_point(closure: Closure, theta: PerturbedParameters, direction: Direction, epsilon: float) -> Estimate:
     """g = (L+ - L-) / (2 epsilon) from the losses at ``theta +- epsilon * u``: an estimate of <grad L, u>.
 
-    Two forward passes. Theta is left at ``-epsilon * u``, so that a step along the same direction costs no extra
+    Two forward passes. The parameters are left at ``-epsilon * u``, so that a step along the same direction costs no extra
     traversal; :meth:`PerturbedParameters.restore` or the end of the step brings it back.
     Spall 1992 (SPSA); Malladi et al. 2023, arXiv:2305.17333, Definition 1.
     """
@@ -151,7 +151,7 @@ def one_sided(
 ) -> tuple[Estimate, ...]:
     """g = (L+ - L0) / epsilon along each direction, with one loss at theta for all of them.
 
-    One forward pass per direction, and one for L0 unless ``center`` has it. Theta is left at the last of them.
+    One forward pass per direction, and one for L0 unless ``center`` has it. The parameters are left at the last of them.
     Used by FZOO (arXiv:2506.09034) and AGZO, for example.
     """
     base = center_loss(closure, theta) if center is None else center
@@ -333,7 +333,7 @@ def forward_gradient(closure: Closure, theta: PerturbedParameters, direction: Di
     """g = <grad L, u> at theta, to rounding. One evaluation that costs about two: every activation has a tangent.
 
     Attention runs by the plain kernel, as the fused ones have no forward-mode rule. Tangents have the dtype of the weights.
-    Baydin et al. 2022, arXiv:2202.08587, Algorithm 1. Theta is left unperturbed. All losses of the estimate are that at theta.
+    Baydin et al. 2022, arXiv:2202.08587, Algorithm 1. The parameters are left unperturbed; every loss is that at theta.
 
     Raises:
         ValueError: the closure's value carries no derivative, a weight is quantised, or an operation has no forward-mode

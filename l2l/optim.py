@@ -46,7 +46,7 @@ class CurvatureLR:
     """First steps, at each of which it is measured, so that the average soon rests on several measurements."""
     needed: int = 3
     """Measurements before theta first moves: until then the rate is 0. One alone is close to 0 now and then, where valley and
-    ridge cancel along u, and a step by it would end the run. Theta first moves at step 2."""
+    ridge cancel along u, and a step by it would end the run. The parameters first move at step 2."""
     decay: float = 0.9
     """Factor of the average at each measurement. After many, the rate grows by at most 1 / decay from one measurement to
     the next, whatever is measured."""
@@ -239,7 +239,7 @@ def zo_step(
         curvature_lr_state: from the report of the step before.
 
     Raises:
-        FloatingPointError: a loss is not finite. Theta is back where the step began, as after any other error.
+        FloatingPointError: a loss is not finite. The parameters are back where the step began, as after any other error.
     """
     counter = _Counter()
     counted = counter(closure)

@@ -52,7 +52,7 @@ class MetaState:
 
 @dataclass(frozen=True)
 class MetaLoss:
-    """What an objective returns. Theta is back where it was."""
+    """What an objective returns. The parameters are as they were before."""
 
     surrogate: Tensor
     """Scalar whose gradient in the tuner's weights is the meta-gradient; its own value means nothing."""

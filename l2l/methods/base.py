@@ -177,7 +177,7 @@ class CustomEstimator(Method[State]):
 
     @abstractmethod
     def estimate(self, evaluator: LossEvaluator, state: State) -> tuple[Estimates, State]:
-        """The estimates, and the state that the update continues with. Theta must not have moved in the end."""
+        """The estimates, and the state that the update continues with. The parameters must not have moved in the end."""
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ class Direction:
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """Theta moves by ``amounts[b] * u_b``."""
+    """The parameters move by ``amounts[b] * u_b``."""
 
     direction: Direction
     amounts: tuple[float, ...]
