@@ -1,7 +1,10 @@
 """Gradient estimates: differences of losses, forward-mode derivatives, and backward passes that store no gradients.
 
-- Projected gradients from losses: two-sided (SPSA; exact on quadratics) and one-sided. A loss that is not finite raises
-  FloatingPointError, one that is no scalar TypeError: see :func:`finite_loss`.
+- What a closure returns, and the loss it means (:class:`BatchOutputs`): a scalar, a loss per example, or logits and targets.
+  A loss that is not finite raises FloatingPointError, a value that means none TypeError: see :func:`finite_loss`.
+- Projected gradients from losses: two-sided (SPSA; exact on quadratics) and one-sided.
+- What per-example losses and logits tell beside the loss, at no further pass (:func:`directional_statistics`): derivatives per
+  example, the squared norm of the gradient without the noise of the batch, and a curvature that is never negative.
 - A backward pass in which every gradient is handed over and freed as soon as it is complete (:func:`consume_gradients`).
 - The outputs of a model that enter its loss, and the loss's gradient with respect to them, found from the closure alone
   (:class:`Outputs`): whatever follows the last function that reads a parameter is a function of tensors that were there
@@ -28,8 +31,11 @@ from l2l.noise import Key
 from l2l.params import Blocks, Direction, PerturbedParameters, dense_direction
 from l2l.params.functional import PASSIVE, flat, mapped, renormalises
 
-Closure: TypeAlias = Callable[[], torch.Tensor | float]
-"""Computes the loss at the present parameters: a scalar tensor or a float."""
+ClosureValue: TypeAlias = torch.Tensor | float | tuple[torch.Tensor, torch.Tensor]
+"""What a closure may return: the loss, as a scalar tensor or a float; losses per example [b], whose mean is the loss; or
+(logits [m, K], targets [m]), whose cross entropy is the loss. An option that is not there has a logit of minus infinity."""
+Closure: TypeAlias = Callable[[], ClosureValue]
+"""Computes the loss at the present parameters, or what it is the mean of."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +68,53 @@ def finite_loss(closure: Closure) -> float:
     """The closure's loss as a Python float.
 
     Raises:
-        TypeError: the closure gave neither a scalar tensor nor a number.
+        TypeError: the closure gave nothing that means a loss: see :data:`ClosureValue`.
         FloatingPointError: the loss is not finite; nothing is masked.
     """
     with torch.no_grad():
-        return as_loss(closure())
+        return as_loss(loss_of(closure()))
+
+
+def loss_of(value: ClosureValue) -> torch.Tensor | float:
+    """The loss that a closure's value means: its mean, in float32 or wider. A scalar is returned as it is.
+
+    Raises:
+        TypeError: it means none.
+    """
+    if isinstance(value, tuple):
+        logits, targets = _checked_logits(value)
+        return torch.nn.functional.cross_entropy(logits, targets)
+    if isinstance(value, torch.Tensor) and value.ndim == 1 and len(value) > 1:
+        return _wide(value).mean()
+    return value
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _checked_logits(value: tuple[Any, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits, at least float32; targets) of a closure that returned a tuple; TypeError where it is no such pair."""
+    tensors = [part for part in value if isinstance(part, torch.Tensor)]
+    if len(value) == len(tensors) == 2:
+        logits, targets = tensors
+        whole = not targets.is_floating_point() and targets.ndim == 1
+        if logits.is_floating_point() and logits.ndim == 2 and whole and len(logits) == len(targets) > 0:
+            return _wide(logits), targets
+    shapes = [f"{tuple(v.shape)} of {v.dtype}" if isinstance(v, torch.Tensor) else type(v).__name__ for v in value]
+    raise TypeError(
+        f"the closure returned a tuple of {', '.join(shapes)}; a tuple is (logits [m, K], targets [m] of whole numbers)"
+    )
 
 
 def as_loss(value: torch.Tensor | float) -> float:
     """A scalar tensor or number as a finite float; errors as of :func:`finite_loss`."""
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
-            raise TypeError(f"the closure returned a tensor of shape {tuple(value.shape)}; return a scalar loss")
+            raise TypeError(
+                f"the closure returned a tensor of shape {tuple(value.shape)}; return a scalar loss, losses per example [b], "
+                "or (logits [m, K], targets [m])"
+            )
         value = value.detach().double().item()
     if not isinstance(value, int | float):
         raise TypeError(f"the closure returned {type(value).__name__}; return a scalar tensor or a float")
@@ -82,32 +123,197 @@ def as_loss(value: torch.Tensor | float) -> float:
     return float(value)
 
 
+@dataclass(frozen=True)
+class BatchOutputs:
+    """What a closure told of a batch of b examples beside its mean loss."""
+
+    losses: torch.Tensor
+    """[b] loss of each example, at least float32; [1] where the closure returned a scalar."""
+    logits: torch.Tensor | None = None
+    """[b, K], at least float32, where the closure returned logits."""
+    targets: torch.Tensor | None = None
+    """[b] index of the right one."""
+
+    @staticmethod
+    def of(value: ClosureValue) -> "BatchOutputs":
+        """The outputs of a closure's value; errors as of :func:`finite_loss`."""
+        as_loss(loss_of(value))
+        if isinstance(value, tuple):
+            logits, targets = _checked_logits(value)
+            return BatchOutputs(torch.nn.functional.cross_entropy(logits, targets, reduction="none"), logits, targets)
+        losses = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+        return BatchOutputs(_wide(losses).reshape(-1))
+
+    @property
+    def loss(self) -> float:
+        """The mean loss."""
+        losses = self.losses if self.logits is None else torch.nn.functional.cross_entropy(self.logits, self.targets)
+        return losses.mean().double().item()
+
+
+def read_outputs(closure: Closure) -> BatchOutputs:
+    """What the closure tells of its batch, with gradients off. Errors as of :func:`finite_loss`."""
+    with torch.no_grad():
+        return BatchOutputs.of(closure())
+
+
+@dataclass(frozen=True)
+class DirectionalStatistics:
+    """What the outputs at theta and along N directions tell of a batch of b examples. All float64."""
+
+    derivatives: torch.Tensor
+    """[b, N] derivative of each example's loss along each direction, c_ik."""
+    curvature: torch.Tensor
+    """[N, N] positive semidefinite curvature of the mean loss between the directions, M."""
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """[N] derivative of the mean loss: the projected gradients."""
+        return self.derivatives.mean(0)
+
+    @property
+    def signal(self) -> float | None:
+        """G: squared norm of the expected gradient per unit of squared length of a direction, unbiased, so that it may be
+        negative: mean over directions, and over pairs of unlike examples, of c_i c_j. None where there is one example alone."""
+        b = len(self.derivatives)
+        if b == 1:
+            return None
+        return ((self.derivatives.sum(0) ** 2 - (self.derivatives**2).sum(0)) / (b * (b - 1))).mean().item()
+
+    @property
+    def noise(self) -> float | None:
+        """Variance of one example's derivative along a direction, mean over directions. None where there is one example."""
+        return self.derivatives.var(0).mean().item() if len(self.derivatives) > 1 else None
+
+    @property
+    def curvature_along(self) -> float:
+        """u^T G u, mean over the directions: the mean of the diagonal of M."""
+        return self.curvature.diag().mean().item()
+
+
+def directional_statistics(
+    at: BatchOutputs, plus: Sequence[BatchOutputs], minus: Sequence[BatchOutputs] | None, distance: float
+) -> DirectionalStatistics:
+    """Derivatives and curvature along N directions from outputs, by differences over ``distance``.
+
+    Of logits z [b, K], with p = softmax(z), y one-hot and J_k the change of z along direction k: c_ik = (p_i - y_i)^T J_ik, and
+    M_kl = mean_i J_ik^T (diag(p_i) - p_i p_i^T) J_il, the Gauss-Newton matrix, which for cross entropy is the Fisher matrix
+    (Martens 2020, arXiv:1412.1193). Of per-example losses: c_ik their difference and M_kl = mean_i c_ik c_il, the empirical
+    Fisher matrix; of a scalar that is the square of its derivative. Central differences leave p at the mean of both sides.
+
+    Args:
+        at: outputs at theta, for one-sided differences; not read for central ones.
+        plus: outputs at theta + distance * u_k.
+        minus: outputs at theta - distance * u_k; None: one-sided differences.
+
+    Raises:
+        TypeError: the number of examples or logits differs between evaluations.
+    """
+    first = plus[0]
+    sides = [at] * len(plus) if minus is None else list(minus)
+    length = distance if minus is None else 2 * distance
+    if any(_shape(one) != _shape(first) for one in (*plus, *sides)):
+        raise TypeError("the closure returned outputs of another shape than before: all evaluations of a step are of one batch")
+    if first.logits is None or first.targets is None:
+        there, here = (torch.stack([own.losses for own in some], 1).double() for some in (plus, sides))
+        derivatives = (there - here) / length
+        return DirectionalStatistics(derivatives, derivatives.T @ derivatives / len(derivatives))
+    there, here = (torch.stack([own.logits for own in some if own.logits is not None], -1).double() for some in (plus, sides))
+    change = ((there - here) / length).masked_fill(torch.isneginf(there) & torch.isneginf(here), 0.0)  # [b, K, N]
+    middle = here[..., 0] if minus is None else ((there + here) / 2).mean(-1)
+    p = middle.softmax(1)
+    of_target = change.gather(1, first.targets[:, None, None].expand(-1, 1, len(plus)))[:, 0]
+    expected = torch.einsum("bk,bkn->bn", p, change)
+    centred = change - expected[:, None]
+    curvature = torch.einsum("bk,bkn,bkm->nm", p, centred, centred) / len(p)
+    if minus is None:
+        derivatives = expected - of_target
+    else:  # exact in the loss, as two_point
+        derivatives = torch.stack([(a.losses - b.losses).double() for a, b in zip(plus, sides, strict=True)], 1) / length
+    return DirectionalStatistics(derivatives, curvature)
+
+
+def _shape(outputs: BatchOutputs) -> tuple[int, ...]:
+    return tuple(outputs.losses.shape if outputs.logits is None else outputs.logits.shape)
+
+
+def subspace_newton(
+    statistics: DirectionalStatistics, signal: float | None, damping: float, gain: float, trust: float
+) -> torch.Tensor:
+    """[N] lengths a of the step -sum_k a_k u_k: a damped Gauss-Newton step within the span of N directions.
+
+    a = gain (M + M^2 / (b G) + damping tr(M) / N I)^-1 c. The second term is the noise M / b of c, against a gradient of which
+    no direction is known to be larger than another, of squared length G per direction: with it alone, a is the mean of the
+    posterior. The step is then shortened so that the model's change a^T M a / 2 is at most ``trust``.
+    Subspace: Cartis, Fowkes, Shao 2022, arXiv:2211.09873.
+
+    Args:
+        statistics: of b examples.
+        signal: G, positive; None: the noise is unknown, and its term left out.
+        damping, gain, trust: pure numbers.
+
+    Raises:
+        FloatingPointError: derivatives or curvature are not finite.
+    """
+    m, c = statistics.curvature, statistics.mean
+    if not (m.isfinite().all() and c.isfinite().all()):
+        raise FloatingPointError("derivatives along the directions are not finite: raise epsilon, or look for overflowing logits")
+    scale = statistics.curvature_along
+    if scale == 0:
+        return torch.zeros_like(c)
+    noise = 0 if signal is None else m @ m / (len(statistics.derivatives) * signal)
+    a = gain * torch.linalg.solve(m + noise + damping * scale * torch.eye(len(c), dtype=m.dtype, device=m.device), c)
+    change = (a @ m @ a / 2).item()
+    return a if change <= trust else a * (trust / change) ** 0.5
+
+
 @final
 @dataclass(frozen=True)
 class MicroBatched:
-    """A closure that adds up pieces; each is weighted already, so that the sum is the loss of the whole batch.
+    """A closure made of pieces of a batch: the sum of their losses, or all their outputs, one after the other.
 
     Where gradients are off, as in forward passes only, each piece's activations are freed before the next begins.
-    A backward pass reads ``pieces`` and goes back through each by itself; one through the sum keeps them all.
+    A backward pass goes back through :func:`pieces_of` one by one; one through the sum keeps them all.
     """
 
     pieces: tuple[Closure, ...]
+    weights: tuple[float, ...] | None = None
+    """Share of each piece in the loss; None: the pieces' losses are weighted already, and none returns logits."""
     whole: Closure | None = None
-    """Adds them up in its own way; None: one after the other."""
+    """Evaluates all pieces in its own way; None: one after the other."""
 
-    def __call__(self) -> torch.Tensor | float:
+    def __call__(self) -> ClosureValue:
         if self.whole is not None:
             return self.whole()
-        first, *rest = self.pieces
-        total = first()
-        for piece in rest:
-            total = total + piece()
-        return total
+        shares = self.weights or (1.0,) * len(self.pieces)
+        first, *rest = (_weighed(piece(), share) for piece, share in zip(self.pieces, shares, strict=True))
+        for value in rest:
+            first = _joined(first, value)
+        return first
+
+
+def _weighed(value: ClosureValue, share: float) -> ClosureValue:
+    return value if share == 1 or isinstance(value, tuple) else share * value
+
+
+def _joined(a: ClosureValue, b: ClosureValue) -> ClosureValue:
+    """Losses added; logits put one after the other, with options that are not there where a piece has fewer."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        width = max(a[0].shape[1], b[0].shape[1])
+        logits = [torch.nn.functional.pad(z, (0, width - z.shape[1]), value=-torch.inf) for z in (a[0], b[0])]
+        return torch.cat(logits), torch.cat([a[1], b[1]])
+    assert not isinstance(a, tuple) and not isinstance(b, tuple), "pieces of a batch return values of one kind"
+    return a + b
 
 
 def pieces_of(closure: Closure) -> tuple[Closure, ...]:
     """What adds up to the closure's loss: the closure itself where it is not micro-batched."""
-    return closure.pieces if isinstance(closure, MicroBatched) else (closure,)
+    if not isinstance(closure, MicroBatched):
+        return (closure,)
+    if closure.weights is None:
+        return closure.pieces
+    pairs = zip(closure.pieces, closure.weights, strict=True)
+    return tuple(partial(lambda piece, share: share * loss_of(piece()), *pair) for pair in pairs)
 
 
 def two_point(closure: Closure, theta: PerturbedParameters, direction: Direction, epsilon: float) -> Estimate:
@@ -170,7 +376,7 @@ def consume_gradients(closure: Closure, blocks: Blocks, consume: Callable[[int, 
         FloatingPointError: the loss is not finite.
     """
     with torch.enable_grad(), _gradients_handed_over(blocks, consume):
-        loss = closure()
+        loss = loss_of(closure())
         value = as_loss(loss)
         if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
             raise TypeError("the closure returned a loss without a graph: do not detach it or call .item() in it")
@@ -251,7 +457,7 @@ class Outputs(TorchFunctionMode):
     def during(self, closure: Closure) -> torch.Tensor | float:
         """The closure's value, watched."""
         with self:
-            value = closure()
+            value = loss_of(closure())
         self._loss = value if isinstance(value, torch.Tensor) else torch.tensor(float(value), dtype=torch.float64)
         self._made_of_parameters.clear()
         return value
@@ -346,7 +552,7 @@ def forward_gradient(closure: Closure, theta: PerturbedParameters, direction: Di
     def differentiated() -> torch.Tensor | float:
         nonlocal slope
         with duals, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-            value = closure()  # with gradients on, no code switches to inference mode; no graph is built of duals
+            value = loss_of(closure())  # with gradients on, no code switches to inference mode; no graph is built of duals
         tangent = forward_ad.unpack_dual(value).tangent if isinstance(value, torch.Tensor) else None
         if tangent is not None and tangent.numel() == 1:
             slope = tangent.double().item()

@@ -1,9 +1,14 @@
 """The inner step of every loop, :func:`zo_step`, and the torch optimizer around it: :class:`ZOOptimizer`.
 
-``lr="auto"`` sets the learning rate from curvature. With L+ and L- at theta +- epsilon u and L0 at theta, all on one batch,
-(L+ + L- - 2 L0) / epsilon^2 is u^T H u up to O(epsilon^2), and exactly on a quadratic. Along u the step of a parabola is
-1 / (u^T H u) times the projected gradient; lr = step_fraction / mean(|u^T H u|) goes that fraction of it. Losses in another
-unit, a longer u or another model change the curvature as they change the step, so the fraction is a pure number.
+``lr="auto"`` sets the learning rate from curvature: lr = fraction / mean(curvature along u), where the step of a parabola along u
+is 1 / curvature times the projected gradient. Losses in another unit, a longer u or another model change the curvature as they
+change the step, so the fraction is a pure number. What the closure returns decides how both are found:
+
+- Logits, or losses per example: the curvature is that of Gauss and Newton, u^T G u >= 0, and the share of the signal in the
+  squared projected gradient, s = G / (G + noise / b), sets the fraction. Both come from the evaluations that are made anyway
+  (:func:`l2l.estimators.directional_statistics`).
+- A scalar: with L+ and L- at theta +- epsilon u and L0 at theta, all on one batch, (L+ + L- - 2 L0) / epsilon^2 is u^T H u up
+  to O(epsilon^2), and exactly on a quadratic. Some steps evaluate the third loss, and the fraction is fixed.
 """
 
 import math
@@ -17,7 +22,20 @@ import torch
 from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
-from l2l.estimators import Closure, Estimate, MicroBatched, center_loss, loss_along, pieces_of, summed_gradients, two_point
+from l2l.estimators import (
+    BatchOutputs,
+    Closure,
+    ClosureValue,
+    DirectionalStatistics,
+    Estimate,
+    MicroBatched,
+    center_loss,
+    directional_statistics,
+    loss_along,
+    pieces_of,
+    summed_gradients,
+    two_point,
+)
 from l2l.methods import base
 from l2l.noise import Key
 from l2l.params import Block, Blocks, PerturbedParameters
@@ -37,11 +55,15 @@ class CurvatureLR:
         ValueError: a value out of range.
     """
 
-    step_fraction: float = 0.1
-    """The fraction of the step to the minimum of the parabola along u. Torch schedulers act on it: it is the ``lr`` of the
-    parameter groups."""
+    step_fraction: float | None = None
+    """The fraction of the step to the minimum of the parabola along u. None: ``signal_gain`` times the measured share of the
+    signal, and 0.1 where the closure returns a scalar, of which no share is known. Torch schedulers act on it: it is the ``lr``
+    of the parameter groups, 0.1 where it is None."""
+    signal_gain: float = 0.5
+    """What the share of the signal is multiplied by: below 1, as the curvature that is met later is larger than the mean."""
     every: int = 5
-    """Steps from one third loss to the next: a step takes 1 / every more forward passes on average."""
+    """Steps from one third loss to the next, where the closure returns a scalar: a step takes 1 / every more forward passes on
+    average. Outputs are read at each step, and averaged over as many steps."""
     warm_up: int = 5
     """First steps, at each of which it is measured, so that the average soon rests on several measurements."""
     needed: int = 3
@@ -55,7 +77,7 @@ class CurvatureLR:
     resolution * |loss| / epsilon^2, is a lower bound, so that flat losses cannot make the rate explode."""
 
     def __post_init__(self) -> None:
-        base.check_positive(step_fraction=self.step_fraction)
+        base.check_positive(step_fraction=self.nominal, signal_gain=self.signal_gain)
         base.check_counts(every=self.every, needed=self.needed)
         if not isinstance(self.warm_up, int) or isinstance(self.warm_up, bool) or self.warm_up < 0:
             raise ValueError(f"warm_up={self.warm_up} must be a whole number, at least 0")
@@ -63,13 +85,29 @@ class CurvatureLR:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
 
+    @property
+    def nominal(self) -> float:
+        """The fraction that parameter groups have as ``lr`` in the beginning."""
+        return NOMINAL_FRACTION if self.step_fraction is None else self.step_fraction
+
     def due(self, step: int) -> bool:
-        """Whether curvature is measured at step ``step``, counted from 0; at the first step it always is."""
+        """Whether a third loss is evaluated at step ``step``, counted from 0; at the first step it always is."""
         return step < self.warm_up or step % self.every == 0
 
     def rates(self, fractions: Sequence[float], state: "CurvatureLRState") -> tuple[float, ...]:
         """:func:`learning_rate` of each block; 0 as long as more measurements are needed."""
-        return tuple(learning_rate(own, state) if state.count >= self.needed else 0.0 for own in fractions)
+        if state.count < self.needed:
+            return (0.0,) * len(fractions)
+        share = state.signal_share if self.step_fraction is None else None
+        factor = 1.0 if share is None else self.signal_gain * share / self.nominal
+        return tuple(learning_rate(factor * own, state) for own in fractions)
+
+
+NOMINAL_FRACTION = 0.1
+"""Fraction of the step to the minimum of the parabola where nothing is known of the noise."""
+LEAST_SIGNAL = 0.002
+"""Least ratio of the signal to the curvature along a direction that is taken as measured: the mean of a few hundred products of
+derivatives may be 0 or negative by chance. The ratio is a pure number for cross entropy, whose curvature is the noise's size."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +119,24 @@ class CurvatureLRState:
     count: int = 0
     """Measurements in it."""
 
+    signal: float = 0.0
+    noise: float = 0.0
+    """Weighted sums of signal and of noise / b; see :class:`l2l.estimators.DirectionalStatistics`."""
+    from_outputs: bool = False
+    """Whether the last measurement was read from outputs: no third loss is then needed."""
+
     @property
     def average(self) -> float:
         """Mean curvature; 0 before the first measurement."""
         return self.total / self.weight if self.weight else 0.0
+
+    @property
+    def signal_share(self) -> float | None:
+        """s = G / (G + noise / b) of the means; None where the noise is not known."""
+        if not (self.from_outputs and self.noise > 0):
+            return None
+        signal = max(self.signal, LEAST_SIGNAL * self.total)
+        return signal / (signal + self.noise)
 
 
 def curvature(
@@ -105,10 +157,28 @@ def curvature(
     return value
 
 
-def update_average(state: CurvatureLRState, measured: float, decay: float) -> CurvatureLRState:
-    """The state with one more measurement in its mean."""
-    total, weight = decay * state.total + (1 - decay) * measured, decay * state.weight + (1 - decay)
-    return CurvatureLRState(total, weight, state.count + 1)
+def least_curvature(measured: float, loss: float, epsilon: float, resolution: float) -> float:
+    """A curvature from outputs, at least what the rounding of outputs of the loss's size could produce.
+
+    Raises:
+        FloatingPointError: it is not finite.
+    """
+    value = max(measured, (resolution * abs(loss) / epsilon) ** 2)
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the curvature from the outputs is {value}: use a larger epsilon={epsilon}, or lower lr")
+    return value
+
+
+def update_average(
+    state: CurvatureLRState, measured: float, decay: float, seen: DirectionalStatistics | None = None
+) -> CurvatureLRState:
+    """The state with one more measurement in its means; ``seen``: what it was read from, where that was outputs."""
+    signal, noise = (None, None) if seen is None else (seen.signal, seen.noise)
+    noise = None if noise is None or seen is None else noise / len(seen.derivatives)
+    now = (measured, 1.0, signal or 0.0, noise or 0.0)
+    before = (state.total, state.weight, state.signal, state.noise)
+    total, weight, signals, noises = (decay * a + (1 - decay) * b for a, b in zip(before, now, strict=True))
+    return CurvatureLRState(total, weight, state.count + 1, signals, noises, seen is not None)
 
 
 def learning_rate(step_fraction: float, state: CurvatureLRState) -> float:
@@ -196,23 +266,53 @@ class _Counter:
     def __call__(self, closure: Closure) -> Closure:
         if isinstance(closure, MicroBatched):  # all pieces are one pass
             *others, last = closure.pieces
-            return MicroBatched((*others, self(last)))
+            return replace(closure, pieces=(*others, self(last)), whole=None)
 
-        def counted() -> torch.Tensor | float:
+        def counted() -> ClosureValue:
             value = closure()
             self.passes += 1
-            if isinstance(value, torch.Tensor):  # two passes more follow a graph backwards; a tangent has cost one more
-                self.passes += 2 if value.requires_grad else forward_ad.unpack_dual(value).tangent is not None
+            first = value[0] if isinstance(value, tuple) and value else value
+            if isinstance(first, torch.Tensor):  # two passes more follow a graph backwards; a tangent has cost one more
+                self.passes += 2 if first.requires_grad else forward_ad.unpack_dual(first).tangent is not None
             return value
 
         return counted
+
+
+class _Record:
+    """The outputs of a step's evaluations, by where they were made."""
+
+    def __init__(self, theta: PerturbedParameters) -> None:
+        self._theta = theta
+        self._found: dict[tuple[int | None, float], BatchOutputs] = {}
+
+    def __call__(self, closure: Closure) -> Closure:
+        def recorded() -> ClosureValue:
+            value = closure()
+            if isinstance(value, tuple) or (isinstance(value, torch.Tensor) and value.numel() > 1):
+                at = self._theta.displacement
+                place = (id(at.direction), at.distance) if at.distance else (None, 0.0)
+                self._found[place] = BatchOutputs.of(value)
+            return value
+
+        return replace(closure, whole=recorded) if isinstance(closure, MicroBatched) else recorded
+
+    def statistics(self, estimates: Sequence[Estimate], epsilon: float) -> DirectionalStatistics | None:
+        """Of the estimates' directions; None where the closure returns scalars, or was evaluated at other points."""
+        plus, minus = ([self._found.get((id(e.direction), side)) for e in estimates] for side in (epsilon, -epsilon))
+        center = self._found.get((None, 0.0))
+        if any(one is None for one in plus) or (any(one is None for one in minus) and center is None):
+            return None
+        central = all(one is not None for one in minus)
+        there, here = ([one for one in side if one is not None] for side in (plus, minus))
+        return directional_statistics(center or there[0], there, here if central else None, epsilon)
 
 
 def _evaluated(theta: PerturbedParameters, closure: Closure) -> Closure:
     """The closure at the perturbed weights, in pieces if it is."""
     if isinstance(closure, MicroBatched):
         pieces = tuple(partial(theta.evaluate, piece) for piece in closure.pieces)
-        return MicroBatched(pieces, lambda: theta.evaluate(closure))
+        return replace(closure, pieces=pieces, whole=lambda: theta.evaluate(closure))
     return lambda: theta.evaluate(closure)
 
 
@@ -243,17 +343,19 @@ def zo_step(
     """
     counter = _Counter()
     counted = counter(closure)
+    record = _Record(theta)
+    if curvature_lr is not None:
+        counted = record(counted)
 
     def further(number: int) -> Closure:
         return _evaluated(theta, counted if fresh is None else counter(fresh(number)))
 
     with theta.step():
-        due, bend = curvature_lr is not None and curvature_lr.due(key.step), None
+        bend = None
+        due = curvature_lr is not None and not curvature_lr_state.from_outputs and curvature_lr.due(key.step)
         evaluator = base.LossEvaluator(theta, key, counted, lambda direction: direction)
         if isinstance(method, base.CustomEstimator):
             estimates, state = method.estimate(evaluator, state)
-            if due:
-                estimates = (_with_all_losses(evaluator, estimates[0], method.epsilon), *estimates[1:])
         else:
             directions = base.directions_of(method, evaluator, state)
             center = center_loss(counted, theta, directions[0]) if due else None
@@ -264,11 +366,20 @@ def zo_step(
             if due:
                 estimates = (replace(estimates[0], loss_center=center), *estimates[1:])
         if curvature_lr is not None:
-            first = estimates[0]
-            if due and first.loss_minus is not None and first.loss_center is not None:
-                losses = first.loss_plus, first.loss_minus, first.loss_center
-                bend = curvature(*losses, method.epsilon, curvature_lr.resolution)
-                curvature_lr_state = update_average(curvature_lr_state, bend, curvature_lr.decay)
+            statistics = record.statistics(estimates, method.epsilon)
+            if statistics is not None:
+                bend = least_curvature(statistics.curvature_along, estimates[0].loss, method.epsilon, curvature_lr.resolution)
+                decay = curvature_lr.decay ** (1 / curvature_lr.every)
+                curvature_lr_state = update_average(curvature_lr_state, bend, decay, statistics)
+            elif curvature_lr_state.from_outputs:  # the closure has changed: a third loss is due at the next step
+                curvature_lr_state = replace(curvature_lr_state, from_outputs=False)
+            elif due:
+                first = _with_all_losses(evaluator, estimates[0], method.epsilon)
+                estimates = (first, *estimates[1:])
+                if first.loss_minus is not None and first.loss_center is not None:
+                    losses = first.loss_plus, first.loss_minus, first.loss_center
+                    bend = curvature(*losses, method.epsilon, curvature_lr.resolution)
+                    curvature_lr_state = update_average(curvature_lr_state, bend, curvature_lr.decay)
             lr = curvature_lr.rates(lr, curvature_lr_state)
         context = base.StepContext(key, tuple(lr), _evaluated(theta, counted), further, bend)
         following = method.update_(theta, state, estimates, context)
@@ -387,7 +498,7 @@ class ZOOptimizer(Optimizer):
         split = _split(found, groups)
         super().__init__(
             [{"params": [(b.name, b.tensor) for b in inside], **options} for inside, options in split],
-            {"lr": self.curvature_lr.step_fraction if self.curvature_lr else lr, "weight_decay": weight_decay},
+            {"lr": self.curvature_lr.nominal if self.curvature_lr else lr, "weight_decay": weight_decay},
         )
         self.method = method
         self.seed = seed

@@ -15,7 +15,17 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, cast, get_args
 
 import torch
 
-from l2l.estimators import Closure, Estimate, center_loss, finite_loss, loss_along, one_sided, two_point
+from l2l.estimators import (
+    BatchOutputs,
+    Closure,
+    Estimate,
+    center_loss,
+    finite_loss,
+    loss_along,
+    one_sided,
+    read_outputs,
+    two_point,
+)
 from l2l.noise import Distribution, Key
 from l2l.params import Blocks, Direction, DirectionOperator, PerturbedParameters, dense_direction
 from l2l.params.blocks import Block as Block
@@ -77,6 +87,24 @@ class LossEvaluator:
         """The loss at theta."""
         return center_loss(self.closure, self.theta)
 
+    def center_outputs(self) -> BatchOutputs:
+        """What the closure tells of its batch at theta. One forward pass, as :meth:`center`."""
+        return self._outputs(LossEvaluator.center)
+
+    def outputs_along(self, direction: Direction, distance: float) -> BatchOutputs:
+        """What the closure tells of its batch at theta + distance * u."""
+        return self._outputs(lambda own: own.along(direction, distance))
+
+    def _outputs(self, evaluate: "Callable[[LossEvaluator], float]") -> BatchOutputs:
+        found: list[BatchOutputs] = []
+
+        def read() -> float:
+            found.append(read_outputs(self.closure))
+            return found[-1].loss
+
+        evaluate(replace(self, closure=read))
+        return found[0]
+
     def along(self, direction: Direction, distance: float) -> float:
         """The loss at theta + distance * u."""
         return loss_along(self.closure, self.theta, self.transform(direction), distance)
@@ -111,6 +139,10 @@ class Method(ABC, Generic[State]):
     differentiates: ClassVar[bool] = False
     """Whether it takes derivatives of the loss, in forward mode or by backpropagation in part: it then cannot minimise an
     objective such as F1, and holds activations of more than one layer."""
+    reads_outputs: ClassVar[bool] = False
+    """Whether it makes use of closures that return logits, or losses per example; with a scalar loss it works, less well."""
+    default_lr: ClassVar[float | None] = None
+    """Learning rate that needs no tuning, where the method sets the length of its steps itself; None: the scheme's."""
     accumulates: ClassVar[int] = 0
     """How many :func:`accumulators` the state holds, where it holds no other tensors."""
     positive: ClassVar[tuple[str, ...]] = ()
@@ -190,7 +222,7 @@ class Wrapper(CustomEstimator[State]):
     inner: Method[Any]
 
     def __post_init__(self) -> None:
-        flags = ("step_is_normalized", "leaves_span", "differentiates")
+        flags = ("step_is_normalized", "leaves_span", "differentiates", "reads_outputs", "default_lr")
         for name in ("epsilon", "num_directions", "distribution", *flags):
             object.__setattr__(self, name, getattr(self.inner, name))
         super().__post_init__()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from l2l.models.prompt_trees import computing_dtype, tree_inputs
 
@@ -81,14 +82,24 @@ def token_logprobs(model: torch.nn.Module, batch: TokenQuery, parts: Sequence[Pa
         parts: the same rows and tokens split up (see :mod:`l2l.models.batching`): one forward pass for each instead of one for
             the whole batch. The numbers are the same up to rounding, in the batch's order.
     """
-    found = [
-        -torch.nn.functional.cross_entropy(_logits_at(model, part).float(), part.targets, reduction="none")
-        for part in parts or (batch,)
-    ]
+    return read_logits(model, batch, parts, lambda logits, part: -cross_entropy(logits, part.targets, reduction="none"))
+
+
+def read_logits(
+    model: torch.nn.Module,
+    batch: TokenQuery,
+    parts: Sequence[Part],
+    read: Callable[[torch.Tensor, TokenQuery], torch.Tensor],
+) -> torch.Tensor:
+    """[K, …] what ``read`` makes of the logits that predict the tokens: float32 [k, vocabulary] of the batch, or of each part.
+
+    The logits of a part are freed before those of the next are computed. Other arguments are those of :func:`token_logprobs`.
+    """
+    found = [read(_logits_at(model, part).float(), part) for part in parts or (batch,)]
     if not parts:
         return found[0]
     values, order = torch.cat(found), torch.cat([part.tokens for part in parts])
-    return values.new_zeros(len(values)).index_copy(0, order, values)
+    return torch.zeros_like(values).index_copy(0, order, values)
 
 
 def _logits_at(model: torch.nn.Module, batch: TokenQuery) -> torch.Tensor:

@@ -1,11 +1,11 @@
-"""Losses of a batch, and option scores and predictions, from token log-probabilities. Everything is float32.
+"""Losses and logits of a batch, and option scores and predictions, from token log-probabilities. Everything is float32.
 
 Sums run over small padded tables with a fixed order, so a loss has the same bits in every run on every device.
 """
 
 import torch
 
-from l2l.models.heads import token_logprobs
+from l2l.models.heads import TokenQuery, read_logits, token_logprobs
 from l2l.tasks.encode import Batch, Form
 
 
@@ -29,6 +29,49 @@ def _loss(model: torch.nn.Module, batch: Batch, form: Form) -> torch.Tensor:
     if form == "lm":
         return lm_loss(logprobs, batch)
     return classification_loss(option_scores(logprobs, batch), batch)
+
+
+TOP_LOGITS = 64
+"""Tokens beside the right one whose logits :class:`BatchLogits` returns at a position of an answer; the rest are one more. Their
+probabilities sum to nearly 1, so the Gauss-Newton matrix loses little, and outputs stay small beside a vocabulary's."""
+
+
+class BatchLogits:
+    """A closure: (logits, targets) of a batch, whose cross entropy is :func:`batch_loss`.
+
+    Of a classification, the table of option scores [E, width] and the index of the right option; an option that an example lacks
+    has minus infinity. Of language modelling, a row per token of the answers: the logit of the right token, those of the
+    ``top`` likeliest others, and the log of the summed exponentials of all that remain; the target is 0. Which tokens these are
+    is chosen at the first evaluation, so that differences between evaluations are of the same tokens.
+    """
+
+    def __init__(self, model: torch.nn.Module, batch: Batch, form: Form, top: int = TOP_LOGITS) -> None:
+        self.model, self.batch, self.form, self.top = model, batch, form, top
+        self._chosen: dict[int, torch.Tensor] = {}  # of each part, by its identity: [k, top] other tokens
+
+    def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if torch.is_grad_enabled():
+            return self._outputs()
+        with torch.inference_mode():
+            logits, targets = self._outputs()
+        return logits.clone(), targets.clone()  # outside inference mode copies are tensors like any others
+
+    def _outputs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = self.batch
+        if self.form == "classification":
+            scores = option_scores(token_logprobs(self.model, batch, batch.parts), batch)
+            return _score_table(scores, batch), batch.gold
+        rows = read_logits(self.model, batch, batch.parts, self._lumped)[_of_gold_tokens(batch)]
+        return rows, torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+
+    def _lumped(self, logits: torch.Tensor, part: TokenQuery) -> torch.Tensor:
+        right = part.targets[:, None]
+        if id(part) not in self._chosen:
+            count = min(self.top, logits.shape[1] - 2)
+            self._chosen[id(part)] = logits.scatter(1, right, -torch.inf).topk(count, 1).indices
+        some = torch.cat([right, self._chosen[id(part)]], 1)
+        rest = logits.scatter(1, some, -torch.inf).logsumexp(1, keepdim=True)
+        return torch.cat([logits.gather(1, some), rest], 1)
 
 
 def option_scores(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -68,9 +111,13 @@ def lm_loss(token_logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 def gold_token_sum(token_logprobs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum and number of the gold tokens' log-probabilities, of which a mean over several batches is made."""
-    is_gold = batch.option_slot == batch.gold[batch.option_example]
-    chosen = is_gold[batch.options]
+    chosen = _of_gold_tokens(batch)
     return torch.where(chosen, token_logprobs, 0.0).sum(), chosen.sum()
+
+
+def _of_gold_tokens(batch: Batch) -> torch.Tensor:
+    """[K] bool: which tokens belong to the option to train on."""
+    return (batch.option_slot == batch.gold[batch.option_example])[batch.options]
 
 
 def predictions(scores: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -102,10 +102,10 @@ class FineTuneConfig:
     lr: LearningRate | None = None
     """Learning rate; None: the scheme's, 1e-6 for ``full`` and 5e-5 for ``lora``. Full fine-tuning of large models: 1e-7 to
     1e-6; the embedded model: 1e-4 to 1e-3. ``auto``: ``step_fraction`` divided by the mean curvature along the directions,
-    which a third loss at some steps measures."""
-    step_fraction: float = 0.1
-    """Under ``lr: auto``, fraction of the step that would reach the minimum of the parabola fitted along the direction.
-    Begin with 0.1 or 0.2, whatever the model, task and method."""
+    which the batch's logits tell; for objectives other than the loss a third evaluation at some steps measures it."""
+    step_fraction: float | None = None
+    """Under ``lr: auto``, fraction of the step that would reach the minimum of the parabola fitted along the direction. None:
+    half of the measured share of the signal; 0.1 for objectives other than the loss, of which no share is known."""
     curvature_every: int = 5
     """Under ``lr: auto``, steps between curvature measurements, a forward pass each; the first 5 steps all have one."""
     schedule: Schedule = "constant"
@@ -211,8 +211,8 @@ class FineTuneConfig:
             check_lr(lr=lr)
         else:
             check_positive(lr=lr)  # a schedule may pass through 0; a run at 0 would train nothing
-        seconds = 1.0 if self.max_seconds is None else self.max_seconds
-        check_positive(epsilon=epsilon, step_fraction=self.step_fraction, max_seconds=seconds)
+        optional = {name: getattr(self, name) for name in ("step_fraction", "max_seconds") if getattr(self, name) is not None}
+        check_positive(epsilon=epsilon, **optional)
         check_schedule(self.schedule, self.schedule_end)
         for name, allowed in (("perturb", get_args(PerturbMode)), ("update", get_args(Update))):
             if getattr(self, name) not in allowed:
@@ -224,4 +224,4 @@ class FineTuneConfig:
 
     def curvature_lr(self) -> CurvatureLR | None:
         """The controller of the step size where the learning rate is ``auto``, else None."""
-        return CurvatureLR(self.step_fraction, self.curvature_every) if self.lr == "auto" else None
+        return CurvatureLR(self.step_fraction, every=self.curvature_every) if self.lr == "auto" else None

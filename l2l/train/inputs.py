@@ -15,7 +15,7 @@ from l2l.estimators import Closure, MicroBatched
 from l2l.methods.base import FirstOrder
 from l2l.models.batching import Grouping
 from l2l.models.load import load_model, load_tokenizer
-from l2l.tasks import Row, Splits, Task, batch_loss, get_task, load_splits
+from l2l.tasks import BatchLogits, Row, Splits, Task, batch_loss, get_task, load_splits
 from l2l.tasks.encode import Batch, Encoded, Form, collate
 from l2l.tasks.evaluate import Scores, evaluate
 from l2l.train.config import FineTuneConfig
@@ -133,6 +133,8 @@ class Closures:
     """None: the task's loss."""
     micro_batch: int | None = None
     """Most examples per forward pass; None: the whole batch."""
+    outputs: bool = False
+    """Whether the task's loss is returned as logits and targets (:class:`l2l.tasks.BatchLogits`)."""
 
     def at(self, step: int) -> Closure:
         """The objective on a step's batch."""
@@ -150,7 +152,7 @@ class Closures:
         if self.objective is not None:
             return partial(self.objective, self.model, self.tokenizer, [self.rows[i] for i in indices])
         if self.micro_batch is None:
-            return partial(batch_loss, self.model, self.batcher.batch(indices), self.batcher.form)
+            return self._loss(self.batcher.batch(indices))
         starts = range(0, len(indices), self.micro_batch)
         chunks = [[self.batcher.examples[i] for i in indices[start : start + self.micro_batch]] for start in starts]
         # The mean of the task's loss is taken over examples, or over tokens of their gold options.
@@ -160,14 +162,13 @@ class Closures:
             else sum(len(example.options[example.gold[0]].targets) for example in chunk)
             for chunk in chunks
         ]
-        pairs = zip(chunks, weights, strict=True)
-        return MicroBatched(tuple(self._micro_loss(chunk, weight / sum(weights)) for chunk, weight in pairs))
+        pieces = tuple(self._loss(replace(self.batcher, examples=chunk, batch_size=len(chunk)).at(0)) for chunk in chunks)
+        return MicroBatched(pieces, tuple(weight / sum(weights) for weight in weights))
 
-    def _micro_loss(self, examples: Sequence[Encoded], share: float) -> Closure:
-        # The first batch of a batcher of these examples alone holds all of them.
-        batch = replace(self.batcher, examples=examples, batch_size=len(examples)).at(0)
-        loss = partial(batch_loss, self.model, batch, self.batcher.form)
-        return lambda: share * loss()
+    def _loss(self, batch: Batch) -> Closure:
+        if self.outputs:
+            return BatchLogits(self.model, batch, self.batcher.form)
+        return partial(batch_loss, self.model, batch, self.batcher.form)
 
 
 def make_closures(inputs: RunInputs, method: object, batcher: Batcher) -> Closures:
@@ -185,4 +186,5 @@ def make_closures(inputs: RunInputs, method: object, batcher: Batcher) -> Closur
         )
     limits = config.max_length, config.max_new_tokens, config.micro_batch
     objective = find_objective(config.objective, inputs.task, rows[0], *limits, batcher.grouping)
-    return Closures(inputs.model, inputs.tokenizer, batcher, rows, objective, config.micro_batch)
+    outputs = config.lr == "auto" or getattr(method, "reads_outputs", False)
+    return Closures(inputs.model, inputs.tokenizer, batcher, rows, objective, config.micro_batch, outputs)

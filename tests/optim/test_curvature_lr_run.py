@@ -62,21 +62,28 @@ def test_under_auto_and_a_schedule_both_loops_do_the_same_bit_for_bit(method, tm
     assert same_bits(weights(bare.model), weights(lightning.model))
 
 
-def test_the_logs_tell_the_rate_used_and_the_curvature_where_it_was_measured(tmp_path):
+def test_the_logs_tell_the_rate_and_the_curvature_that_every_step_reads_from_the_logits(tmp_path):
     summary = fine_tune(tmp_path, lr="auto", step_fraction=0.2, curvature_every=3).summary
     rows, steps = metrics(tmp_path), lines(tmp_path)
+    assert [line["passes"] for line in steps] == [3] + [2] * 7  # the first step cannot know that logits will come
+    assert summary["passes"] == 17
+    assert summary["lr"] == "auto"
+    total, weight, decay = 0.0, 0.0, 0.9 ** (1 / 3)
+    for row, line in zip(rows, steps, strict=True):
+        assert float(row["curvature"]) == line["curvature"] > 0
+        total, weight = decay * total + (1 - decay) * line["curvature"], decay * weight + 1 - decay
+        rate = 0.0 if line["step"] < 2 else 0.2 / (total / weight)
+        assert float(row["lr"]) == line["lr"] == pytest.approx(rate)
+
+
+def test_of_an_objective_without_logits_a_third_loss_tells_the_curvature_where_it_is_due(tmp_path):
+    options = {"objective": "accuracy", "max_new_tokens": 1, "epsilon": 0.3}
+    summary = fine_tune(tmp_path, lr="auto", step_fraction=0.2, curvature_every=3, **options).summary
     due = [0, 1, 2, 3, 4, 6]
-    assert [int(row["step"]) for row in rows if row["curvature"]] == due
+    steps = lines(tmp_path)
     assert [line["step"] for line in steps if "curvature" in line] == due
     assert [line["passes"] for line in steps] == [3 if line["step"] in due else 2 for line in steps]
-    assert summary["passes"] == sum(line["passes"] for line in steps) == 22
-    assert summary["lr"] == "auto"
-    total, weight, held = 0.0, 0.0, {0: 0.0, 1: 0.0}
-    for row, line in zip(rows, steps, strict=True):
-        if "curvature" in line:
-            assert float(row["curvature"]) == line["curvature"]
-            total, weight = 0.9 * total + 0.1 * line["curvature"], 0.9 * weight + 0.1
-        assert float(row["lr"]) == line["lr"] == pytest.approx(held.get(line["step"], 0.2 / (total / weight)))
+    assert summary["passes"] == 22
 
 
 def test_a_run_at_a_constant_rate_logs_no_curvature(tmp_path):
@@ -94,14 +101,16 @@ def test_a_schedule_follows_steps_or_passes_whichever_is_further(tmp_path):
 
 
 def test_a_schedule_scales_the_step_fraction(tmp_path):
-    fine_tune(tmp_path / "plain", lr="auto", steps=1)
-    fine_tune(tmp_path / "tenth", lr="auto", step_fraction=1.0, steps=1)
-    (plain,), (tenth,) = lines(tmp_path / "plain"), lines(tmp_path / "tenth")
-    assert tenth["lr"] == pytest.approx(10 * plain["lr"])
-    fine_tune(tmp_path / "linear", lr="auto", schedule="linear", curvature_every=100, steps=10)
-    rates = [line["lr"] for line in lines(tmp_path / "linear")]
-    for k in range(5, 10):  # nothing is measured after step 4
-        assert rates[k] == pytest.approx(rates[4] / 0.6 * (1 - k / 10))
+    fine_tune(tmp_path / "plain", lr="auto", step_fraction=0.1, steps=3)
+    fine_tune(tmp_path / "tenfold", lr="auto", step_fraction=1.0, steps=3)
+    plain, tenfold = (lines(tmp_path / name)[2]["lr"] for name in ("plain", "tenfold"))
+    assert tenfold == pytest.approx(10 * plain) != 0
+    options = {"lr": "auto", "step_fraction": 0.1, "steps": 10, "curvature_every": 100}
+    fine_tune(tmp_path / "linear", schedule="linear", **options)
+    total, weight, decay = 0.0, 0.0, 0.9**0.01
+    for k, line in enumerate(lines(tmp_path / "linear")):
+        total, weight = decay * total + (1 - decay) * line["curvature"], decay * weight + 1 - decay
+        assert line["lr"] == pytest.approx(0.0 if k < 2 else 0.1 * (1 - k / 10) / (total / weight))
 
 
 @pytest.mark.parametrize("step_fraction", daily_slice([0.03, 0.1, 0.3], 1))

@@ -140,11 +140,11 @@ def test_a_group_that_makes_no_sense_is_refused(group: dict, message: str):
         l2l.ZOOptimizer(Quadratic(), MeZOMethod(), groups=[group])
 
 
-def test_a_closure_that_is_not_scalar_is_refused_and_theta_stays():
+def test_a_closure_whose_value_means_no_loss_is_refused_and_theta_stays():
     model = Quadratic()
     before = weights(model)
-    with pytest.raises(TypeError, match=r"tensor of shape \(2,\); return a scalar loss"):
-        l2l.MeZO(model).step(lambda: torch.zeros(2))
+    with pytest.raises(TypeError, match=r"tensor of shape \(2, 2\); return a scalar loss"):
+        l2l.MeZO(model).step(lambda: torch.zeros(2, 2))
     for name, value in weights(model).items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=1e-6)
 

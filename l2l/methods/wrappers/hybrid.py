@@ -13,7 +13,7 @@ from typing import Any, ClassVar, final
 
 import torch
 
-from l2l.estimators import pieces_of, summed_gradients
+from l2l.estimators import ClosureValue, loss_of, pieces_of, summed_gradients
 from l2l.methods import base
 from l2l.methods.base import Blocks, Closure, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
 from l2l.params.engine import defer_interrupt
@@ -117,8 +117,8 @@ class Hybrid(base.Wrapper[Any]):
 
 
 def _with_graph(closure: Closure) -> Closure:
-    def checked() -> torch.Tensor | float:
-        value = closure()
+    def checked() -> ClosureValue:
+        value = loss_of(closure())
         if not isinstance(value, torch.Tensor) or not value.requires_grad:
             raise ValueError(
                 "hybrid needs the gradient of what is minimised, and this has none in the last layers: use objective loss, or "
