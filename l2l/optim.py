@@ -331,7 +331,7 @@ def zo_step(
     """One step of ``method``: estimate, update, restore. Gives the method's next state and a report.
 
     Args:
-        closure: loss on this step's batch at the present parameters.
+        closure: loss or outputs on this step's batch at the present parameters; see :data:`l2l.estimators.ClosureValue`.
         lr: learning rate of each block; with ``curvature_lr``, the step fraction of each block.
         weight_decay: decay of each block: theta_b -= lr_b * decay_b * theta_b, after the update.
         fresh: ``fresh(i)`` is the loss on a further batch, for methods that search; None: always this step's.
@@ -434,6 +434,8 @@ def first_order_step(
     return following, StepReport(key, (), FIRST_ORDER_PASSES, tuple(lr), None, CurvatureLRState(), loss, norm)
 
 
+DEFAULT_LR = 1e-6
+"""Of MeZO and its kind on models of a billion parameters."""
 STATE = "zeroth_order"
 """Entry of ``state_dict`` that holds seed, step, step control and the method's state."""
 
@@ -446,9 +448,9 @@ class ZOOptimizer(Optimizer):
         model: its parameters with ``requires_grad`` are trained, tied ones once.
         method: gives the directions and the update. Or a first-order baseline, whose closure must carry a graph; its
             gradients are computed in the step and freed before it ends.
-        lr: theta_b moves by -lr * projected gradient * u_b. ``auto``: lr is step_fraction over the mean curvature along
-            the directions, for which some steps evaluate the closure once more; the ``lr`` of ``param_groups`` then is
-            step_fraction.
+        lr: theta_b moves by -lr * projected gradient * u_b; None: the method's own default, or 1e-6. ``auto``: lr is
+            step_fraction over the mean curvature along the directions, which outputs of the closure tell; where it returns a
+            scalar, some steps evaluate it once more. The ``lr`` of ``param_groups`` then is step_fraction.
         seed: fixes every direction, together with the step and the block's name.
         weight_decay: theta_b shrinks by lr * weight_decay each step, save blocks of one dimension (biases, norms).
         groups: overrides by name, each ``{"match": pattern, "lr": …, "weight_decay": …}``; the first match holds. Under
@@ -468,7 +470,7 @@ class ZOOptimizer(Optimizer):
         self,
         model: torch.nn.Module,
         method: base.Method[Any] | base.FirstOrder[Any],
-        lr: LearningRate = 1e-6,
+        lr: LearningRate | None = None,
         seed: int = 0,
         weight_decay: float = 0.0,
         groups: Sequence[Mapping[str, Any]] = (),
@@ -478,6 +480,7 @@ class ZOOptimizer(Optimizer):
         step_fraction: float | None = None,
         curvature_lr: CurvatureLR | None = None,
     ) -> None:
+        lr = (method.default_lr or DEFAULT_LR) if lr is None else lr
         check_lr(lr=lr)
         if lr != "auto" and (step_fraction is not None or curvature_lr is not None):
             raise ValueError(
@@ -529,8 +532,9 @@ class ZOOptimizer(Optimizer):
         """One step; gives the mean of its losses as a float.
 
         Args:
-            closure: computes the loss of this step's batch, e.g. ``lambda: model(**batch).loss``. It is called twice
-                per direction, and once more where curvature is measured; it must not depend on hidden randomness (call
+            closure: computes the loss of this step's batch, e.g. ``lambda: model(**batch).loss``; or losses per example [b],
+                or ``(logits [m, K], targets [m])``, of which ``lr="auto"`` and ``rsgn`` make use. It is called twice per
+                direction, and once more where a scalar must tell the curvature; it must not depend on hidden randomness (call
                 ``model.eval()``).
             fresh: further batches for methods that search; see :func:`zo_step`.
 

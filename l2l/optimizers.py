@@ -18,14 +18,13 @@ from torch import nn
 
 from l2l.aliases import renamed
 from l2l.methods import is_first_order, method_class, method_names
-from l2l.optim import LearningRate, ZOOptimizer
+from l2l.optim import DEFAULT_LR, LearningRate, ZOOptimizer
 from l2l.tuners import Level, Tuner
 
 _NAMES = {"learned": "ZOFineTuner"}
 """Method -> name of its optimizer, where that is not the name of its class."""
 
-_OPTIONS = (("lr", 1e-6, LearningRate), ("epsilon", 1e-3, float), ("seed", 0, int), ("weight_decay", 0.0, float))
-_FIRST = [Parameter(a, Parameter.POSITIONAL_OR_KEYWORD, default=b, annotation=c) for a, b, c in _OPTIONS]
+_OPTIONS = (("lr", DEFAULT_LR, LearningRate), ("epsilon", 1e-3, float), ("seed", 0, int), ("weight_decay", 0.0, float))
 
 
 def optimizer_names() -> list[str]:
@@ -55,8 +54,10 @@ def _constructor(kind: type[Any], name: str) -> Callable[..., ZOOptimizer]:
     if "tuner" in own:
         first.append(Parameter("tuner", Parameter.POSITIONAL_OR_KEYWORD, annotation=Tuner))
         options.append(Parameter("match", Parameter.KEYWORD_ONLY, default="exact", annotation=Level))
+    defaults = {name: default for name, default, _ in _OPTIONS} | ({} if kind.default_lr is None else {"lr": kind.default_lr})
+    first += [Parameter(a, Parameter.POSITIONAL_OR_KEYWORD, default=defaults[a], annotation=c) for a, _, c in _OPTIONS]
     keywords = [one.replace(kind=Parameter.KEYWORD_ONLY) for one in (*fields, *options)]
-    signature = Signature([*first, *_FIRST, *keywords], return_annotation=ZOOptimizer)
+    signature = Signature([*first, *keywords], return_annotation=ZOOptimizer)
 
     def construct(*args: Any, **kwargs: Any) -> ZOOptimizer:
         given = signature.bind(*args, **renamed(kwargs, signature.parameters)).arguments

@@ -180,7 +180,7 @@ def named(case: MethodCase) -> str:
 def optimizer_for(case: MethodCase, model: nn.Module, problem: Problem, seed: int = 0, **more: Any) -> ZOOptimizer:
     method = case.make(model)
     short = SHORT.get(named(case), SHORT.get(case.name.split("+")[-1], 1.0))
-    lr = problem.own_lr * short if method.step_is_normalized else problem.lr
+    lr = method.default_lr or (problem.own_lr * short if method.step_is_normalized else problem.lr)
     return ZOOptimizer(model, method, lr=lr, seed=seed, **more)
 
 

@@ -7,6 +7,7 @@
 import difflib
 import hashlib
 import json
+import math
 import re
 import tempfile
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 import yaml
 
 from l2l.experiments.stats import Cell, Point
-from l2l.methods import method_class, method_names
+from l2l.methods import default_lr, method_class, method_names
 from l2l.methods.base import Method, check_counts, check_positive
 from l2l.models.schemes import Scheme, check_scheme
 from l2l.params import Blocks
@@ -286,6 +287,10 @@ class ExperimentConfig:
                 values = [float(f"{value * factor:.6g}") for value in values]
             if len(set(values)) < len(values):
                 raise ValueError(f"contender {contender.label!r} has a step size twice in its grid: {sorted(values)}")
+            own = default_lr(contender.method)
+            if own is not None and not auto and not contender.grid:  # as many values, around the default of the method
+                middle = math.sqrt(min(values) * max(values))
+                values = [float(f"{own * value / middle:.6g}") for value in values]
             made = ({"lr": "auto", "step_fraction": value} if auto else {"lr": value} for value in sorted(values))
             found += [alternative | point for point in made]
         return found

@@ -23,6 +23,12 @@ def is_first_order(name: str) -> bool:
     return name in method_names() and issubclass(method_class(name), FirstOrder)
 
 
+def default_lr(name: str) -> float | None:
+    """Learning rate that the method of that name (``rsgn``, ``sparse+rsgn``) needs no tuning of; None where it has none."""
+    *_, inner = name.split("+")
+    return getattr(method_class(inner), "default_lr", None) if inner in method_names() or "." in inner else None
+
+
 def method_class(name: str) -> type[Method[Any]] | type[FirstOrder[Any]]:
     """The method class of a name here (``mezo``) or of a module elsewhere (``my_package.my_method``).
 

@@ -268,6 +268,7 @@ class FirstOrder(ABC, Generic[State]):
     """A forward pass, and a backward pass that counts as two more."""
     differentiates: ClassVar[bool] = True
     step_is_normalized: ClassVar[bool] = False
+    default_lr: ClassVar[float | None] = None
 
     @abstractmethod
     def state_bytes(self, blocks: Blocks) -> int:

@@ -7,7 +7,7 @@ so their learning rates differ by a factor of 10^2 to 10^4: a rate of one scheme
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
-from l2l.methods import is_first_order
+from l2l.methods import default_lr, is_first_order
 from l2l.methods.base import check_counts, check_positive
 from l2l.models.kinds import Head
 from l2l.models.load import Quantize, check_pattern, check_quantize
@@ -100,7 +100,8 @@ class FineTuneConfig:
     max_seconds: float | None = None
     """Stop when this many seconds of training are spent, evaluations apart: for comparisons at equal time."""
     lr: LearningRate | None = None
-    """Learning rate; None: the scheme's, 1e-6 for ``full`` and 5e-5 for ``lora``. Full fine-tuning of large models: 1e-7 to
+    """Learning rate; None: the method's where its steps have a length of their own (``rsgn``: 1), else the scheme's, 1e-6 for
+    ``full`` and 5e-5 for ``lora``. Full fine-tuning of large models: 1e-7 to
     1e-6; the embedded model: 1e-4 to 1e-3. ``auto``: ``step_fraction`` divided by the mean curvature along the directions,
     which the batch's logits tell; for objectives other than the loss a third evaluation at some steps measures it."""
     step_fraction: float | None = None
@@ -203,7 +204,7 @@ class FineTuneConfig:
         check_level(self.match)
         if self.lr is None and is_first_order(self.method):
             raise ValueError(f"method {self.method!r} takes a learning rate of its own size, and lr is not given: try 1e-5")
-        lr = KNOWN[self.scheme].lr if self.lr is None else self.lr
+        lr = (default_lr(self.method) or KNOWN[self.scheme].lr) if self.lr is None else self.lr
         epsilon = KNOWN[self.scheme].epsilon if self.epsilon is None else self.epsilon
         object.__setattr__(self, "lr", lr)  # config.yaml and summary.json record the values that are used
         object.__setattr__(self, "epsilon", epsilon)
