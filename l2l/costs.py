@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -550,16 +551,23 @@ class Expectation:
     """None where it was not worth measuring."""
     missing: int
     """Bytes by which the peak exceeds what there is; 0 where the run fits."""
+    passes_per_step: float = 2.0
+    """Forward passes, MeZO's by default; a backward pass counts as two."""
 
-    def line(self, steps: int) -> str:
-        """One line for a terminal."""
+    def line(self, steps: int | None = None, passes: int | None = None, seconds: float | None = None) -> str:
+        """One line for a terminal, about a run that ends with the first of these limits."""
         words = f"expected: {gib(self.peak_bytes)} at most"
         if self.missing:
             words += f", {gib(self.missing)} more than there is: lower batch_size or max_length"
         if self.seconds_per_step is not None:
-            total = self.seconds_per_step * steps
-            words += f", {self.seconds_per_step:.3g} s per step, {total / 3600:.2g} h for {steps} steps"
+            count = self.steps(steps, passes, seconds)
+            words += f", {self.seconds_per_step:.3g} s per step, {self.seconds_per_step * count / 3600:.2g} h for {count} steps"
         return words
+
+    def steps(self, steps: int | None = None, passes: int | None = None, seconds: float | None = None) -> int:
+        """Expected steps of a run that ends with the first of these limits, of which there is one."""
+        per_step = (1, steps), (self.passes_per_step, passes), (self.seconds_per_step, seconds)
+        return min(ceil(limit / each) for each, limit in per_step if each is not None and limit is not None)
 
 
 def expect(
@@ -593,7 +601,7 @@ def expect(
     used, room = current_bytes(model.device), available_bytes(model.device)  # before anything is measured
     found = predict(shape, largest, mean, plan, model.device if measure else None, every)
     more = transient_bytes(found.parts)
-    return Expectation(used + more, found.seconds_per_step, max(0, more - room))
+    return Expectation(used + more, found.seconds_per_step, max(0, more - room), found.passes)
 
 
 def loads_of(batch: Batch) -> list[Load]:

@@ -34,7 +34,7 @@ Role: TypeAlias = Literal["baseline-mezo", "baseline-dizo", "tuner", "control"]
 BASELINE_MEZO, BASELINE_DIZO, TUNER, CONTROL = get_args(Role)
 ALL = "all"  # among the methods: every zeroth-order method of the package that needs no more than a learning rate
 BASELINE = "mezo"
-UNBOUNDED_STEPS = 10**9  # steps of a run that ends when its seconds are spent
+UNBOUNDED_STEPS = 10**9  # between evaluations of a run that ends when its seconds are spent
 
 EXECUTION_FIELDS = ("overwrite", "processes", "executor", "progress")
 """Fields of a configuration that change how an experiment is executed, not its results."""
@@ -253,12 +253,12 @@ class ExperimentConfig:
         """Options of a run that end it at the budget.
 
         ``steps`` is the number of passes, since a step takes at least one, and ``max_passes`` ends the run with the first
-        step after which the passes are spent. Evaluations are counted at two passes per step. Under ``seconds`` the number
-        of steps is unbounded and the run is evaluated once, at its end.
+        step after which the passes are spent. Evaluations are counted at two passes per step. Under ``seconds`` nothing
+        bounds the steps, and the run is evaluated once, at its end.
         """
         if self.seconds is not None:
             every = UNBOUNDED_STEPS
-            return {"steps": every, "max_seconds": self.seconds, "eval_every": every, "checkpoint_every": every}
+            return {"max_seconds": self.seconds, "eval_every": every, "checkpoint_every": every}
         passes = setting.passes or self.passes
         every = max(1, passes // 2 // self.evaluations)
         return {"steps": passes, "max_passes": passes, "eval_every": every, "checkpoint_every": passes}

@@ -28,8 +28,8 @@ def quiet_lightning() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(label: str, total: int, done: int = 0, visible: bool = True) -> Iterator[Callable[[float], None]]:
-    """A bar over ``total`` steps, ``done`` of them before; yields a function to call with the loss after each step."""
+def progress_bar(label: str, total: int | None, done: int = 0, visible: bool = True) -> Iterator[Callable[[float], None]]:
+    """A bar over ``total`` steps (None: unknown), ``done`` of them before; yields a function to call with each step's loss."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     loss, rate = TextColumn("loss {task.fields[loss]:.4f}"), TextColumn("{task.fields[rate]}")

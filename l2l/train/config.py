@@ -44,6 +44,8 @@ KNOWN: dict[str, KnownValues] = {
 """By scheme. Ranges of full, lora and prefix: Malladi et al. 2023, arXiv:2305.17333; of prompt: Zhang et al. 2024,
 arXiv:2402.11592. None is published for ia3 and head."""
 
+STEPS = 2000
+"""Steps of a run that neither passes nor seconds end."""
 MARGIN = 30.0
 """Factor by which a value may lie outside the known range without a warning."""
 _LARGE, _SMALL = 10**9, 10**6
@@ -93,12 +95,13 @@ class FineTuneConfig:
     """Directory for the run's files. The same command again continues an interrupted run."""
     data_dir: str | None = None
     """Holds ``<task>/{train,validation}.jsonl``; without it rows come from the hub. Embedded tasks need neither."""
-    steps: int = 2000
-    """Number of steps, each of two forward passes per direction; searches and curvature measurements need further ones."""
+    steps: int | None = None
+    """Most steps, each of two forward passes per direction; searches and curvature measurements need further ones. None:
+    as many as ``max_passes`` and ``max_seconds`` allow, 2000 where neither is given."""
     max_passes: int | None = None
-    """Stop when this many forward passes are spent, whatever the number of steps: for comparisons at equal passes."""
+    """Stop after the step that spends this many forward passes: for comparisons at equal passes."""
     max_seconds: float | None = None
-    """Stop when this many seconds of training are spent, evaluations apart: for comparisons at equal time."""
+    """Stop after the step that spends this many seconds of training, evaluations apart: for comparisons at equal time."""
     lr: LearningRate | None = None
     """Learning rate; None: the scheme's, 1e-6 for ``full`` and 5e-5 for ``lora``. Full fine-tuning of large models: 1e-7 to
     1e-6; the embedded model: 1e-4 to 1e-3. ``auto``: ``step_fraction`` divided by the mean curvature along the directions,
@@ -211,14 +214,16 @@ class FineTuneConfig:
             check_lr(lr=lr)
         else:
             check_positive(lr=lr)  # a schedule may pass through 0; a run at 0 would train nothing
+        if self.steps is None and self.max_passes is None and self.max_seconds is None:
+            object.__setattr__(self, "steps", STEPS)
         seconds = 1.0 if self.max_seconds is None else self.max_seconds
         check_positive(epsilon=epsilon, step_fraction=self.step_fraction, max_seconds=seconds)
         check_schedule(self.schedule, self.schedule_end)
         for name, allowed in (("perturb", get_args(PerturbMode)), ("update", get_args(Update))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
-        counts = "steps batch_size train_size dev_size test_size eval_every checkpoint_every log_every curvature_every"
-        optional = [name for name in ("length_groups", "max_passes") if getattr(self, name) is not None]
+        counts = "batch_size train_size dev_size test_size eval_every checkpoint_every log_every curvature_every"
+        optional = [name for name in ("length_groups", "steps", "max_passes") if getattr(self, name) is not None]
         check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", *optional)})
         check_objective(self.objective, self.micro_batch, self.batch_size)
 

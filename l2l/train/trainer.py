@@ -9,9 +9,10 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -151,7 +152,10 @@ def prepare_fine_tuning(
     inputs = replace(inputs, model=model)
     bound = fitting_tuner(tuner or config.tuner, model, config.scheme, config.match, config.progress)
     assert config.lr is not None and config.epsilon is not None, "the configuration has set them"
-    built = build_method(method or config.method, config.epsilon, config.method_args, bound, model, config.steps)
+    given = method or config.method, config.epsilon, config.method_args, bound, model
+    built = build_method(*given, config.steps)
+    if config.steps is None and config.max_passes is not None:  # a method that plans ahead plans for the passes
+        built = build_method(*given, ceil(config.max_passes / built.passes))
     if not isinstance(built, FirstOrder):
         # Learning rates of normalized steps are of another size, for which no range is known.
         lr = "auto" if built.step_is_normalized else config.lr
@@ -241,7 +245,7 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
     """Train, evaluate and write. An interrupted run continues from its checkpoint and ends with the same weights."""
     config, expected = context.config, _expected_costs(context)
     if config.progress:
-        print(expected.line(config.steps))
+        print(expected.line(config.steps, config.max_passes, config.max_seconds))
     session = Session(context, folder.create())
     with closing(session), PeakMemory(context.model.device) as peak:
         session.begin()
@@ -257,6 +261,7 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
     optimizer.theta.assign(read_tensors(folder.path / "best.pt"))
     best = session.score(splits.dev), session.score(splits.test)
     figures = {"scheme": config.scheme, "lr": config.lr, "epsilon": config.epsilon, "steps": done.step, "passes": done.passes}
+    figures |= {"cache_seconds": 0.0, "evaluate_seconds": round(done.evaluate_seconds, 2)}
     figures |= {
         "estimate": {"peak_bytes": expected.peak_bytes, "seconds_per_step": expected.seconds_per_step},
         "measured": {"peak_bytes": peak.bytes, "seconds_per_step": done.seconds / max(done.step, 1)},
@@ -288,10 +293,13 @@ def _expected_costs(context: RunContext) -> Expectation:
     longest = sorted(batcher.examples, key=lambda example: -max(len(option.ids) for option in example.options))
     whole = replace(batcher.grouping, groups=1)
     evaluated = collate(longest[:EVALUATED], "classification", batcher.pad_id, grouping=whole)
-    batches = [batcher.at(step) for step in range(0, config.steps, max(1, config.steps // SAMPLED))]
+    steps = config.steps or SAMPLED
+    batches = [batcher.at(step) for step in range(0, steps, max(1, steps // SAMPLED))]
     trained = context.model, optimizer.blocks, optimizer.theta.mode, optimizer.theta.update == "master", optimizer.method
     every = config.curvature_every if config.lr == "auto" else 0
-    return expect(*trained, batches, [evaluated], measure=config.steps >= WORTH_MEASURING, every=every)
+    known = [limit for limit in (config.steps, config.max_passes) if limit is not None]
+    measure = min(known, default=WORTH_MEASURING) >= WORTH_MEASURING
+    return expect(*trained, batches, [evaluated], measure=measure, every=every)
 
 
 @dataclass
@@ -302,6 +310,8 @@ class Progress:
     passes: int = 0
     seconds: float = 0.0
     """Of training and logging; evaluations and checkpoints not included."""
+    evaluate_seconds: float = 0.0
+    """Of evaluations, before, during and after training."""
     best_step: int = -1
     best_dev_loss: float = float("inf")
     """Where another objective than the loss is minimised, that objective on the dev rows."""
@@ -349,9 +359,8 @@ class Session:
     def share(self) -> float:
         """Share of the run that is done, 0 to 1 and more: of its steps, passes or seconds, whichever is furthest."""
         config, now = self.config, self.progress
-        passes = 0.0 if config.max_passes is None else now.passes / config.max_passes
-        seconds = 0.0 if config.max_seconds is None else now.seconds / config.max_seconds
-        return max(now.step / config.steps, passes, seconds)
+        limits = (now.step, config.steps), (now.passes, config.max_passes), (now.seconds, config.max_seconds)
+        return max(spent / limit for spent, limit in limits if limit is not None)
 
     def begin(self) -> None:
         """Evaluate the untrained model, before the first step."""
@@ -384,9 +393,9 @@ class Session:
             values["curvature"] = report.curvature
         if now.step % self.config.eval_every == 0 or self.done:
             scores = self.score(self.context.splits.dev)
-            self._clock = time.perf_counter()
             values |= {"dev_loss": scores.loss, "dev_metric": scores.value}
             self._keep_best(scores, step)
+            self._clock = time.perf_counter()
         if "dev_loss" in values or step % self.config.log_every == 0:
             self.metrics.log(step, **values)
         self.log.append(report)
@@ -406,15 +415,24 @@ class Session:
 
     def score(self, rows: Sequence[Row]) -> Scores:
         """Loss and metric with the current, unperturbed weights."""
-        self.context.optimizer.theta.restore()
-        return self.context.score(rows, self.context.closures.batcher.grouping)
+        with self._evaluating():
+            self.context.optimizer.theta.restore()
+            return self.context.score(rows, self.context.closures.batcher.grouping)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Count the time of the block as evaluation."""
+        began = time.perf_counter()
+        yield
+        self.progress.evaluate_seconds += time.perf_counter() - began
 
     def _keep_best(self, scores: Scores, step: int) -> None:
         """Save the weights if the minimised objective on dev, where ``scores`` were measured, is the lowest so far."""
         if self.config.objective == scores.metric:
             value = -scores.value
         else:
-            objective = self.context.closures.value(self.context.splits.dev)
+            with self._evaluating():
+                objective = self.context.closures.value(self.context.splits.dev)
             value = scores.loss if objective is None else objective
         if value < self.progress.best_dev_loss:
             self.progress.best_dev_loss, self.progress.best_step = value, step
@@ -469,7 +487,8 @@ def _run_lightning(session: Session, advance: Callable[[float], None]) -> None:
 
     with quiet_lightning():
         trainer = lightning.Trainer(
-            max_steps=session.config.steps - session.progress.step,
+            max_steps=-1 if session.config.steps is None else session.config.steps - session.progress.step,
+            max_epochs=-1,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -515,7 +534,8 @@ def run_baseline(baseline: Baseline, inputs: RunInputs, folder: RunDirectory) ->
     with closing(MetricsLog(folder.path, COLUMNS)) as log:
         values = {"train_loss": found.train.loss, "passes": found.passes, "seconds": round(seconds, 3)}
         log.log(0, **values, dev_loss=found.dev.loss, dev_metric=found.dev.value)
-    figures = {"passes": found.passes, "initial_loss": found.initial.loss, "trained_parameters": found.trained}
+    figures = {"train_seconds": 0.0, "evaluate_seconds": round(seconds, 2), "passes": found.passes}
+    figures |= {"initial_loss": found.initial.loss, "trained_parameters": found.trained}
     figures |= {"note": "; ".join(filter(None, (inputs.splits.note, found.note))), "baseline": found.details}
     last, best = (found.train, found.test), (found.dev, found.test)
     summary = _summary(inputs, last, best, -1, seconds, peak.bytes, figures)
@@ -540,12 +560,14 @@ def _summary(
     """
     config, splits, (train, test) = inputs.config, inputs.splits, last
     found = {"task": inputs.task.label, "method": config.method, "scheme": "none", "model": vars(model_identity(inputs.model))}
-    found |= {"lr": None, "epsilon": None, "seed": config.seed, "steps": 0, "passes": 0, "seconds": round(seconds, 2)}
+    found |= {"lr": None, "epsilon": None, "seed": config.seed, "steps": 0, "passes": 0}
+    found |= dict.fromkeys(("seconds", "train_seconds"), round(seconds, 2)) | {"cache_seconds": 0.0}
     found |= {
         "estimate": {"peak_bytes": None, "seconds_per_step": None},
         "measured": {"peak_bytes": peak_bytes, "seconds_per_step": None},
         "initial_loss": None,
         "final_loss": train.loss,
+        "dev_loss": best[0].loss,
         "accuracy": test.value,
         "last": {"train": train.plain(), "test": test.plain()},
         "best": {"step": best_step, "dev": best[0].plain(), "test": best[1].plain()},
@@ -576,7 +598,8 @@ def fine_tune_command(config: FineTuneConfig) -> None:
     result = start_fine_tuning(config, folder)
     if (summary := result.summary)["note"]:
         print(summary["note"])
-    shown = ("task", "method", "lr", "steps", "passes", "initial_loss", "final_loss", "seconds")
+    shown = ["task", "method", "lr", "steps", "passes", "initial_loss", "final_loss", "dev_loss"]
+    shown += ["train_seconds", "evaluate_seconds"]
     best, test = summary["best"]["step"], summary["best"]["test"]
     figures = {"best step": best, f"test {test['metric']}": format_interval(test["value"], test["interval"])}
     print_table(f"fine-tune: {result.out}", [{name: summary[name] for name in shown} | figures])
