@@ -66,7 +66,8 @@ class ModelShape:
 
 
 def config_of(model: str, revision: str | None = None) -> "PreTrainedConfig":
-    """The transformers config of a named shape, ``l2l/tiny``, a directory or a hub id. No weights are read.
+    """The transformers config of a named shape, ``l2l/tiny``, a directory, a gguf file or a hub id. No weights are
+    read.
 
     Raises:
         ValueError: no such shape, or the config cannot be read.
@@ -77,10 +78,13 @@ def config_of(model: str, revision: str | None = None) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
     source = str(Path(loading.__file__).parent / "tiny") if model == loading.EMBEDDED else model
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    if gguf := loading.gguf_path(model, revision):
+        source, options = str(gguf.parent), {"gguf_file": gguf.name}
+    elif Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise FileNotFoundError(f"directory {model!r} has no config.json; give a directory saved by save_pretrained")
     try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source, **options)
     except OSError as error:
         line = str(error).strip().splitlines()[0]
         raise FileNotFoundError(

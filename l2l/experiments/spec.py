@@ -66,7 +66,7 @@ class Setting:
     name: str
     """Name in tables and of folders."""
     model: str = "l2l/tiny"
-    """``l2l/tiny``, a directory (below ``root``), or a hub id."""
+    """``l2l/tiny``, a directory or gguf file (below ``root``), or a hub id."""
     tasks: list[str] = field(default_factory=list)
     """Tasks to fine-tune on; for ``l2l meta-evaluate`` held-out ones."""
     pool: list[str] = field(default_factory=list)
@@ -313,9 +313,9 @@ def check_distinct(what: str, names: Sequence[str]) -> None:
 
 
 def located(name: str, root: str) -> str:
-    """The directory of that name below ``root`` where there is one; else the name unchanged."""
+    """The directory or file of that name below ``root`` where there is one; else the name unchanged."""
     below = Path(root) / name
-    return str(below) if below.is_dir() else name
+    return str(below) if below.exists() else name
 
 
 @dataclass(frozen=True)

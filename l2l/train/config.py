@@ -78,7 +78,7 @@ class FineTuneConfig:
     """Fine-tune a model on a task with forward passes only."""
 
     model: str = "l2l/tiny"
-    """``l2l/tiny`` (embedded), a directory, or a hub id."""
+    """``l2l/tiny`` (embedded), a directory, a gguf file, or an id of the hub (of a gguf file ``owner/name/file.gguf``)."""
     task: str = "world_topic"
     """Name of a task; `l2l tasks list` shows them."""
     method: str = "mezo"

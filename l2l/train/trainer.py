@@ -276,7 +276,7 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
         if config.scheme in ADAPTERS:
             source = model_identity(model)
             base = Path(source.id)  # absolute: the adapter will be loaded from other working directories
-            local = source.id and source.id != EMBEDDED and base.is_dir()
+            local = source.id and source.id != EMBEDDED and base.exists()
             save_adapter(model, target, AdapterBase(str(base.resolve()) if local else source.id, source.revision))
         else:
             model.save_pretrained(target)
