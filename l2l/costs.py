@@ -6,7 +6,7 @@ run that is predicted first gives the same results.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import ceil
@@ -606,6 +606,67 @@ def expect(
     found = predict(shape, largest, mean, plan, model.device if measure else None, every)
     more = transient_bytes(found.parts)
     return Expectation(used + more, found.seconds_per_step, max(0, more - room), found.passes)
+
+
+EVALUATION_WORK = 0.5
+"""Work of evaluations over that of training, at most, where the configuration leaves their rows open: a third of a run."""
+FREE_OPERATIONS = 1e12
+"""Floating-point operations of evaluations, half a minute of a thread, below which it is not worth leaving rows out."""
+FEWEST_ROWS = 32
+"""Rows, one forward pass, below which no evaluation goes: fewer would say nothing."""
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Rows that each evaluation of a run takes, by kind, beside the work of its training."""
+
+    train: int
+    dev: int
+    test: int
+    every: int
+    """Steps between evaluations on dev."""
+    steps: int
+    """Expected number of steps."""
+    training: float
+    """Evaluations of a row that would feed as many tokens as training does."""
+
+    @property
+    def before(self) -> float:
+        """Rows evaluated before training."""
+        return self.train + self.dev
+
+    @property
+    def during(self) -> float:
+        """Rows evaluated during training."""
+        return self.dev * ceil(self.steps / self.every)
+
+    @property
+    def whole(self) -> float:
+        """Rows of all evaluations and of training."""
+        return self.before + self.during + self.training + self.before + 2 * self.test
+
+
+def evaluated_rows(
+    there: Mapping[str, int], asked: Collection[str], times: Mapping[str, int], row: float, trained: float, parameters: int
+) -> dict[str, int]:
+    """Rows to evaluate, by kind: all, or as many as keep all evaluations of a run within a third of it.
+
+    A pure function of counts, so that every machine, and a run that is continued, evaluates the same rows.
+
+    Args:
+        there: rows that there are, by kind.
+        asked: kinds whose number the user has set: they keep all of them.
+        times: evaluations in the whole run, by kind.
+        row: tokens that an evaluation feeds per row.
+        trained: tokens that training feeds, all passes together.
+        parameters: of the model; a token takes two operations for each.
+    """
+    allowed = max(EVALUATION_WORK * trained, FREE_OPERATIONS / (2 * parameters)) / row
+    left = allowed - sum(there[kind] * times[kind] for kind in asked)
+    wanted = sum(there[kind] * times[kind] for kind in there if kind not in asked)
+    share = min(1.0, max(0.0, left) / max(wanted, 1))
+    fewer = {kind: min(count, max(FEWEST_ROWS, int(count * share))) for kind, count in there.items()}
+    return {kind: count if kind in asked else fewer[kind] for kind, count in there.items()}
 
 
 def loads_of(batch: Batch) -> list[Load]:

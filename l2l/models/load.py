@@ -3,8 +3,10 @@
 import logging
 import os
 import re
+import sys
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -264,6 +266,19 @@ def _load(auto: Any, what: str, name_or_path: str | Path, revision: str | None, 
         raise _absent(what, source, source, revision, error) from error
     except malformed as error:
         raise ValueError(f"cannot load the {what} {str(name_or_path)!r}: {_one_line(error)}") from error
+
+
+@contextmanager
+def loading_bar(visible: bool) -> Iterator[None]:
+    """Whether transformers shows how far it is in reading a checkpoint, on a terminal, while the block runs."""
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled()
+    (bars.enable_progress_bar if visible and shown and sys.stderr.isatty() else bars.disable_progress_bar)()
+    try:
+        yield
+    finally:
+        (bars.enable_progress_bar if shown else bars.disable_progress_bar)()
 
 
 def _is_path(name_or_path: str | Path) -> bool:

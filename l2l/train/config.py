@@ -46,6 +46,8 @@ arXiv:2402.11592. None is published for ia3 and head."""
 
 STEPS = 2000
 """Steps of a run that neither passes nor seconds end."""
+DEV_ROWS, TEST_ROWS, EVAL_EVERY = 200, 500, 500
+"""Rows to evaluate on, and steps between evaluations, where the configuration leaves them open and the run is long enough."""
 MARGIN = 30.0
 """Factor by which a value may lie outside the known range without a warning."""
 _LARGE, _SMALL = 10**9, 10**6
@@ -151,12 +153,13 @@ class FineTuneConfig:
     """Fixes data order and every direction."""
     train_size: int = 1000
     """Rows to train on."""
-    dev_size: int = 200
-    """Rows, split off the train rows, by which the best step is chosen."""
-    test_size: int = 500
-    """Rows of the validation split to report on."""
-    eval_every: int = 500
-    """Steps between evaluations on dev."""
+    dev_size: int | None = None
+    """Rows, split off the train rows, by which the best step is chosen. None: 200, or as many as keep all evaluations within a
+    third of the run, by the tokens that it feeds; at least 32."""
+    test_size: int | None = None
+    """Rows of the validation split to report on, and of the train rows. None: 500, or fewer, as with ``dev_size``."""
+    eval_every: int | None = None
+    """Steps between evaluations on dev. None: 500; a quarter of the steps expected in ``max_seconds`` where that is less."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 10
@@ -197,7 +200,7 @@ class FineTuneConfig:
     overwrite: bool = False
     """Remove what an earlier run left in ``out``."""
     progress: bool = True
-    """Show a progress bar."""
+    """Show progress bars: of each phase, and of the whole run."""
 
     def __post_init__(self) -> None:
         check_scheme(self.scheme, self.scheme_args)
@@ -222,8 +225,9 @@ class FineTuneConfig:
         for name, allowed in (("perturb", get_args(PerturbMode)), ("update", get_args(Update))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
-        counts = "batch_size train_size dev_size test_size eval_every checkpoint_every log_every curvature_every"
-        optional = [name for name in ("length_groups", "steps", "max_passes") if getattr(self, name) is not None]
+        counts = "batch_size train_size checkpoint_every log_every curvature_every"
+        optional = ["length_groups", "steps", "max_passes", "dev_size", "test_size", "eval_every"]
+        optional = [name for name in optional if getattr(self, name) is not None]
         check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", *optional)})
         check_objective(self.objective, self.micro_batch, self.batch_size)
 

@@ -142,9 +142,9 @@ def test_without_any_limit_a_run_has_2000_steps():
 def test_time_of_evaluations_is_counted_apart_and_across_a_resume(tmp_path, monkeypatch):
     slow = RunInputs.score
 
-    def score(self: RunInputs, *args: Any) -> Any:
+    def score(self: RunInputs, *args: Any, **options: Any) -> Any:
         time.sleep(0.1)
-        return slow(self, *args)
+        return slow(self, *args, **options)
 
     monkeypatch.setattr(RunInputs, "score", score)
     with monkeypatch.context() as patch:
