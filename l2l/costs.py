@@ -6,9 +6,10 @@ run that is predicted first gives the same results.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,7 +66,8 @@ class ModelShape:
 
 
 def config_of(model: str, revision: str | None = None) -> "PreTrainedConfig":
-    """The transformers config of a named shape, ``l2l/tiny``, a directory or a hub id. No weights are read.
+    """The transformers config of a named shape, ``l2l/tiny``, a directory, a gguf file or a hub id. No weights are
+    read.
 
     Raises:
         ValueError: no such shape, or the config cannot be read.
@@ -76,10 +78,13 @@ def config_of(model: str, revision: str | None = None) -> "PreTrainedConfig":
     from transformers import AutoConfig
 
     source = str(Path(loading.__file__).parent / "tiny") if model == loading.EMBEDDED else model
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    if gguf := loading.gguf_path(model, revision):
+        source, options = str(gguf.parent), {"gguf_file": gguf.name}
+    elif Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise FileNotFoundError(f"directory {model!r} has no config.json; give a directory saved by save_pretrained")
     try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source, **options)
     except OSError as error:
         line = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
@@ -550,16 +555,23 @@ class Expectation:
     """None where it was not worth measuring."""
     missing: int
     """Bytes by which the peak exceeds what there is; 0 where the run fits."""
+    passes_per_step: float = 2.0
+    """Forward passes, MeZO's by default; a backward pass counts as two."""
 
-    def line(self, steps: int) -> str:
-        """One line for a terminal."""
+    def line(self, steps: int | None = None, passes: int | None = None, seconds: float | None = None) -> str:
+        """One line for a terminal, about a run that ends with the first of these limits."""
         words = f"expected: {gib(self.peak_bytes)} at most"
         if self.missing:
             words += f", {gib(self.missing)} more than there is: lower batch_size or max_length"
         if self.seconds_per_step is not None:
-            total = self.seconds_per_step * steps
-            words += f", {self.seconds_per_step:.3g} s per step, {total / 3600:.2g} h for {steps} steps"
+            count = self.steps(steps, passes, seconds)
+            words += f", {self.seconds_per_step:.3g} s per step, {self.seconds_per_step * count / 3600:.2g} h for {count} steps"
         return words
+
+    def steps(self, steps: int | None = None, passes: int | None = None, seconds: float | None = None) -> int:
+        """Expected steps of a run that ends with the first of these limits, of which there is one."""
+        per_step = (1, steps), (self.passes_per_step, passes), (self.seconds_per_step, seconds)
+        return min(ceil(limit / each) for each, limit in per_step if each is not None and limit is not None)
 
 
 def expect(
@@ -593,7 +605,68 @@ def expect(
     used, room = current_bytes(model.device), available_bytes(model.device)  # before anything is measured
     found = predict(shape, largest, mean, plan, model.device if measure else None, every)
     more = transient_bytes(found.parts)
-    return Expectation(used + more, found.seconds_per_step, max(0, more - room))
+    return Expectation(used + more, found.seconds_per_step, max(0, more - room), found.passes)
+
+
+EVALUATION_WORK = 0.5
+"""Work of evaluations over that of training, at most, where the configuration leaves their rows open: a third of a run."""
+FREE_OPERATIONS = 1e12
+"""Floating-point operations of evaluations, half a minute of a thread, below which it is not worth leaving rows out."""
+FEWEST_ROWS = 32
+"""Rows, one forward pass, below which no evaluation goes: fewer would say nothing."""
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Rows that each evaluation of a run takes, by kind, beside the work of its training."""
+
+    train: int
+    dev: int
+    test: int
+    every: int
+    """Steps between evaluations on dev."""
+    steps: int
+    """Expected number of steps."""
+    training: float
+    """Evaluations of a row that would feed as many tokens as training does."""
+
+    @property
+    def before(self) -> float:
+        """Rows evaluated before training."""
+        return self.train + self.dev
+
+    @property
+    def during(self) -> float:
+        """Rows evaluated during training."""
+        return self.dev * ceil(self.steps / self.every)
+
+    @property
+    def whole(self) -> float:
+        """Rows of all evaluations and of training."""
+        return self.before + self.during + self.training + self.before + 2 * self.test
+
+
+def evaluated_rows(
+    there: Mapping[str, int], asked: Collection[str], times: Mapping[str, int], row: float, trained: float, parameters: int
+) -> dict[str, int]:
+    """Rows to evaluate, by kind: all, or as many as keep all evaluations of a run within a third of it.
+
+    A pure function of counts, so that every machine, and a run that is continued, evaluates the same rows.
+
+    Args:
+        there: rows that there are, by kind.
+        asked: kinds whose number the user has set: they keep all of them.
+        times: evaluations in the whole run, by kind.
+        row: tokens that an evaluation feeds per row.
+        trained: tokens that training feeds, all passes together.
+        parameters: of the model; a token takes two operations for each.
+    """
+    allowed = max(EVALUATION_WORK * trained, FREE_OPERATIONS / (2 * parameters)) / row
+    left = allowed - sum(there[kind] * times[kind] for kind in asked)
+    wanted = sum(there[kind] * times[kind] for kind in there if kind not in asked)
+    share = min(1.0, max(0.0, left) / max(wanted, 1))
+    fewer = {kind: min(count, max(FEWEST_ROWS, int(count * share))) for kind, count in there.items()}
+    return {kind: count if kind in asked else fewer[kind] for kind, count in there.items()}
 
 
 def loads_of(batch: Batch) -> list[Load]:

@@ -40,7 +40,7 @@ from l2l.params import Blocks
 from l2l.report.console import progress_bar
 from l2l.report.run_directory import METRICS, SUMMARY, read_metrics, write_json
 from l2l.train import runlog
-from l2l.train.config import FineTuneConfig
+from l2l.train.config import DEV_ROWS, EVAL_EVERY, TEST_ROWS, FineTuneConfig
 from l2l.train.inputs import load_run_inputs
 from l2l.train.trainer import fine_tune, fitting_tuner, setup_scheme
 from l2l.tuners.api import Tuner
@@ -161,7 +161,8 @@ def digest(options: Mapping[str, Any]) -> str:
 
 def non_default_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a run that differ from their defaults."""
-    defaults = FineTuneConfig()
+    # Sizes that an experiment gives are never open; the largest that are chosen where they are count as the defaults.
+    defaults = FineTuneConfig(dev_size=DEV_ROWS, test_size=TEST_ROWS, eval_every=EVAL_EVERY)
     return {name: value for name, value in options.items() if value != getattr(defaults, name)}
 
 

@@ -35,7 +35,7 @@ Role: TypeAlias = Literal["baseline-mezo", "baseline-dizo", "tuner", "control"]
 BASELINE_MEZO, BASELINE_DIZO, TUNER, CONTROL = get_args(Role)
 ALL = "all"  # among the methods: every zeroth-order method of the package that needs no more than a learning rate
 BASELINE = "mezo"
-UNBOUNDED_STEPS = 10**9  # steps of a run that ends when its seconds are spent
+UNBOUNDED_STEPS = 10**9  # between evaluations of a run that ends when its seconds are spent
 
 EXECUTION_FIELDS = ("overwrite", "processes", "executor", "progress")
 """Fields of a configuration that change how an experiment is executed, not its results."""
@@ -67,7 +67,7 @@ class Setting:
     name: str
     """Name in tables and of folders."""
     model: str = "l2l/tiny"
-    """``l2l/tiny``, a directory (below ``root``), or a hub id."""
+    """``l2l/tiny``, a directory or gguf file (below ``root``), or a hub id."""
     tasks: list[str] = field(default_factory=list)
     """Tasks to fine-tune on; for ``l2l meta-evaluate`` held-out ones."""
     pool: list[str] = field(default_factory=list)
@@ -254,12 +254,12 @@ class ExperimentConfig:
         """Options of a run that end it at the budget.
 
         ``steps`` is the number of passes, since a step takes at least one, and ``max_passes`` ends the run with the first
-        step after which the passes are spent. Evaluations are counted at two passes per step. Under ``seconds`` the number
-        of steps is unbounded and the run is evaluated once, at its end.
+        step after which the passes are spent. Evaluations are counted at two passes per step. Under ``seconds`` nothing
+        bounds the steps, and the run is evaluated once, at its end.
         """
         if self.seconds is not None:
             every = UNBOUNDED_STEPS
-            return {"steps": every, "max_seconds": self.seconds, "eval_every": every, "checkpoint_every": every}
+            return {"max_seconds": self.seconds, "eval_every": every, "checkpoint_every": every}
         passes = setting.passes or self.passes
         every = max(1, passes // 2 // self.evaluations)
         return {"steps": passes, "max_passes": passes, "eval_every": every, "checkpoint_every": passes}
@@ -318,9 +318,9 @@ def check_distinct(what: str, names: Sequence[str]) -> None:
 
 
 def located(name: str, root: str) -> str:
-    """The directory of that name below ``root`` where there is one; else the name unchanged."""
+    """The directory or file of that name below ``root`` where there is one; else the name unchanged."""
     below = Path(root) / name
-    return str(below) if below.is_dir() else name
+    return str(below) if below.exists() else name
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class MetaTrainConfig:
     """Learn a tuner for a model over a pool of tasks."""
 
     model: str = "l2l/tiny"
-    """``l2l/tiny`` (embedded), a directory, or a hub id."""
+    """``l2l/tiny`` (embedded), a directory, a gguf file, or an id of the hub (of a gguf file ``owner/name/file.gguf``)."""
     tasks: list[str] | str = field(default_factory=list)
     """The pool: a list, or names separated by commas. Empty: the embedded pool, for ``l2l/tiny`` only."""
     validation_tasks: list[str] | str = field(default_factory=list)

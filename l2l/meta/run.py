@@ -126,8 +126,8 @@ def prepare_meta_training(
             normalizer = build_normalizer(config.normalizer)
     identity = model_identity(model)
     name = identity.id or type(model).__name__
-    if name != EMBEDDED and Path(name).is_dir():
-        name = Path(name).resolve().name  # a directory lies elsewhere for others
+    if name != EMBEDDED and Path(name).exists():
+        name = Path(name).resolve().name  # what lies elsewhere for others
     provenance = Provenance(name, identity.revision, recipe=_settings(config, *NOT_IN_RECIPE))
     schedule = BlockSchedule.by_role(Blocks.of(model, trainable=False)) if config.block_schedule == "role" else None
     made_of = config.architecture, config.seed, normalizer, provenance, config.features, basis, schedule

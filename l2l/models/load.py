@@ -1,8 +1,12 @@
-"""Loading a language model and its tokenizer (embedded, directory, or hub id); quantising and freezing parts of a model."""
+"""Loading a language model and its tokenizer (embedded, directory, gguf file, or hub id); quantising and freezing its parts."""
 
+import logging
 import os
 import re
-from contextlib import nullcontext
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
 EMBEDDED = "l2l/tiny"
 """Id of the model that ships inside the package."""
 
+GGUF = ".gguf"
+"""How files in the format of llama.cpp end."""
+
+logger = logging.getLogger(__name__)
 _EMBEDDED_DIR = Path(__file__).parent / "tiny"
 _LONGEST_DEFAULT = 2048
 
@@ -36,7 +44,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Source of a model: hub id, directory, or ``l2l/tiny``, empty for a model built in memory; commit of the hub."""
+    """Source of a model: hub id, directory, gguf file or ``l2l/tiny``, empty for one built in memory; commit of the hub."""
 
     id: str
     revision: str | None
@@ -59,7 +67,8 @@ def load_model(
 
     Args:
         name_or_path: ``l2l/tiny``, a directory with ``config.json``, or an id of the hub. A directory with
-            ``adapter_config.json`` gives the base that it names, and the adapter.
+            ``adapter_config.json`` gives the base that it names, and the adapter. A gguf file, by its path or on the hub as
+            ``owner/name/file.gguf``, is dequantised: its weights are then like any others, to train and to save.
         dtype: ``float32`` (default), ``bfloat16`` or ``float16`` (or ``fp32``, ``bf16``, ``fp16``) of the weights, whatever
             the checkpoint holds.
         device: ``None`` leaves it on the CPU.
@@ -74,11 +83,13 @@ def load_model(
         quantize: a :data:`Quantize`: the linear layers are kept in 4 or 8 bits and cannot be trained. ``none``: they are not.
 
     Raises:
-        FileNotFoundError: no such directory, no ``config.json`` in it, or neither in the local cache nor to be fetched.
-        ValueError: an unknown dtype or head, both ``device`` and ``device_map``, a model type that transformers cannot
-            load without foreign code, or a checkpoint that lacks weights of the model other than a fresh head's.
+        FileNotFoundError: no such directory or file, no ``config.json`` in it, or neither in the local cache nor to be fetched.
+        ValueError: a gguf file that is not readable, or no ``gguf`` package to read it; an unknown dtype or head, both
+            ``device`` and ``device_map``, a model type that transformers cannot load without foreign code, or a checkpoint
+            that lacks weights of the model other than a fresh head's.
     """
     import transformers
+    from transformers.utils.hub import extract_commit_hash
 
     adapter = adapter_base(name_or_path)
     if adapter is not None:
@@ -99,6 +110,13 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     options: dict[str, Any] = {"dtype": DTYPES[dtype], "output_loading_info": True}
+    gguf = gguf_path(name_or_path, revision)
+    stored = "" if gguf is None else stored_types(gguf)
+    if gguf is not None and quantize != "none":
+        raise ValueError(
+            f"quantize={quantize!r} does not go with the gguf file {str(name_or_path)!r}: leave it out, or give the directory "
+            "to which the dequantised model was saved"
+        )
     if quantize != "none":
         options["quantization_config"] = quantization_config(quantize, DTYPES[dtype])
         device_map, device = device_map or str(device or "cpu"), None  # quantised layers cannot be moved afterwards
@@ -112,6 +130,11 @@ def load_model(
     fresh = kind == "classifier" != kind_of_config(config)
     if fresh and num_labels is not None:
         options["num_labels"] = num_labels
+    if gguf is not None:  # parsing its tokenizer again takes seconds, so the config is passed on
+        config.num_labels = options.pop("num_labels", config.num_labels)
+        options["config"] = config
+        if hasattr(transformers, "GgufConfig"):  # of versions that may leave weights packed
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with seeded(seed) if fresh else nullcontext():
         model, info = _load(auto_class(kind), "model", name_or_path, revision, options | code)
     missing = set(info["missing_keys"])
@@ -128,7 +151,56 @@ def load_model(
             f"checkpoint {str(name_or_path)!r} lacks {len(missing)} weights of {type(model).__name__}, "
             f"the first being {min(missing)!r}; it was saved from {', '.join(config.architectures or ['another class'])}"
         )
+    if gguf is not None:
+        if hasattr(model, "hf_quantizer"):  # nothing is quantised any more, and a model marked so cannot be saved
+            model.hf_quantizer.remove_quantization_config(model)
+        local = Path(name_or_path).expanduser().is_file()
+        model.config._name_or_path = str(gguf if local else name_or_path)
+        model.config._commit_hash = None if local else extract_commit_hash(str(gguf), None)
+        model.config.architectures = [type(model).__name__]
+        logger.warning("%s: dequantised from %s to %s", name_or_path, stored, str(DTYPES[dtype]).removeprefix("torch."))
     return (model if device is None else model.to(device)).eval()
+
+
+def gguf_path(name_or_path: str | Path, revision: str | None = None) -> Path | None:
+    """The file of a model in the gguf format, fetched where the hub's ``owner/name/file.gguf`` is given; None for others.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it is neither in the local cache nor to be fetched.
+        ValueError: the ``gguf`` package is not installed.
+    """
+    source = str(name_or_path)
+    path = Path(source).expanduser()
+    if path.suffix != GGUF or path.is_dir():
+        return None
+    if find_spec("gguf") is None:
+        raise ValueError(f"reading {source!r} needs gguf, which is not installed: pip install 'l2l[gguf]'")
+    if path.is_file():
+        return path
+    owner, name, file = (*source.split("/", 2), "", "")[:3]
+    if _is_path(name_or_path) or not file:
+        raise FileNotFoundError(f"no file {source!r}; give an existing file, or owner/name/file.gguf of the hub")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(f"{owner}/{name}", file, revision=revision))
+    except OSError as error:
+        raise _absent("gguf file", source, f"{owner}/{name} {file}", revision, error) from error
+
+
+def stored_types(path: Path) -> str:
+    """The types in which a gguf file stores its weights, those of most coordinates first: ``Q4_1, Q8_0``. ValueError where
+    the file is not readable to its end."""
+    from gguf import GGUFReader
+
+    coordinates: Counter[str] = Counter()
+    try:
+        for tensor in GGUFReader(path).tensors:
+            coordinates[tensor.tensor_type.name] += int(tensor.n_elements)
+    except Exception as error:  # its parser takes whatever bytes it finds for lengths, types and text
+        raise ValueError(f"{str(path)!r} is no whole gguf file ({_one_line(error)}): fetch it again") from error
+    packed = [name for name, _ in coordinates.most_common() if name not in ("F32", "F16", "BF16")]
+    return ", ".join(packed or coordinates)
 
 
 def load_tokenizer(
@@ -172,29 +244,56 @@ def context_length(model: "PreTrainedModel", asked: int | None = None) -> int:
 def _load(auto: Any, what: str, name_or_path: str | Path, revision: str | None, options: dict[str, Any]) -> Any:
     """``auto.from_pretrained`` with one-line errors."""
     source = str(name_or_path)
-    path = Path(source).expanduser()
+    path, gguf = Path(source).expanduser(), gguf_path(name_or_path, revision)
     if source == EMBEDDED:
         source = str(_EMBEDDED_DIR)
+    elif gguf is not None:
+        source, revision, options = str(gguf.parent), None, options | {"gguf_file": gguf.name}
     elif path.is_dir():
         if not (path / "config.json").is_file() and not (path / CONFIG).is_file():
             raise FileNotFoundError(f"directory {source!r} has no config.json; give a directory saved by save_pretrained")
         source = str(path)
-    elif isinstance(name_or_path, Path) or source.startswith((".", "~", os.sep)) or source.count("/") > 1:
+    elif _is_path(name_or_path) or source.count("/") > 1:
         raise FileNotFoundError(f"no directory {source!r}; give an existing directory or an id of the hub (owner/name)")
+    malformed: tuple[type[Exception], ...] = (ValueError, ImportError, SafetensorError)
+    if gguf is not None:  # an architecture without a mapping, metadata that lack a key, tensors of other shapes
+        malformed += (NotImplementedError, KeyError, RuntimeError)
     try:
         return auto.from_pretrained(source, revision=revision, **options)
     except OSError as error:
         if Path(source).is_dir():
             raise FileNotFoundError(f"cannot read the {what} in directory {source!r}: {_one_line(error)}") from error
-        at = f" at revision {revision!r}" if revision else ""
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        pinned = f" --revision {revision}" if revision else ""
-        raise FileNotFoundError(
-            f"{what} {source!r}{at} is neither in the local cache nor can it be fetched{offline}: {_one_line(error)}; "
-            f"run `hf download {source}{pinned}` where there is a network, or give a directory"
-        ) from error
-    except (ValueError, ImportError, SafetensorError) as error:
+        raise _absent(what, source, source, revision, error) from error
+    except malformed as error:
         raise ValueError(f"cannot load the {what} {str(name_or_path)!r}: {_one_line(error)}") from error
+
+
+@contextmanager
+def loading_bar(visible: bool) -> Iterator[None]:
+    """Whether transformers shows how far it is in reading a checkpoint, on a terminal, while the block runs."""
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled()
+    (bars.enable_progress_bar if visible and shown and sys.stderr.isatty() else bars.disable_progress_bar)()
+    try:
+        yield
+    finally:
+        (bars.enable_progress_bar if shown else bars.disable_progress_bar)()
+
+
+def _is_path(name_or_path: str | Path) -> bool:
+    """Whether it can be nothing on the hub."""
+    return isinstance(name_or_path, Path) or name_or_path.startswith((".", "~", os.sep))
+
+
+def _absent(what: str, source: str, download: str, revision: str | None, error: Exception) -> FileNotFoundError:
+    """The error for what is neither here nor on the hub."""
+    at, pinned = (f" at revision {revision!r}", f" --revision {revision}") if revision else ("", "")
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+    return FileNotFoundError(
+        f"{what} {source!r}{at} is neither in the local cache nor can it be fetched{offline}: {_one_line(error)}; "
+        f"run `hf download {download}{pinned}` where there is a network, or give a directory"
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -3,10 +3,11 @@
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TypeAlias
+from threading import Event, Thread
+from typing import Any, TypeAlias, final
 
 from l2l.report.run_directory import write_whole
 
@@ -27,21 +28,100 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
+Advance: TypeAlias = Callable[..., None]
+"""``advance(amount=1, note="")``: so much of a phase was done; the note stands beside its bar."""
+
+
+@final
+class Bars:
+    """Progress bars: one per phase while it lasts, with its own estimate of the time left, below one of the whole.
+
+    ``with Bars("sst2", total) as bars, bars.phase("train", steps, cost) as advance: advance()``
+
+    Args:
+        label: of the whole; empty: phases alone are shown, and stay.
+        total: cost of all phases, in any unit.
+        done: of it, before; an interrupted run goes on.
+        visible: False shows nothing.
+    """
+
+    def __init__(self, label: str = "", total: float = 0.0, done: float = 0.0, visible: bool = True) -> None:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}")
+        self._bars = Progress(*columns, TimeRemainingColumn(), disable=not visible)
+        self._whole = self._add(label, total, done) if label else None
+
+    def _add(self, name: str, total: float, done: float) -> Any:
+        return self._bars.add_task(name, total=total, completed=done, note="")  # pyright: ignore[reportArgumentType]  # any number
+
+    def __enter__(self) -> "Bars":
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is None and self._whole is not None:  # phases that were not needed are done, too
+            self._bars.update(self._whole, completed=self._bars.tasks[0].total)
+        self._bars.stop()
+
+    @contextmanager
+    def phase(self, name: str, total: float, cost: float = 1.0, done: float = 0.0) -> Iterator[Advance]:
+        """The bar of a phase of ``total`` units, ``done`` of them before; each costs ``cost`` of the whole. When the phase
+        ends, however far it came, the whole stands where it was expected then. Phases may be nested."""
+        task, whole = self._add(name, total, done), self._whole
+        left = cost * (total - done)
+
+        def advance(amount: float = 1.0, note: str = "") -> None:
+            nonlocal left
+            left -= cost * amount
+            self._bars.update(task, advance=amount, note=note)
+            if whole is not None:
+                self._bars.update(whole, advance=cost * amount)
+
+        yield advance
+        if whole is not None:
+            self._bars.update(whole, advance=left)
+            self._bars.remove_task(task)
+
+    def speed(self) -> float | None:
+        """Units of the phase at work per second; None where it is not known yet."""
+        return self._bars.tasks[-1].speed
+
+
 @contextmanager
 def progress_bar(label: str, total: int, done: int = 0, visible: bool = True) -> Iterator[Callable[[float], None]]:
     """A bar over ``total`` steps, ``done`` of them before; yields a function to call with the loss after each step."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    count = done
+    with Bars(visible=visible) as bars, bars.phase(label, total, done=done) as advance:
 
-    loss, rate = TextColumn("loss {task.fields[loss]:.4f}"), TextColumn("{task.fields[rate]}")
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), loss, rate, TimeRemainingColumn()
-    with Progress(*columns, disable=not visible, transient=False) as bar:
-        task = bar.add_task(label, total=total, completed=done, loss=float("nan"), rate="")
+        def step(loss: float) -> None:
+            nonlocal count
+            count, speed = count + 1, bars.speed()
+            advance(1, f"{count}/{total} loss {loss:.4f}" + ("" if speed is None else f" {speed:.1f} steps/s"))
 
-        def advance(loss: float) -> None:
-            speed = bar.tasks[task].speed
-            bar.update(task, advance=1, loss=loss, rate="" if speed is None else f"{speed:.1f} steps/s")
+        yield step
 
-        yield advance
+
+@contextmanager
+def growing(folder: Path, advance: Advance) -> Iterator[None]:
+    """Advance by the bytes that files below ``folder`` gain while the block runs."""
+    ended = Event()
+
+    def watch() -> None:
+        seen = 0
+        while not ended.wait(0.5):
+            with suppress(OSError):  # a file was renamed meanwhile
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                advance(size - seen, f"{size / 1e6:,.0f} MB")
+                seen = size
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:

@@ -1,7 +1,7 @@
 """Loss and metric of a model on the rows of a task, by scored options or greedily generated answers."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -57,7 +57,7 @@ def evaluate(
     rows: Sequence[Row],
     batch_size: int = 32,
     max_length: int | None = None,
-    progress: bool = False,
+    advance: Callable[[int], None] | None = None,
     grouping: Grouping | None = None,
     calibrate: bool = False,
     max_new_tokens: int = 50,
@@ -72,7 +72,8 @@ def evaluate(
         task, rows: the task and at least one row of it.
         batch_size: examples per forward pass; each brings its options.
         max_length: most tokens of prompt and option; ``None`` takes the model's context, at most 2048.
-        progress: show a bar.
+        advance: called with the number of rows after each batch that was scored, and after each whose answers were
+            generated.
         grouping: says how long a row may be in which options share their prompt. ``None`` asks the model, where some
             example has options for it; a caller that evaluates often gives what it found once. Batches are fed whole.
         calibrate: choose the option whose log-probability rises most over that after the task's context-less prompt
@@ -87,22 +88,22 @@ def evaluate(
         raise ValueError(f"task {task.name!r}: no rows to evaluate on")
     bare = without_context(task) if calibrate else None
     limit, encoder = context_length(model, max_length), encoder_for(model)
-    score = partial(_score_options, model, encoder.pad_id(tokenizer), batch_size, progress)
+    score = partial(_score_options, model, encoder.pad_id(tokenizer), batch_size)
     was_training = model.training
     model.eval()
     try:
         encoded = encoder.encode(task, rows, tokenizer, limit)
         sharing = _sharing(model, encoded) if grouping is None else replace(grouping, groups=1)
-        loss, chosen, sums = score(task, encoded, sharing)
+        loss, chosen, sums = score(advance, task, encoded, sharing)
         if bare is not None:
             alone = encoder.encode(bare, rows, tokenizer, limit)
             distinct = list(dict.fromkeys(alone))  # many rows share a context-less prompt
-            without = dict(zip(distinct, score(bare, distinct, _sharing(model, distinct))[2], strict=True))
+            without = dict(zip(distinct, score(None, bare, distinct, _sharing(model, distinct))[2], strict=True))
             chosen = [calibrated_choice(whole, without[one]) for whole, one in zip(sums, alone, strict=True)]
         examples = [task.example(row) for row in rows] if task.metric == "f1" or task.official else []
         if task.metric == "f1":
             prompts = [example.prompt for example in examples]
-            texts = generate(model, tokenizer, prompts, limit, max_new_tokens, batch_size)
+            texts = generate(model, tokenizer, prompts, limit, max_new_tokens, batch_size, advance)
             value, _ = answer_scores(texts, [example.answers for example in examples])
             rowwise = [answer_scores([t], [e.answers])[0] for t, e in zip(texts, examples, strict=True)]
         else:
@@ -113,6 +114,11 @@ def evaluate(
         model.train(was_training)
     official = {} if task.official is None else task.official(rows, texts)
     return Scores(loss, task.metric, value, len(rows), official, tuple(rowwise))
+
+
+def visits(task: Task, rows: Sequence[Row]) -> int:
+    """How many rows :func:`evaluate` reports to ``advance``, without those of a calibration."""
+    return len(rows) * (2 if task.metric == "f1" else 1)
 
 
 def _sharing(model: "PreTrainedModel", encoded: list[Encoded]) -> Grouping:
@@ -127,20 +133,18 @@ def _score_options(
     model: "PreTrainedModel",
     pad_id: int,
     batch_size: int,
-    progress: bool,
+    advance: Callable[[int], None] | None,
     task: Task,
     encoded: list[Encoded],
     grouping: Grouping,
 ) -> tuple[float, list[int], list[list[float]]]:
     """Mean loss; the best scored option of each example; the log-probabilities of each example's options, in nats."""
-    from tqdm import tqdm
-
     # Long examples first: memory runs out at once or not at all, and like lengths share a batch.
     order = sorted(range(len(encoded)), key=lambda index: -max(len(option.ids) for option in encoded[index].options))
     chosen = [0] * len(encoded)
     sums: list[list[float]] = [[]] * len(encoded)
     total, weight = 0.0, 0
-    for start in tqdm(range(0, len(order), batch_size), desc=task.name, disable=not progress):
+    for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         batch = collate([encoded[index] for index in indices], "classification", pad_id, model.device, grouping)
         logprobs = token_logprobs(model, batch, batch.parts)
@@ -153,6 +157,8 @@ def _score_options(
         for index, choice in zip(indices, predictions(scores, batch).tolist(), strict=True):
             chosen[index] = choice
             sums[index], values = values[: len(encoded[index].options)], values[len(encoded[index].options) :]
+        if advance is not None:
+            advance(len(indices))
     return total / weight, chosen, sums
 
 
@@ -194,12 +200,14 @@ def generate(
     max_length: int,
     max_new_tokens: int = 50,
     batch_size: int = 32,
+    advance: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Continue each prompt greedily until the first newline, the end-of-text token, or ``max_new_tokens``.
 
     A prompt keeps its last ``max_length - max_new_tokens`` tokens (and its leading BOS), so that prompt and answer
     fit into ``max_length``. An encoder-decoder is fed the prompt as the tokenizer frames a text, and answers in rows of
-    their own. Returns the answers, in order, without the newline and outer white space.
+    their own. Returns the answers, in order, without the newline and outer white space. ``advance`` is called with the number
+    of prompts after each batch.
 
     Raises:
         ValueError: ``max_length`` leaves no room for a prompt, or the model cannot generate.
@@ -250,6 +258,8 @@ def generate(
         batch = tokenizer.batch_decode(output[:, given:], skip_special_tokens=True)
         for index, text in zip(chosen, batch, strict=True):
             texts[index] = text.split("\n")[0].strip()
+        if advance is not None:
+            advance(len(chosen))
     return texts
 
 

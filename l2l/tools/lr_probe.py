@@ -59,7 +59,7 @@ class ProbeConfig:
     """Recommend a learning rate and an epsilon from a few dozen probes of the loss; nothing is trained."""
 
     model: str = "l2l/tiny"
-    """``l2l/tiny`` (embedded), a directory, or a hub id."""
+    """``l2l/tiny`` (embedded), a directory, a gguf file, or an id of the hub (of a gguf file ``owner/name/file.gguf``)."""
     task: str = "world_topic"
     """Name of a task; `l2l tasks list` shows them."""
     method: str = "mezo"

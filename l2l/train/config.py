@@ -44,6 +44,10 @@ KNOWN: dict[str, KnownValues] = {
 """By scheme. Ranges of full, lora and prefix: Malladi et al. 2023, arXiv:2305.17333; of prompt: Zhang et al. 2024,
 arXiv:2402.11592. None is published for ia3 and head."""
 
+STEPS = 2000
+"""Steps of a run that neither passes nor seconds end."""
+DEV_ROWS, TEST_ROWS, EVAL_EVERY = 200, 500, 500
+"""Rows to evaluate on, and steps between evaluations, where the configuration leaves them open and the run is long enough."""
 MARGIN = 30.0
 """Factor by which a value may lie outside the known range without a warning."""
 _LARGE, _SMALL = 10**9, 10**6
@@ -76,7 +80,7 @@ class FineTuneConfig:
     """Fine-tune a model on a task with forward passes only."""
 
     model: str = "l2l/tiny"
-    """``l2l/tiny`` (embedded), a directory, or a hub id."""
+    """``l2l/tiny`` (embedded), a directory, a gguf file, or an id of the hub (of a gguf file ``owner/name/file.gguf``)."""
     task: str = "world_topic"
     """Name of a task; `l2l tasks list` shows them."""
     method: str = "mezo"
@@ -93,12 +97,13 @@ class FineTuneConfig:
     """Directory for the run's files. The same command again continues an interrupted run."""
     data_dir: str | None = None
     """Holds ``<task>/{train,validation}.jsonl``; without it rows come from the hub. Embedded tasks need neither."""
-    steps: int = 2000
-    """Number of steps, each of two forward passes per direction; searches and curvature measurements need further ones."""
+    steps: int | None = None
+    """Most steps, each of two forward passes per direction; searches and curvature measurements need further ones. None:
+    as many as ``max_passes`` and ``max_seconds`` allow, 2000 where neither is given."""
     max_passes: int | None = None
-    """Stop when this many forward passes are spent, whatever the number of steps: for comparisons at equal passes."""
+    """Stop after the step that spends this many forward passes: for comparisons at equal passes."""
     max_seconds: float | None = None
-    """Stop when this many seconds of training are spent, evaluations apart: for comparisons at equal time."""
+    """Stop after the step that spends this many seconds of training, evaluations apart: for comparisons at equal time."""
     lr: LearningRate | None = None
     """Learning rate; None: the method's where its steps have a length of their own (``rsgn``: 1), else the scheme's, 1e-6 for
     ``full`` and 5e-5 for ``lora``. Full fine-tuning of large models: 1e-7 to
@@ -149,12 +154,13 @@ class FineTuneConfig:
     """Fixes data order and every direction."""
     train_size: int = 1000
     """Rows to train on."""
-    dev_size: int = 200
-    """Rows, split off the train rows, by which the best step is chosen."""
-    test_size: int = 500
-    """Rows of the validation split to report on."""
-    eval_every: int = 500
-    """Steps between evaluations on dev."""
+    dev_size: int | None = None
+    """Rows, split off the train rows, by which the best step is chosen. None: 200, or as many as keep all evaluations within a
+    third of the run, by the tokens that it feeds; at least 32."""
+    test_size: int | None = None
+    """Rows of the validation split to report on, and of the train rows. None: 500, or fewer, as with ``dev_size``."""
+    eval_every: int | None = None
+    """Steps between evaluations on dev. None: 500; a quarter of the steps expected in ``max_seconds`` where that is less."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 10
@@ -195,7 +201,7 @@ class FineTuneConfig:
     overwrite: bool = False
     """Remove what an earlier run left in ``out``."""
     progress: bool = True
-    """Show a progress bar."""
+    """Show progress bars: of each phase, and of the whole run."""
 
     def __post_init__(self) -> None:
         check_scheme(self.scheme, self.scheme_args)
@@ -212,14 +218,17 @@ class FineTuneConfig:
             check_lr(lr=lr)
         else:
             check_positive(lr=lr)  # a schedule may pass through 0; a run at 0 would train nothing
+        if self.steps is None and self.max_passes is None and self.max_seconds is None:
+            object.__setattr__(self, "steps", STEPS)
         optional = {name: getattr(self, name) for name in ("step_fraction", "max_seconds") if getattr(self, name) is not None}
         check_positive(epsilon=epsilon, **optional)
         check_schedule(self.schedule, self.schedule_end)
         for name, allowed in (("perturb", get_args(PerturbMode)), ("update", get_args(Update))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
-        counts = "steps batch_size train_size dev_size test_size eval_every checkpoint_every log_every curvature_every"
-        optional = [name for name in ("length_groups", "max_passes") if getattr(self, name) is not None]
+        counts = "batch_size train_size checkpoint_every log_every curvature_every"
+        optional = ["length_groups", "steps", "max_passes", "dev_size", "test_size", "eval_every"]
+        optional = [name for name in optional if getattr(self, name) is not None]
         check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", *optional)})
         check_objective(self.objective, self.micro_batch, self.batch_size)
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 from l2l.methods.base import check_counts
 from l2l.models import Head, compile_decoder
 from l2l.models.load import Quantize, load_model, load_tokenizer
-from l2l.report.console import print_table
+from l2l.report.console import Bars, print_table
 from l2l.report.run_directory import RunDirectory
 from l2l.tasks import get_task, load_splits
-from l2l.tasks.evaluate import evaluate
+from l2l.tasks.evaluate import evaluate, visits
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Any]:
         compile_decoder(model)
     tokenizer = load_tokenizer(config.model, config.revision, trust_remote_code=config.trust_remote_code)
     rows, limits = splits.dev if is_dev else splits.test, (config.batch_size, config.max_length)
-    scores = evaluate(model, tokenizer, task, rows, *limits, progress=config.progress, calibrate=config.calibrate)
+    with Bars(visible=config.progress) as bars, bars.phase(f"evaluate {task.name}", visits(task, rows)) as advance:
+        scores = evaluate(model, tokenizer, task, rows, *limits, advance, calibrate=config.calibrate)
     found = {"task": task.label, "split": config.split, "rows": scores.n, "loss": scores.loss}
     found |= {scores.metric: scores.value, "interval": list(scores.interval)}
     found |= {f"official_{name}": value for name, value in scores.official.items()}

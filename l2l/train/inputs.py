@@ -3,10 +3,10 @@
 Which examples a step gets is a pure function of (rows, batch size, seed, step), so that resuming needs no state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
@@ -14,11 +14,11 @@ import torch
 from l2l.estimators import Closure, MicroBatched
 from l2l.methods.base import FirstOrder
 from l2l.models.batching import Grouping
-from l2l.models.load import load_model, load_tokenizer
+from l2l.models.load import load_model, load_tokenizer, loading_bar
 from l2l.tasks import BatchLogits, Row, Splits, Task, batch_loss, get_task, load_splits
 from l2l.tasks.encode import Batch, Encoded, Form, collate
 from l2l.tasks.evaluate import Scores, evaluate
-from l2l.train.config import FineTuneConfig
+from l2l.train.config import DEV_ROWS, TEST_ROWS, FineTuneConfig
 from l2l.train.objectives import LOSS, Objective, find_objective
 
 if TYPE_CHECKING:
@@ -38,16 +38,20 @@ class RunInputs:
     tokenizer: "PreTrainedTokenizerBase"
     task: Task
     splits: Splits
+    reported: int
+    """Most train rows on which losses are reported: as many as test rows were asked for."""
 
     @property
     def reported_train(self) -> list[Row]:
-        """The train rows on which losses are reported: at most as many as there are test rows."""
-        return self.splits.train[: self.config.test_size]
+        """The train rows on which losses are reported."""
+        return self.splits.train[: self.reported]
 
-    def score(self, rows: Sequence[Row], grouping: Grouping, task: Task | None = None) -> Scores:
-        """Loss and metric of the model on rows of the run's task, or of ``task``."""
-        limits = {"max_length": self.config.max_length, "max_new_tokens": self.config.max_new_tokens}
-        return evaluate(self.model, self.tokenizer, task or self.task, rows, grouping=grouping, **limits)
+    def score(
+        self, rows: Sequence[Row], grouping: Grouping, task: Task | None = None, advance: Callable[[int], None] | None = None
+    ) -> Scores:
+        """Loss and metric of the model on rows of the run's task, or of ``task``; see :func:`l2l.tasks.evaluate.evaluate`."""
+        limits: dict[str, Any] = {"max_length": self.config.max_length, "max_new_tokens": self.config.max_new_tokens}
+        return evaluate(self.model, self.tokenizer, task or self.task, rows, grouping=grouping, advance=advance, **limits)
 
 
 def load_run_inputs(
@@ -59,17 +63,19 @@ def load_run_inputs(
         ValueError, FileNotFoundError: one of them cannot be loaded; the message says which.
     """
     task = get_task(config.task)
-    splits = load_splits(task, config.data_dir, config.train_size, config.dev_size, config.test_size, config.seed)
+    dev, test = config.dev_size or DEV_ROWS, config.test_size or TEST_ROWS
+    splits = load_splits(task, config.data_dir, config.train_size, dev, test, config.seed)
     if model is None:
         labels = len(task.example(splits.train[0]).options)
         names = "dtype device device_map revision head attn_implementation trust_remote_code seed quantize"
         options = {name: getattr(config, name) for name in names.split()}
-        model = load_model(config.model, num_labels=labels, **options)
+        with loading_bar(config.progress):
+            model = load_model(config.model, num_labels=labels, **options)
     if tokenizer is None:
         source = model.config._name_or_path or config.model
         tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
     model.eval()
-    return RunInputs(config, model, tokenizer, task, splits)
+    return RunInputs(config, model, tokenizer, task, splits, test)
 
 
 @lru_cache(maxsize=8)

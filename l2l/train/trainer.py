@@ -8,18 +8,20 @@ import hashlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
+from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from statistics import mean
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from l2l.aliases import renamed
-from l2l.costs import Expectation, expect
+from l2l.costs import EvaluationPlan, Expectation, evaluated_rows, expect
 from l2l.estimators import finite_loss
 from l2l.methods.base import FirstOrder
 from l2l.methods.learned import Learned
@@ -28,15 +30,16 @@ from l2l.models import Grouping, compile_decoder
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, model_identity
 from l2l.models.schemes import ADAPTERS, AdapterBase, apply_scheme, save_adapter
 from l2l.optim import ZOOptimizer, schedule_factor
-from l2l.report.console import plot_panels, print_table, progress_bar, quiet_lightning, smooth
+from l2l.report.console import Bars, growing, plot_panels, print_table, quiet_lightning, smooth
 from l2l.report.memory import PeakMemory
 from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_metrics, read_tensors, write_tensors
-from l2l.tasks import Row, format_interval
+from l2l.tasks import format_interval
 from l2l.tasks.encode import collate, encoder_for
-from l2l.tasks.evaluate import Scores
+from l2l.tasks.evaluate import Scores, visits
 from l2l.train.baselines import Baseline, baseline_names, build_baseline
-from l2l.train.config import FineTuneConfig, doubts
+from l2l.train.config import EVAL_EVERY, FineTuneConfig, doubts
 from l2l.train.inputs import Batcher, Closures, RunInputs, load_run_inputs, make_closures
+from l2l.train.objectives import LOSS
 from l2l.train.runlog import RunLog
 from l2l.tuners import Level, Tuner, compare
 
@@ -50,6 +53,8 @@ COLUMNS = ("train_loss", "projected_gradient", "lr", "curvature", "passes", "sec
 """Of metrics.csv, beside the step."""
 SAMPLED = 32
 """Batches whose shapes predict a run's time and memory."""
+EVALUATIONS = 4
+"""On dev, at least so many within ``max_seconds``."""
 EVALUATED = 32
 """Examples per forward pass of an evaluation."""
 WORTH_MEASURING = 50
@@ -151,7 +156,10 @@ def prepare_fine_tuning(
     inputs = replace(inputs, model=model)
     bound = fitting_tuner(tuner or config.tuner, model, config.scheme, config.match, config.progress)
     assert config.lr is not None and config.epsilon is not None, "the configuration has set them"
-    built = build_method(method or config.method, config.epsilon, config.method_args, bound, model, config.steps)
+    given = method or config.method, config.epsilon, config.method_args, bound, model
+    built = build_method(*given, config.steps)
+    if config.steps is None and config.max_passes is not None:  # a method that plans ahead plans for the passes
+        built = build_method(*given, ceil(config.max_passes / built.passes))
     if not isinstance(built, FirstOrder):
         # Learning rates of normalized steps are of another size, for which no range is known.
         lr = "auto" if built.step_is_normalized else config.lr
@@ -241,22 +249,29 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
     """Train, evaluate and write. An interrupted run continues from its checkpoint and ends with the same weights."""
     config, expected = context.config, _expected_costs(context)
     if config.progress:
-        print(expected.line(config.steps))
-    session = Session(context, folder.create())
-    with closing(session), PeakMemory(context.model.device) as peak:
-        session.begin()
-        bar = progress_bar(f"{config.task} {config.method}", config.steps, session.progress.step, config.progress)
-        with bar as advance, context.optimizer.theta.fused_steps():
-            if config.loop == "lightning":
-                _run_lightning(session, advance)
-            else:
-                while not session.done:
-                    advance(session.step(context.optimizer))
-    done, splits, optimizer = session.progress, context.splits, context.optimizer
-    last = session.score(context.reported_train), session.score(splits.test)
-    optimizer.theta.assign(read_tensors(folder.path / "best.pt"))
-    best = session.score(splits.dev), session.score(splits.test)
+        print(expected.line(config.steps, config.max_passes, config.max_seconds))
+    context, plan = plan_evaluations(context, expected, folder)
+    session = Session(context, plan, folder.create())
+    with session.bars, closing(session):
+        with PeakMemory(context.model.device) as peak:
+            session.begin()
+            with session.training() as advance, context.optimizer.theta.fused_steps():
+                if config.loop == "lightning":
+                    _run_lightning(session, advance)
+                else:
+                    while not session.done:
+                        advance(session.step(context.optimizer))
+        done, optimizer = session.progress, context.optimizer
+        last = session.score("train"), session.score("test")
+        optimizer.theta.assign(read_tensors(folder.path / "best.pt"))
+        last_is_best = done.best_step == done.step - 1
+        best = session.score("dev"), last[1] if last_is_best else session.score("test")
+        if config.save_model:
+            size = sum(tensor.nbytes for tensor in context.model.parameters())
+            with session.bars.phase("save", size, 0.0) as advance, growing(folder.path / "model", advance):
+                save_run_model(context, folder.path / "model")
     figures = {"scheme": config.scheme, "lr": config.lr, "epsilon": config.epsilon, "steps": done.step, "passes": done.passes}
+    figures |= {"cache_seconds": 0.0, "evaluate_seconds": round(done.evaluate_seconds, 2)}
     figures |= {
         "estimate": {"peak_bytes": expected.peak_bytes, "seconds_per_step": expected.seconds_per_step},
         "measured": {"peak_bytes": peak.bytes, "seconds_per_step": done.seconds / max(done.step, 1)},
@@ -264,22 +279,67 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
         "objective": {"name": config.objective, "best_dev": done.best_dev_loss},
     }
     figures |= {"blocks": len(optimizer.blocks), "trained_parameters": optimizer.blocks.numel}
-    figures |= {"perturb": optimizer.theta.mode, "update": optimizer.theta.update}
+    figures |= {"perturb": optimizer.theta.mode, "update": optimizer.theta.update, "evaluations": vars(plan)}
     summary = _summary(context, last, best, done.best_step, done.seconds, peak.bytes, figures)
-    if config.save_model:
-        model, target = context.model, folder.path / "model"
-        if config.scheme in ADAPTERS:
-            source = model_identity(model)
-            base = Path(source.id)  # absolute: the adapter will be loaded from other working directories
-            local = source.id and source.id != EMBEDDED and base.is_dir()
-            save_adapter(model, target, AdapterBase(str(base.resolve()) if local else source.id, source.revision))
-        else:
-            model.save_pretrained(target)
-        context.tokenizer.save_pretrained(target)
     draw_curves(folder.path, config.objective)
     folder.finish(summary)
     (folder.path / "best.pt").unlink()  # last: until the run is finished it can be continued
     return FineTuneResult(context.model, summary, folder.path)
+
+
+def save_run_model(context: RunContext, target: Path) -> None:
+    """Save the model, or its adapter with the name of its base, and the tokenizer."""
+    model = context.model
+    if context.config.scheme in ADAPTERS:
+        source = model_identity(model)
+        base = Path(source.id)  # absolute: the adapter will be loaded from other working directories
+        local = source.id and source.id != EMBEDDED and base.exists()
+        save_adapter(model, target, AdapterBase(str(base.resolve()) if local else source.id, source.revision))
+    else:
+        model.save_pretrained(target)
+    context.tokenizer.save_pretrained(target)
+
+
+def plan_evaluations(context: RunContext, expected: Expectation, folder: RunDirectory) -> tuple[RunContext, EvaluationPlan]:
+    """The run with the rows that its evaluations take; says in a line where these are fewer than the configuration allows.
+
+    A run that is continued keeps the plan of its checkpoint: the steps that fit into ``max_seconds`` are a measurement.
+    """
+    config, splits = context.config, context.splits
+    there = {"train": len(context.reported_train), "dev": len(splits.dev), "test": len(splits.test)}
+    saved = read_tensors(folder.checkpoint).get("plan") if folder.resumed else None
+    plan = EvaluationPlan(**saved) if saved else _evaluation_plan(context, expected, there)
+    if fewer := [kind for kind in ("test", "dev") if getattr(plan, kind) < there[kind]]:
+        rows = " and ".join(f"{getattr(plan, kind):,} of {there[kind]:,} {kind} rows" for kind in fewer)
+        options = " and ".join(f"{kind}_size" for kind in fewer)
+        line = f"evaluating {rows}, so that evaluations take at most a third of the run; set {options} to evaluate more"
+        print(line) if config.progress else logger.warning(line)
+    splits = replace(splits, dev=splits.dev[: plan.dev], test=splits.test[: plan.test])
+    return replace(context, splits=splits, reported=plan.train), plan
+
+
+def _evaluation_plan(context: RunContext, expected: Expectation, there: Mapping[str, int]) -> EvaluationPlan:
+    config, batcher = context.config, context.closures.batcher
+    if config.max_seconds is not None:  # a pass on this machine as busy as it is, where the prediction is for an idle one
+        began = time.perf_counter()
+        finite_loss(context.closures.at(0))
+        seconds = expected.passes_per_step * (time.perf_counter() - began)
+        expected = replace(expected, seconds_per_step=max(expected.seconds_per_step or 0.0, seconds))
+    steps = expected.steps(config.steps, config.max_passes, config.max_seconds)
+    most = EVAL_EVERY if config.max_seconds is None else min(EVAL_EVERY, ceil(steps / EVALUATIONS))
+    every = config.eval_every or most
+    # Tokens per row: options of one token share their prompt; answers to be compared are generated as well.
+    scored = mean(sum(map(len, {option.fed for option in example.options})) for example in batcher.examples)
+    gold = mean(len(example.options[example.gold[0]].fed) for example in batcher.examples)
+    row = scored + (gold + config.max_new_tokens if context.task.metric == "f1" else 0)
+    trained = gold if config.objective == LOSS and batcher.form == "lm" else row
+    trained *= steps * expected.passes_per_step * config.batch_size
+    asked = {kind for kind in there if (config.dev_size if kind == "dev" else config.test_size) is not None}
+    times = {"train": 2, "dev": 2 + ceil(steps / every), "test": 2}
+    parameters = sum(parameter.numel() for parameter in context.model.parameters())
+    return EvaluationPlan(
+        **evaluated_rows(there, asked, times, row, trained, parameters), every=every, steps=steps, training=trained / row
+    )
 
 
 def _expected_costs(context: RunContext) -> Expectation:
@@ -288,10 +348,13 @@ def _expected_costs(context: RunContext) -> Expectation:
     longest = sorted(batcher.examples, key=lambda example: -max(len(option.ids) for option in example.options))
     whole = replace(batcher.grouping, groups=1)
     evaluated = collate(longest[:EVALUATED], "classification", batcher.pad_id, grouping=whole)
-    batches = [batcher.at(step) for step in range(0, config.steps, max(1, config.steps // SAMPLED))]
+    steps = config.steps or SAMPLED
+    batches = [batcher.at(step) for step in range(0, steps, max(1, steps // SAMPLED))]
     trained = context.model, optimizer.blocks, optimizer.theta.mode, optimizer.theta.update == "master", optimizer.method
     every = config.curvature_every if config.lr == "auto" else 0
-    return expect(*trained, batches, [evaluated], measure=config.steps >= WORTH_MEASURING, every=every)
+    known = [limit for limit in (config.steps, config.max_passes) if limit is not None]
+    measure = min(known, default=WORTH_MEASURING) >= WORTH_MEASURING
+    return expect(*trained, batches, [evaluated], measure=measure, every=every)
 
 
 @dataclass
@@ -302,6 +365,8 @@ class Progress:
     passes: int = 0
     seconds: float = 0.0
     """Of training and logging; evaluations and checkpoints not included."""
+    evaluate_seconds: float = 0.0
+    """Of evaluations, before, during and after training."""
     best_step: int = -1
     best_dev_loss: float = float("inf")
     """Where another objective than the loss is minimised, that objective on the dev rows."""
@@ -313,8 +378,8 @@ class Progress:
 class Session:
     """Runs steps, evaluates, keeps the best weights, writes checkpoints, and resumes from one exactly."""
 
-    def __init__(self, context: RunContext, folder: RunDirectory) -> None:
-        self.context, self.config, self.folder = context, context.config, folder
+    def __init__(self, context: RunContext, plan: EvaluationPlan, folder: RunDirectory) -> None:
+        self.context, self.config, self.plan, self.folder = context, context.config, plan, folder
         self.progress = Progress()
         self._peak_lr: list[float] = [group["lr"] for group in context.optimizer.param_groups]  # before the schedule
         if folder.resumed:
@@ -338,6 +403,8 @@ class Session:
         }
         self.metrics = MetricsLog(folder.path, COLUMNS, after)
         self.log = RunLog(folder.path, head, after)
+        before = plan.before + min(1.0, self.share) * (plan.training + plan.during) if folder.resumed else 0.0
+        self.bars = Bars(f"{self.config.task} {self.config.method}", plan.whole, before, self.config.progress)
         self._clock = time.perf_counter()
 
     @property
@@ -349,18 +416,30 @@ class Session:
     def share(self) -> float:
         """Share of the run that is done, 0 to 1 and more: of its steps, passes or seconds, whichever is furthest."""
         config, now = self.config, self.progress
-        passes = 0.0 if config.max_passes is None else now.passes / config.max_passes
-        seconds = 0.0 if config.max_seconds is None else now.seconds / config.max_seconds
-        return max(now.step / config.steps, passes, seconds)
+        limits = (now.step, config.steps), (now.passes, config.max_passes), (now.seconds, config.max_seconds)
+        return max(spent / limit for spent, limit in limits if limit is not None)
 
     def begin(self) -> None:
         """Evaluate the untrained model, before the first step."""
         if self.progress.step == 0:
-            scores = self.score(self.context.splits.dev)
+            scores = self.score("dev")
             self._keep_best(scores, -1)
             self.progress.initial_dev_loss = scores.loss
-            self.progress.initial_train_loss = self.score(self.context.reported_train).loss
+            self.progress.initial_train_loss = self.score("train").loss
         self._clock = time.perf_counter()
+
+    @contextmanager
+    def training(self) -> Iterator[Callable[[float], None]]:
+        """The bar of the steps; yields a function to call with each step's loss."""
+        shown = min(1.0, self.share)
+        with self.bars.phase("train", 1.0, self.plan.training, shown) as advance:
+
+            def after(loss: float) -> None:
+                nonlocal shown
+                now, before, shown = self.progress, shown, min(1.0, self.share)
+                advance(shown - before, f"step {now.step} loss {loss:.4f} {now.seconds / now.step:.2g} s/step")
+
+            yield after
 
     def step(self, optimizer: Any) -> float:
         """Take one step, log it, evaluate and save as due. Returns the loss.
@@ -382,11 +461,11 @@ class Session:
         values |= {"passes": now.passes, "seconds": round(now.seconds, 3)}
         if report.curvature is not None:
             values["curvature"] = report.curvature
-        if now.step % self.config.eval_every == 0 or self.done:
-            scores = self.score(self.context.splits.dev)
-            self._clock = time.perf_counter()
+        if now.step % self.plan.every == 0 or self.done:
+            scores = self.score("dev")
             values |= {"dev_loss": scores.loss, "dev_metric": scores.value}
             self._keep_best(scores, step)
+            self._clock = time.perf_counter()
         if "dev_loss" in values or step % self.config.log_every == 0:
             self.metrics.log(step, **values)
         self.log.append(report)
@@ -394,7 +473,7 @@ class Session:
             self._tick()
             self.log.flush()
             state = {"weights": self._weights(), "optimizer": self.context.optimizer.state_dict()}
-            write_tensors(self.folder.checkpoint, state | {"progress": dict(vars(now))})
+            write_tensors(self.folder.checkpoint, state | {"progress": dict(vars(now)), "plan": dict(vars(self.plan))})
             self._clock = time.perf_counter()
         return report.loss
 
@@ -404,17 +483,29 @@ class Session:
         self.progress.seconds += now - self._clock
         self._clock = now
 
-    def score(self, rows: Sequence[Row]) -> Scores:
+    def score(self, kind: Literal["train", "dev", "test"]) -> Scores:
         """Loss and metric with the current, unperturbed weights."""
-        self.context.optimizer.theta.restore()
-        return self.context.score(rows, self.context.closures.batcher.grouping)
+        context = self.context
+        rows = context.reported_train if kind == "train" else getattr(context.splits, kind)
+        count = visits(context.task, rows)
+        with self._evaluating(), self.bars.phase(f"evaluate {kind}", count, len(rows) / count) as advance:
+            context.optimizer.theta.restore()
+            return context.score(rows, context.closures.batcher.grouping, advance=advance)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Count the time of the block as evaluation."""
+        began = time.perf_counter()
+        yield
+        self.progress.evaluate_seconds += time.perf_counter() - began
 
     def _keep_best(self, scores: Scores, step: int) -> None:
         """Save the weights if the minimised objective on dev, where ``scores`` were measured, is the lowest so far."""
         if self.config.objective == scores.metric:
             value = -scores.value
         else:
-            objective = self.context.closures.value(self.context.splits.dev)
+            with self._evaluating():
+                objective = self.context.closures.value(self.context.splits.dev)
             value = scores.loss if objective is None else objective
         if value < self.progress.best_dev_loss:
             self.progress.best_dev_loss, self.progress.best_step = value, step
@@ -469,7 +560,8 @@ def _run_lightning(session: Session, advance: Callable[[float], None]) -> None:
 
     with quiet_lightning():
         trainer = lightning.Trainer(
-            max_steps=session.config.steps - session.progress.step,
+            max_steps=-1 if session.config.steps is None else session.config.steps - session.progress.step,
+            max_epochs=-1,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -515,7 +607,8 @@ def run_baseline(baseline: Baseline, inputs: RunInputs, folder: RunDirectory) ->
     with closing(MetricsLog(folder.path, COLUMNS)) as log:
         values = {"train_loss": found.train.loss, "passes": found.passes, "seconds": round(seconds, 3)}
         log.log(0, **values, dev_loss=found.dev.loss, dev_metric=found.dev.value)
-    figures = {"passes": found.passes, "initial_loss": found.initial.loss, "trained_parameters": found.trained}
+    figures = {"train_seconds": 0.0, "evaluate_seconds": round(seconds, 2), "passes": found.passes}
+    figures |= {"initial_loss": found.initial.loss, "trained_parameters": found.trained}
     figures |= {"note": "; ".join(filter(None, (inputs.splits.note, found.note))), "baseline": found.details}
     last, best = (found.train, found.test), (found.dev, found.test)
     summary = _summary(inputs, last, best, -1, seconds, peak.bytes, figures)
@@ -540,12 +633,14 @@ def _summary(
     """
     config, splits, (train, test) = inputs.config, inputs.splits, last
     found = {"task": inputs.task.label, "method": config.method, "scheme": "none", "model": vars(model_identity(inputs.model))}
-    found |= {"lr": None, "epsilon": None, "seed": config.seed, "steps": 0, "passes": 0, "seconds": round(seconds, 2)}
+    found |= {"lr": None, "epsilon": None, "seed": config.seed, "steps": 0, "passes": 0}
+    found |= dict.fromkeys(("seconds", "train_seconds"), round(seconds, 2)) | {"cache_seconds": 0.0}
     found |= {
         "estimate": {"peak_bytes": None, "seconds_per_step": None},
         "measured": {"peak_bytes": peak_bytes, "seconds_per_step": None},
         "initial_loss": None,
         "final_loss": train.loss,
+        "dev_loss": best[0].loss,
         "accuracy": test.value,
         "last": {"train": train.plain(), "test": test.plain()},
         "best": {"step": best_step, "dev": best[0].plain(), "test": best[1].plain()},
@@ -553,7 +648,7 @@ def _summary(
         "rows": {name: len(getattr(splits, name)) for name in ("train", "dev", "test")},
         "note": splits.note,
     }
-    found |= {"blocks": 0, "trained_parameters": 0, "perturb": None, "update": None}
+    found |= {"blocks": 0, "trained_parameters": 0, "perturb": None, "update": None, "evaluations": None}
     return found | {"dtype": str(inputs.model.dtype).removeprefix("torch.")} | figures | {"config": asdict(config)}
 
 
@@ -576,7 +671,8 @@ def fine_tune_command(config: FineTuneConfig) -> None:
     result = start_fine_tuning(config, folder)
     if (summary := result.summary)["note"]:
         print(summary["note"])
-    shown = ("task", "method", "lr", "steps", "passes", "initial_loss", "final_loss", "seconds")
+    shown = ["task", "method", "lr", "steps", "passes", "initial_loss", "final_loss", "dev_loss"]
+    shown += ["train_seconds", "evaluate_seconds"]
     best, test = summary["best"]["step"], summary["best"]["test"]
     figures = {"best step": best, f"test {test['metric']}": format_interval(test["value"], test["interval"])}
     print_table(f"fine-tune: {result.out}", [{name: summary[name] for name in shown} | figures])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from safetensors.torch import load_file
 
 import l2l
 from l2l.methods.mezo import MeZO
+from l2l.train.config import FineTuneConfig
 from l2l.train.evaluate import EvaluateConfig
 from l2l.train.evaluate import run_evaluation as evaluate
+from l2l.train.inputs import RunInputs
+from l2l.train.trainer import prepare_fine_tuning
 
 TASK = "world_topic"
 SMALL: dict[str, Any] = {
@@ -111,6 +115,52 @@ def test_a_run_ends_when_its_forward_passes_are_spent(loop, tmp_path):
     assert [row["passes"] for row in metrics(tmp_path)] == ["2", "4", "6", "8", "10"]
 
 
+@pytest.mark.parametrize("loop", ["bare", "lightning"])
+def test_seconds_alone_end_a_run_and_evaluations_do_not_count(loop, tmp_path):
+    result = fine_tune(tmp_path, steps=None, max_seconds=0.2, eval_every=5, loop=loop)
+    summary, seconds = result.summary, [float(row["seconds"]) for row in metrics(tmp_path)]
+    assert summary["config"]["steps"] is None and summary["steps"] == len(seconds) > 2
+    assert seconds[-2] < 0.2 <= seconds[-1] == pytest.approx(summary["train_seconds"], abs=0.01)
+    assert summary["evaluate_seconds"] > 0 == summary["cache_seconds"]
+    assert summary["dev_loss"] == summary["best"]["dev"]["loss"]
+    assert metrics(tmp_path)[-1]["dev_loss"]
+
+
+def test_passes_alone_end_a_run_and_a_method_with_a_horizon_plans_for_them(tmp_path):
+    tuner = l2l.Tuner.for_model(l2l.load_model("l2l/tiny"))
+    config = FineTuneConfig(**{**SMALL, "method": "learned", "max_passes": 9, "out": str(tmp_path)})
+    context = prepare_fine_tuning(config, tuner=tuner)
+    assert (config.steps, context.optimizer.method.horizon) == (None, 5)
+    result = fine_tune(tmp_path, steps=None, max_passes=9, method="learned", tuner=tuner)
+    assert (result.summary["passes"], result.summary["steps"]) == (10, 5)
+
+
+def test_without_any_limit_a_run_has_2000_steps():
+    assert FineTuneConfig().steps == 2000 == FineTuneConfig(steps=2000, max_seconds=1.0).steps
+
+
+def test_time_of_evaluations_is_counted_apart_and_across_a_resume(tmp_path, monkeypatch):
+    slow = RunInputs.score
+
+    def score(self: RunInputs, *args: Any, **options: Any) -> Any:
+        time.sleep(0.1)
+        return slow(self, *args, **options)
+
+    monkeypatch.setattr(RunInputs, "score", score)
+    with monkeypatch.context() as patch:
+        patch.setattr("l2l.train.trainer.draw_curves", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(tmp_path)
+    summary = fine_tune(tmp_path).summary
+    evaluations = 2 + 2 + 4  # before: dev and train; at steps 3 and 6; and after, of which only the second try counts
+    assert summary["evaluate_seconds"] > 0.1 * evaluations
+    assert summary["train_seconds"] == summary["seconds"] < summary["evaluate_seconds"]
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_the_passes_of_a_search_count(tmp_path):
     args = {"interval": 3, "iterations": 2}
     result = fine_tune(tmp_path, method="dizo", method_args=args, steps=50, max_passes=10)
@@ -182,9 +232,6 @@ def test_a_run_that_fails_while_its_summary_is_written_can_be_continued(done, tm
 
 
 def test_a_broken_checkpoint_is_refused_with_the_way_out(tmp_path, monkeypatch):
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr("l2l.train.trainer.draw_curves", interrupted)
         with pytest.raises(KeyboardInterrupt):

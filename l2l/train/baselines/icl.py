@@ -41,7 +41,7 @@ class InContext(Baseline):
         chosen = splits.train[: self.shots]
         task, fitting = with_demonstrations(inputs.task, chosen, inputs.tokenizer, room)
         # A demonstration's own answer stands in the prompt, so the train figures are those of the rows after them.
-        rest = splits.train[len(chosen) :][: config.test_size] or inputs.reported_train
+        rest = splits.train[len(chosen) :][: inputs.reported] or inputs.reported_train
         train, dev, test = (inputs.score(rows, grouping, task) for rows in (rest, splits.dev, splits.test))
         counts = [fitting(row) for row in splits.test]
         asked, mean = len(chosen), fmean(counts)

@@ -60,7 +60,7 @@ class LinearProbe(Baseline):
             check_positive(strengths=strength)
 
     def measure(self, inputs: RunInputs) -> BaselineScores:
-        splits, size = inputs.splits, inputs.config.test_size
+        splits, size = inputs.splits, inputs.reported
         options = fixed_options(inputs.task, [*splits.train, *splits.dev, *splits.test])
         initial = inputs.score(inputs.reported_train, grouping_of(inputs))
         train, dev, test = (features(inputs, rows) for rows in (splits.train, splits.dev, splits.test))
