@@ -14,6 +14,7 @@ import torch
 from l2l.estimators import Closure, MicroBatched
 from l2l.methods.base import FirstOrder
 from l2l.models.batching import Grouping
+from l2l.models.heads import TokenQuery
 from l2l.models.load import load_model, load_tokenizer
 from l2l.tasks import Row, Splits, Task, batch_loss, get_task, load_splits
 from l2l.tasks.encode import Batch, Encoded, Form, collate
@@ -151,8 +152,7 @@ class Closures:
             return partial(self.objective, self.model, self.tokenizer, [self.rows[i] for i in indices])
         if self.micro_batch is None:
             return partial(batch_loss, self.model, self.batcher.batch(indices), self.batcher.form)
-        starts = range(0, len(indices), self.micro_batch)
-        chunks = [[self.batcher.examples[i] for i in indices[start : start + self.micro_batch]] for start in starts]
+        chunks = self._chunks(indices)
         # The mean of the task's loss is taken over examples, or over tokens of their gold options.
         weights = [
             len(chunk)
@@ -163,11 +163,25 @@ class Closures:
         pairs = zip(chunks, weights, strict=True)
         return MicroBatched(tuple(self._micro_loss(chunk, weight / sum(weights)) for chunk, weight in pairs))
 
-    def _micro_loss(self, examples: Sequence[Encoded], share: float) -> Closure:
+    def _chunks(self, indices: Sequence[int]) -> list[list[Encoded]]:
+        """Examples of each forward pass of a batch."""
+        size = self.micro_batch or len(indices)
+        starts = range(0, len(indices), size)
+        return [[self.batcher.examples[i] for i in indices[start : start + size]] for start in starts]
+
+    def _micro_batch(self, examples: Sequence[Encoded]) -> Batch:
         # The first batch of a batcher of these examples alone holds all of them.
-        batch = replace(self.batcher, examples=examples, batch_size=len(examples)).at(0)
-        loss = partial(batch_loss, self.model, batch, self.batcher.form)
+        return replace(self.batcher, examples=examples, batch_size=len(examples)).at(0)
+
+    def _micro_loss(self, examples: Sequence[Encoded], share: float) -> Closure:
+        loss = partial(batch_loss, self.model, self._micro_batch(examples), self.batcher.form)
         return lambda: share * loss()
+
+    def fed(self, step: int) -> list[TokenQuery]:
+        """What the task's loss on a step's batch feeds the model, pass by pass."""
+        indices = self.batcher.indices(step)
+        batches = [self.batcher.batch(indices)] if self.micro_batch is None else map(self._micro_batch, self._chunks(indices))
+        return [part for batch in batches for part in batch.parts or (batch,)]
 
 
 def make_closures(inputs: RunInputs, method: object, batcher: Batcher) -> Closures:

@@ -9,7 +9,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
 from pathlib import Path
@@ -26,6 +26,7 @@ from l2l.methods.learned import Learned
 from l2l.methods.registry import MethodLike, build_method, method_name
 from l2l.models import Grouping, compile_decoder
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, model_identity
+from l2l.models.prefix import train_only
 from l2l.models.schemes import ADAPTERS, AdapterBase, apply_scheme, save_adapter
 from l2l.optim import ZOOptimizer, schedule_factor
 from l2l.report.console import plot_panels, print_table, progress_bar, quiet_lightning, smooth
@@ -37,6 +38,7 @@ from l2l.tasks.evaluate import Scores
 from l2l.train.baselines import Baseline, baseline_names, build_baseline
 from l2l.train.config import FineTuneConfig, doubts
 from l2l.train.inputs import Batcher, Closures, RunInputs, load_run_inputs, make_closures
+from l2l.train.prefix import FILE, RunPrefix, prepare_prefix
 from l2l.train.runlog import RunLog
 from l2l.tuners import Level, Tuner, compare
 
@@ -73,6 +75,8 @@ class RunContext(RunInputs):
 
     optimizer: ZOOptimizer
     closures: Closures
+    prefix: RunPrefix | None
+    """The cache of hidden states below the lowest trained layer, not yet built."""
 
 
 def fine_tune(
@@ -180,10 +184,10 @@ def prepare_fine_tuning(
         compile_decoder(model)
     closures = make_closures(inputs, built, batcher)
     try:
-        finite_loss(closures.at(0))
+        loss = finite_loss(closures.at(0))
     except FloatingPointError as error:
         raise FloatingPointError(f"step 0, before any update: {error}") from error
-    return RunContext(**vars(inputs), optimizer=optimizer, closures=closures)
+    return RunContext(**vars(inputs), optimizer=optimizer, closures=closures, prefix=prepare_prefix(inputs, closures, loss))
 
 
 def setup_scheme(model: "PreTrainedModel", config: FineTuneConfig) -> "PreTrainedModel":
@@ -192,11 +196,13 @@ def setup_scheme(model: "PreTrainedModel", config: FineTuneConfig) -> "PreTraine
     Raises:
         ValueError: the scheme cannot be applied, or does not go with another field; or no weight is left to train.
     """
-    if config.scheme != "full" and config.sparse_embeddings:
-        raise ValueError(f"sparse_embeddings=True, but scheme {config.scheme!r} trains no word embedding: leave it off")
+    if config.sparse_embeddings and (config.scheme != "full" or config.train_layers != "all"):
+        what = f"scheme {config.scheme!r}" if config.scheme != "full" else f"train_layers={config.train_layers!r}"
+        raise ValueError(f"sparse_embeddings=True, but {what} trains no word embedding: leave it off")
     if config.scheme in ("prefix", "prompt") and config.compile:
         raise ValueError(f"compile=True does not go with scheme {config.scheme!r}: leave it off")
     found = apply_scheme(model, config.scheme, config.scheme_args, config.seed)
+    train_only(found, config.train_layers)
     freeze_matching(found, config.freeze)
     return found
 
@@ -239,11 +245,18 @@ def fitting_tuner(
 
 def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult:
     """Train, evaluate and write. An interrupted run continues from its checkpoint and ends with the same weights."""
-    config, expected = context.config, _expected_costs(context)
+    with nullcontext() if context.prefix is None else context.prefix.cache.attached():
+        return _run(context, folder)
+
+
+def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
+    config, expected, prefix = context.config, _expected_costs(context), context.prefix
     if config.progress:
         print(expected.line(config.steps))
     session = Session(context, folder.create())
     with closing(session), PeakMemory(context.model.device) as peak:
+        if prefix is not None:
+            prefix.build(folder.path, config.progress)
         session.begin()
         bar = progress_bar(f"{config.task} {config.method}", config.steps, session.progress.step, config.progress)
         with bar as advance, context.optimizer.theta.fused_steps():
@@ -265,6 +278,8 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
     }
     figures |= {"blocks": len(optimizer.blocks), "trained_parameters": optimizer.blocks.numel}
     figures |= {"perturb": optimizer.theta.mode, "update": optimizer.theta.update}
+    if prefix is not None:
+        figures |= {"cache_seconds": round(prefix.seconds, 2), "prefix_cache": prefix.figures()}
     summary = _summary(context, last, best, done.best_step, done.seconds, peak.bytes, figures)
     if config.save_model:
         model, target = context.model, folder.path / "model"
@@ -278,6 +293,7 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
         context.tokenizer.save_pretrained(target)
     draw_curves(folder.path, config.objective)
     folder.finish(summary)
+    (folder.path / FILE).unlink(missing_ok=True)
     (folder.path / "best.pt").unlink()  # last: until the run is finished it can be continued
     return FineTuneResult(context.model, summary, folder.path)
 
@@ -554,6 +570,7 @@ def _summary(
         "note": splits.note,
     }
     found |= {"blocks": 0, "trained_parameters": 0, "perturb": None, "update": None}
+    found |= {"cache_seconds": 0.0, "prefix_cache": None}
     return found | {"dtype": str(inputs.model.dtype).removeprefix("torch.")} | figures | {"config": asdict(config)}
 
 
