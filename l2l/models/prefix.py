@@ -8,7 +8,6 @@ The structure is found by running the model on a few tokens and watching: its la
 longest ModuleList, each called once, in order; a parameter belongs to the layer in which it is first read. No names are used.
 """
 
-import errno
 import hashlib
 import json
 import math
@@ -26,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 
-from l2l.models.heads import TokenQuery, decoder_of, forward_inputs
+from l2l.models.heads import TokenQuery, decoder_of, forward_inputs, virtual_tokens
 from l2l.models.kinds import kind_of
 
 TrainLayers: TypeAlias = str | Sequence[int]
@@ -125,6 +124,8 @@ def trace_layers(model: Any) -> LayerTrace:
     layers, name = layer_list(model), type(model).__name__
     if kind_of(model) == "seq2seq" or layers is None:
         raise NoPrefixError(f"{name} has {'two stacks' if layers else 'no list'} of layers")
+    if virtual_tokens(model):
+        raise NoPrefixError(f"the virtual tokens of {name} lie before every layer")
     weight = next(model.parameters())
     places = {id(p): i for i, layer in reversed(list(enumerate(layers))) for p in layer.parameters()}
     watch, called, outputs = _FirstReads(model, places), [], []
@@ -210,7 +211,7 @@ def train_only(model: torch.nn.Module, spec: TrainLayers) -> None:
         if trace.places.get(id(parameter)) not in kept:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"train_layers={spec!r} leaves nothing to train: what the scheme trains lies below these layers")
+        raise ValueError(f"train_layers={spec!r} leaves nothing to train: all that may be trained lies below these layers")
 
 
 # Rows, and what is kept of them.
@@ -421,11 +422,7 @@ def prefix_identity(model: Any, trace: LayerTrace, lowest: int, fills: Sequence[
 def write_rows(
     path: Path, fills: Sequence[Fill], states: Iterable[torch.Tensor], width: int, dtype: torch.dtype, made_from: Mapping[str, str]
 ) -> None:
-    """Write states [tokens, width], given fill by fill, so that no more than those of one fill are in memory.
-
-    Raises:
-        ValueError: the disk is full.
-    """
+    """Write states [tokens, width], given fill by fill, so that no more than those of one fill are in memory."""
     lengths = torch.tensor([length for fill in fills for length in fill.lengths])
     keys = torch.frombuffer(bytearray(b"".join(key for fill in fills for key in fill.keys)), dtype=torch.uint8)
     tokens = int(lengths.sum())
@@ -441,18 +438,10 @@ def write_rows(
         end += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    try:
-        with path.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for part in chain((keys, lengths), states):
-                file.write(part.cpu().reshape(-1).view(torch.uint8).numpy())
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise ValueError(
-            f"the disk is full: the prefix cache takes {end:,} bytes at {path.parent.parent}; free some, choose an --out on "
-            "another disk, or use prefix_cache memory, or off"
-        ) from error
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for part in chain((keys, lengths), states):
+            file.write(part.cpu().reshape(-1).view(torch.uint8).numpy())
 
 
 def read_rows(path: Path, made_from: Mapping[str, str]) -> dict[bytes, torch.Tensor]:

@@ -4,6 +4,7 @@ The rows are those of the first epoch's batches and of the evaluations, computed
 computes the same. A batch that brings another row (laid out in another way, or fed by an objective of the user's) is run whole.
 """
 
+import errno
 import logging
 import math
 import shutil
@@ -83,14 +84,27 @@ class RunPrefix:
         fills = tqdm(self.fills, desc="prefix cache", unit="batch", disable=not progress)
         if self.place == "disk":
             identity = prefix_identity(cache.model, self.trace, cache.lowest, self.fills, self.context)
-            if not target.exists():
-                states = (cache.compute(fill) for fill in fills)
-                write_whole(target, lambda path: write_rows(path, self.fills, states, self.width, self.dtype, identity))
+            states = (cache.compute(fill) for fill in fills)
+            try:
+                if not target.exists():
+                    write_whole(target, lambda path: write_rows(path, self.fills, states, self.width, self.dtype, identity))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise ValueError(
+                    f"the disk of {folder} is full: the prefix cache takes {self.bytes:,} bytes there; make room, or choose an "
+                    "--out on another disk, fewer rows, or prefix_cache memory or off"
+                ) from error
             cache.rows = read_rows(target, identity)
         for fill in fills if self.place != "disk" else ():
             states = cache.compute(fill)
             cache.keep(fill, states.cpu().pin_memory() if self.place == "pinned" else states)
         self.seconds += time.perf_counter() - began
+
+    def costs(self) -> dict[str, Any]:
+        """For :func:`l2l.costs.expect`: the layers that steps leave out, and bytes of memory on the model's device."""
+        layers = self.trace.layers[: self.cache.lowest]
+        return {"below": layers, "prefix": self.bytes if self.place == "memory" else 0}
 
     def figures(self) -> dict[str, Any]:
         """For the summary."""

@@ -307,7 +307,8 @@ def _expected_costs(context: RunContext) -> Expectation:
     batches = [batcher.at(step) for step in range(0, config.steps, max(1, config.steps // SAMPLED))]
     trained = context.model, optimizer.blocks, optimizer.theta.mode, optimizer.theta.update == "master", optimizer.method
     every = config.curvature_every if config.lr == "auto" else 0
-    return expect(*trained, batches, [evaluated], measure=config.steps >= WORTH_MEASURING, every=every)
+    kept = {} if context.prefix is None else context.prefix.costs()
+    return expect(*trained, batches, [evaluated], measure=config.steps >= WORTH_MEASURING, every=every, **kept)
 
 
 @dataclass
