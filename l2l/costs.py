@@ -96,9 +96,7 @@ def meta_model(config: "PreTrainedConfig", dtype: torch.dtype = torch.float32) -
         return auto_class(kind_of_config(config)).from_config(config, dtype=dtype, trust_remote_code=False)
 
 
-def model_shape(
-    model: "PreTrainedModel", trained: Blocks | None = None, below: Sequence[torch.nn.Module] = ()
-) -> ModelShape:
+def model_shape(model: "PreTrainedModel", trained: Blocks | None = None, below: Sequence[torch.nn.Module] = ()) -> ModelShape:
     """Sizes of a model.
 
     Args:

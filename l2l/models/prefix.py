@@ -283,8 +283,8 @@ class _Call:
     stop: int | None = None
 
 
-class _Reached(Exception):  # noqa: N818: it is no error
-    """A forward pass has computed what was asked for: the argument."""
+class _Reached(Exception):
+    """A forward pass has computed what was asked for, the argument; no error."""
 
 
 @final
@@ -301,11 +301,6 @@ class PrefixCache:
         self.rows: dict[bytes, torch.Tensor] = {}
         self._trace = trace
         self._call: _Call | None = None
-
-    @property
-    def bytes(self) -> int:
-        """Of all states kept."""
-        return sum(states.numel() * states.element_size() for states in self.rows.values())
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -420,7 +415,12 @@ def prefix_identity(model: Any, trace: LayerTrace, lowest: int, fills: Sequence[
 
 
 def write_rows(
-    path: Path, fills: Sequence[Fill], states: Iterable[torch.Tensor], width: int, dtype: torch.dtype, made_from: Mapping[str, str]
+    path: Path,
+    fills: Sequence[Fill],
+    states: Iterable[torch.Tensor],
+    width: int,
+    dtype: torch.dtype,
+    made_from: Mapping[str, str],
 ) -> None:
     """Write states [tokens, width], given fill by fill, so that no more than those of one fill are in memory."""
     lengths = torch.tensor([length for fill in fills for length in fill.lengths])
@@ -441,7 +441,7 @@ def write_rows(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for part in chain((keys, lengths), states):
-            file.write(part.cpu().reshape(-1).view(torch.uint8).numpy())
+            file.write(memoryview(part.cpu().reshape(-1).view(torch.uint8).numpy()))
 
 
 def read_rows(path: Path, made_from: Mapping[str, str]) -> dict[bytes, torch.Tensor]:
@@ -457,8 +457,8 @@ def read_rows(path: Path, made_from: Mapping[str, str]) -> dict[bytes, torch.Ten
             keys, lengths, states = (file.get_tensor(name) for name in ("keys", "lengths", "states"))
     except (SafetensorError, OSError) as error:
         raise ValueError(f"prefix cache {path} is not readable ({error}): {way_out}") from error
-    changed = [f"{name} ({found.get(name)} there, {value} now)" for name, value in made_from.items() if found.get(name) != value]
+    pairs = ((name, found.get(name), value) for name, value in made_from.items())
+    changed = [f"{name} ({there} there, {now} now)" for name, there, now in pairs if there != now]
     if changed:
         raise ValueError(f"prefix cache {path} was made from something else: {', '.join(changed)}; {way_out}")
-    pairs = zip(keys, states.split(lengths.tolist()), strict=True)
-    return {key.numpy().tobytes(): rows for key, rows in pairs}
+    return {key.numpy().tobytes(): rows for key, rows in zip(keys, states.split(lengths.tolist()), strict=True)}

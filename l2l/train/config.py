@@ -226,7 +226,7 @@ class FineTuneConfig:
         check_schedule(self.schedule, self.schedule_end)
         check_train_layers(self.train_layers)
         if self.train_layers != "all" and self.scheme in ("prefix", "prompt"):
-            raise ValueError(f"scheme {self.scheme!r} trains what lies below every layer: leave train_layers at all, or use lora")
+            raise ValueError(f"scheme {self.scheme!r} trains what lies below all layers: leave train_layers out, or use lora")
         choices = {"perturb": PerturbMode, "update": Update, "prefix_cache": PrefixMode}
         for name, allowed in ((name, get_args(kind)) for name, kind in choices.items()):
             if getattr(self, name) not in allowed:

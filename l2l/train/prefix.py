@@ -68,8 +68,8 @@ class RunPrefix:
     """Of building the cache."""
 
     @property
-    def bytes(self) -> int:
-        """Of the states of all rows."""
+    def size(self) -> int:
+        """Bytes of the states of all rows."""
         return states_bytes(self.fills, self.width, self.dtype)
 
     def build(self, folder: Path, progress: bool) -> None:
@@ -92,7 +92,7 @@ class RunPrefix:
                 if error.errno != errno.ENOSPC:
                     raise
                 raise ValueError(
-                    f"the disk of {folder} is full: the prefix cache takes {self.bytes:,} bytes there; make room, or choose an "
+                    f"the disk of {folder} is full: the prefix cache takes {self.size:,} bytes there; make room, or choose an "
                     "--out on another disk, fewer rows, or prefix_cache memory or off"
                 ) from error
             cache.rows = read_rows(target, identity)
@@ -104,12 +104,12 @@ class RunPrefix:
     def costs(self) -> dict[str, Any]:
         """For :func:`l2l.costs.expect`: the layers that steps leave out, and bytes of memory on the model's device."""
         layers = self.trace.layers[: self.cache.lowest]
-        return {"below": layers, "prefix": self.bytes if self.place == "memory" else 0}
+        return {"below": layers, "prefix": self.size if self.place == "memory" else 0}
 
     def figures(self) -> dict[str, Any]:
         """For the summary."""
         found = {"place": self.place, "lowest_layer": self.cache.lowest, "layers": len(self.trace.layers)}
-        return found | {"rows": sum(len(fill.keys) for fill in self.fills), "bytes": self.bytes}
+        return found | {"rows": sum(len(fill.keys) for fill in self.fills), "bytes": self.size}
 
 
 def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float) -> RunPrefix | None:
@@ -164,7 +164,8 @@ def _probed(cache: PrefixCache, closures: Closures, loss: float) -> torch.Tensor
         found = finite_loss(closures.at(0))
     cache.rows = {}
     if abs(found - loss) > math.sqrt(torch.finfo(states[-1].dtype).eps) * max(1.0, abs(loss)):
-        raise NoPrefixError(f"{type(cache.model).__name__} gives other losses without its lower layers ({found:g}, not {loss:g})")
+        name = type(cache.model).__name__
+        raise NoPrefixError(f"{name} gives other losses without its lower layers ({found:g}, not {loss:g})")
     return states[-1]
 
 
@@ -209,5 +210,5 @@ def choose_place(asked: str, size: int, device: torch.device, out: Path) -> Plac
         raise NoPrefixError(f"its {size:,} bytes fit neither in memory nor on disk")
     if size > free[asked] and not (out / FILE).exists():
         other = "disk, or auto" if asked == "memory" else "memory, or an --out on another disk"
-        raise ValueError(f"prefix_cache={asked!r} takes {size:,} bytes, and {free[asked]:,} are free: use {other}, or fewer rows")
+        raise ValueError(f"prefix_cache={asked!r} takes {size:,} bytes, but {free[asked]:,} are free: use {other}, fewer rows")
     return "disk" if asked == "disk" else "memory"

@@ -42,7 +42,8 @@ FAMILIES = [*LAYERS, "l2l/tiny"]
 
 def model_of(family: str, dtype: torch.dtype = torch.float32) -> Any:
     """A model of four layers."""
-    found = load_model(family) if "/" in family else tiny_random(family, initializer_range=0.3, **{LAYERS[family]: 4})
+    fields: dict[str, Any] = {"initializer_range": 0.3, LAYERS.get(family, ""): 4}
+    found: Any = load_model(family) if "/" in family else tiny_random(family, **fields)
     return found.to(dtype).eval()
 
 
@@ -94,13 +95,13 @@ def test_layers_are_chosen_from_the_top_or_by_number(spec, count, expected):
     assert list(chosen_layers(spec, count)) == expected
 
 
-@pytest.mark.parametrize("spec", ["", "top", "top:0", "top:3/2", "top:1/0", "bottom:2", "1,x", "-1", "top:0.5", [], [-1], "1,,2"])
+@pytest.mark.parametrize("spec", ["", "top", "top:0", "top:3/2", "top:1/0", "low:2", "1,x", "-1", "top:0.5", [], [-1], "1,,2"])
 def test_what_names_no_layers_is_refused_before_a_model_is_loaded(spec):
     with pytest.raises(ValueError, match=r"train_layers=.* must be all, top:5, top:1/3, or numbers of layers"):
         check_train_layers(spec)
 
 
-@pytest.mark.parametrize(("spec", "words"), [("top:5", "asks for 5 layers, but the model has 4"), ("2,4", "names layer 4.*0 to 3")])
+@pytest.mark.parametrize(("spec", "words"), [("top:5", "asks for 5 layers, but the model has 4"), ("2,4", "names layer 4, ")])
 def test_layers_that_a_model_has_not_are_refused(spec, words):
     with pytest.raises(ValueError, match=words):
         chosen_layers(spec, 4)
@@ -201,7 +202,7 @@ def test_cached_losses_are_those_of_whole_passes_to_the_last_bit(family, dtype):
         cache = filled(cache_of(model), batch)
         with cache.attached():
             assert torch.equal(token_logprobs(model, batch), whole)
-            parameter = next(p for p in layer_list(model)[3].parameters() if p.ndim == 2)
+            parameter = next(p for p in trace_layers(model).layers[3].parameters() if p.ndim == 2)
             parameter.mul_(1.5)  # what is trained still takes part
             moved = token_logprobs(model, batch)
         assert torch.equal(token_logprobs(model, batch), moved)
@@ -395,5 +396,5 @@ def test_weights_above_may_change_and_a_file_of_another_kind_is_refused(tmp_path
         model.lm_head.weight.zero_()
     assert prefix_identity(model, trace_layers(model), 2, plan_fills(model, [batch]), 64) == identity
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="is not readable.*remove the file"):
+    with pytest.raises(ValueError, match=r"is not readable.*remove the file"):
         read_rows(path, identity)
