@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from l2l.models.heads import TokenQuery, decoder_of, forward_inputs, virtual_tokens
 from l2l.models.kinds import kind_of
 
-TrainLayers: TypeAlias = str | Sequence[int]
+TrainLayers: TypeAlias = str | int | Sequence[int]
 """``all``; ``top:5``, the last five layers; ``top:1/3``, the last third, rounded up; or layers by number from 0, ``25,26``."""
 
 _TOP = re.compile(r"top:(\d+)(?:/(\d+))?")
@@ -51,7 +51,7 @@ def _parsed(spec: TrainLayers) -> int | Fraction | tuple[int, ...] | None:
             raise ValueError(f"{wrong}; top:{found[0][4:]} is no part of a model")
         return Fraction(top, parts) if found[2] else top
     try:
-        values = re.split(r"\s*,\s*", spec.strip("[] ")) if isinstance(spec, str) else spec
+        values = re.split(r"\s*,\s*", spec.strip("[] ")) if isinstance(spec, str) else [spec] if isinstance(spec, int) else spec
         numbers = tuple(sorted({int(value) for value in values}))
     except (TypeError, ValueError):
         raise ValueError(wrong) from None
@@ -324,7 +324,7 @@ class PrefixCache:
                 if forward is not None:
                     layer.forward = forward
 
-    def _begin(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {name for name, value in kwargs.items() if value is not None}
         rows = {"input_ids", "attention_mask"} <= given <= _ROW_ARGUMENTS | _NEUTRAL_ARGUMENTS
         if self._call is not None or args or not rows or kwargs.get("use_cache") is not False:
@@ -441,7 +441,7 @@ def write_rows(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for part in chain((keys, lengths), states):
-            file.write(memoryview(part.cpu().reshape(-1).view(torch.uint8).numpy()))
+            file.write(part.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def read_rows(path: Path, made_from: Mapping[str, str]) -> dict[bytes, torch.Tensor]:

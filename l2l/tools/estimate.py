@@ -42,7 +42,7 @@ class EstimateConfig:
     update: Literal["auto", "master", "stochastic"] = "auto"
     """Half precision: updates to a float32 ``master`` copy, or rounded ``stochastic``; ``auto``: the master if it
     fits."""
-    train_layers: str | list[int] = "all"
+    train_layers: str | int | list[int] = "all"
     """Layers to train, as ``l2l fine-tune`` takes them: ``top:5``, ``top:1/3``, ``25,26``, ``all``."""
     prefix_cache: Literal["auto", "off", "memory", "disk"] = "auto"
     """Whether the hidden states below these layers are kept, so that a pass leaves out what lies below; on disk they take no

@@ -174,7 +174,7 @@ class FineTuneConfig:
     """Further fields of peft's configuration of the scheme, e.g. ``{r: 16}`` for lora or ``{num_virtual_tokens: 20}``."""
     freeze: str | None = None
     """Regular expression: parameters in whose name it is found are not trained."""
-    train_layers: str | list[int] = "all"
+    train_layers: str | int | list[int] = "all"
     """Layers to train, with what follows the last one (a norm, a head that is not tied): ``top:5``, ``top:1/3`` (rounded up),
     or their numbers from 0, ``25,26,29``. An embedding, and a head that is tied to it, is then frozen. Adapters of ``lora``
     and ``ia3`` are trained in these layers only. See docs/schemes.md."""

@@ -17,19 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final, get_args
 import torch
 
 from l2l.estimators import finite_loss
+from l2l.models import prefix
 from l2l.models.heads import TokenQuery
 from l2l.models.load import context_length
-from l2l.models.prefix import (
-    Fill,
-    LayerTrace,
-    NoPrefixError,
-    PrefixCache,
-    plan_fills,
-    prefix_identity,
-    read_rows,
-    trace_layers,
-    write_rows,
-)
 from l2l.report.memory import available_bytes
 from l2l.report.run_directory import write_whole
 from l2l.tasks.evaluate import evaluation_batches
@@ -55,9 +45,9 @@ Place: TypeAlias = Literal["memory", "pinned", "disk"]
 class RunPrefix:
     """A cache, what to fill it with, and what that took."""
 
-    cache: PrefixCache
-    trace: LayerTrace
-    fills: list[Fill]
+    cache: prefix.PrefixCache
+    trace: prefix.LayerTrace
+    fills: list[prefix.Fill]
     place: Place
     width: int
     """D, of the hidden states."""
@@ -83,11 +73,13 @@ class RunPrefix:
         began, cache, target = time.perf_counter(), self.cache, folder / FILE
         fills = tqdm(self.fills, desc="prefix cache", unit="batch", disable=not progress)
         if self.place == "disk":
-            identity = prefix_identity(cache.model, self.trace, cache.lowest, self.fills, self.context)
+            identity = prefix.prefix_identity(cache.model, self.trace, cache.lowest, self.fills, self.context)
             states = (cache.compute(fill) for fill in fills)
             try:
                 if not target.exists():
-                    write_whole(target, lambda path: write_rows(path, self.fills, states, self.width, self.dtype, identity))
+                    write_whole(
+                        target, lambda path: prefix.write_rows(path, self.fills, states, self.width, self.dtype, identity)
+                    )
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
@@ -95,7 +87,7 @@ class RunPrefix:
                     f"the disk of {folder} is full: the prefix cache takes {self.size:,} bytes there; make room, or choose an "
                     "--out on another disk, fewer rows, or prefix_cache memory or off"
                 ) from error
-            cache.rows = read_rows(target, identity)
+            cache.rows = prefix.read_rows(target, identity)
         for fill in fills if self.place != "disk" else ():
             states = cache.compute(fill)
             cache.keep(fill, states.cpu().pin_memory() if self.place == "pinned" else states)
@@ -126,12 +118,12 @@ def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float) -> RunPre
         return None
     try:
         trace, lowest = _traced(model, config)
-        cache = PrefixCache(model, trace, lowest)
+        cache = prefix.PrefixCache(model, trace, lowest)
         states = _probed(cache, closures, loss)
-        fills = plan_fills(model, _batches(inputs, closures))
+        fills = prefix.plan_fills(model, _batches(inputs, closures))
         size = states_bytes(fills, states.shape[1], states.dtype)
         place = choose_place(config.prefix_cache, size, model.device, Path(config.out))
-    except NoPrefixError as error:
+    except prefix.NoPrefixError as error:
         if config.prefix_cache != "auto":
             raise ValueError(
                 f"prefix_cache={config.prefix_cache!r}, but {error}: train the top of the model (train_layers top:5), or leave "
@@ -143,29 +135,30 @@ def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float) -> RunPre
     return RunPrefix(cache, trace, fills, place, states.shape[1], states.dtype, context_length(model, config.max_length))
 
 
-def _traced(model: "PreTrainedModel", config: FineTuneConfig) -> tuple[LayerTrace, int]:
+def _traced(model: "PreTrainedModel", config: FineTuneConfig) -> tuple[prefix.LayerTrace, int]:
     """The structure, and the lowest trained layer, which is at least 1."""
     if config.compile:
-        raise NoPrefixError("a compiled decoder cannot leave layers out")
-    trace = trace_layers(model)
-    lowest = trace.lowest_trained(model)
-    if not lowest:
-        raise NoPrefixError("something below layer 1 is trained")
-    return trace, lowest
+        raise prefix.NoPrefixError("a compiled decoder cannot leave layers out")
+    layers = prefix.layer_list(model)
+    if layers is None or not any(parameter.requires_grad for parameter in layers[0].parameters()):
+        trace = prefix.trace_layers(model)
+        if lowest := trace.lowest_trained(model):
+            return trace, lowest
+    raise prefix.NoPrefixError("something below layer 1 is trained")
 
 
-def _probed(cache: PrefixCache, closures: Closures, loss: float) -> torch.Tensor:
+def _probed(cache: prefix.PrefixCache, closures: Closures, loss: float) -> torch.Tensor:
     """States [tokens, D] of rows of the first batch, with which the loss is the same."""
     with cache.attached():
         states = [torch.empty(0)]
-        for fill in plan_fills(cache.model, closures.fed(0)):
+        for fill in prefix.plan_fills(cache.model, closures.fed(0)):
             states.append(cache.compute(fill))
             cache.keep(fill, states[-1])
         found = finite_loss(closures.at(0))
     cache.rows = {}
     if abs(found - loss) > math.sqrt(torch.finfo(states[-1].dtype).eps) * max(1.0, abs(loss)):
         name = type(cache.model).__name__
-        raise NoPrefixError(f"{name} gives other losses without its lower layers ({found:g}, not {loss:g})")
+        raise prefix.NoPrefixError(f"{name} gives other losses without its lower layers ({found:g}, not {loss:g})")
     return states[-1]
 
 
@@ -184,7 +177,7 @@ def _batches(inputs: RunInputs, closures: Closures) -> Iterator[TokenQuery]:
         yield from evaluation_batches(inputs.model, inputs.tokenizer, inputs.task, rows, *limits)
 
 
-def states_bytes(fills: list[Fill], width: int, dtype: torch.dtype) -> int:
+def states_bytes(fills: list[prefix.Fill], width: int, dtype: torch.dtype) -> int:
     """Size of the states of these rows."""
     return sum(sum(fill.lengths) for fill in fills) * width * dtype.itemsize
 
@@ -194,7 +187,7 @@ def choose_place(asked: str, size: int, device: torch.device, out: Path) -> Plac
     free. A file that an interrupted run has left is used.
 
     Raises:
-        NoPrefixError: under ``auto``, they fit nowhere.
+        prefix.NoPrefixError: under ``auto``, they fit nowhere.
         ValueError: they do not fit where they are asked to.
     """
     folder = next(parent for parent in (out, *out.absolute().parents) if parent.is_dir())
@@ -207,7 +200,7 @@ def choose_place(asked: str, size: int, device: torch.device, out: Path) -> Plac
         for place in get_args(Place):
             if size <= SHARE * free.get(place, -1):
                 return place
-        raise NoPrefixError(f"its {size:,} bytes fit neither in memory nor on disk")
+        raise prefix.NoPrefixError(f"its {size:,} bytes fit neither in memory nor on disk")
     if size > free[asked] and not (out / FILE).exists():
         other = "disk, or auto" if asked == "memory" else "memory, or an --out on another disk"
         raise ValueError(f"prefix_cache={asked!r} takes {size:,} bytes, but {free[asked]:,} are free: use {other}, fewer rows")

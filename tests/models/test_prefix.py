@@ -89,6 +89,7 @@ def padded_batch() -> Any:
         ("[1,0]", 2, [0, 1]),
         ([3, 1, 3], 4, [1, 3]),
         ("2", 3, [2]),
+        (2, 3, [2]),
     ],
 )
 def test_layers_are_chosen_from_the_top_or_by_number(spec, count, expected):
