@@ -101,18 +101,25 @@ def meta_model(config: "PreTrainedConfig", dtype: torch.dtype = torch.float32) -
         return auto_class(kind_of_config(config)).from_config(config, dtype=dtype, trust_remote_code=False)
 
 
-def model_shape(model: "PreTrainedModel", trained: Blocks | None = None) -> ModelShape:
-    """Sizes of a model; ``trained`` are its trained blocks, by default all."""
+def model_shape(model: "PreTrainedModel", trained: Blocks | None = None, below: Sequence[torch.nn.Module] = ()) -> ModelShape:
+    """Sizes of a model.
+
+    Args:
+        trained: its trained blocks; by default all.
+        below: layers that passes leave out, because what they give is kept: they count among the parameters alone.
+    """
     every = Blocks.of(model, trainable=False)
+    skipped = {id(weight) for layer in below for weight in layer.parameters()}
     text: Any = model.config.get_text_config()
     trained = every if trained is None else trained
     output = model.get_output_embeddings() if callable(getattr(model, "get_output_embeddings", None)) else None
     head = getattr(output, "weight", None)
     matrices = [b.tensor for b in every if b.tensor.ndim >= 2 and not b.embedding and b.tensor is not head]
+    matrices = [matrix for matrix in matrices if id(matrix) not in skipped]
     width = int(text.hidden_size)
     flat = [tuple(m.shape) for m in matrices if m.ndim == 2]
     expanded = max((max(shape) for shape in flat), default=width)
-    layers = int(text.num_hidden_layers)
+    layers = int(text.num_hidden_layers) - len(below)
     wide = sum(expanded in shape for shape in flat)
     return ModelShape(
         parameters=every.numel,
@@ -125,9 +132,13 @@ def model_shape(model: "PreTrainedModel", trained: Blocks | None = None) -> Mode
         expanded=expanded,
         gates=max(1, round(wide / max(layers, 1)) - 1),  # of its matrices one leads back
         vocabulary=int(text.vocab_size),
-        modules=sum(1 for module in model.modules() if not any(True for _ in module.children())),
+        modules=_leaves(model) - sum(map(_leaves, below)),
         eager_attention=getattr(model.config, "_attn_implementation", None) == "eager",
     )
+
+
+def _leaves(module: torch.nn.Module) -> int:
+    return sum(1 for inner in module.modules() if not any(True for _ in inner.children()))
 
 
 PerturbMode = Literal["in_place", "functional"]
@@ -169,6 +180,8 @@ class Plan:
     """Bytes that the method keeps between steps."""
     scratch: int = 0
     """Bytes that a step holds for the method."""
+    prefix: int = 0
+    """Bytes of hidden states that are kept, below the lowest trained layer."""
     differentiates: bool = False
     """Whether derivatives are taken: activations of all layers are then held, an upper bound where only the last layers
     are differentiated, or in forward mode."""
@@ -267,12 +280,13 @@ def memory_parts(shape: ModelShape, load: Load, plan: Plan) -> dict[str, int]:
         "master": shape.trained * LOSS_BYTES if plan.update == "master" else 0,
         "method": plan.state,
         "scratch": plan.scratch,
+        **({"prefix_cache": plan.prefix} if plan.prefix else {}),
     }
 
 
 def transient_bytes(parts: dict[str, int]) -> int:
     """What steps add to a model that is loaded and a method that is set up."""
-    return sum(parts[name] for name in ("activations", "batch", "perturb", "scratch"))
+    return sum(parts.get(name, 0) for name in ("activations", "batch", "perturb", "scratch", "prefix_cache"))
 
 
 def inference_bytes(parts: dict[str, int]) -> int:
@@ -584,6 +598,8 @@ def expect(
     evaluated: Sequence[Batch],
     measure: bool,
     every: int = 0,
+    below: Sequence[torch.nn.Module] = (),
+    prefix: int = 0,
 ) -> Expectation:
     """Peak memory and seconds per step of a run about to begin.
 
@@ -596,12 +612,13 @@ def expect(
         evaluated: some batches of evaluations.
         measure: whether to measure this machine for the time; a few hundred milliseconds, once per process.
         every: steps between the extra losses of ``lr="auto"``; 0: there are none.
+        below: layers that steps leave out; ``prefix``: bytes of memory in which what they give is kept.
     """
-    shape, dtype = model_shape(model, blocks), model.dtype
+    shape, dtype = model_shape(model, blocks, below), model.dtype
     calls = [load for batch in (*batches, *evaluated) for load in loads_of(batch)]
     largest = max(calls, key=lambda load: activation_bytes(shape, load, dtype))
     mean = mean_load([loads_of(batch) for batch in batches])
-    plan = Plan.of(dtype, perturb, "master" if masters else "direct", method, blocks)
+    plan = replace(Plan.of(dtype, perturb, "master" if masters else "direct", method, blocks), prefix=prefix)
     used, room = current_bytes(model.device), available_bytes(model.device)  # before anything is measured
     found = predict(shape, largest, mean, plan, model.device if measure else None, every)
     more = transient_bytes(found.parts)

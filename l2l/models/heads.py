@@ -131,6 +131,11 @@ def output_embedding(model: torch.nn.Module) -> torch.nn.Module | None:
     return _named_by(model, "get_output_embeddings")
 
 
+def decoder_of(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The part of a model before its head, where the model names one."""
+    return _named_by(model, "get_decoder")
+
+
 def _named_by(model: object, method: str) -> torch.nn.Module | None:
     find = getattr(model, method, None)
     found = find() if callable(find) else None
@@ -138,14 +143,20 @@ def _named_by(model: object, method: str) -> torch.nn.Module | None:
 
 
 def _forward(model: Any, batch: TokenQuery) -> torch.Tensor:
-    mask = batch.attention_mask
     if virtual_tokens(model):
-        inputs = virtual_inputs(model, batch.input_ids, mask)
+        inputs = virtual_inputs(model, batch.input_ids, batch.attention_mask)
         return model.get_base_model()(**inputs, use_cache=False).logits
-    inputs = {"attention_mask": mask} if mask.ndim == 2 else tree_inputs(mask, computing_dtype(model))
+    inputs = forward_inputs(model, batch.input_ids, batch.attention_mask)
     if batch.decoder_ids is not None:
         inputs["decoder_input_ids"] = batch.decoder_ids
-    return model(input_ids=batch.input_ids, use_cache=False, **inputs).logits
+    return model(**inputs).logits
+
+
+def forward_inputs(model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
+    """Arguments of a forward pass over rows, which are as in :class:`TokenQuery`, of a model without virtual tokens."""
+    mask = attention_mask
+    inputs = {"attention_mask": mask} if mask.ndim == 2 else tree_inputs(mask, computing_dtype(model))
+    return {"input_ids": input_ids, "use_cache": False, **inputs}
 
 
 def _prompt_config(model: object) -> Any:
@@ -220,7 +231,7 @@ def compile_decoder(model: torch.nn.Module) -> None:
     Raises:
         ValueError: the model names no decoder apart from itself, or runs on the CPU and there is no C++ compiler.
     """
-    decoder = _named_by(model, "get_decoder")
+    decoder = decoder_of(model)
     if decoder is None:
         raise ValueError(f"{type(model).__name__} names no decoder apart from its head; leave compile off")
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")

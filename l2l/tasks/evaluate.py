@@ -20,6 +20,8 @@ from l2l.tasks.metrics import accuracy, answer_scores, bootstrap_interval
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from l2l.tasks.encode import Batch
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -139,14 +141,10 @@ def _score_options(
     grouping: Grouping,
 ) -> tuple[float, list[int], list[list[float]]]:
     """Mean loss; the best scored option of each example; the log-probabilities of each example's options, in nats."""
-    # Long examples first: memory runs out at once or not at all, and like lengths share a batch.
-    order = sorted(range(len(encoded)), key=lambda index: -max(len(option.ids) for option in encoded[index].options))
     chosen = [0] * len(encoded)
     sums: list[list[float]] = [[]] * len(encoded)
     total, weight = 0.0, 0
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        batch = collate([encoded[index] for index in indices], "classification", pad_id, model.device, grouping)
+    for indices, batch in _option_batches(model, pad_id, batch_size, encoded, grouping):
         logprobs = token_logprobs(model, batch, batch.parts)
         scores, values = option_scores(logprobs, batch), option_sums(logprobs, batch).tolist()
         if task.form == "lm":
@@ -160,6 +158,33 @@ def _score_options(
         if advance is not None:
             advance(len(indices))
     return total / weight, chosen, sums
+
+
+def _option_batches(
+    model: "PreTrainedModel", pad_id: int, batch_size: int, encoded: Sequence[Encoded], grouping: Grouping
+) -> Iterator[tuple[list[int], "Batch"]]:
+    """Examples with all their options, batch by batch, and where each is in ``encoded``."""
+    # Long examples first: memory runs out at once or not at all, and like lengths share a batch.
+    order = sorted(range(len(encoded)), key=lambda index: -max(len(option.ids) for option in encoded[index].options))
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        yield indices, collate([encoded[index] for index in indices], "classification", pad_id, model.device, grouping)
+
+
+def evaluation_batches(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    rows: Sequence[Row],
+    max_length: int | None,
+    grouping: Grouping,
+    batch_size: int = 32,
+) -> Iterator["Batch"]:
+    """What :func:`evaluate` feeds the model to score options; arguments and errors are its own."""
+    encoder = encoder_for(model)
+    encoded = encoder.encode(task, rows, tokenizer, context_length(model, max_length))
+    for _, batch in _option_batches(model, encoder.pad_id(tokenizer), batch_size, encoded, replace(grouping, groups=1)):
+        yield batch
 
 
 def without_context(task: Task) -> Task:

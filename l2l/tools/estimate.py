@@ -1,6 +1,7 @@
 """``l2l estimate``: peak memory and time per step of a run, from a model's config and a short measurement."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from l2l import costs
 from l2l.methods.base import check_counts
 from l2l.methods.registry import declared_method
 from l2l.models.load import DTYPES
+from l2l.models.prefix import check_train_layers, trace_layers, train_only
 from l2l.noise import active_backend
 from l2l.params import Blocks
 from l2l.report.console import print_table
@@ -40,6 +42,13 @@ class EstimateConfig:
     update: Literal["auto", "master", "stochastic"] = "auto"
     """Half precision: updates to a float32 ``master`` copy, or rounded ``stochastic``; ``auto``: the master if it
     fits."""
+    train_layers: str | int | list[int] = "all"
+    """Layers to train, as ``l2l fine-tune`` takes them: ``top:5``, ``top:1/3``, ``25,26``, ``all``."""
+    prefix_cache: Literal["auto", "off", "memory", "disk"] = "auto"
+    """Whether the hidden states below these layers are kept, so that a pass leaves out what lies below; on disk they take no
+    memory."""
+    cached_rows: int = 1700
+    """Rows whose states are kept: those of training and of evaluations."""
     steps: int = 2000
     """Steps of the run, for its passes and hours."""
     device: str | None = None
@@ -53,7 +62,9 @@ class EstimateConfig:
 
     def __post_init__(self) -> None:
         answer = 1 if self.answer_tokens is None else self.answer_tokens
-        check_counts(batch_size=self.batch_size, length=self.length, steps=self.steps, answer_tokens=answer)
+        counts = {name: getattr(self, name) for name in ("batch_size", "length", "steps", "cached_rows")}
+        check_counts(**counts, answer_tokens=answer)
+        check_train_layers(self.train_layers)
         if answer > self.length:
             raise ValueError(f"answer_tokens={answer} is more than length={self.length}: a row has no more tokens")
 
@@ -79,13 +90,17 @@ def run_estimate(config: EstimateConfig) -> dict[str, Any]:
     most: Any = getattr(model.config, "max_position_embeddings", None)
     if isinstance(most, int) and config.length > most:
         raise ValueError(f"length {config.length} is more than the {most} positions of the model")
-    blocks, shape = Blocks.of(model), costs.model_shape(model)
+    below = _frozen_layers(model, config)
+    blocks = Blocks.of(model)
+    shape = costs.model_shape(model, blocks, below)
+    kept = config.cached_rows * config.length * shape.width * dtype.itemsize if below else 0
     load = costs.Load(config.batch_size, config.length, config.batch_size * (config.answer_tokens or config.length))
     method = declared_method(config.method, config.method_args, model)
     room = available_bytes(device)
     left, master = room - shape.parameters * dtype.itemsize, shape.trained * costs.LOSS_BYTES
     update = costs.choose_update(dtype, config.update, left, master)
     plan = costs.Plan.of(dtype, costs.choose_perturb_mode(dtype, config.perturb), update, method, blocks)
+    plan = replace(plan, prefix=0 if config.prefix_cache == "disk" else kept)
     found = costs.predict(shape, load, load, plan, device)
     process = current_bytes(device)  # with the libraries that a step loads: the measurement has used them
     seconds = found.seconds_per_step or 0.0
@@ -110,6 +125,9 @@ def run_estimate(config: EstimateConfig) -> dict[str, Any]:
         "step_over_forwards": seconds / (found.passes * (found.seconds_per_forward or seconds)),
         "steps_per_hour": 3600 / seconds,
         "passes_per_step": found.passes,
+        "trained_parameters": shape.trained,
+        "layers_per_pass": shape.layers,
+        "prefix_cache_bytes": kept,
         "steps": config.steps,
         "passes": round(config.steps * found.passes),
         "hours": config.steps * seconds / 3600,
@@ -118,6 +136,15 @@ def run_estimate(config: EstimateConfig) -> dict[str, Any]:
     if folder is not None:
         folder.create().finish(summary)
     return summary
+
+
+def _frozen_layers(model: Any, config: EstimateConfig) -> Sequence[torch.nn.Module]:
+    """Freeze what is not trained; the layers that a pass then leaves out."""
+    if config.train_layers == "all":
+        return ()
+    train_only(model, config.train_layers)
+    trace = trace_layers(model)
+    return () if config.prefix_cache == "off" else trace.layers[: trace.lowest_trained(model)]
 
 
 def estimate_command(config: EstimateConfig) -> None:

@@ -11,6 +11,7 @@ from l2l.methods import default_lr, is_first_order
 from l2l.methods.base import check_counts, check_positive
 from l2l.models.kinds import Head
 from l2l.models.load import Quantize, check_pattern, check_quantize
+from l2l.models.prefix import check_train_layers
 from l2l.models.schemes import Scheme, check_scheme
 from l2l.optim import CurvatureLR, LearningRate, Schedule, check_lr, check_schedule
 from l2l.train.objectives import check_objective
@@ -18,6 +19,7 @@ from l2l.tuners.transfer import Level, check_level
 
 PerturbMode: TypeAlias = Literal["auto", "in_place", "functional"]
 Update: TypeAlias = Literal["auto", "master", "stochastic"]
+PrefixMode: TypeAlias = Literal["auto", "off", "memory", "disk"]
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,14 @@ class FineTuneConfig:
     """Further fields of peft's configuration of the scheme, e.g. ``{r: 16}`` for lora or ``{num_virtual_tokens: 20}``."""
     freeze: str | None = None
     """Regular expression: parameters in whose name it is found are not trained."""
+    train_layers: str | int | list[int] = "all"
+    """Layers to train, with what follows the last one (a norm, a head that is not tied): ``top:5``, ``top:1/3`` (rounded up),
+    or their numbers from 0, ``25,26,29``. An embedding, and a head that is tied to it, is then frozen. Adapters of ``lora``
+    and ``ia3`` are trained in these layers only. See docs/schemes.md."""
+    prefix_cache: PrefixMode = "auto"
+    """Where the hidden states below the lowest trained layer are kept, computed once per row: ``memory``, on the model's
+    device; ``disk``, in a file of the run's directory; ``auto``: the first of memory, the host's memory and disk in which they
+    take up to half of what is free, and no cache where layers cannot be left out; ``off``: every pass runs all layers."""
     quantize: Quantize = "none"
     """Load the frozen base in 4 or 8 bits: ``bnb4``, ``bnb8`` or ``torchao-int8``. Adapters stay float32."""
     dtype: str = "float32"
@@ -223,7 +233,11 @@ class FineTuneConfig:
         optional = {name: getattr(self, name) for name in ("step_fraction", "max_seconds") if getattr(self, name) is not None}
         check_positive(epsilon=epsilon, **optional)
         check_schedule(self.schedule, self.schedule_end)
-        for name, allowed in (("perturb", get_args(PerturbMode)), ("update", get_args(Update))):
+        check_train_layers(self.train_layers)
+        if self.train_layers != "all" and self.scheme in ("prefix", "prompt"):
+            raise ValueError(f"scheme {self.scheme!r} trains what lies below all layers: leave train_layers out, or use lora")
+        choices = {"perturb": PerturbMode, "update": Update, "prefix_cache": PrefixMode}
+        for name, allowed in ((name, get_args(kind)) for name, kind in choices.items()):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
         counts = "batch_size train_size checkpoint_every log_every curvature_every"

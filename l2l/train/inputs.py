@@ -14,6 +14,7 @@ import torch
 from l2l.estimators import Closure, MicroBatched
 from l2l.methods.base import FirstOrder
 from l2l.models.batching import Grouping
+from l2l.models.heads import TokenQuery
 from l2l.models.load import load_model, load_tokenizer, loading_bar
 from l2l.tasks import BatchLogits, Row, Splits, Task, batch_loss, get_task, load_splits
 from l2l.tasks.encode import Batch, Encoded, Form, collate
@@ -159,8 +160,7 @@ class Closures:
             return partial(self.objective, self.model, self.tokenizer, [self.rows[i] for i in indices])
         if self.micro_batch is None:
             return self._loss(self.batcher.batch(indices))
-        starts = range(0, len(indices), self.micro_batch)
-        chunks = [[self.batcher.examples[i] for i in indices[start : start + self.micro_batch]] for start in starts]
+        chunks = self._chunks(indices)
         # The mean of the task's loss is taken over examples, or over tokens of their gold options.
         weights = [
             len(chunk)
@@ -168,13 +168,29 @@ class Closures:
             else sum(len(example.options[example.gold[0]].targets) for example in chunk)
             for chunk in chunks
         ]
-        pieces = tuple(self._loss(replace(self.batcher, examples=chunk, batch_size=len(chunk)).at(0)) for chunk in chunks)
+        pieces = tuple(self._loss(self._micro_batch(chunk)) for chunk in chunks)
         return MicroBatched(pieces, tuple(weight / sum(weights) for weight in weights))
 
     def _loss(self, batch: Batch) -> Closure:
         if self.outputs:
             return BatchLogits(self.model, batch, self.batcher.form)
         return partial(batch_loss, self.model, batch, self.batcher.form)
+
+    def _chunks(self, indices: Sequence[int]) -> list[list[Encoded]]:
+        """Examples of each forward pass of a batch."""
+        size = self.micro_batch or len(indices)
+        starts = range(0, len(indices), size)
+        return [[self.batcher.examples[i] for i in indices[start : start + size]] for start in starts]
+
+    def _micro_batch(self, examples: Sequence[Encoded]) -> Batch:
+        # The first batch of a batcher of these examples alone holds all of them.
+        return replace(self.batcher, examples=examples, batch_size=len(examples)).at(0)
+
+    def fed(self, step: int) -> list[TokenQuery]:
+        """What the task's loss on a step's batch feeds the model, pass by pass."""
+        indices = self.batcher.indices(step)
+        batches = [self.batcher.batch(indices)] if self.micro_batch is None else map(self._micro_batch, self._chunks(indices))
+        return [part for batch in batches for part in batch.parts or (batch,)]
 
 
 def make_closures(inputs: RunInputs, method: object, batcher: Batcher) -> Closures:

@@ -9,7 +9,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
 from math import ceil
@@ -28,6 +28,7 @@ from l2l.methods.learned import Learned
 from l2l.methods.registry import MethodLike, build_method, method_name
 from l2l.models import Grouping, compile_decoder
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, model_identity
+from l2l.models.prefix import train_only
 from l2l.models.schemes import ADAPTERS, AdapterBase, apply_scheme, save_adapter
 from l2l.optim import ZOOptimizer, schedule_factor
 from l2l.report.console import Bars, growing, plot_panels, print_table, quiet_lightning, smooth
@@ -40,6 +41,7 @@ from l2l.train.baselines import Baseline, baseline_names, build_baseline
 from l2l.train.config import EVAL_EVERY, FineTuneConfig, doubts
 from l2l.train.inputs import Batcher, Closures, RunInputs, load_run_inputs, make_closures
 from l2l.train.objectives import LOSS
+from l2l.train.prefix import FILE, RunPrefix, prepare_prefix
 from l2l.train.runlog import RunLog
 from l2l.tuners import Level, Tuner, compare
 
@@ -78,6 +80,8 @@ class RunContext(RunInputs):
 
     optimizer: ZOOptimizer
     closures: Closures
+    prefix: RunPrefix | None
+    """The cache of hidden states below the lowest trained layer, not yet built."""
 
 
 def fine_tune(
@@ -188,10 +192,10 @@ def prepare_fine_tuning(
         compile_decoder(model)
     closures = make_closures(inputs, built, batcher)
     try:
-        finite_loss(closures.at(0))
+        loss = finite_loss(closures.at(0))
     except FloatingPointError as error:
         raise FloatingPointError(f"step 0, before any update: {error}") from error
-    return RunContext(**vars(inputs), optimizer=optimizer, closures=closures)
+    return RunContext(**vars(inputs), optimizer=optimizer, closures=closures, prefix=prepare_prefix(inputs, closures, loss))
 
 
 def setup_scheme(model: "PreTrainedModel", config: FineTuneConfig) -> "PreTrainedModel":
@@ -200,11 +204,13 @@ def setup_scheme(model: "PreTrainedModel", config: FineTuneConfig) -> "PreTraine
     Raises:
         ValueError: the scheme cannot be applied, or does not go with another field; or no weight is left to train.
     """
-    if config.scheme != "full" and config.sparse_embeddings:
-        raise ValueError(f"sparse_embeddings=True, but scheme {config.scheme!r} trains no word embedding: leave it off")
+    if config.sparse_embeddings and (config.scheme != "full" or config.train_layers != "all"):
+        what = f"scheme {config.scheme!r}" if config.scheme != "full" else f"train_layers={config.train_layers!r}"
+        raise ValueError(f"sparse_embeddings=True, but {what} trains no word embedding: leave it off")
     if config.scheme in ("prefix", "prompt") and config.compile:
         raise ValueError(f"compile=True does not go with scheme {config.scheme!r}: leave it off")
     found = apply_scheme(model, config.scheme, config.scheme_args, config.seed)
+    train_only(found, config.train_layers)
     freeze_matching(found, config.freeze)
     return found
 
@@ -247,13 +253,20 @@ def fitting_tuner(
 
 def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult:
     """Train, evaluate and write. An interrupted run continues from its checkpoint and ends with the same weights."""
-    config, expected = context.config, _expected_costs(context)
+    with nullcontext() if context.prefix is None else context.prefix.cache.attached():
+        return _run(context, folder)
+
+
+def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
+    config, expected, prefix = context.config, _expected_costs(context), context.prefix
     if config.progress:
         print(expected.line(config.steps, config.max_passes, config.max_seconds))
     context, plan = plan_evaluations(context, expected, folder)
     session = Session(context, plan, folder.create())
     with session.bars, closing(session):
         with PeakMemory(context.model.device) as peak:
+            if prefix is not None:
+                prefix.build(context, context.closures, plan.steps, folder.path, session.bars)
             session.begin()
             with session.training() as advance, context.optimizer.theta.fused_steps():
                 if config.loop == "lightning":
@@ -271,7 +284,7 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
             with session.bars.phase("save", size, 0.0) as advance, growing(folder.path / "model", advance):
                 save_run_model(context, folder.path / "model")
     figures = {"scheme": config.scheme, "lr": config.lr, "epsilon": config.epsilon, "steps": done.step, "passes": done.passes}
-    figures |= {"cache_seconds": 0.0, "evaluate_seconds": round(done.evaluate_seconds, 2)}
+    figures |= {"evaluate_seconds": round(done.evaluate_seconds, 2)}
     figures |= {
         "estimate": {"peak_bytes": expected.peak_bytes, "seconds_per_step": expected.seconds_per_step},
         "measured": {"peak_bytes": peak.bytes, "seconds_per_step": done.seconds / max(done.step, 1)},
@@ -280,9 +293,12 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
     }
     figures |= {"blocks": len(optimizer.blocks), "trained_parameters": optimizer.blocks.numel}
     figures |= {"perturb": optimizer.theta.mode, "update": optimizer.theta.update, "evaluations": vars(plan)}
+    if prefix is not None:
+        figures |= {"cache_seconds": round(prefix.seconds, 2), "prefix_cache": prefix.figures()}
     summary = _summary(context, last, best, done.best_step, done.seconds, peak.bytes, figures)
     draw_curves(folder.path, config.objective)
     folder.finish(summary)
+    (folder.path / FILE).unlink(missing_ok=True)
     (folder.path / "best.pt").unlink()  # last: until the run is finished it can be continued
     return FineTuneResult(context.model, summary, folder.path)
 
@@ -320,7 +336,7 @@ def plan_evaluations(context: RunContext, expected: Expectation, folder: RunDire
 
 def _evaluation_plan(context: RunContext, expected: Expectation, there: Mapping[str, int]) -> EvaluationPlan:
     config, batcher = context.config, context.closures.batcher
-    if config.max_seconds is not None:  # a pass on this machine as busy as it is, where the prediction is for an idle one
+    if config.max_seconds is not None and context.prefix is None:  # a pass on this machine as busy as it is, where the prediction is for an idle one
         began = time.perf_counter()
         finite_loss(context.closures.at(0))
         seconds = expected.passes_per_step * (time.perf_counter() - began)
@@ -354,7 +370,8 @@ def _expected_costs(context: RunContext) -> Expectation:
     every = config.curvature_every if config.lr == "auto" else 0
     known = [limit for limit in (config.steps, config.max_passes) if limit is not None]
     measure = min(known, default=WORTH_MEASURING) >= WORTH_MEASURING
-    return expect(*trained, batches, [evaluated], measure=measure, every=every)
+    kept = {} if context.prefix is None else context.prefix.costs()
+    return expect(*trained, batches, [evaluated], measure=measure, every=every, **kept)
 
 
 @dataclass
@@ -649,6 +666,7 @@ def _summary(
         "note": splits.note,
     }
     found |= {"blocks": 0, "trained_parameters": 0, "perturb": None, "update": None, "evaluations": None}
+    found |= {"cache_seconds": 0.0, "prefix_cache": None}
     return found | {"dtype": str(inputs.model.dtype).removeprefix("torch.")} | figures | {"config": asdict(config)}
 
 

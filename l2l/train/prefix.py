@@ -1,0 +1,221 @@
+"""The prefix cache of a run: whether there is one, of which rows, where it lies; built before the first step.
+
+The rows are those of the first epoch's batches and of the evaluations, computed in these batches, so that a run that is resumed
+computes the same. A batch that brings another row (laid out in another way, or fed by an objective of the user's) is run whole.
+"""
+
+import errno
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final, get_args
+
+import torch
+
+from l2l.estimators import finite_loss
+from l2l.models import prefix
+from l2l.models.heads import TokenQuery
+from l2l.models.load import context_length
+from l2l.report.console import Advance, Bars
+from l2l.report.memory import available_bytes
+from l2l.report.run_directory import write_whole
+from l2l.tasks.evaluate import evaluation_batches
+from l2l.train.config import FineTuneConfig
+from l2l.train.inputs import Closures, RunInputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+FILE = "prefix_cache.safetensors"
+"""In the run's directory, while the run is not finished."""
+SHARE = 0.5
+"""Of the memory, or disk, that is free: at most so much is taken without being asked for. The rest is the steps'."""
+
+Place: TypeAlias = Literal["memory", "pinned", "disk"]
+"""The model's device, the host's page-locked memory, or a file that is mapped."""
+
+
+@final
+@dataclass
+class RunPrefix:
+    """A cache, what to fill it with, and what that took."""
+
+    cache: prefix.PrefixCache
+    trace: prefix.LayerTrace
+    fills: list[prefix.Fill]
+    place: Place
+    width: int
+    """D, of the hidden states."""
+    dtype: torch.dtype
+    context: int
+    """Most tokens of a row."""
+    seconds: float = 0.0
+    """Of building the cache."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the states of all rows."""
+        return states_bytes(self.fills, self.width, self.dtype)
+
+    def build(self, inputs: RunInputs, closures: Closures, steps: int, folder: Path, bars: Bars) -> None:
+        """Compute the rows, or map those that this run wrote before it was interrupted. The cache must be attached.
+
+        Args:
+            inputs: whose splits are those that are evaluated.
+            steps: that the run is expected to take; rows of later ones are computed whole, unless they come again.
+
+        Raises:
+            ValueError: what an earlier run left is of other rows, weights or settings; or the disk is full.
+        """
+        began, cache, target = time.perf_counter(), self.cache, folder / FILE
+        self.fills = prefix.plan_fills(inputs.model, _batches(inputs, closures, steps))
+        with bars.phase("prefix cache", len(self.fills), 0.0) as advance:
+            if self.place == "disk":
+                cache.rows = self._written(target, advance)
+            for fill in self.fills if self.place != "disk" else ():
+                states = cache.compute(fill)
+                cache.keep(fill, states.cpu().pin_memory() if self.place == "pinned" else states)
+                advance()
+        self.seconds += time.perf_counter() - began
+
+    def _written(self, target: Path, advance: Advance) -> Mapping[prefix.RowKey, torch.Tensor]:
+        """The rows in the file, which is written unless it is there."""
+        identity = prefix.prefix_identity(self.cache.model, self.trace, self.cache.lowest, self.fills, self.context)
+
+        def computed() -> Iterator[torch.Tensor]:
+            for fill in self.fills:
+                yield self.cache.compute(fill)
+                advance()
+
+        try:
+            if not target.exists():
+                states = computed()
+                write_whole(target, lambda path: prefix.write_rows(path, self.fills, states, self.width, self.dtype, identity))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ValueError(
+                f"the disk of {target.parent} is full: the prefix cache takes {self.size:,} bytes there; make room, or choose an "
+                "--out on another disk, fewer rows, or prefix_cache memory or off"
+            ) from error
+        return prefix.read_rows(target, identity)
+
+    def costs(self) -> dict[str, Any]:
+        """For :func:`l2l.costs.expect`: the layers that steps leave out, and bytes of memory on the model's device."""
+        layers = self.trace.layers[: self.cache.lowest]
+        return {"below": layers, "prefix": self.size if self.place == "memory" else 0}
+
+    def figures(self) -> dict[str, Any]:
+        """For the summary."""
+        found = {"place": self.place, "lowest_layer": self.cache.lowest, "layers": len(self.trace.layers)}
+        return found | {"rows": sum(len(fill.keys) for fill in self.fills), "bytes": self.size}
+
+
+def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float) -> RunPrefix | None:
+    """The cache of a run, not yet built; None where it has none. Nothing is written.
+
+    Args:
+        loss: of the first step's batch, by a whole forward pass: the cache must give the same.
+
+    Raises:
+        ValueError: the configuration asks for a cache that is impossible, or that does not fit.
+    """
+    config, model = inputs.config, inputs.model
+    if config.prefix_cache == "off":
+        return None
+    try:
+        trace, lowest = _traced(model, config)
+        cache = prefix.PrefixCache(model, trace, lowest)
+        states = _probed(cache, closures, loss)
+        epoch = -(-len(closures.batcher.examples) // config.batch_size)
+        fills = prefix.plan_fills(model, _batches(inputs, closures, config.steps or epoch))
+        size = states_bytes(fills, states.shape[1], states.dtype)
+        place = choose_place(config.prefix_cache, size, model.device, Path(config.out))
+    except prefix.NoPrefixError as error:
+        if config.prefix_cache != "auto":
+            raise ValueError(
+                f"prefix_cache={config.prefix_cache!r}, but {error}: train the top of the model (train_layers top:5), or leave "
+                "prefix_cache at auto"
+            ) from error
+        if config.train_layers != "all":
+            logger.warning("no prefix cache: %s; every pass runs all layers", error)
+        return None
+    return RunPrefix(cache, trace, fills, place, states.shape[1], states.dtype, context_length(model, config.max_length))
+
+
+def _traced(model: "PreTrainedModel", config: FineTuneConfig) -> tuple[prefix.LayerTrace, int]:
+    """The structure, and the lowest trained layer, which is at least 1."""
+    if config.compile:
+        raise prefix.NoPrefixError("a compiled decoder cannot leave layers out")
+    layers = prefix.layer_list(model)
+    if layers is None or not any(parameter.requires_grad for parameter in layers[0].parameters()):
+        trace = prefix.trace_layers(model)
+        if lowest := trace.lowest_trained(model):
+            return trace, lowest
+    raise prefix.NoPrefixError("something below layer 1 is trained")
+
+
+def _probed(cache: prefix.PrefixCache, closures: Closures, loss: float) -> torch.Tensor:
+    """States [tokens, D] of rows of the first batch, with which the loss is the same."""
+    with cache.attached():
+        states = [torch.empty(0)]
+        for fill in prefix.plan_fills(cache.model, closures.fed(0)):
+            states.append(cache.compute(fill))
+            cache.keep(fill, states[-1])
+        found = finite_loss(closures.at(0))
+    cache.rows = {}
+    if abs(found - loss) > math.sqrt(torch.finfo(states[-1].dtype).eps) * max(1.0, abs(loss)):
+        name = type(cache.model).__name__
+        raise prefix.NoPrefixError(f"{name} gives other losses without its lower layers ({found:g}, not {loss:g})")
+    return states[-1]
+
+
+def _batches(inputs: RunInputs, closures: Closures, steps: int) -> Iterator[TokenQuery]:
+    """What the model is fed in so many steps, or in the first epoch, and in evaluations."""
+    config, splits, batcher = inputs.config, inputs.splits, closures.batcher
+    scored = [splits.dev, splits.test]
+    if closures.objective is None:
+        for step in range(min(steps, -(-len(batcher.examples) // config.batch_size))):
+            yield from closures.fed(step)
+        scored.insert(0, inputs.reported_train)
+    else:  # scores options as evaluations do, or feeds rows of its own
+        scored.insert(0, splits.train)
+    for rows in scored:
+        limits = config.max_length, batcher.grouping
+        yield from evaluation_batches(inputs.model, inputs.tokenizer, inputs.task, rows, *limits)
+
+
+def states_bytes(fills: list[prefix.Fill], width: int, dtype: torch.dtype) -> int:
+    """Size of the states of these rows."""
+    return sum(sum(fill.lengths) for fill in fills) * width * dtype.itemsize
+
+
+def choose_place(asked: str, size: int, device: torch.device, out: Path) -> Place:
+    """Where so many bytes go: what is asked for, or under ``auto`` the first place in which they take up to half of what is
+    free. A file that an interrupted run has left is used.
+
+    Raises:
+        prefix.NoPrefixError: under ``auto``, they fit nowhere.
+        ValueError: they do not fit where they are asked to.
+    """
+    folder = next(parent for parent in (out, *out.absolute().parents) if parent.is_dir())
+    free = {"memory": available_bytes(device), "disk": shutil.disk_usage(folder).free}
+    if device.type == "cuda":
+        free = {"memory": free["memory"], "pinned": available_bytes("cpu"), "disk": free["disk"]}
+    if asked == "auto":
+        if (out / FILE).exists():
+            return "disk"
+        for place in get_args(Place):
+            if size <= SHARE * free.get(place, -1):
+                return place
+        raise prefix.NoPrefixError(f"its {size:,} bytes fit neither in memory nor on disk")
+    if size > free[asked] and not (out / FILE).exists():
+        other = "disk, or auto" if asked == "memory" else "memory, or an --out on another disk"
+        raise ValueError(f"prefix_cache={asked!r} takes {size:,} bytes, but {free[asked]:,} are free: use {other}, fewer rows")
+    return "disk" if asked == "disk" else "memory"
