@@ -250,8 +250,8 @@ def zo_step(
     with theta.step():
         due, bend = curvature_lr is not None and curvature_lr.due(key.step), None
         evaluator = base.LossEvaluator(theta, key, counted, lambda direction: direction)
-        if isinstance(method, base.CustomEstimator):
-            estimates, state = method.estimate(evaluator, state)
+        if isinstance(method, base.CustomEstimator) or method.estimator == "one_sided":
+            estimates, state = base.run_estimator(method, evaluator, state)
             if due:
                 estimates = (_with_all_losses(evaluator, estimates[0], method.epsilon), *estimates[1:])
         else:

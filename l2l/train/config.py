@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from l2l.methods import is_first_order
-from l2l.methods.base import check_counts, check_positive
+from l2l.methods.base import Estimator, check_choice, check_counts, check_positive
 from l2l.models.kinds import Head
 from l2l.models.load import Quantize, check_pattern, check_quantize
 from l2l.models.schemes import Scheme, check_scheme
@@ -116,6 +116,11 @@ class FineTuneConfig:
     epsilon: float | None = None
     """Length of the perturbation along the direction; None: the scheme's, 1e-3 for ``full`` and 1e-2 for ``lora``. In
     bfloat16 under ``lr: auto``, 1e-2: with less, rounding errors look like curvature."""
+    estimator: Estimator | None = None
+    """How losses become projected gradients. ``two_sided``: central differences, 2 N passes for N directions; ``one_sided``: all
+    directions share one loss at theta, N + 1 passes. None: the method's own, two-sided for all that leave the choice."""
+    num_directions: int | None = None
+    """Directions per step, N, whose estimates are averaged; None: the method's own number, 1 for most."""
     batch_size: int = 16
     """Examples per step."""
     micro_batch: int | None = None
@@ -214,11 +219,13 @@ class FineTuneConfig:
         seconds = 1.0 if self.max_seconds is None else self.max_seconds
         check_positive(epsilon=epsilon, step_fraction=self.step_fraction, max_seconds=seconds)
         check_schedule(self.schedule, self.schedule_end)
+        if self.estimator is not None:
+            check_choice("estimator", self.estimator, get_args(Estimator))
         for name, allowed in (("perturb", get_args(PerturbMode)), ("update", get_args(Update))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
         counts = "steps batch_size train_size dev_size test_size eval_every checkpoint_every log_every curvature_every"
-        optional = [name for name in ("length_groups", "max_passes") if getattr(self, name) is not None]
+        optional = [name for name in ("length_groups", "max_passes", "num_directions") if getattr(self, name) is not None]
         check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", *optional)})
         check_objective(self.objective, self.micro_batch, self.batch_size)
 

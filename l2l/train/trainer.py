@@ -23,7 +23,7 @@ from l2l.costs import Expectation, expect
 from l2l.estimators import finite_loss
 from l2l.methods.base import FirstOrder
 from l2l.methods.learned import Learned
-from l2l.methods.registry import MethodLike, build_method, method_name
+from l2l.methods.registry import MethodLike, build_method, check_estimator, method_name, with_estimator
 from l2l.models import Grouping, compile_decoder
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, model_identity
 from l2l.models.schemes import ADAPTERS, AdapterBase, apply_scheme, save_adapter
@@ -145,6 +145,7 @@ def prepare_fine_tuning(
         ValueError, FileNotFoundError: bad input, named.
         FloatingPointError: the loss of the first batch is not finite.
     """
+    check_estimator(method or config.method, config.estimator, config.num_directions)
     inputs = load_run_inputs(config, model, tokenizer)
     model = setup_scheme(inputs.model, config)
     model.eval()
@@ -152,6 +153,7 @@ def prepare_fine_tuning(
     bound = fitting_tuner(tuner or config.tuner, model, config.scheme, config.match, config.progress)
     assert config.lr is not None and config.epsilon is not None, "the configuration has set them"
     built = build_method(method or config.method, config.epsilon, config.method_args, bound, model, config.steps)
+    built = with_estimator(built, config.estimator, config.num_directions)
     if not isinstance(built, FirstOrder):
         # Learning rates of normalized steps are of another size, for which no range is known.
         lr = "auto" if built.step_is_normalized else config.lr
