@@ -280,7 +280,7 @@ def zo_step(
 def _with_all_losses(evaluator: base.LossEvaluator, seen: Estimate, epsilon: float) -> Estimate:
     """The estimate with the losses that its method did not evaluate. Its direction is transformed already."""
     plus, minus, center = seen.loss_plus, seen.loss_minus, seen.loss_center
-    if plus == center and minus is None:  # a derivative, taken at theta; a difference would be 0
+    if minus is None and plus == center and seen.projected_gradient:  # a derivative at theta; a difference would be 0
         plus = loss_along(evaluator.closure, evaluator.theta, seen.direction, epsilon)
     if minus is None:
         minus = loss_along(evaluator.closure, evaluator.theta, seen.direction, -epsilon)

@@ -1,11 +1,13 @@
-"""Evolution strategies: members of a population weigh the noise that made them by how they rank in it.
+"""Evolution strategies: the members of a population weigh the noise that made them by how well they do in it.
 
-Salimans et al. 2017, arXiv:1703.03864, Algorithm 1 with mirrored sampling and centred ranks; Qiu et al. 2025,
-arXiv:2509.24372 (ES at scale), N = 30 members without mirroring, z-scored; Sarkar et al. 2025, arXiv:2511.16652 (EGGROLL), noise
-A B^T / sqrt(r) of rank r in every matrix [m, n], A [m, r] and B [n, r] fresh for each direction. With members at
-theta + s_i epsilon u_i, s_i = +-1, and shaped losses w_i, theta -= lr / N * sum s_i w_i u_i. Losses stand for negative rewards;
-Salimans' division by epsilon (sigma there) is part of lr, as in the later papers. Shaping takes out the loss's scale: lr is of
-another size than MeZO's. Where all members have the same loss, no step is taken.
+With members at theta + s_i epsilon u_i, s_i = +-1, and shaped losses w_i, theta -= lr / N * sum s_i w_i u_i.
+- Salimans et al. 2017, arXiv:1703.03864, Algorithm 1: mirrored members, ranks from -0.5 to 0.5;
+- Qiu et al. 2025, arXiv:2509.24372 (ES at scale): N = 30 without mirroring, z-scores;
+- Sarkar et al. 2025, arXiv:2511.16652 (EGGROLL): noise A B^T / sqrt(r) in every matrix [m, n], A [m, r] and B [n, r] fresh for
+  each direction; z-scores.
+
+Losses stand for negative rewards. Salimans' division by epsilon (sigma there) is part of lr, as in the later papers. Shaping
+takes out the scale of the loss, so that lr is of another size than MeZO's. Where all members have one loss, no step is taken.
 """
 
 import math

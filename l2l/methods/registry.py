@@ -35,11 +35,11 @@ def method_name(method: MethodLike) -> str:
 
 
 def check_estimator(method: MethodLike, estimator: Estimator | None, num_directions: int | None) -> None:
-    """Raise ValueError where the method, or the innermost of a composed one, does not leave these to choose; None is no choice."""
+    """Raise ValueError where the method, of a composed one the innermost, does not leave open what is chosen (not None)."""
     while isinstance(method, Wrapper):
         method = method.inner
     name = method_name(method).split(AROUND)[-1]
-    kind = getattr(method, "method_class", method_class(name) if isinstance(method, str) else method)
+    kind: Any = method_class(name) if isinstance(method, str) else getattr(method, "method_class", method)
     free = {field.name for field in fields(kind) if field.init}
     for field, value in (("estimator", estimator), ("num_directions", num_directions)):
         if value is not None and field not in free:

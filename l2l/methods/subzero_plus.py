@@ -1,9 +1,9 @@
 """SubZero+: many one-sided queries in the subspaces of SubZero, and Adam on the small matrices between their factors.
 
-Yu et al. 2026, arXiv:2608.15665, Algorithm 3. In subspaces U [m, r], V [n, r] of every matrix, redrawn every ``interval`` steps,
-K directions U Z_k V^T share one loss at theta (Equations 4 to 6); M and S are running means of the mean of g_k Z_k [r, r] and of
-its square, and theta -= lr U (M / (sqrt(S) + delta)) V^T, both means unbiased (Equations 7 to 10). Columns of U and V get the
-signs that make them Haar-distributed (Equation 11, Mezzadri 2007). The means go on where subspaces are redrawn, as there.
+Yu et al. 2026, arXiv:2608.15665, Algorithm 3. In subspaces U [m, r], V [n, r] of every matrix, redrawn every ``interval``
+steps, K directions U Z_k V^T share one loss at theta (Equations 4 to 6). M and S are running means of mean(g_k Z_k) [r, r] and
+of its square, and theta -= lr U (M / (sqrt(S) + eps)) V^T, both means unbiased (Equations 7 to 10). Columns of U and V get
+the signs that make them Haar-distributed (Equation 11). The means go on where subspaces are redrawn, as in the paper.
 Differs from the paper in
 - the factor sqrt(m n) / r of :mod:`l2l.methods.subzero`, in direction and step: a coordinate's mean square is 1 in the one, and
   about lr^2 in the other, as Adam's is. The lr of the paper is lr * sqrt(m n) / r of this one, for each matrix its own;

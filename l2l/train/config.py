@@ -117,8 +117,8 @@ class FineTuneConfig:
     """Length of the perturbation along the direction; None: the scheme's, 1e-3 for ``full`` and 1e-2 for ``lora``. In
     bfloat16 under ``lr: auto``, 1e-2: with less, rounding errors look like curvature."""
     estimator: Estimator | None = None
-    """How losses become projected gradients. ``two_sided``: central differences, 2 N passes for N directions; ``one_sided``: all
-    directions share one loss at theta, N + 1 passes. None: the method's own, two-sided for all that leave the choice."""
+    """How losses become projected gradients. ``two_sided``: central differences, 2 N passes for N directions; ``one_sided``:
+    all directions share one loss at theta, N + 1 passes. None: the method's own, two-sided for all that leave the choice."""
     num_directions: int | None = None
     """Directions per step, N, whose estimates are averaged; None: the method's own number, 1 for most."""
     batch_size: int = 16

@@ -62,7 +62,7 @@ class Blockwise(base.Wrapper[BlockwiseState]):
         self.parts(blocks)
         state = self.inner.init(blocks)
         if self.apply == "at once" and self.inner.estimator == "one_sided":
-            raise ValueError("apply='at once' moves theta between groups, which share no loss at theta: use estimator two_sided")
+            raise ValueError("apply='at once' moves theta between groups: use two_sided estimates, which share no loss")
         if self.apply == "at once" and (isinstance(self.inner, base.CustomEstimator) or state is not None):
             raise ValueError(
                 "apply='at once' takes a step of the method inside for every group, which one with a state or an estimator of "
