@@ -354,8 +354,8 @@ def zo_step(
         bend = None
         due = curvature_lr is not None and not curvature_lr_state.from_outputs and curvature_lr.due(key.step)
         evaluator = base.LossEvaluator(theta, key, counted, lambda direction: direction)
-        if isinstance(method, base.CustomEstimator):
-            estimates, state = method.estimate(evaluator, state)
+        if isinstance(method, base.CustomEstimator) or method.estimator == "one_sided":
+            estimates, state = base.run_estimator(method, evaluator, state)
         else:
             directions = base.directions_of(method, evaluator, state)
             center = center_loss(counted, theta, directions[0]) if due else None
@@ -391,7 +391,7 @@ def zo_step(
 def _with_all_losses(evaluator: base.LossEvaluator, seen: Estimate, epsilon: float) -> Estimate:
     """The estimate with the losses that its method did not evaluate. Its direction is transformed already."""
     plus, minus, center = seen.loss_plus, seen.loss_minus, seen.loss_center
-    if plus == center and minus is None:  # a derivative, taken at theta; a difference would be 0
+    if minus is None and plus == center and seen.projected_gradient:  # a derivative at theta; a difference would be 0
         plus = loss_along(evaluator.closure, evaluator.theta, seen.direction, epsilon)
     if minus is None:
         minus = loss_along(evaluator.closure, evaluator.theta, seen.direction, -epsilon)

@@ -133,6 +133,7 @@ ARGS: dict[str, dict[str, Any]] = {
     "blockwise+mezo": {"blockwise": {"level": "block", "groups": 2}},
     "conmezo": {"beta": 0.9, "warm_up": 5},
     "dizo": {"interval": 3, "iterations": 2},
+    "es": {"num_directions": 4},
     "forward_grad": {"num_directions": 2},
     "hizoo": {"smooth": 0.01},
     "hybrid+mezo": {"hybrid": {"match": "vector|bias"}},
@@ -143,10 +144,17 @@ ARGS: dict[str, dict[str, Any]] = {
     "sign": {"num_directions": 8},
     "sparse_mezo": {"sparsity": 0.1},
     "subzero": {"interval": 5, "rank": 3},
+    "subzero_plus": {"interval": 5, "num_directions": 8, "rank": 3},
 }
 """Where defaults would make nothing happen in a few steps."""
 
-SHORT: dict[str, float] = {"fzoo": 8**0.5, "sign-reading=scalar": 2.0}
+ONE_SIDED: dict[str, Any] = {"estimator": "one_sided", "num_directions": 3}
+RANKED: dict[str, Any] = {"antithetic": False, "num_directions": 8, "rank": 1, "shaping": "centered_ranks"}
+
+SHORT: dict[str, float] = {
+    **{"es": 8**0.5, "fzoo": 8**0.5, "sign-reading=scalar": 2.0, "subzero_plus": 2.0},
+    "es-antithetic=False-num_directions=8-rank=1-shaping=centered_ranks": 96**0.5,
+}
 """Of methods, or cases of one, whose coordinates go but a part of the learning rate in a step: how many of these make it
 whole."""
 
@@ -155,8 +163,14 @@ METHODS = [
     *(MethodCase(f"{name}+mezo", ARGS.get(f"{name}+mezo", {})) for name in wrapper_names()),
     MethodCase("mezo", {"distribution": "rademacher"}),
     MethodCase("mezo", {"num_directions": 3}),
+    MethodCase("mezo", ONE_SIDED),
+    MethodCase("dizo", ARGS["dizo"] | ONE_SIDED),
+    MethodCase("adam", {"estimator": "one_sided", "num_directions": 8}),
+    MethodCase("es", RANKED),
     MethodCase("dizo", {"interval": 3, "iterations": 2, "search": "fo"}),
     MethodCase("learned+lozo", {"lozo": ARGS["lozo"]}),
+    MethodCase("learned+mezo", {"mezo": ONE_SIDED}),
+    MethodCase("blockwise+mezo", ARGS["blockwise+mezo"] | {"mezo": ONE_SIDED}),
     MethodCase("sparse+learned+lozo", {"lozo": ARGS["lozo"]}),
     MethodCase("sign", {"reading": "scalar"}),
     MethodCase("sparse+lozo_m", {"sparse": {"interval": 3}, "lozo_m": ARGS["lozo_m"]}),

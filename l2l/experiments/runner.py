@@ -33,7 +33,7 @@ import torch
 from l2l.experiments.spec import Contender, Entry, ExecutorName, ExperimentConfig, MethodCosts, Place, SchemeEntry, Setting
 from l2l.experiments.stats import Cell, Curve, Point, Run, choose, point_size
 from l2l.methods import method_class
-from l2l.methods.registry import build_method
+from l2l.methods.registry import build_method, with_estimator
 from l2l.models.load import context_length
 from l2l.optim import ZOOptimizer
 from l2l.params import Blocks
@@ -87,6 +87,7 @@ def check_place(
             fitting = fitting_tuner(tuner, model, scheme.name)
             assert built[0].epsilon is not None, "a configuration fills it in"
             method = build_method(one.method, built[0].epsilon, one.method_args, fitting, model, built[0].steps)
+            method = with_estimator(method, built[0].estimator, built[0].num_directions)
             for run in built:  # an optimizer at each of its points can refuse, as in a run
                 assert run.lr is not None, "a configuration fills it in"
                 same = {name: getattr(run, name) for name in ("weight_decay", "perturb", "update", "sparse_embeddings")}

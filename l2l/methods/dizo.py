@@ -68,7 +68,7 @@ class DiZO(base.Method[DiZOState]):
 
     @property
     def passes(self) -> float:
-        return 2.0 * self.num_directions + (2 if self.search == "zo" else 3) * self.iterations / self.interval
+        return super().passes + (2 if self.search == "zo" else 3) * self.iterations / self.interval
 
     def state_bytes(self, blocks: Blocks) -> int:
         return sum(blocks[i].tensor.nbytes for i in projected_blocks(blocks, self.projected))

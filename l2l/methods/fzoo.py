@@ -11,16 +11,16 @@ length of the gradient: normalized SGD. Differs from the released code in that
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 from l2l.methods import base
-from l2l.methods.base import Distribution, Estimates, LossEvaluator, PerturbedParameters, StepContext
+from l2l.methods.base import Distribution, Estimates, Estimator, PerturbedParameters, StepContext
 
 
 @final
 @dataclass(frozen=True)
-class FZOO(base.CustomEstimator[None]):
+class FZOO(base.Method[None]):
     """N one-sided probes, and a step divided by the spread of their losses."""
 
     info: ClassVar = base.MethodInfo("Dang et al. 2025, arXiv:2506.09034")
@@ -28,18 +28,12 @@ class FZOO(base.CustomEstimator[None]):
     num_directions: int = 8
     """Probes of a step, N."""
     distribution: Distribution = "rademacher"
+    estimator: Estimator = field(default="one_sided", init=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_directions == 1:
             raise ValueError("num_directions=1 must be at least 2: the step is divided by the spread of the probes' losses")
-
-    @property
-    def passes(self) -> float:
-        return self.num_directions + 1.0
-
-    def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[Estimates, None]:
-        return evaluator.one_sided(base.directions_of(self, evaluator, state), self.epsilon), state
 
     def update_(self, theta: PerturbedParameters, state: None, estimates: Estimates, context: StepContext) -> None:
         spread = deviation([estimate.loss_plus for estimate in estimates])

@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from typing import Any, TypeAlias
 
 from torch import nn
 
 from l2l.aliases import renamed
 from l2l.methods import method_class, method_names
-from l2l.methods.base import FirstOrder, Method
+from l2l.methods.base import Estimator, FirstOrder, Method, Wrapper
 from l2l.methods.wrappers import AROUND, split_method_args, wrapper_class, wrapper_names
 from l2l.tuners import Level, Tuner
 
@@ -31,6 +32,31 @@ def method_name(method: MethodLike) -> str:
     own = kind.__module__.rpartition(".")[2]
     inner = getattr(method, "inner", None)
     return own if inner is None else f"{own}{AROUND}{method_name(inner)}"
+
+
+def check_estimator(method: MethodLike, estimator: Estimator | None, num_directions: int | None) -> None:
+    """Raise ValueError where the method, of a composed one the innermost, does not leave open what is chosen (not None)."""
+    while isinstance(method, Wrapper):
+        method = method.inner
+    name = method_name(method).split(AROUND)[-1]
+    kind: Any = method_class(name) if isinstance(method, str) else getattr(method, "method_class", method)
+    free = {field.name for field in fields(kind) if field.init}
+    for field, value in (("estimator", estimator), ("num_directions", num_directions)):
+        if value is not None and field not in free:
+            raise ValueError(f"{field}={value!r} is no choice with method {name!r}, which has its own way: leave {field} out")
+
+
+def with_estimator(method: Any, estimator: Estimator | None, num_directions: int | None) -> Any:
+    """The method object with another estimator or number of directions, None leaving them; of a composed one, the innermost.
+
+    Raises:
+        ValueError: see :func:`check_estimator`; or the value is out of range.
+    """
+    check_estimator(method, estimator, num_directions)
+    if isinstance(method, Wrapper):
+        return replace(method, inner=with_estimator(method.inner, estimator, num_directions))
+    given = {"estimator": estimator, "num_directions": num_directions}
+    return replace(method, **{field: value for field, value in given.items() if value is not None})
 
 
 def build_method(

@@ -8,6 +8,7 @@ where that is too small as well, r is its shorter side.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -38,22 +39,37 @@ class InSubspace(base.DirectionOperator):
     def covers(self, index: int) -> bool:
         return index in self.subspaces
 
-    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+    def core(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+        """Z [r, r]."""
+        return factor(block, "core", key, (self.subspaces[index][0].shape[1],) * 2, distribution)
+
+    def expand_(self, core: Tensor, block: Block, index: int) -> Tensor:
+        """(sqrt(m n) / r) U core V^T, of the block's shape; ``core`` is scaled in place."""
         u, v = self.subspaces[index]
-        rank = u.shape[1]
-        core = factor(block, "core", key, (rank, rank), distribution).mul_(math.sqrt(len(u) * len(v)) / rank)
-        return product(product(u, core.t()), v).view(block.tensor.shape)
+        return product(product(u, core.mul_(math.sqrt(len(u) * len(v)) / len(core)).t()), v).view(block.tensor.shape)
+
+    def write(self, block: Block, index: int, key: Key, distribution: Distribution) -> Tensor:
+        return self.expand_(self.core(block, index, key, distribution), block, index)
 
 
-def sample_subspaces(blocks: Blocks, rank: int, key: Key) -> dict[int, tuple[Tensor, Tensor]]:
+def sample_subspaces(
+    blocks: Blocks, rank: int, key: Key, orthogonalize: Callable[[Tensor], Tensor] = orthonormal
+) -> dict[int, tuple[Tensor, Tensor]]:
     """Subspaces of all matrices under ``key``: of Gaussian noise, by a QR decomposition."""
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for i in sorted(matrices(blocks)):
         m, n = folded(blocks[i], rank)
         r = min(rank, m, n)
         u, v = factor(blocks[i], "rows", key, (m, r)), factor(blocks[i], "columns", key, (n, r))
-        found[i] = orthonormal(u), orthonormal(v)
+        found[i] = orthogonalize(u), orthogonalize(v)
     return found
+
+
+def subspace_bytes(blocks: Blocks, rank: int) -> int:
+    """Bytes of :func:`sample_subspaces`."""
+    forms = {i: folded(blocks[i], rank) for i in matrices(blocks)}
+    sizes = {i: base.accumulation_dtype(blocks[i].tensor.dtype).itemsize for i in forms}
+    return sum(min(rank, m, n) * (m + n) * sizes[i] for i, (m, n) in forms.items())
 
 
 def folded(block: Block, rank: int) -> tuple[int, int]:
@@ -78,11 +94,7 @@ class SubZero(base.Method[SubZeroState]):
     """Steps that share a subspace."""
 
     def state_bytes(self, blocks: Blocks) -> int:
-        total = 0
-        for i in matrices(blocks):
-            m, n = folded(blocks[i], self.rank)
-            total += min(self.rank, m, n) * (m + n) * base.accumulation_dtype(blocks[i].tensor.dtype).itemsize
-        return total
+        return subspace_bytes(blocks, self.rank)
 
     def init(self, blocks: Blocks) -> SubZeroState:
         return SubZeroState({}, -1)

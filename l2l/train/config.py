@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from l2l.methods import default_lr, is_first_order
-from l2l.methods.base import check_counts, check_positive
+from l2l.methods.base import Estimator, check_choice, check_counts, check_positive
 from l2l.models.kinds import Head
 from l2l.models.load import Quantize, check_pattern, check_quantize
 from l2l.models.prefix import check_train_layers
@@ -124,6 +124,11 @@ class FineTuneConfig:
     epsilon: float | None = None
     """Length of the perturbation along the direction; None: the scheme's, 1e-3 for ``full`` and 1e-2 for ``lora``. In
     bfloat16 under ``lr: auto``, 1e-2: with less, rounding errors look like curvature."""
+    estimator: Estimator | None = None
+    """How losses become projected gradients. ``two_sided``: central differences, 2 N passes for N directions; ``one_sided``:
+    all directions share one loss at theta, N + 1 passes. None: the method's own, two-sided for all that leave the choice."""
+    num_directions: int | None = None
+    """Directions per step, N, whose estimates are averaged; None: the method's own number, 1 for most."""
     batch_size: int = 16
     """Examples per step."""
     micro_batch: int | None = None
@@ -233,6 +238,8 @@ class FineTuneConfig:
         optional = {name: getattr(self, name) for name in ("step_fraction", "max_seconds") if getattr(self, name) is not None}
         check_positive(epsilon=epsilon, **optional)
         check_schedule(self.schedule, self.schedule_end)
+        if self.estimator is not None:
+            check_choice("estimator", self.estimator, get_args(Estimator))
         check_train_layers(self.train_layers)
         if self.train_layers != "all" and self.scheme in ("prefix", "prompt"):
             raise ValueError(f"scheme {self.scheme!r} trains what lies below all layers: leave train_layers out, or use lora")
@@ -241,7 +248,7 @@ class FineTuneConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
         counts = "batch_size train_size checkpoint_every log_every curvature_every"
-        optional = ["length_groups", "steps", "max_passes", "dev_size", "test_size", "eval_every"]
+        optional = ["length_groups", "steps", "max_passes", "num_directions", "dev_size", "test_size", "eval_every"]
         optional = [name for name in optional if getattr(self, name) is not None]
         check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", *optional)})
         check_objective(self.objective, self.micro_batch, self.batch_size)

@@ -84,7 +84,7 @@ class RunPrefix:
                 advance()
         self.seconds += time.perf_counter() - began
 
-    def _written(self, target: Path, advance: Advance) -> Mapping[prefix.RowKey, torch.Tensor]:
+    def _written(self, target: Path, advance: Advance) -> Mapping[bytes, torch.Tensor]:
         """The rows in the file, which is written unless it is there."""
         identity = prefix.prefix_identity(self.cache.model, self.trace, self.cache.lowest, self.fills, self.context)
 

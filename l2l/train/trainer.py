@@ -25,7 +25,7 @@ from l2l.costs import EvaluationPlan, Expectation, evaluated_rows, expect
 from l2l.estimators import finite_loss
 from l2l.methods.base import FirstOrder
 from l2l.methods.learned import Learned
-from l2l.methods.registry import MethodLike, build_method, method_name
+from l2l.methods.registry import MethodLike, build_method, check_estimator, method_name, with_estimator
 from l2l.models import Grouping, compile_decoder
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, model_identity
 from l2l.models.prefix import train_only
@@ -154,6 +154,7 @@ def prepare_fine_tuning(
         ValueError, FileNotFoundError: bad input, named.
         FloatingPointError: the loss of the first batch is not finite.
     """
+    check_estimator(method or config.method, config.estimator, config.num_directions)
     inputs = load_run_inputs(config, model, tokenizer)
     model = setup_scheme(inputs.model, config)
     model.eval()
@@ -161,9 +162,10 @@ def prepare_fine_tuning(
     bound = fitting_tuner(tuner or config.tuner, model, config.scheme, config.match, config.progress)
     assert config.lr is not None and config.epsilon is not None, "the configuration has set them"
     given = method or config.method, config.epsilon, config.method_args, bound, model
-    built = build_method(*given, config.steps)
+    built = with_estimator(build_method(*given, config.steps), config.estimator, config.num_directions)
     if config.steps is None and config.max_passes is not None:  # a method that plans ahead plans for the passes
-        built = build_method(*given, ceil(config.max_passes / built.passes))
+        steps = ceil(config.max_passes / built.passes)
+        built = with_estimator(build_method(*given, steps), config.estimator, config.num_directions)
     if not isinstance(built, FirstOrder):
         # Learning rates of normalized steps are of another size, for which no range is known.
         lr = "auto" if built.step_is_normalized else config.lr

@@ -125,3 +125,12 @@ def test_a_method_that_a_scheme_refuses_is_left_out_there_with_the_reason_and_ru
     assert "scheme 'lora'" in lora.left_out["learned"]
     assert [entry.steps for entry in full.entries.values()] == [None, 2]  # the learned one: four passes, two a step
     assert full.entries["mezo"].costs.trained_bytes > lora.entries["mezo"].costs.trained_bytes > 0
+
+
+def test_estimator_and_directions_are_options_of_a_contender(tmp_path: Path):
+    options = {"estimator": "one_sided", "num_directions": 3}
+    mezo, fzoo = ({"label": f"one-sided {method}", "method": method, "options": options} for method in ("mezo", "fzoo"))
+    (place,) = check_all(small(tmp_path, methods=["mezo", mezo]))
+    assert set(place.entries) == {"mezo", "one-sided mezo"}
+    with pytest.raises(ValueError, match="estimator='one_sided' is no choice with method 'fzoo'"):
+        check_all(small(tmp_path, methods=["mezo", fzoo]))

@@ -89,7 +89,7 @@ def test_a_result_is_the_recorded_one(file: str, key: str, tmp_path: Path):
     assert found.get("exact") == wanted.get("exact")
     assert found["numbers"].keys() == wanted["numbers"].keys()
     assert far(file, key, found, wanted) == []
-    if recorded(file)["machine"] == machine():
+    if recorded(file)["machine"] == machine() and "bits" in wanted:  # of another machine, numbers alone were added
         assert found["bits"] == wanted["bits"]
 
 

@@ -61,6 +61,8 @@ class Blockwise(base.Wrapper[BlockwiseState]):
     def init(self, blocks: Blocks) -> BlockwiseState:
         self.parts(blocks)
         state = self.inner.init(blocks)
+        if self.apply == "at once" and self.inner.estimator == "one_sided":
+            raise ValueError("apply='at once' moves theta between groups: use two_sided estimates, which share no loss")
         if self.apply == "at once" and (isinstance(self.inner, base.CustomEstimator) or state is not None):
             raise ValueError(
                 "apply='at once' takes a step of the method inside for every group, which one with a state or an estimator of "
@@ -94,8 +96,9 @@ class Blockwise(base.Wrapper[BlockwiseState]):
         along = [evaluator.transform(direction) for direction in base.directions_of(self.inner, evaluator, inner)]
         waiting = tuple(along) if self.apply == "at once" else ()
         bare = replace(evaluator, transform=lambda direction: direction)
+        loss_center = bare.center() if self.inner.estimator == "one_sided" else None
         for part in parts[: 1 if waiting else None]:
-            found += [bare.two_point(layer_groups_of(u, part), self.epsilon) for u in along]
+            found += bare.estimates(self.inner, [layer_groups_of(u, part) for u in along], loss_center)
         return tuple(found), BlockwiseState(inner, waiting)
 
     def update_(
