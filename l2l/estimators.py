@@ -257,7 +257,9 @@ def subspace_newton(
     """
     m, c = statistics.curvature, statistics.mean
     if not (m.isfinite().all() and c.isfinite().all()):
-        raise FloatingPointError("derivatives along the directions are not finite: raise epsilon, or look for overflowing logits")
+        raise FloatingPointError(
+            "derivatives along the directions are not finite: raise epsilon, or look for overflowing logits"
+        )
     scale = statistics.curvature_along
     if scale == 0:
         return torch.zeros_like(c)

@@ -55,6 +55,8 @@ class RunPrefix:
     dtype: torch.dtype
     context: int
     """Most tokens of a row."""
+    pass_seconds: float
+    """Of the forward pass over the first step's batch with which the cache was tried."""
     seconds: float = 0.0
     """Of building the cache."""
 
@@ -101,8 +103,8 @@ class RunPrefix:
             if error.errno != errno.ENOSPC:
                 raise
             raise ValueError(
-                f"the disk of {target.parent} is full: the prefix cache takes {self.size:,} bytes there; make room, or choose an "
-                "--out on another disk, fewer rows, or prefix_cache memory or off"
+                f"the disk of {target.parent} is full: the prefix cache takes {self.size:,} bytes there; make room, or choose "
+                "an --out on another disk, fewer rows, or prefix_cache memory or off"
             ) from error
         return prefix.read_rows(target, identity)
 
@@ -132,7 +134,7 @@ def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float) -> RunPre
     try:
         trace, lowest = _traced(model, config)
         cache = prefix.PrefixCache(model, trace, lowest)
-        states = _probed(cache, closures, loss)
+        states, seconds = _probed(cache, closures, loss)
         epoch = -(-len(closures.batcher.examples) // config.batch_size)
         fills = prefix.plan_fills(model, _batches(inputs, closures, config.steps or epoch))
         size = states_bytes(fills, states.shape[1], states.dtype)
@@ -146,7 +148,9 @@ def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float) -> RunPre
         if config.train_layers != "all":
             logger.warning("no prefix cache: %s; every pass runs all layers", error)
         return None
-    return RunPrefix(cache, trace, fills, place, states.shape[1], states.dtype, context_length(model, config.max_length))
+    return RunPrefix(
+        cache, trace, fills, place, states.shape[1], states.dtype, context_length(model, config.max_length), seconds
+    )
 
 
 def _traced(model: "PreTrainedModel", config: FineTuneConfig) -> tuple[prefix.LayerTrace, int]:
@@ -161,19 +165,21 @@ def _traced(model: "PreTrainedModel", config: FineTuneConfig) -> tuple[prefix.La
     raise prefix.NoPrefixError("something below layer 1 is trained")
 
 
-def _probed(cache: prefix.PrefixCache, closures: Closures, loss: float) -> torch.Tensor:
-    """States [tokens, D] of rows of the first batch, with which the loss is the same."""
+def _probed(cache: prefix.PrefixCache, closures: Closures, loss: float) -> tuple[torch.Tensor, float]:
+    """States [tokens, D] of rows of the first batch, with which the loss is the same, and the seconds that one took."""
     with cache.attached():
         states = [torch.empty(0)]
         for fill in prefix.plan_fills(cache.model, closures.fed(0)):
             states.append(cache.compute(fill))
             cache.keep(fill, states[-1])
+        began = time.perf_counter()
         found = finite_loss(closures.at(0))
+        seconds = time.perf_counter() - began
     cache.rows = {}
     if abs(found - loss) > math.sqrt(torch.finfo(states[-1].dtype).eps) * max(1.0, abs(loss)):
         name = type(cache.model).__name__
         raise prefix.NoPrefixError(f"{name} gives other losses without its lower layers ({found:g}, not {loss:g})")
-    return states[-1]
+    return states[-1], seconds
 
 
 def _batches(inputs: RunInputs, closures: Closures, steps: int) -> Iterator[TokenQuery]:

@@ -338,10 +338,8 @@ def plan_evaluations(context: RunContext, expected: Expectation, folder: RunDire
 
 def _evaluation_plan(context: RunContext, expected: Expectation, there: Mapping[str, int]) -> EvaluationPlan:
     config, batcher = context.config, context.closures.batcher
-    if config.max_seconds is not None and context.prefix is None:  # a pass on this machine as busy as it is, where the prediction is for an idle one
-        began = time.perf_counter()
-        finite_loss(context.closures.at(0))
-        seconds = expected.passes_per_step * (time.perf_counter() - began)
+    if config.max_seconds is not None:  # a pass on this machine as busy as it is, where the prediction is for an idle one
+        seconds = expected.passes_per_step * _pass_seconds(context)
         expected = replace(expected, seconds_per_step=max(expected.seconds_per_step or 0.0, seconds))
     steps = expected.steps(config.steps, config.max_passes, config.max_seconds)
     most = EVAL_EVERY if config.max_seconds is None else min(EVAL_EVERY, ceil(steps / EVALUATIONS))
@@ -358,6 +356,14 @@ def _evaluation_plan(context: RunContext, expected: Expectation, there: Mapping[
     return EvaluationPlan(
         **evaluated_rows(there, asked, times, row, trained, parameters), every=every, steps=steps, training=trained / row
     )
+
+
+def _pass_seconds(context: RunContext) -> float:
+    if context.prefix is not None:
+        return context.prefix.pass_seconds
+    began = time.perf_counter()
+    finite_loss(context.closures.at(0))
+    return time.perf_counter() - began
 
 
 def _expected_costs(context: RunContext) -> Expectation:
