@@ -147,8 +147,9 @@ class BatchOutputs:
     @property
     def loss(self) -> float:
         """The mean loss."""
-        losses = self.losses if self.logits is None else torch.nn.functional.cross_entropy(self.logits, self.targets)
-        return losses.mean().double().item()
+        if self.logits is None or self.targets is None:
+            return self.losses.mean().double().item()
+        return torch.nn.functional.cross_entropy(self.logits, self.targets).double().item()
 
 
 def read_outputs(closure: Closure) -> BatchOutputs:

@@ -9,7 +9,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final, get_args
@@ -86,7 +86,7 @@ class RunPrefix:
                 advance()
         self.seconds += time.perf_counter() - began
 
-    def _written(self, target: Path, advance: Advance) -> Mapping[bytes, torch.Tensor]:
+    def _written(self, target: Path, advance: Advance) -> dict[bytes, torch.Tensor]:
         """The rows in the file, which is written unless it is there."""
         identity = prefix.prefix_identity(self.cache.model, self.trace, self.cache.lowest, self.fills, self.context)
 
