@@ -153,7 +153,8 @@ def gradient_statistics(point: MetaState, components: Components, keep: bool = T
     loss = consume_gradients(point.closure, blocks, take_first)
     consume_gradients(point.other, blocks, take_second)
     if not keep:
-        both = (squared_norms(blocks, components, lambda: loss_of(point.closure()) + loss_of(point.other())) - first - second) / 2
+        summed = squared_norms(blocks, components, lambda: loss_of(point.closure()) + loss_of(point.other()))
+        both = (summed - first - second) / 2
     return GradientStatistics(both, (first + second) / 2, loss, 6 if keep else 12)
 
 
