@@ -290,7 +290,7 @@ def row_keys(inputs: Mapping[str, Any]) -> tuple[tuple[bytes, ...], tuple[int, .
     for row, length in enumerate(lengths):
         parts = [ids[row, :length], seen[row, :length] if mask.ndim == 2 else seen[row, :length, :length]]
         parts += [] if positions is None else [positions[row, :length]]
-        content = b"".join(part.numpy().tobytes() for part in parts)
+        content = bytes([mask.ndim, len(parts)]) + b"".join(part.numpy().tobytes() for part in parts)
         keys.append(hashlib.blake2b(content, digest_size=_KEY_BYTES).digest())
     return tuple(keys), lengths
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cases import same_bits
 from safetensors.torch import load_file, save_file
 
 import l2l
 from l2l.models.load import load_model, load_tokenizer
-from l2l.models.prefix import trace_layers
+from l2l.models.prefix import prefix_identity, trace_layers
 from l2l.models.shapes import tiny_random
 from l2l.models.streaming import INDEX, SINGLE, load_streamed
 from l2l.train.config import FineTuneConfig
@@ -69,6 +70,13 @@ def test_structure_is_seen_although_layers_have_no_weights(family, saved):
     resident = load_model(saved / family)
     trace = trace_layers(resident)
     assert places == [trace.places[id(p)] for p in resident.parameters()]
+
+
+def test_a_file_made_with_all_layers_in_memory_is_one_made_by_streaming(saved):
+    model, files = load_streamed(saved / "llama", "top:1", torch.bfloat16)
+    resident = load_model(saved / "llama", dtype="bf16")
+    read = prefix_identity(model, trace_layers(model), 3, [], 64, files.tensor)
+    assert read == prefix_identity(resident, trace_layers(resident), 3, [], 64)
 
 
 @pytest.mark.parametrize(
