@@ -166,7 +166,9 @@ def trace_layers(model: Any) -> LayerTrace:
         for handle in handles:
             handle.remove()
     states = [output[0] if isinstance(output, tuple) else output for output in outputs]
-    if called != [(i, 3) for i in range(len(layers))] or any(state.shape[:2] != (1, _PROBED) for state in states):
+    if called != [(i, 3) for i in range(len(layers))] or any(
+        getattr(state, "shape", ())[:2] != (1, _PROBED) for state in states
+    ):
         raise NoPrefixError(f"{name} does not call its layers once each, in order, on hidden states")
     first = outputs[0]
     kind = states[0].shape[2], states[0].dtype
