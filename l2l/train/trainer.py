@@ -194,7 +194,9 @@ def prepare_fine_tuning(
         compile_decoder(model)
     closures = make_closures(inputs, built, batcher)
     try:
-        loss = finite_loss(closures.at(0))
+        loss = (
+            finite_loss(closures.at(0)) if inputs.files is None else None
+        )  # layers that are not in memory compute nothing yet
     except FloatingPointError as error:
         raise FloatingPointError(f"step 0, before any update: {error}") from error
     return RunContext(**vars(inputs), optimizer=optimizer, closures=closures, prefix=prepare_prefix(inputs, closures, loss))
@@ -313,6 +315,8 @@ def save_run_model(context: RunContext, target: Path) -> None:
         base = Path(source.id)  # absolute: the adapter will be loaded from other working directories
         local = source.id and source.id != EMBEDDED and base.exists()
         save_adapter(model, target, AdapterBase(str(base.resolve()) if local else source.id, source.revision))
+    elif context.files is not None:
+        context.files.save(model, target)
     else:
         model.save_pretrained(target)
     context.tokenizer.save_pretrained(target)
