@@ -13,7 +13,7 @@ import torch
 
 from l2l.noise import reference, triton
 from l2l.noise.key import Distribution, Key, standard_deviation
-from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in
+from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in, runs_of_terms
 from l2l.noise.table import plan
 
 VARIABLE = "L2L_NOISE"
@@ -29,7 +29,7 @@ logger = logging.getLogger("l2l")
 
 @cache
 def _module(backend: str) -> Any:
-    """The module of a backend, imported once: with `available()` and `run_plan(plan)`."""
+    """The module of a backend, imported once: with `available()` and `run_plans(plans)`."""
     return import_module(f"{__package__}.{backend}")
 
 
@@ -91,7 +91,9 @@ def add_noise(
     backend = active_backend(first.flat.device, first.flat.dtype)
     groups = _grouped(terms)
     # Fast backends take sums of at most one stream, rounded to nearest.
-    summable = gather is None or (rounding is None and len(groups) == 1 and len(groups[0]) <= 1)
+    packed_once = len(terms) == 1 and len(terms[0].scales[0]) == 1
+    single = len(groups) == 1 and len(groups[0]) <= 1 and (packed_once or not any(term.packed_by for term in terms))
+    summable = gather is None or (rounding is None and single)
     copied_exactly = first.master is not None and first.flat.dtype != torch.bfloat16
     if len(groups) > 1:
         # A further call would start from a value that the call before has rounded to what is stored.
@@ -99,11 +101,9 @@ def add_noise(
         summable &= rounding is None and first.into is None and not rounds_between
     if backend == "reference" or copied_exactly or not summable:
         return reference.add_noise(pieces, terms, gather, rounding, store)
-    for made in [plan(pieces, group, gather, rounding, store) for group in groups]:  # all are checked before any runs
-        lanes = _module(backend).run_plan(made) if made.chunks else [np.zeros((0, 5, reference.LANES))] * len(pieces)
-        if gather is not None:
-            return reference.total(lanes)
-    return None
+    plans = [plan(pieces, group, gather, rounding, store) for group in groups]  # all are checked before any runs
+    lanes = _module(backend).run_plans(plans) if plans[0].chunks else [np.zeros((0, 5, reference.LANES))] * len(pieces)
+    return None if gather is None else reference.total(lanes)
 
 
 def _kind(piece: TensorSlice) -> tuple[Any, ...]:
@@ -134,8 +134,16 @@ def _add_by_kind(
 def _grouped(terms: Sequence[NoiseTerm]) -> list[list[NoiseTerm]]:
     """The same additions in the same order, as the calls that fast backends serve.
 
-    A call adds one stream once or twice, and then another once. Order within an element fixes the bits.
+    A call adds one stream once or twice, and then another once; or the sum of any number of bits of one hash. Order within
+    an element fixes the bits.
     """
+    groups: list[list[NoiseTerm]] = []
+    for key, run in runs_of_terms(terms):
+        groups += _streams(run) if key is None else [[term for term in run if term.scales[0]] or run[:1]]
+    return groups or [[]]
+
+
+def _streams(terms: Sequence[NoiseTerm]) -> list[list[NoiseTerm]]:
     groups: list[list[NoiseTerm]] = []
     for term in terms:
         for add in range(len(term.scales[0])):
@@ -148,7 +156,7 @@ def _grouped(terms: Sequence[NoiseTerm]) -> list[list[NoiseTerm]]:
                 last.append(single)
             else:
                 groups.append([single])
-    return groups or [[]]
+    return groups
 
 
 def add_noise_to(

@@ -5,11 +5,14 @@ import struct
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 
-Distribution: TypeAlias = Literal["gaussian", "rademacher"]
+Distribution: TypeAlias = Literal["gaussian", "rademacher", "packed_rademacher"]
+
+PACKED = 32
+"""Draws of ``packed_rademacher`` that share one hash of an element: a bit each."""
 
 GAUSSIAN_SD = math.sqrt(4 * (256**2 - 1) / 12)
 """Standard deviation of the sum of four independent uniform bytes (147.8005...)."""
@@ -40,6 +43,12 @@ class Key:
         """The same seed and step, another draw."""
         return replace(self, draw=draw)
 
+    def hashed_by(self, distribution: Distribution) -> tuple["Key", int]:
+        """The key of the hash that the noise is made of, and how far to shift it to the left before."""
+        if distribution != "packed_rademacher":
+            return self, 0
+        return self.with_draw(self.draw // PACKED), self.draw % PACKED
+
     def words(self, name: str, high: int = 0) -> tuple[int, int]:
         """Two 32-bit words for elements ``[high * 2**32, (high + 1) * 2**32)`` of block ``name``."""
         return _words(self.seed, self.step, self.draw, name, high)
@@ -58,8 +67,8 @@ def standard_deviation(distribution: Distribution) -> float:
     Raises:
         ValueError: no such distribution.
     """
-    if distribution not in ("gaussian", "rademacher"):
-        raise ValueError(f"distribution={distribution!r} must be 'gaussian' or 'rademacher'")
+    if distribution not in get_args(Distribution):
+        raise ValueError(f"distribution={distribution!r} must be {' or '.join(map(repr, get_args(Distribution)))}")
     return GAUSSIAN_SD if distribution == "gaussian" else 1.0
 
 

@@ -12,15 +12,26 @@ typedef float f8 __attribute__((vector_size(32)));
 typedef uint32_t u8 __attribute__((vector_size(32)));
 typedef int32_t i8 __attribute__((vector_size(32)));
 typedef double d8 __attribute__((vector_size(64)));
+typedef float f16 __attribute__((vector_size(64)));
+typedef uint32_t u16 __attribute__((vector_size(64)));
 
 typedef struct {
     const void *source; /* read */
     void *target;       /* written in the source's type; NULL where only sums are wanted */
     uint16_t *copy;     /* receives the result as bfloat16; NULL where there is none */
     int64_t count, first_task, first_chunk;
-    uint32_t start, words[2][2], rounding[2];
-    float scales[2][2], restoring, centre; /* the second stream is added once */
+    uint32_t start, shift, words[2][2], rounding[2]; /* shift: of the first stream's hash */
+    float scales[2][2], restoring, centre;           /* the second stream is added once */
 } piece;
+
+typedef struct job {
+    const piece *pieces;
+    double *sums; /* [chunks][5][8] or NULL */
+    const uint32_t *shifts, *amounts; /* [terms], and floats [pieces][terms]: of bits of one hash, in place of streams */
+    const struct job *then;           /* the same elements again: chunk by chunk, while they are in the cache */
+    int64_t n, tasks, next, terms;
+    int32_t half, first, second, rademacher, rounding; /* first, second: scales used of each stream */
+} job;
 
 INLINE uint32_t hash(uint32_t x, const uint32_t *words) {
     x += words[0];
@@ -30,8 +41,8 @@ INLINE uint32_t hash(uint32_t x, const uint32_t *words) {
     return x ^ (x >> 14);
 }
 
-INLINE float integer(uint32_t x, int rademacher) {
-    if (rademacher) return (float)(1 - 2 * (int32_t)(x >> 31));
+INLINE float integer(uint32_t x, uint32_t shift, int rademacher) {
+    if (rademacher) return (float)(1 - 2 * (int32_t)((x << shift) >> 31));
     uint32_t pairs = (x & 0xff00ffu) + ((x >> 8) & 0xff00ffu); /* two sums of two bytes */
     return (float)((int32_t)((pairs + (pairs >> 16)) & 0xffffu) - 510);
 }
@@ -69,11 +80,11 @@ typedef struct { int half, first, second, rademacher, copied, stochastic; } shap
 
 INLINE float moved(float value, uint32_t at, const piece *p, const shape s) {
     if (s.first) {
-        float u = integer(hash(at, p->words[0]), s.rademacher);
+        float u = integer(hash(at, p->words[0]), p->shift, s.rademacher);
         value += p->scales[0][0] * u;
         if (s.first > 1) value += p->scales[0][1] * u;
     }
-    if (s.second) value += p->scales[1][0] * integer(hash(at, p->words[1]), s.rademacher);
+    if (s.second) value += p->scales[1][0] * integer(hash(at, p->words[1]), 0, s.rademacher);
     return value;
 }
 
@@ -108,6 +119,53 @@ INLINE void add(const piece *given, int64_t from, int64_t to, const shape s) {
     }
 }
 
+/* ---- bits of one hash: their signed amounts are summed, and added as one ---- */
+
+#define VECTORS 4
+#define BLOCK (16 * VECTORS)
+
+INLINE u16 hash_of_16(u16 x, const uint32_t *words) {
+    x += words[0];
+    x ^= x >> 17; x *= 0xed5ad4bbu; x ^= words[1];
+    x ^= x >> 11; x *= 0xac4c1b51u;
+    x ^= x >> 15; x *= 0x31848babu;
+    return x ^ (x >> 14);
+}
+
+/* Up to BLOCK elements from i on; `size` is a constant wherever speed matters. */
+INLINE void add_bits_to(const piece *p, const job *j, const uint32_t *amounts, int64_t i, int size, const shape s) {
+    const u16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const uint32_t at = p->start + (uint32_t)i;
+    u16 x[VECTORS];
+    f16 total[VECTORS], value[VECTORS] = {{0}};
+    float row[BLOCK];
+    for (int v = 0; v < VECTORS; v++) {
+        x[v] = hash_of_16(at + 16 * (uint32_t)v + lane, p->words[0]);
+        total[v] = (f16)(((x[v] << j->shifts[0]) & 0x80000000u) ^ amounts[0]);
+    }
+    for (int64_t k = 1; k < j->terms; k++)
+        for (int v = 0; v < VECTORS; v++) total[v] += (f16)(((x[v] << j->shifts[k]) & 0x80000000u) ^ amounts[k]);
+    if (s.half) {
+        for (int k = 0; k < size; k++) row[k] = widen(((const uint16_t *)p->source)[i + k]);
+        memcpy(value, row, (size_t)size * 4);
+    } else memcpy(value, (const float *)p->source + i, (size_t)size * 4);
+    for (int v = 0; v < VECTORS; v++) value[v] += total[v];
+    if (!s.half) memcpy((float *)p->target + i, value, (size_t)size * 4);
+    if (s.half || s.copied) {
+        uint16_t *out = s.half ? (uint16_t *)p->target : p->copy;
+        memcpy(row, value, sizeof row);
+        for (int k = 0; k < size; k++) out[i + k] = rounded(row[k], at + (uint32_t)k, p, s);
+    }
+}
+
+INLINE void add_bits(const piece *given, const job *j, int64_t from, int64_t to, const shape s) {
+    const piece own = *given, *p = &own;
+    const uint32_t *amounts = j->amounts + (given - j->pieces) * j->terms;
+    int64_t i = from;
+    for (; i + BLOCK <= to; i += BLOCK) add_bits_to(p, j, amounts, i, BLOCK, s);
+    if (i < to) add_bits_to(p, j, amounts, i, (int)(to - i), s);
+}
+
 /* ---- with sums: at most one stream; eight lanes, added up as RUN and LANES in reference.py prescribe ---- */
 
 INLINE f8 wide_integer(u8 x, const int rademacher) {
@@ -132,7 +190,8 @@ INLINE void eight(const piece *p, int64_t i, int size, const shape s, f8 *sums) 
         for (int k = 0; k < size; k++) value[k] = widen(((const uint16_t *)p->source)[i + k]);
     else memcpy(&value, (const float *)p->source + i, (size_t)size * 4);
     if (s.first) {
-        u = wide_integer(wide_hash(p->start + (uint32_t)i + lane, p->words[0]), s.rademacher);
+        u8 x = wide_hash(p->start + (uint32_t)i + lane, p->words[0]);
+        u = wide_integer(s.rademacher ? x << p->shift : x, s.rademacher);
         value += p->scales[0][0] * u;
         if (s.first > 1) value += p->scales[0][1] * u;
         if (s.half)
@@ -163,19 +222,24 @@ INLINE void gather(const piece *given, int64_t from, int64_t to, const shape s, 
     memcpy(out, total, sizeof total);
 }
 
-INLINE void add_in_form(const piece *p, int64_t from, int64_t to, int half, int rounding,
-                        const int first, const int second, const int rademacher) {
-    if (half && rounding) add(p, from, to, (shape){1, first, second, rademacher, 0, 1});
-    else if (half) add(p, from, to, (shape){1, first, second, rademacher, 0, 0});
-    else if (p->copy == 0) add(p, from, to, (shape){0, first, second, rademacher, 0, 0});
-    else if (rounding) add(p, from, to, (shape){0, first, second, rademacher, 1, 1});
-    else add(p, from, to, (shape){0, first, second, rademacher, 1, 0});
+INLINE void in_form(const piece *p, const job *j, int64_t from, int64_t to, const int bits, const shape s) {
+    if (bits) add_bits(p, j, from, to, s); else add(p, from, to, s);
 }
 
-#define ADD(FIRST, SECOND, RADEMACHER) add_in_form(p, from, to, half, rounding, FIRST, SECOND, RADEMACHER); break
+INLINE void add_in_form(const piece *p, const job *j, int64_t from, int64_t to, const int bits,
+                        const int first, const int second, const int rademacher) {
+    if (j->half && j->rounding) in_form(p, j, from, to, bits, (shape){1, first, second, rademacher, 0, 1});
+    else if (j->half) in_form(p, j, from, to, bits, (shape){1, first, second, rademacher, 0, 0});
+    else if (p->copy == 0) in_form(p, j, from, to, bits, (shape){0, first, second, rademacher, 0, 0});
+    else if (j->rounding) in_form(p, j, from, to, bits, (shape){0, first, second, rademacher, 1, 1});
+    else in_form(p, j, from, to, bits, (shape){0, first, second, rademacher, 1, 0});
+}
 
-static void part(const piece *p, int64_t from, int64_t to, int half, int first, int second, int rademacher, int rounding) {
-    switch (first == 0 ? 0 : rademacher * 4 + first * 2 + second - 1) {
+#define ADD(FIRST, SECOND, RADEMACHER) add_in_form(p, j, from, to, 0, FIRST, SECOND, RADEMACHER); break
+
+static void part(const piece *p, const job *j, int64_t from, int64_t to) {
+    if (j->terms) { add_in_form(p, j, from, to, 1, 0, 0, 0); return; }
+    switch (j->first == 0 ? 0 : j->rademacher * 4 + j->first * 2 + j->second - 1) {
     case 0: ADD(0, 0, 0); /* a second stream only follows a first */
     case 1: ADD(1, 0, 0);
     case 2: ADD(1, 1, 0);
@@ -202,12 +266,13 @@ static void part_sums(const piece *p, int64_t from, int64_t to, int half, int fi
     if (half) { EACH_GATHER(1) } else { EACH_GATHER(0) }
 }
 
-typedef struct {
-    const piece *pieces;
-    double *sums; /* [chunks][5][8] or NULL */
-    int64_t n, tasks, next;
-    int32_t half, first, second, rademacher, rounding; /* first, second: scales used of each stream */
-} job;
+#define STRIDE 256 /* elements between requests for memory */
+#define AHEAD 1024 /* elements that it is asked for before its turn: without it, loops waited half of the time */
+
+INLINE void request(const piece *p, int64_t at, int half) {
+    const char *memory = (const char *)p->source + (at + AHEAD) * (half ? 2 : 4);
+    for (int k = 0; k < STRIDE * (half ? 2 : 4); k += 64) __builtin_prefetch(memory + k);
+}
 
 /* Works until no task is left; any number of threads may run it on the same job. Which thread takes which task changes
  * no bit: elements are independent, and sums are kept per chunk. */
@@ -223,8 +288,15 @@ void add_noise(job *j) {
         const piece *p = j->pieces + low;
         int64_t from = (task - p->first_task) * TASK * CHUNK, to = from + TASK * CHUNK;
         if (to > p->count) to = p->count;
-        if (!j->sums) { part(p, from, to, j->half, j->first, j->second, j->rademacher, j->rounding); continue; }
-        for (int64_t at = from; at < to; at += CHUNK)
+        for (int64_t chunk = from; chunk < to && !j->sums; chunk += CHUNK) {
+            int64_t end = chunk + CHUNK < to ? chunk + CHUNK : to;
+            for (int64_t at = chunk; at < end; at += STRIDE) {
+                request(p, at, j->half);
+                part(p, j, at, at + STRIDE < end ? at + STRIDE : end);
+            }
+            for (const job *k = j->then; k; k = k->then) part(k->pieces + low, k, chunk, end);
+        }
+        for (int64_t at = from; at < to && j->sums; at += CHUNK)
             part_sums(p, at, at + CHUNK < to ? at + CHUNK : to, j->half, j->first, j->rademacher,
                       j->sums + (p->first_chunk + at / CHUNK) * 40);
     }

@@ -10,9 +10,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,20 +36,23 @@ class _Job(ctypes.Structure):
     """The struct ``job`` of ``native.c``: one traversal, shared by all threads that work on it."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("pieces", "sums")),
-        *((name, ctypes.c_int64) for name in ("n", "tasks", "next")),
+        *((name, ctypes.c_void_p) for name in ("pieces", "sums", "shifts", "amounts", "then")),
+        *((name, ctypes.c_int64) for name in ("n", "tasks", "next", "terms")),
         *((name, ctypes.c_int32) for name in ("half", "first", "second", "rademacher", "rounding")),
     ]
 
 
-def run_plan(plan: Plan) -> list[np.ndarray]:
-    """Carries out the plan; lane sums of each piece's chunks, [chunks, 5, LANES] each, where any are wanted."""
+def run_plans(plans: Sequence[Plan]) -> list[np.ndarray]:
+    """Carries out plans of the same pieces, chunk by chunk, each in turn: an element is read from memory once. Lane sums of
+    each piece's chunks, [chunks, 5, LANES] each, where they are wanted, of a single plan."""
     compiled = library()
     assert compiled is not None, "available() was not asked"
+    plan = plans[0]
     sums = np.empty((plan.chunks, 5, LANES)) if plan.gather else None
-    memory, shape = (plan.table.ctypes.data, None if sums is None else sums.ctypes.data), plan.shape
-    kind = shape.half, shape.first, shape.second, shape.rademacher, shape.stochastic
-    job = _Job(*memory, len(plan.table), plan.tasks, 0, *kind)
+    jobs = [_job(own, sums) for own in plans]
+    for before, after in pairwise(jobs):
+        before.then = ctypes.addressof(after)
+    job = jobs[0]
     threads = min(torch.get_num_threads(), plan.tasks)
     if threads < 2:
         compiled.add_noise(ctypes.byref(job))
@@ -60,6 +64,13 @@ def run_plan(plan: Plan) -> list[np.ndarray]:
         for helper in helpers:
             helper.result()
     return [] if sums is None else np.split(sums, plan.ends[:-1])
+
+
+def _job(plan: Plan, sums: np.ndarray | None) -> _Job:
+    shape, drawn = plan.shape, (plan.shifts.ctypes.data, plan.amounts.ctypes.data)
+    kind = shape.half, shape.first, shape.second, shape.rademacher, shape.stochastic
+    memory = plan.table.ctypes.data, None if sums is None else sums.ctypes.data, *drawn, None
+    return _Job(*memory, len(plan.table), plan.tasks, 0, len(plan.shifts), *kind)
 
 
 @lru_cache(maxsize=1)

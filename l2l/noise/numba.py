@@ -1,5 +1,6 @@
 """The CPU backend for machines without a C compiler. Its kernels, in ``numba_kernel``, are compiled by numba."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -27,8 +28,12 @@ def available() -> str | None:
     return None
 
 
-def run_plan(plan: Plan) -> list[np.ndarray]:
-    """Carries out the plan; lane sums of each piece's chunks, [chunks, 5, LANES] each, where any are wanted."""
+def run_plans(plans: Sequence[Plan]) -> list[np.ndarray]:
+    """Carries out the plans in turn; lane sums of each piece's chunks, [chunks, 5, LANES] each, where one wants them."""
+    return [lanes for plan in plans for lanes in _run(plan)]
+
+
+def _run(plan: Plan) -> list[np.ndarray]:
     from l2l.noise import numba_kernel as kernels  # where the first noise is made: numba takes seconds to import
 
     numba, table = kernels.numba, plan.table
@@ -43,7 +48,7 @@ def run_plan(plan: Plan) -> list[np.ndarray]:
             if plan.gather:
                 kernels.gathering(plan.shape, apart)(*columns, plan.tasks, sums)
             else:
-                kernels.adding(plan.shape, apart)(*columns, plan.tasks)
+                kernels.adding(plan.shape, apart)(*columns, plan.tasks, plan.shifts, plan.amounts)
         finally:
             numba.set_num_threads(before)
     return np.split(sums, plan.ends[:-1]) if plan.gather else []

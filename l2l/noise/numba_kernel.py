@@ -58,24 +58,35 @@ def _nearest(value: Any) -> Any:
 def _values(shape: Shape) -> tuple[Any, Any, Any]:
     """Functions of one element: its noise, its new value, and that value as bfloat16."""
     first, second, rademacher, stochastic = shape.first, shape.second, shape.rademacher, shape.stochastic
+    packed = shape.packed
 
     @njit
-    def noise(at: Any, words: Any) -> Any:
+    def sign(x: Any, shift: Any) -> Any:
+        return np.float32(np.int32(1) - np.int32(2) * np.int32(np.uint32(x << shift) >> np.uint32(31)))
+
+    @njit
+    def noise(at: Any, words: Any, shift: Any) -> Any:
         x = _hash(at, words)
         if rademacher:
-            return np.float32(np.int32(1) - np.int32(2) * np.int32(x >> np.uint32(31)))
+            return sign(x, shift)
         pairs = np.uint32((x & np.uint32(0x00FF00FF)) + ((x >> np.uint32(8)) & np.uint32(0x00FF00FF)))
         return np.float32(np.int32((pairs & np.uint32(0xFFFF)) + (pairs >> np.uint32(16))) - np.int32(510))
 
     @njit
-    def moved(value: Any, at: Any, words: Any, scales: Any) -> Any:
+    def moved(value: Any, at: Any, words: Any, scales: Any, shift: Any, shifts: Any, amounts: Any) -> Any:
+        if packed:
+            x = _hash(at, words[0])
+            total = amounts[0] * sign(x, shifts[0])
+            for k in range(1, len(shifts)):
+                total = total + amounts[k] * sign(x, shifts[k])
+            value = value + total
         if first > 0:
-            u = noise(at, words[0])
+            u = noise(at, words[0], shift)
             value = value + scales[0][0] * u
             if first > 1:
                 value = value + scales[0][1] * u
         if second > 0:
-            value = value + scales[1][0] * noise(at, words[1])
+            value = value + scales[1][0] * noise(at, words[1], np.uint32(0))
         return value
 
     @njit
@@ -101,22 +112,41 @@ def adding(shape: Shape, apart: bool) -> Any:
     _, moved, rounded = _values(shape)
 
     @njit
-    def part(source: Any, target: Any, copy: Any, count: Any, start: Any, words: Any, rounding: Any, scales: Any) -> None:
+    def part(
+        source: Any, target: Any, copy: Any, count: Any, start: Any, rounding: Any, w: Any, s: Any, h: Any, bits: Any, a: Any
+    ) -> None:
         to = numba.carray(_pointer(target), (count,), dtype)
         of = numba.carray(_pointer(source), (count,), dtype) if apart else to
         short = numba.carray(_pointer(copy), (count,), np.uint16)
         for i in range(count):
             at = np.uint32(start + np.uint32(i))
             if half:
-                to[i] = rounded(moved(_widen(of[i]), at, words, scales), at, rounding)
+                to[i] = rounded(moved(_widen(of[i]), at, w, s, h, bits, a), at, rounding)
             else:
-                value = moved(of[i], at, words, scales)
+                value = moved(of[i], at, w, s, h, bits, a)
                 to[i] = value
                 if copied:
                     short[i] = rounded(value, at, rounding)
 
     @numba.njit(parallel=True, error_model="numpy")
-    def run(source, target, copy, counts, first_task, first_chunk, start, words, rounding, scales, restoring, centre, tasks):
+    def run(
+        source,
+        target,
+        copy,
+        counts,
+        first_task,
+        first_chunk,
+        start,
+        shift,
+        words,
+        rounding,
+        scales,
+        restoring,
+        centre,
+        tasks,
+        bits,
+        amounts,
+    ):
         for task in numba.prange(tasks):
             p = np.searchsorted(first_task, task, side="right") - 1
             at = (task - first_task[p]) * TASK
@@ -125,7 +155,8 @@ def adding(shape: Shape, apart: bool) -> Any:
             s = ((scales[p, 0, 0], scales[p, 0, 1]), (scales[p, 1, 0], scales[p, 1, 1]))
             r = (rounding[p, 0], rounding[p, 1])
             byte, short = np.uint64(at) * size, np.uint64(at) * np.uint64(2)
-            part(source[p] + byte, target[p] + byte, copy[p] + short, count, np.uint32(start[p] + at), w, r, s)
+            memory = source[p] + byte, target[p] + byte, copy[p] + short
+            part(*memory, count, np.uint32(start[p] + at), r, w, s, shift[p], bits, amounts[p])
 
     return run
 
@@ -156,15 +187,17 @@ def gathering(shape: Shape, apart: bool) -> Any:
     noise, moved, _ = _values(shape)
 
     @njit
-    def fill(of: Any, to: Any, short: Any, start: Any, w: Any, s: Any, restoring: Any, centre: Any, d: Any, u: Any) -> None:
+    def fill(
+        of: Any, to: Any, short: Any, start: Any, w: Any, s: Any, h: Any, restoring: Any, centre: Any, d: Any, u: Any
+    ) -> None:
         """The d and u of one run, and what is stored of it."""
         of = of if apart else to
         for i in range(len(of)):
             at = np.uint32(start + np.uint32(i))
-            value = moved(_widen(of[i]) if half else of[i], at, w, s)
+            value = moved(_widen(of[i]) if half else of[i], at, w, s, h, u, u)
             if half and first > 0:
                 value = _widen(_nearest(value))
-            noisy = noise(at, w[0]) if first > 0 else np.float32(0)
+            noisy = noise(at, w[0], h) if first > 0 else np.float32(0)
             u[i] = noisy
             d[i] = (value + restoring * noisy) - centre
             if stored:
@@ -175,7 +208,9 @@ def gathering(shape: Shape, apart: bool) -> Any:
         u[len(of) :] = np.float32(0)
 
     @njit
-    def chunk(source: Any, target: Any, copy: Any, count: Any, start: Any, w: Any, s: Any, h: Any, c: Any, out: Any) -> None:
+    def chunk(
+        source: Any, target: Any, copy: Any, count: Any, start: Any, w: Any, s: Any, h: Any, back: Any, c: Any, out: Any
+    ) -> None:
         of = numba.carray(_pointer(source), (count,), dtype)
         to = numba.carray(_pointer(target if apart else source), (count,), dtype)
         short = numba.carray(_pointer(copy), (count,), np.uint16)
@@ -184,7 +219,7 @@ def gathering(shape: Shape, apart: bool) -> Any:
         out[:] = 0.0
         for at in range(0, count, RUN):
             end = min(at + RUN, count)
-            fill(of[at:end], to[at:end], short[at:end], np.uint32(start + at), w, s, h, c, d, u)
+            fill(of[at:end], to[at:end], short[at:end], np.uint32(start + at), w, s, h, back, c, d, u)
             _add_lanes(d, ones, out[0])
             _add_lanes(d, d, out[1])
             _add_lanes(d, u, out[2])
@@ -193,7 +228,21 @@ def gathering(shape: Shape, apart: bool) -> Any:
 
     @numba.njit(parallel=True, error_model="numpy")
     def run(
-        source, target, copy, counts, first_task, first_chunk, start, words, rounding, scales, restoring, centre, tasks, out
+        source,
+        target,
+        copy,
+        counts,
+        first_task,
+        first_chunk,
+        start,
+        shift,
+        words,
+        rounding,
+        scales,
+        restoring,
+        centre,
+        tasks,
+        out,
     ):
         for task in numba.prange(tasks):
             p = np.searchsorted(first_task, task, side="right") - 1
@@ -205,7 +254,7 @@ def gathering(shape: Shape, apart: bool) -> Any:
                 count, row = min(CHUNK, counts[p] - at), first_chunk[p] + at // CHUNK
                 chunk(
                     *(source[p] + byte, target[p] + byte, copy[p] + short, count, np.uint32(start[p] + at)),
-                    *(w, s, restoring[p], centre[p], out[row]),
+                    *(w, s, shift[p], restoring[p], centre[p], out[row]),
                 )
 
     return run

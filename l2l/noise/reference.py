@@ -2,8 +2,13 @@
 
 A keyed 32-bit hash of the element index (three multiplications, in the manner of "triple32") gives four bytes.
 ``gaussian`` is their sum less 510: mean 0, standard deviation 147.8005, kurtosis 2.7, an exact integer.
-``rademacher`` is the sign of the top bit. Only integer arithmetic, one exact product and one rounding per add are
-involved. Half precision is computed in float32 and rounded once, to nearest or stochastically.
+``rademacher`` is the sign of the top bit: 1 where it is 0. ``packed_rademacher`` draws by bits: draw d is the sign of
+bit 31 - d % 32 of the hash that has draw d // 32 in its key, so that 32 directions cost one hash.
+
+Only integer arithmetic, one exact product and one rounding per add are involved. Neighbouring terms that are bits of one
+hash are first added to each other, in turn, and their sum to the element: from a direction to the next by one exact
+difference and one rounding, and along N directions by one more. Half precision is computed in float32 and rounded once,
+to nearest or stochastically.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +17,7 @@ import numpy as np
 import torch
 
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
-from l2l.noise.slices import WORD, MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in
+from l2l.noise.slices import WORD, MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in, runs_of_terms
 
 CHUNK = 32768
 """Elements per pass: torch's grain size, so that small operations stay on one thread and in cache. Also the unit of
@@ -43,9 +48,9 @@ def _hash(start: int, count: int, words: tuple[int, int], device: torch.device) 
     return _xor_shift_(x, 14)
 
 
-def _integers_of(x: torch.Tensor, distribution: Distribution) -> torch.Tensor:
-    if distribution == "rademacher":
-        return (x >> 31).mul_(2).add_(1)
+def _integers_of(x: torch.Tensor, distribution: Distribution, shift: int = 0) -> torch.Tensor:
+    if distribution != "gaussian":
+        return ((x << shift) >> 31).mul_(2).add_(1)
     pairs = x.bitwise_and(0x00FF00FF).add_((x >> 8).bitwise_and_(0x00FF00FF))
     return pairs.bitwise_and(0xFFFF).add_(pairs >> 16).sub_(510)
 
@@ -74,8 +79,9 @@ def integers(
     """Noise integers [count] int32 of elements ``offset .. offset + count`` of block ``name``."""
     device = torch.device(device)
     out = torch.empty(count, dtype=torch.int32, device=device)
+    hash_key, shift = key.hashed_by(distribution)
     for at, size in chunks(offset, count):
-        out[at : at + size] = _integers_of(_hashed(name, key, offset + at, size, device), distribution)
+        out[at : at + size] = _integers_of(_hashed(name, hash_key, offset + at, size, device), distribution, shift)
     return out
 
 
@@ -101,6 +107,8 @@ def add_noise(
 ) -> Sums | None:
     """One traversal: to every element the terms' scaled noise is added in turn, and the result is written.
 
+    Neighbouring terms of ``packed_rademacher`` that are bits of one hash are summed first, and added as one.
+
     Args:
         gather: sums to return; they are taken of what is written.
         rounding: key of stochastic rounding to bfloat16, of pieces that have this dtype; None rounds to nearest.
@@ -109,20 +117,30 @@ def add_noise(
     Raises:
         ValueError: a scale is not finite, before anything is written.
     """
-    scales = [
-        [tuple(round_scale(s, piece.flat.dtype) for s in own) for own, piece in zip(term.scales, pieces, strict=True)]
+    scales = {
+        id(term): [tuple(round_scale(s, p.flat.dtype) for s in own) for own, p in zip(term.scales, pieces, strict=True)]
         for term in terms
-    ]
+    }
     found = [np.zeros((0, 5, LANES)) for _ in pieces]
     for i, piece in enumerate(pieces):
         rows, exact = [], computed_in(piece.flat.dtype)
         for at, size in chunks(piece.offset, piece.flat.numel()):
             span, place = slice(at, at + size), (piece.offset + at, size, piece.flat.device)
             value = (piece.flat if piece.master is None else piece.master)[span].to(exact, copy=True)
-            noise = [_integers_of(_hashed(piece.name, t.key, *place), t.distribution).to(exact) for t in terms]
-            for t, u in enumerate(noise):
-                for scale in scales[t][i]:
-                    value.add_(u, alpha=scale)
+            u = torch.zeros_like(value)  # of the first term, for sums
+            for packed, run in runs_of_terms(terms):
+                common, summed = packed and _hashed(piece.name, packed, *place), None
+                for term in run:
+                    x = _hashed(piece.name, term.key, *place) if common is None else common
+                    noise = _integers_of(x, term.distribution, term.key.hashed_by(term.distribution)[1]).to(exact)
+                    u = noise if term is terms[0] else u
+                    for scale in scales[id(term)][i]:
+                        if packed is None:
+                            value.add_(noise, alpha=scale)
+                        else:
+                            summed = noise * scale if summed is None else summed.add_(noise, alpha=scale)
+                if summed is not None:
+                    value.add_(summed)
             if piece.master is not None and store:
                 piece.master[span] = value
             if rounding is not None and piece.flat.dtype == torch.bfloat16:
@@ -135,7 +153,6 @@ def add_noise(
             if gather is not None:
                 if piece.master is None:
                     value = value.to(piece.flat.dtype).to(exact)  # the sums are those of what is written
-                u = noise[0] if noise else torch.zeros_like(value)
                 rows.append(_lane_sums(value, u, round_scale(gather.restoring[i], exact), gather.centre[i]))
         if rows:
             found[i] = np.stack(rows)

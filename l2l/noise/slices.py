@@ -1,7 +1,8 @@
 """Arguments of a traversal: where the elements lie, which noise is added to them, and which sums are taken of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -36,6 +37,17 @@ class NoiseTerm:
     scales: Sequence[tuple[float, ...]]
     """[pieces][adds], already divided by the noise's standard deviation; rounded where they are used."""
     distribution: Distribution = "gaussian"
+
+    @property
+    def packed_by(self) -> Key | None:
+        """Key of the hash that it shares with other draws of ``packed_rademacher``; None for other distributions."""
+        return self.key.hashed_by(self.distribution)[0] if self.distribution == "packed_rademacher" else None
+
+
+def runs_of_terms(terms: Sequence[NoiseTerm]) -> Iterator[tuple[Key | None, list[NoiseTerm]]]:
+    """Neighbouring terms that are bits of one hash, with its key; and those of other distributions, with None."""
+    for key, run in groupby(terms, lambda term: term.packed_by):
+        yield key, list(run)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ PART = np.dtype(
         *((name, np.uint64) for name in ("source", "target", "copy")),
         *((name, np.int64) for name in ("count", "first_task", "first_chunk")),
         ("start", np.uint32),
+        ("shift", np.uint32),
         ("words", np.uint32, (2, 2)),
         ("rounding", np.uint32, 2),
         ("scales", np.float32, (2, 2)),
@@ -31,7 +32,8 @@ PART = np.dtype(
 )
 """A piece, or the part of it between two multiples of 2**32: the struct ``piece`` of ``native.c``.
 
-``source`` is read and ``target`` written, in one type; ``copy`` receives bfloat16; 0 where there is none."""
+``source`` is read and ``target`` written, in one type; ``copy`` receives bfloat16; 0 where there is none. ``shift`` is that
+of the first stream's hash."""
 
 PLACES = {name: place for name, (_, place, *_) in (PART.fields or {}).items()}
 """Byte at which each field of a part lies."""
@@ -53,6 +55,8 @@ class Shape:
     store: bool
     copied: bool
     """Whether ``copy`` is written."""
+    packed: bool
+    """Whether the noise is the sum of a plan's ``amounts``, and no stream."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,10 @@ class Plan:
     shape: Shape
     gather: bool
     device: torch.device
+    shifts: np.ndarray
+    """uint32 [terms] of a packed plan: which bit of the hash, of the first stream's words, is each term's sign."""
+    amounts: np.ndarray
+    """float32 [parts, terms]: what is added of each term, or taken away where its sign is -1."""
 
     @property
     def tasks(self) -> int:
@@ -87,6 +95,8 @@ def plan(
         ValueError: a scale is not finite.
     """
     dtype, mastered = pieces[0].flat.dtype, pieces[0].master is not None
+    adds = sum(len(term.scales[0]) for term in terms)
+    packed = adds > 1 and terms[0].distribution == "packed_rademacher"  # a single one is a stream
     scales = [
         [[round_scale(scale, dtype) for scale in own] for _, own in zip(pieces, term.scales, strict=True)] for term in terms
     ]
@@ -107,9 +117,14 @@ def plan(
     elif store:
         table["target"] = _addresses(written, owners, at)
     places = [(pieces[k].name, (pieces[k].offset + start) // WORD) for k, start in zip(owners, at.tolist(), strict=True)]
-    for t, term in enumerate(terms):
-        table["words"][:, t] = _words(term.key, places)
-        table["scales"][:, t, : len(scales[t][0])] = np.array(scales[t], dtype=np.float32)[owners]
+    hashes = [term.key.hashed_by(term.distribution) for term in terms]
+    for t, (key, _) in enumerate(hashes[:1] if packed else hashes):
+        table["words"][:, t] = _words(key, places)
+    table["shift"] = hashes[0][1] if hashes else 0
+    for t, own in enumerate([] if packed else scales):
+        table["scales"][:, t, : len(own[0])] = np.array(own, dtype=np.float32)[owners]
+    shifts = [shift for (_, shift), own in zip(hashes, scales, strict=True) for _ in own[0]] if packed else []
+    amounts = [[scale for own in scales for scale in own[i]] if packed else [] for i in range(len(pieces))]
     if rounding is not None:
         table["rounding"] = _words(rounding, places)
     if gather is not None:
@@ -118,11 +133,12 @@ def plan(
         table["centre"] = np.array(gather.centre, dtype=np.float32)[owners]
     half = dtype == torch.bfloat16
     ends = np.cumsum(np.bincount(owners, -(-counts // CHUNK), len(pieces))).astype(np.int64)
-    first, second = (len(scales[t][0]) if len(scales) > t else 0 for t in (0, 1))
-    rademacher = any(term.distribution == "rademacher" for term in terms)
+    first, second = (len(scales[t][0]) if len(scales) > t and not packed else 0 for t in (0, 1))
+    rademacher = any(term.distribution != "gaussian" for term in terms)
     stochastic = half and rounding is not None
-    shape = Shape(half and not mastered, first, second, rademacher, stochastic, store, store and mastered)
-    return Plan(table, ends, shape, gather is not None, pieces[0].flat.device)
+    shape = Shape(half and not mastered, first, second, rademacher, stochastic, store, store and mastered, packed)
+    drawn = np.array(shifts, dtype=np.uint32), np.array(amounts, dtype=np.float32)[owners]
+    return Plan(table, ends, shape, gather is not None, pieces[0].flat.device, *drawn)
 
 
 def _addresses(tensors: Sequence[torch.Tensor], owners: np.ndarray, at: np.ndarray) -> np.ndarray:

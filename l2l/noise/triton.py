@@ -1,6 +1,7 @@
 """The CUDA backend: one launch over all tensors of a call. Its kernels are in ``triton_kernel``."""
 
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -29,11 +30,15 @@ def available() -> str | None:
     return None
 
 
-def run_plan(made: Plan) -> list[np.ndarray]:
-    """Carries out the plan; lane sums of each piece, [1, 5, LANES] each, where any are wanted.
+def run_plans(plans: Sequence[Plan]) -> list[np.ndarray]:
+    """Carries out the plans in turn; lane sums of each piece, [1, 5, LANES] each, where one wants them.
 
     Without sums nothing waits for the device.
     """
+    return [lanes for plan in plans for lanes in _run(plan)]
+
+
+def _run(made: Plan) -> list[np.ndarray]:
     from l2l.noise import triton_kernel as kernels  # where the first noise is made: triton is installed only with CUDA
 
     device = made.device
@@ -43,7 +48,8 @@ def run_plan(made: Plan) -> list[np.ndarray]:
         places = np.concatenate([made.table[name] for name in ("source", "target", "copy")])
         shape = {**vars(made.shape), "aligned": not np.any(places % 16), "enable_fp_fusion": False}
         if not made.gather:
-            kernels.add[(made.chunks,)](table, owners, **shape)
+            shifts, amounts = (torch.from_numpy(x).to(device) for x in (made.shifts.view(np.int32), made.amounts))
+            kernels.add[(made.chunks,)](table, owners, shifts, amounts, len(made.shifts), **shape)
             return []
         size = min(made.chunks, SLAB)
         lanes = torch.empty(size * (CHUNK // RUN) * 5 * LANES, device=device)

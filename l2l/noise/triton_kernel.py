@@ -29,7 +29,7 @@ CHUNK_SIZE, RUN_SIZE, WIDTH = tl.constexpr(CHUNK), tl.constexpr(RUN), tl.constex
 PART_SIZE = tl.constexpr(PART.itemsize)
 SOURCE, TARGET, COPY = (_place(field, 8) for field in ("source", "target", "copy"))
 COUNT, FIRST_CHUNK = _place("count", 8), _place("first_chunk", 8)
-START, WORDS, ROUNDING = (_place(field, 4) for field in ("start", "words", "rounding"))
+START, SHIFT, WORDS, ROUNDING = (_place(field, 4) for field in ("start", "shift", "words", "rounding"))
 SCALES, RESTORING, CENTRE = (_place(field, 4) for field in ("scales", "restoring", "centre"))
 
 
@@ -55,9 +55,9 @@ def _hash(x, first, second):
 
 
 @triton.jit
-def _integer(x, rademacher: constexpr):
+def _integer(x, shift, rademacher: constexpr):
     if rademacher:
-        whole = 1 - 2 * (x >> 31).to(tl.int32)
+        whole = 1 - 2 * ((x << shift) >> 31).to(tl.int32)
     else:
         pairs = (x & 0x00FF00FF) + ((x >> 8) & 0x00FF00FF)
         whole = ((pairs & 0xFFFF) + (pairs >> 16)).to(tl.int32) - 510
@@ -105,6 +105,9 @@ def _visit(
     begin,
     i,
     count,
+    shifts,
+    amounts,
+    terms,
     half: constexpr,
     first: constexpr,
     second: constexpr,
@@ -112,6 +115,7 @@ def _visit(
     stochastic: constexpr,
     store: constexpr,
     copied: constexpr,
+    packed: constexpr,
     aligned: constexpr,
     masked: constexpr,
 ):
@@ -123,13 +127,21 @@ def _visit(
         value = _widen(value)
     u = tl.zeros(i.shape, tl.float32)
     if first > 0:  # one exact product and one rounding each time
-        u = _integer(_hash(at, _word(table, part, WORDS), _word(table, part, WORDS + 1)), rademacher)
+        x = _hash(at, _word(table, part, WORDS), _word(table, part, WORDS + 1))
+        u = _integer(x, _word(table, part, SHIFT), rademacher)
         value = value + _number(table, part, SCALES) * u
     if first > 1:
         value = value + _number(table, part, SCALES + 1) * u
     if second > 0:
         other = _hash(at, _word(table, part, WORDS + 2), _word(table, part, WORDS + 3))
-        value = value + _number(table, part, SCALES + 2) * _integer(other, rademacher)
+        value = value + _number(table, part, SCALES + 2) * _integer(other, 0, rademacher)
+    if packed:
+        x = _hash(at, _word(table, part, WORDS), _word(table, part, WORDS + 1))
+        own = amounts + part * terms
+        total = tl.load(own) * _integer(x, tl.load(shifts), True)
+        for k in range(1, terms):
+            total = total + tl.load(own + k) * _integer(x, tl.load(shifts + k), True)
+        value = value + total
     random = at
     if stochastic:
         random = _hash(at, _word(table, part, ROUNDING), _word(table, part, ROUNDING + 1))
@@ -163,6 +175,9 @@ def _chunk_of(table, owners, chunk):
 def add(
     table,  # int64: the parts, as rows of PART
     owners,  # int32 [chunks]: the part of each chunk
+    shifts,  # int32 [terms], of a packed plan
+    amounts,  # float32 [parts, terms]
+    terms,
     half: constexpr,
     first: constexpr,
     second: constexpr,
@@ -170,6 +185,7 @@ def add(
     stochastic: constexpr,
     store: constexpr,
     copied: constexpr,
+    packed: constexpr,
     aligned: constexpr,
 ):
     """One chunk, without sums."""
@@ -178,12 +194,14 @@ def add(
     full = count // TILE * TILE
     for at in range(0, full, TILE):
         _visit(
-            *(table, part, begin, at + i, count), *(half, first, second, rademacher, stochastic, store, copied, aligned, False)
+            *(table, part, begin, at + i, count, shifts, amounts, terms),
+            *(half, first, second, rademacher, stochastic, store, copied, packed, aligned, False),
         )
     # A mask would keep the loads above from being wide.
     if full < count:
         _visit(
-            *(table, part, begin, full + i, count), *(half, first, second, rademacher, stochastic, store, copied, aligned, True)
+            *(table, part, begin, full + i, count, shifts, amounts, terms),
+            *(half, first, second, rademacher, stochastic, store, copied, packed, aligned, True),
         )
 
 
@@ -200,6 +218,7 @@ def add_and_sum(
     stochastic: constexpr,
     store: constexpr,
     copied: constexpr,
+    packed: constexpr,
     aligned: constexpr,
 ):
     """One chunk, and the sums of every lane of every run in it."""
@@ -211,12 +230,14 @@ def add_and_sum(
     full = count // CHUNK_SIZE * RUN_SIZE
     for at in range(0, full, WIDTH):
         d, u = _visit(
-            *(table, part, begin, at + i, count), *(half, first, second, rademacher, stochastic, store, copied, aligned, False)
+            *(table, part, begin, at + i, count, table, table, 0),
+            *(half, first, second, rademacher, stochastic, store, copied, packed, aligned, False),
         )
         all_d, all_u, dd, du, uu = all_d + d, all_u + u, dd + d * d, du + d * u, uu + u * u
     for at in range(full, tl.minimum(count, RUN_SIZE), WIDTH):
         d, u = _visit(
-            *(table, part, begin, at + i, count), *(half, first, second, rademacher, stochastic, store, copied, aligned, True)
+            *(table, part, begin, at + i, count, table, table, 0),
+            *(half, first, second, rademacher, stochastic, store, copied, packed, aligned, True),
         )
         all_d, all_u, dd, du, uu = all_d + d, all_u + u, dd + d * d, du + d * u, uu + u * u
     out = lanes + tl.program_id(0).to(tl.int64) * (ROWS * 5) + run * (5 * WIDTH) + lane

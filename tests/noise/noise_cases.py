@@ -55,17 +55,22 @@ def random_case(seed: int, limit: int, dtypes: tuple[torch.dtype, ...] = (torch.
     counts = [draw.choice([0, 1, 7, 511, 513, draw.randrange(limit), draw.randrange(limit)]) for _ in range(many)]
     near, far = WORD - draw.randrange(1, 600), draw.randrange(2**34)
     offsets = [draw.choice([0, 3, near, far]) for _ in range(many)]
-    distribution: Distribution = draw.choice(["gaussian", "rademacher"])
+    distribution: Distribution = draw.choice(["gaussian", "rademacher", "packed_rademacher"])
 
     def term(key: Key, adds: int) -> NoiseTerm:
         scales = [tuple(draw.uniform(-1, 1) * 10.0 ** draw.randint(-6, -1) for _ in range(adds)) for _ in range(many)]
         return NoiseTerm(key, scales, distribution)
 
-    key = Key(draw.randrange(2**40), draw.randrange(10_000), draw.randrange(4))
+    key = Key(draw.randrange(2**40), draw.randrange(10_000), draw.randrange(4 if distribution != "packed_rademacher" else 70))
     terms = draw.choice([[], [term(key, 1)], [term(key, 2)]])
     gather = MomentRequest([draw.uniform(-0.01, 0.01) for _ in counts], [0.1 for _ in counts]) if draw.random() < 0.4 else None
     if terms and gather is None and draw.random() < 0.5:
         terms = [*terms, term(Key(4), 1)]
+    if distribution == "packed_rademacher" and gather is None and draw.random() < 0.6:  # bits of one hash, and of the next
+        first = key.draw // 32 * 32
+        terms = [
+            term(key.with_draw(first + draw.randrange(40)), draw.choice([0, 1, 1, 2])) for _ in range(draw.choice([2, 9, 35]))
+        ]
     rounding = Key(5) if gather is None and draw.random() < 0.4 else None
     store = gather is None or draw.random() < 0.7
     return Case(seed, dtype, form, counts, offsets, terms, gather, rounding, store, draw.choice([1, 2, 3]))
