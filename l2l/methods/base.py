@@ -165,7 +165,8 @@ class Method(ABC, Generic[State]):
     num_directions: int = 1
     """Directions evaluated per step; their estimates are averaged."""
     distribution: Distribution = "gaussian"
-    """``gaussian`` noise, or ``rademacher``: plus or minus one."""
+    """``gaussian`` noise, or ``rademacher``: plus or minus one; ``packed_rademacher``: the same, made 32 directions at a time,
+    for populations."""
     estimator: Estimator = field(default="two_sided", kw_only=True)
     """``two_sided`` or ``one_sided`` differences; see :data:`Estimator`."""
 

@@ -44,7 +44,7 @@ class RSGN(base.CustomEstimator[RSGNState]):
     fractions = ("signal_decay",)
     num_directions: int = 16
     """N. Of the order of the rows of a batch, at most b (K - 1)."""
-    distribution: Distribution = "rademacher"
+    distribution: Distribution = "packed_rademacher"
     gain: float = 0.3
     """Fraction of the step to the minimum within the subspace, where neither damping nor noise shorten it."""
     damping: float = 0.5

@@ -4,7 +4,7 @@ Nothing depends on visiting order, device, thread count, sharding or on what was
 defined by :mod:`l2l.noise.reference`; any other backend must give the same bits.
 """
 
-from l2l.noise.dispatch import active_backend, add_noise, add_noise_to, backend_problem, noise_dot
+from l2l.noise.dispatch import active_backend, add_noise, add_noise_to, backend_problem, noise_dot, prepare_memory
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
 from l2l.noise.reference import integers, standard_noise
 from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in, shard_pieces
@@ -23,6 +23,7 @@ __all__ = [
     "computed_in",
     "integers",
     "noise_dot",
+    "prepare_memory",
     "round_scale",
     "shard_pieces",
     "standard_deviation",

@@ -67,6 +67,13 @@ def _serving(wanted: str, kind: str, fast: bool) -> str:
     return serving
 
 
+def prepare_memory(tensors: Sequence[torch.Tensor]) -> None:
+    """Tells the backend that contiguous tensors will be traversed again and again. Their values stay."""
+    on_cpu = [t for t in tensors if t.device.type == "cpu" and t.numel() and active_backend(t.device, t.dtype) == "native"]
+    if on_cpu:
+        _module("native").use_huge_pages(on_cpu)
+
+
 def add_noise(
     pieces: Sequence[TensorSlice],
     terms: Sequence[NoiseTerm] = (),

@@ -267,7 +267,7 @@ static void part_sums(const piece *p, int64_t from, int64_t to, int half, int fi
 }
 
 #define STRIDE 256 /* elements between requests for memory */
-#define AHEAD 1024 /* elements that it is asked for before its turn: without it, loops waited half of the time */
+#define AHEAD 512  /* elements that it is asked for before its turn: without it, loops waited half of the time */
 
 INLINE void request(const piece *p, int64_t at, int half) {
     const char *memory = (const char *)p->source + (at + AHEAD) * (half ? 2 : 4);

@@ -11,7 +11,7 @@ from typing import final
 
 import torch
 
-from l2l.noise import Sums, TensorSlice, round_scale
+from l2l.noise import Sums, TensorSlice, prepare_memory, round_scale
 from l2l.params.blocks import Blocks
 from l2l.params.direction import Direction, Move
 from l2l.params.engine import Moments, Perturbation, apply_moves, measure, moments_of
@@ -31,6 +31,7 @@ class InPlaceEngine(PerturbEngine):
         self._sparse = list(sparse)
         self._at: Perturbation | None = None
         self._sums: Sums | None = None
+        self._prepared = False
 
     def _piece(self, index: int) -> TensorSlice:
         return TensorSlice(self._blocks[index].flat, self._blocks[index].name)
@@ -38,6 +39,9 @@ class InPlaceEngine(PerturbEngine):
     def perturb(self, at: Perturbation | None, moves: Sequence[Move]) -> None:
         if at == self._at and not moves:
             return
+        if not self._prepared:
+            prepare_memory([block.flat for block in self._blocks])
+            self._prepared = True
         count = len(self._blocks)
         across = at is not None and not moves and self._at == Perturbation(at.direction, -at.distance)
         if across and at is not None:

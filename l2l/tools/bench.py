@@ -24,6 +24,7 @@ from l2l.estimators import Closure, finite_loss, two_point
 from l2l.methods.base import Method, check_counts
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
+from l2l.methods.rsgn import RSGN
 from l2l.models.load import DTYPES, context_length, load_model
 from l2l.models.shapes import SHAPES, shape_config
 from l2l.noise import Key, NoiseTerm, TensorSlice, active_backend, add_noise, standard_deviation
@@ -49,9 +50,9 @@ STEPS_WITHOUT_UPDATE = 3
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 FORWARDS, STEP, PLAIN, LEARNED, TEXTBOOK = "two_forwards", "step", "plain_step", "learned_step", "textbook_step"
-POPULATION = "population_step"
+POPULATION, RSGN_STEP = "population_step", "rsgn_step"
 """Names of the contenders in every result."""
-FUSED = (STEP, LEARNED, POPULATION)
+FUSED = (STEP, LEARNED, POPULATION, RSGN_STEP)
 """Contenders whose steps are fused with the one before: the first of a turn is not timed."""
 
 Step: TypeAlias = Callable[[], float]
@@ -95,7 +96,8 @@ class BenchConfig:
     textbook: bool = True
     """Measure the textbook's four-pass loop too."""
     population: int | None = None
-    """Measure a one-sided step of so many directions too, beside as many forward passes and one more; None: not."""
+    """Measure one-sided steps of so many directions too, of MeZO with ``packed_rademacher`` noise and of ``rsgn``, beside as
+    many forward passes and one more; None: not."""
     overwrite: bool = False
     """Remove what an earlier run left in ``out``."""
     progress: bool = True
@@ -141,7 +143,7 @@ def bench_command(config: BenchConfig) -> None:
     names = (
         *("shape", "dtype", "device", "threads", "backend"),
         *("step_over_two_forwards", "plain_step_over_two_forwards", "reference_over_ours", "learned_over_mezo"),
-        "population_over_forwards",
+        *("population_over_forwards", "rsgn_over_forwards"),
         *("peak_over_inference", "tokens_per_second", "restore_bit_identical", "noisy"),
     )
     shown = {name: found[name] for name in names if found[name] is not None}
@@ -176,7 +178,8 @@ def measure(config: BenchConfig) -> dict[str, Any]:
             used = {name: peak - beside for name, peak in peaks(found, device, config.warmup, advance).items()}
             seconds = rounds(found, device, config.repeats, advance)
         optimizer = ZOOptimizer(model, MeZO(), seed=config.seed, update=config.update)
-        population = ratio(seconds, POPULATION, FORWARDS)
+        above = {name: ratio(seconds, name, FORWARDS) for name in (POPULATION, RSGN_STEP)}
+        per_forward = {name: value and 2 * value / ((config.population or 1) + 1) for name, value in above.items()}
         share = {name: peak / used[FORWARDS] for name, peak in used.items()} if used[FORWARDS] > 0 else {}
         return {
             "shape": config.model,
@@ -193,7 +196,8 @@ def measure(config: BenchConfig) -> dict[str, Any]:
             "reference_over_two_forwards": ratio(seconds, TEXTBOOK, FORWARDS),
             "reference_over_ours": ratio(seconds, TEXTBOOK, STEP),
             "learned_over_mezo": ratio(seconds, LEARNED, STEP),
-            "population_over_forwards": population and 2 * population / ((config.population or 1) + 1),
+            "population_over_forwards": per_forward[POPULATION],
+            "rsgn_over_forwards": per_forward[RSGN_STEP],
             "peak_over_inference": share.get(STEP),
             "learned_peak_over_inference": share.get(LEARNED),
             "reference_peak_over_inference": share.get(TEXTBOOK),
@@ -323,8 +327,10 @@ def contenders(model: "PreTrainedModel", closure: Closure, config: BenchConfig) 
         tuner = Tuner.for_model(model, seed=config.seed)
         found[LEARNED] = lambda: steps(Learned(tuner), fused=True)
     if config.population is not None:
-        method = MeZO(num_directions=config.population, estimator="one_sided")
+        size = config.population
+        method = MeZO(num_directions=size, estimator="one_sided", distribution="packed_rademacher")
         found[POPULATION] = lambda: steps(method, fused=True)
+        found[RSGN_STEP] = lambda: steps(RSGN(num_directions=size), fused=True)
     found[PLAIN] = lambda: steps(MeZO(), fused=False)
     if config.textbook:
         found[TEXTBOOK] = textbook

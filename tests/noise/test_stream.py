@@ -17,7 +17,8 @@ MASK = 2**32 - 1
 
 def byte_sum_or_sign(name: str, key: Key, index: int, distribution: Distribution) -> int:
     """One element of the stream, from the written design alone."""
-    text = struct.pack("<qqqq", key.seed, key.step, key.draw, index >> 32) + name.encode()
+    group, bit = divmod(key.draw, 32) if distribution == "packed_rademacher" else (key.draw, 0)
+    text = struct.pack("<qqqq", key.seed, key.step, group, index >> 32) + name.encode()
     word = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
     x = ((index & MASK) + (word & MASK)) & MASK
     x = (x ^ (x >> 17)) * 0xED5AD4BB & MASK
@@ -25,7 +26,7 @@ def byte_sum_or_sign(name: str, key: Key, index: int, distribution: Distribution
     x = (x ^ (x >> 11)) * 0xAC4C1B51 & MASK
     x = (x ^ (x >> 15)) * 0x31848BAB & MASK
     x ^= x >> 14
-    return sum(x.to_bytes(4, "little")) - 510 if distribution == "gaussian" else 1 - 2 * (x >> 31)
+    return sum(x.to_bytes(4, "little")) - 510 if distribution == "gaussian" else 1 - 2 * (x >> (31 - bit) & 1)
 
 
 GOLDEN: list[tuple[str, Key, int, list[int], list[int]]] = [
@@ -48,10 +49,11 @@ def test_the_stream_has_not_changed(name: str, key: Key, offset: int, gaussian: 
     assert integers(name, key, 6, "rademacher", offset=offset).tolist() == rademacher
 
 
-@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher", "packed_rademacher"])
 @pytest.mark.parametrize("offset", [0, 1, 32767, 2**31 - 50, 2**32 - 50, 5 * 2**32 - 1])
-def test_it_is_the_stream_that_the_design_describes(distribution: Distribution, offset: int):
-    key = Key(11, 22, 33)
+@pytest.mark.parametrize("draw", [0, 31, 33])
+def test_it_is_the_stream_that_the_design_describes(distribution: Distribution, offset: int, draw: int):
+    key = Key(11, 22, draw)
     wanted = [byte_sum_or_sign("a.b", key, index, distribution) for index in range(offset, offset + 100)]
     assert integers("a.b", key, 100, distribution, offset).tolist() == wanted
 
@@ -80,7 +82,7 @@ def test_another_name_seed_step_or_draw_gives_independent_noise(name: str, other
     assert abs(torch.dot(left, right).item()) / math.sqrt(count) < 4.5
 
 
-@pytest.mark.parametrize(("distribution", "kurtosis"), [("gaussian", 2.7), ("rademacher", 1.0)])
+@pytest.mark.parametrize(("distribution", "kurtosis"), [("gaussian", 2.7), ("rademacher", 1.0), ("packed_rademacher", 1.0)])
 def test_mean_variance_and_kurtosis_are_those_declared(distribution: Distribution, kurtosis: float):
     count = 2**20
     z = standard_noise("w", Key(5), torch.Size([count]), distribution, torch.float64)

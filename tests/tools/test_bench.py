@@ -19,6 +19,7 @@ from l2l.tools.bench import (
     LEARNED,
     PLAIN,
     POPULATION,
+    RSGN_STEP,
     SPREAD,
     STEP,
     TEXTBOOK,
@@ -84,9 +85,10 @@ def test_the_number_of_threads_is_set_and_put_back_after_an_error_too(monkeypatc
 
 def test_a_population_is_measured_beside_its_forward_passes():
     found = measure(tiny(population=4, learned=False, textbook=False))
-    assert found["seconds"].keys() == {FORWARDS, STEP, POPULATION, PLAIN}
-    per_forward = [2 * a / b / 5 for a, b in zip(*(found["samples"][name] for name in (POPULATION, FORWARDS)), strict=True)]
-    assert found["population_over_forwards"] == pytest.approx(sum(per_forward) / 2)  # the median of two rounds
+    assert found["seconds"].keys() == {FORWARDS, STEP, POPULATION, RSGN_STEP, PLAIN}
+    for name, figure in ((POPULATION, "population_over_forwards"), (RSGN_STEP, "rsgn_over_forwards")):
+        per_forward = [2 * a / b / 5 for a, b in zip(*(found["samples"][each] for each in (name, FORWARDS)), strict=True)]
+        assert found[figure] == pytest.approx(sum(per_forward) / 2)  # the median of two rounds
     assert measure(tiny(learned=False, textbook=False))["population_over_forwards"] is None
 
 
