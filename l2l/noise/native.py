@@ -113,9 +113,10 @@ def use_huge_pages(tensors: Sequence[torch.Tensor]) -> int:
         for page in range(begin // HUGE, -(-end // HUGE)):
             filled[page] = filled.get(page, 0) + min(end, (page + 1) * HUGE) - max(begin, page * HUGE)
     pages = [page for page, size in sorted(filled.items()) if size > HUGE // 2]  # others hold more of something else
-    advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
-    for page in pages if advise is not None else ():
-        advise(ctypes.c_void_p(page * HUGE), ctypes.c_size_t(HUGE), COLLAPSE)
+    if pages and sys.platform == "linux":
+        advise = ctypes.CDLL(None).madvise
+        for page in pages:
+            advise(ctypes.c_void_p(page * HUGE), ctypes.c_size_t(HUGE), COLLAPSE)
     return len(pages) * HUGE
 
 

@@ -1,6 +1,7 @@
 """``packed_rademacher``: 32 draws from the bits of one hash are as good as 32 hashes, and are added as one."""
 
 import random
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
@@ -18,6 +19,16 @@ FAST = [
     for name in ("native", "numba")
 ]
 COUNT = 2**18
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Numba's threads may change the number that torch reports."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 PACKED = "packed_rademacher"
 
 
@@ -45,9 +56,9 @@ def test_draws_have_mean_0_and_are_uncorrelated_within_a_hash_and_across(key: Ke
 
 def test_products_of_two_draws_are_not_a_third(key: Key):
     """Methods see u_i u_j: bits that were sums of others would be uncorrelated, and yet tell nothing new."""
-    z = signs(range(32), key, 2**16).double()
+    z = signs(range(32), key, 2**12).float()
     products = torch.stack([z[i] * z[j] for i in range(32) for j in range(i)])
-    found = (products @ z.T) / 2**8
+    found = (products @ z.T) / 2**6
     assert found.abs().max() < 5.5  # of 15,872 standard normals
 
 
