@@ -69,7 +69,7 @@ def check_place(
 ) -> Place:
     """One place of :func:`check_all`; the rows of all tasks are read, so that missing or malformed data are refused here."""
     options = config.run_options(setting, scheme)
-    configs = [FineTuneConfig(**{**options, "task": task}) for task in setting.tasks]
+    configs = [FineTuneConfig(**{**options, "task": task}).completed() for task in setting.tasks]
     first = load_run_inputs(configs[0])
     for other in configs[1:]:
         load_run_inputs(other, first.model, first.tokenizer)
@@ -83,13 +83,11 @@ def check_place(
         try:
             tuner = _load_tuner(setting, one, held_out)
             given = options | one.options | {"method": one.method, "method_args": one.method_args}
-            built = [FineTuneConfig(**given | dict(point)) for point in config.points(setting, scheme, one)]
+            built = [FineTuneConfig(**given | dict(point)).completed() for point in config.points(setting, scheme, one)]
             fitting = fitting_tuner(tuner, model, scheme.name)
-            assert built[0].epsilon is not None, "a configuration fills it in"
             method = build_method(one.method, built[0].epsilon, one.method_args, fitting, model, built[0].steps)
             method = with_estimator(method, built[0].estimator, built[0].num_directions)
             for run in built:  # an optimizer at each of its points can refuse, as in a run
-                assert run.lr is not None, "a configuration fills it in"
                 same = {name: getattr(run, name) for name in ("weight_decay", "perturb", "update", "sparse_embeddings")}
                 ZOOptimizer(model, method, run.lr, curvature_lr=run.curvature_lr(), **same)
         except ValueError as error:

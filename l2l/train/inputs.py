@@ -19,7 +19,7 @@ from l2l.models.load import load_model, load_tokenizer, loading_bar
 from l2l.tasks import BatchLogits, Row, Splits, Task, batch_loss, get_task, load_splits
 from l2l.tasks.encode import Batch, Encoded, Form, collate
 from l2l.tasks.evaluate import Scores, evaluate
-from l2l.train.config import DEV_ROWS, TEST_ROWS, FineTuneConfig
+from l2l.train.config import DEV_ROWS, TEST_ROWS, CompleteConfig, FineTuneConfig
 from l2l.train.objectives import LOSS, Objective, find_objective
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _FURTHER = 1
 class RunInputs:
     """What a run works on, whether it trains or only measures."""
 
-    config: FineTuneConfig
+    config: CompleteConfig
     model: "PreTrainedModel"
     """In eval mode: with dropout, two losses of one batch would differ."""
     tokenizer: "PreTrainedTokenizerBase"
@@ -76,7 +76,7 @@ def load_run_inputs(
         source = model.config._name_or_path or config.model
         tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
     model.eval()
-    return RunInputs(config, model, tokenizer, task, splits, test)
+    return RunInputs(config.completed(), model, tokenizer, task, splits, test)
 
 
 @lru_cache(maxsize=8)

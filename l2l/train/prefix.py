@@ -24,7 +24,7 @@ from l2l.report.console import Advance, Bars
 from l2l.report.memory import available_bytes
 from l2l.report.run_directory import write_whole
 from l2l.tasks.evaluate import evaluation_batches
-from l2l.train.config import FineTuneConfig
+from l2l.train.config import CompleteConfig
 from l2l.train.inputs import Closures, RunInputs
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float) -> RunPre
     return RunPrefix(cache, trace, fills, place, states.shape[1], states.dtype, context_length(model, config.max_length))
 
 
-def _traced(model: "PreTrainedModel", config: FineTuneConfig) -> tuple[prefix.LayerTrace, int]:
+def _traced(model: "PreTrainedModel", config: CompleteConfig) -> tuple[prefix.LayerTrace, int]:
     """The structure, and the lowest trained layer, which is at least 1."""
     if config.compile:
         raise prefix.NoPrefixError("a compiled decoder cannot leave layers out")
