@@ -104,7 +104,7 @@ def _load_tuner(setting: Setting, contender: Contender, held_out: bool) -> Tuner
     if name is None:
         return None
     tuner, learned = Tuner.from_pretrained(name), []
-    for recorded in ("tasks", "validation_tasks"):  # what the tuner's recipe names, to learn from or to choose by
+    for recorded in ("tasks", "validation_tasks", "plan_tasks"):  # in the recipe: what it has learned from, or was chosen by
         tasks = tuner.provenance.recipe.get(recorded) or []
         learned += [task.strip() for task in (tasks.split(",") if isinstance(tasks, str) else tasks)]
     for task in setting.tasks if held_out else ():
@@ -298,25 +298,34 @@ class Runner:
         return Trial(Run(*head, folder=out), options, out)
 
     def run(self, trials: Sequence[Trial], what: str) -> list[Run]:
-        """Run what is not done yet; the results of all, in order. Trials with the same folder run once."""
-        unique = {trial.out: trial for trial in trials}
-        missing = [trial for trial in unique.values() if not trial.note.is_file() and trial.summary is None]
-        if len(missing) < len(unique):
-            print(f"continuing: {len(unique) - len(missing)} of {len(unique)} runs for the {what} are done")
-        records: list[Record] = []
-        if missing:
-            with progress_bar(what, len(unique), len(unique) - len(missing), self.config.progress) as advance:
+        """See :func:`run_trials`."""
+        return run_trials(self.executor, trials, what, self.config.progress, self.refuse)
 
-                def after_each(record: Record) -> None:
-                    if record["refused"] and not self.refuse:
-                        raise ValueError(record["refused"])
-                    advance(record["final_loss"])
 
-                records = self.executor(missing, after_each)
-        refused = {trial.out: record["refused"] for trial, record in zip(missing, records, strict=True)}
-        return [
-            replace(trial.head, refused=reason) if (reason := refused.get(trial.out)) else read_run(trial) for trial in trials
-        ]
+def run_trials(
+    executor: Executor, trials: Sequence[Trial], what: str, progress: bool = True, refuse: bool = False
+) -> list[Run]:
+    """Run what is not done yet; the results of all, in order. Trials with the same folder run once.
+
+    Args:
+        refuse: whether a run that is refused is a result; otherwise its error is raised.
+    """
+    unique = {trial.out: trial for trial in trials}
+    missing = [trial for trial in unique.values() if not trial.note.is_file() and trial.summary is None]
+    if len(missing) < len(unique):
+        print(f"continuing: {len(unique) - len(missing)} of {len(unique)} runs for the {what} are done")
+    records: list[Record] = []
+    if missing:
+        with progress_bar(what, len(unique), len(unique) - len(missing), progress) as advance:
+
+            def after_each(record: Record) -> None:
+                if record["refused"] and not refuse:
+                    raise ValueError(record["refused"])
+                advance(record["final_loss"])
+
+            records = executor(missing, after_each)
+    refused = {trial.out: record["refused"] for trial, record in zip(missing, records, strict=True)}
+    return [replace(trial.head, refused=reason) if (reason := refused.get(trial.out)) else read_run(trial) for trial in trials]
 
 
 def executor_of(name: ExecutorName, processes: int) -> Executor:

@@ -356,6 +356,7 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
         "estimate": {"peak_bytes": expected.peak_bytes, "seconds_per_step": expected.seconds_per_step},
         "measured": {"peak_bytes": peak.bytes, "seconds_per_step": done.seconds / max(done.step, 1)},
         "initial_loss": done.initial_train_loss,
+        "initial_dev_loss": done.initial_dev_loss,
         "objective": {"name": config.objective, "best_dev": done.best_dev_loss},
     }
     figures |= {"blocks": len(optimizer.blocks), "trained_parameters": optimizer.blocks.numel}
@@ -725,6 +726,7 @@ def _summary(
         "estimate": {"peak_bytes": None, "seconds_per_step": None},
         "measured": {"peak_bytes": peak_bytes, "seconds_per_step": None},
         "initial_loss": None,
+        "initial_dev_loss": None,
         "final_loss": train.loss,
         "dev_loss": best[0].loss,
         "accuracy": test.value,
