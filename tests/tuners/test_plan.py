@@ -141,19 +141,20 @@ def test_a_run_without_numbers_of_its_own_follows_the_plan_at_its_budget(limit, 
 
 def test_seconds_become_a_budget_by_a_measured_pass_and_a_continued_run_keeps_its_layers(planned, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "start_fine_tuning", lambda config, *rest: config)
-    given = SMALL | {"out": str(tmp_path), "max_seconds": 1e-6}
+    given: dict[str, Any] = SMALL | {"out": str(tmp_path), "max_seconds": 1e-6}
     config: Any = l2l.fine_tune(tuner=str(planned), **given)
     assert config.train_layers == "top:1"  # less than a pass
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(config) | {"train_layers": [1, 2]}))
     continued: Any = l2l.fine_tune(tuner=str(planned), **given)
     assert continued.train_layers == [1, 2]
     given["max_seconds"] = 1e6
-    fresh: Any = l2l.fine_tune(tuner=str(planned), **given | {"out": str(tmp_path / "new")})
+    given["out"] = str(tmp_path / "new")
+    fresh: Any = l2l.fine_tune(tuner=str(planned), **given)
     assert fresh.train_layers == [1, 2]
 
 
 def test_the_command_line_says_what_came_from_the_plan_and_records_the_values_used(planned, tmp_path, capsys):
-    sizes = "--task world_topic --train_size 16 --dev_size 8 --test_size 8 --save_model false --max_passes 5".split()
+    sizes = [f"--{name}={value}" for name, value in (SMALL | {"progress": True, "max_passes": 5}).items()]
     out = tmp_path / "out"
     assert main(["fine-tune", "--tuner", str(planned), "--out", str(out), *sizes]) == 0
     said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("from the tuner's plan"))

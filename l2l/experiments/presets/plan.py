@@ -21,6 +21,7 @@ from l2l.experiments.runner import Executor, Trial, digest, executor_of, run_tri
 from l2l.experiments.spec import check_distinct, freeze
 from l2l.experiments.stats import Cell, Curve, Run, mean_by_x
 from l2l.experiments.tables import draw_curves, finite
+from l2l.meta.config import task_list
 from l2l.methods.base import check_counts, check_positive
 from l2l.methods.registry import takes_tuner
 from l2l.models.load import EMBEDDED
@@ -49,9 +50,9 @@ class PlanConfig:
     """Directory, bundled name or hub id. It is left as it is: the one with the plan is written to ``out/tuner``."""
     model: str = "l2l/tiny"
     """``l2l/tiny``, a directory, or a hub id."""
-    tasks: list[str] = field(default_factory=list)
-    """Pool tasks. Empty, for the embedded model only: its own pool."""
-    held_out: list[str] = field(default_factory=list)
+    tasks: list[str] | str = field(default_factory=list)
+    """Pool tasks: a list, or names separated by commas. Empty, for the embedded model only: its own pool."""
+    held_out: list[str] | str = field(default_factory=list)
     """Tasks to judge tuners on, which are refused here. Those of the embedded model are always."""
     data_dir: str | None = None
     """Holds ``<task>/{train,validation}.jsonl``; embedded tasks need none."""
@@ -91,11 +92,9 @@ class PlanConfig:
     def __post_init__(self) -> None:
         names = ("seeds", "batch_size", "train_size", "dev_size", "evaluations", "processes")
         check_counts(**{name: getattr(self, name) for name in names})
-        if not self.tasks and self.model == EMBEDDED:
-            object.__setattr__(self, "tasks", list(POOL))
-        check_distinct("task", self.tasks)
-        held_out = {*self.held_out, *HELD_OUT}
-        for task in self.tasks:
+        check_distinct("task", self.pool)
+        held_out = {*task_list(self.held_out), *HELD_OUT}
+        for task in self.pool:
             if {task, get_task(task).name} & held_out:
                 raise ValueError(f"task {task!r} is held out: choose plans on tasks of the pool, and judge them on others")
         check_distinct("budget", list(map(str, self.budgets)))
@@ -110,6 +109,11 @@ class PlanConfig:
             if "method" not in given:
                 raise ValueError(f"candidate {given} names no method: give it one, as learned or learned+rsgn")
         check_distinct("candidate", [one.label for one in self.contenders])
+
+    @property
+    def pool(self) -> list[str]:
+        """The tasks, in order."""
+        return task_list(self.tasks) or (list(POOL) if self.model == EMBEDDED else [])
 
     @property
     def contenders(self) -> "list[Candidate]":
@@ -146,7 +150,7 @@ class Candidate:
         shared = {name: getattr(config, name) for name in ("model", "data_dir", "max_length", "train_size", "dev_size")}
         options = {"batch_size": config.batch_size, **self.recipe, "train_layers": self.train_layers}
         own = tuner if takes_tuner(self.recipe["method"]) else None
-        rest = {"task": config.tasks[0], "test_size": config.dev_size, "tuner": own, "progress": False}
+        rest = {"task": config.pool[0], "test_size": config.dev_size, "tuner": own, "progress": False}
         return FineTuneConfig(**shared, **options, **rest).completed()
 
 
@@ -314,7 +318,7 @@ class Planner:
         self, contenders: Sequence[Candidate], budget: float, seeds: int, what: str
     ) -> tuple[dict[str, float], list[Run]]:
         """Score of each at a budget, and the runs."""
-        cells = [(task, seed) for task in self.config.tasks for seed in range(seeds)]
+        cells = [(task, seed) for task in self.config.pool for seed in range(seeds)]
         trials = [self.trial(one, *cell, budget) for one in contenders for cell in cells]
         runs = run_trials(self.executor, trials, what, self.config.progress)
         initial = [math.nan] * len(cells)
@@ -359,7 +363,7 @@ def run_plan(config: PlanConfig) -> dict[str, Any]:
     plan, own = choose_plan(candidates, found, config.batch_size)
     beaten = {one.label: all(own[budget] < scores[one.label] for budget, scores in found.items()) for one in controls}
     evidence = {
-        **{"tasks": config.tasks, "seeds": config.seeds, "train_size": config.train_size, "whole_pass_seconds": unit},
+        **{"tasks": config.pool, "seeds": config.seeds, "train_size": config.train_size, "whole_pass_seconds": unit},
         "score": "share of the reachable gain in dev loss that is left, mean over tasks and seeds",
         "scores": {f"{budget:g}": {**scores, "plan": own[budget]} for budget, scores in found.items()},
         "cost_of_a_pass": {label: cost.per_pass for label, cost in costs.items()},
@@ -368,7 +372,7 @@ def run_plan(config: PlanConfig) -> dict[str, Any]:
     }
     origin = replace(
         tuner.provenance,
-        recipe=tuner.provenance.recipe | {"plan_tasks": config.tasks},
+        recipe=tuner.provenance.recipe | {"plan_tasks": config.pool},
         results=tuner.provenance.results | {"plan": finite(evidence)},
     )
     saved = replace(tuner, plan=plan, provenance=origin).save_pretrained(folder.path / TUNER)
