@@ -76,7 +76,8 @@ class RunPrefix:
             ValueError: what an earlier run left is of other rows, weights or settings; or the disk is full.
         """
         began, cache, target = time.perf_counter(), self.cache, folder / FILE
-        self.fills = prefix.plan_fills(inputs.model, _batches(inputs, closures, steps))
+        if self.files is None:  # else a row that is not kept cannot be computed, and the whole first epoch is
+            self.fills = prefix.plan_fills(inputs.model, _batches(inputs, closures, steps))
         with bars.phase("prefix cache", len(self.fills), 0.0) as advance:
             if self.place == "disk":
                 read = None if self.files is None else self.files.tensor
