@@ -187,6 +187,8 @@ class Plan:
     are differentiated, or in forward mode."""
     learned: bool = False
     """Whether a tuner reads the moments of the weights at each step."""
+    one_sided: bool = False
+    """Whether the directions of a step share one loss at theta."""
 
     @staticmethod
     def of(dtype: torch.dtype, perturb: PerturbMode, update: Update, method: Any, blocks: Blocks) -> "Plan":
@@ -199,8 +201,8 @@ class Plan:
         inside = method
         while not hasattr(inside, "tuner") and hasattr(inside, "inner"):
             inside = inside.inner
-        learned = hasattr(inside, "tuner")
-        return Plan(dtype, perturb, update, method.passes, directions, state, scratch, method.differentiates, learned)
+        told = method.differentiates, hasattr(inside, "tuner"), getattr(method, "estimator", "") == "one_sided"
+        return Plan(dtype, perturb, update, method.passes, directions, state, scratch, *told)
 
 
 def choose_perturb_mode(dtype: torch.dtype, perturb: str) -> PerturbMode:
@@ -348,9 +350,10 @@ def forward_seconds(shape: ModelShape, load: Load, speeds: Speeds) -> float:
 def step_passes(plan: Plan, every: int = 0) -> Passes:
     """Forward passes and traversals of a step, in a loop that owns the model.
 
-    In place, a traversal per forward pass: half of them to the other side of a direction, half from there through the
-    update to the next direction. Functional: a copy for each forward pass, and the update per direction; a learned method
-    also reads the weights. A first-order method traverses the weights once.
+    In place, a traversal per forward pass: half of them to the other side of a direction, half from there to the next one;
+    one-sided, from each direction to the next, and by way of theta. One of them makes the update, and adds a direction for
+    each but the first, two at a time. Functional: a copy for each forward pass, and the update per direction; a learned
+    method also reads the weights. A first-order method traverses the weights once.
 
     Args:
         every: steps between the extra losses of ``lr="auto"``, at unperturbed weights; 0: there are none.
@@ -360,7 +363,8 @@ def step_passes(plan: Plan, every: int = 0) -> Passes:
     if not plan.num_directions:
         return Passes(forwards, 1, 0)
     if plan.perturb == "in_place":
-        return Passes(forwards, plan.passes / 2 + 2 * third, plan.passes / 2 - third)
+        to_next, update = plan.passes - 2 if plan.one_sided else plan.passes / 2, (plan.num_directions - 1) / 2
+        return Passes(forwards, plan.passes - to_next + 2 * third, to_next + update - third)
     return Passes(forwards, forwards + plan.num_directions + plan.learned, 0)
 
 

@@ -147,8 +147,9 @@ class BatchOutputs:
     @property
     def loss(self) -> float:
         """The mean loss."""
-        losses = self.losses if self.logits is None else torch.nn.functional.cross_entropy(self.logits, self.targets)
-        return losses.mean().double().item()
+        if self.logits is None or self.targets is None:
+            return self.losses.mean().double().item()
+        return torch.nn.functional.cross_entropy(self.logits, self.targets).double().item()
 
 
 def read_outputs(closure: Closure) -> BatchOutputs:
@@ -257,7 +258,9 @@ def subspace_newton(
     """
     m, c = statistics.curvature, statistics.mean
     if not (m.isfinite().all() and c.isfinite().all()):
-        raise FloatingPointError("derivatives along the directions are not finite: raise epsilon, or look for overflowing logits")
+        raise FloatingPointError(
+            "derivatives along the directions are not finite: raise epsilon, or look for overflowing logits"
+        )
     scale = statistics.curvature_along
     if scale == 0:
         return torch.zeros_like(c)

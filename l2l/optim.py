@@ -1,8 +1,8 @@
 """The inner step of every loop, :func:`zo_step`, and the torch optimizer around it: :class:`ZOOptimizer`.
 
-``lr="auto"`` sets the learning rate from curvature: lr = fraction / mean(curvature along u), where the step of a parabola along u
-is 1 / curvature times the projected gradient. Losses in another unit, a longer u or another model change the curvature as they
-change the step, so the fraction is a pure number. What the closure returns decides how both are found:
+``lr="auto"`` sets the learning rate from curvature: lr = fraction / mean(curvature along u), where the step of a parabola
+along u is 1 / curvature times the projected gradient. Losses in another unit, a longer u or another model change the curvature
+as they change the step, so the fraction is a pure number. What the closure returns decides how both are found:
 
 - Logits, or losses per example: the curvature is that of Gauss and Newton, u^T G u >= 0, and the share of the signal in the
   squared projected gradient, s = G / (G + noise / b), sets the fraction. Both come from the evaluations that are made anyway
@@ -106,8 +106,9 @@ class CurvatureLR:
 NOMINAL_FRACTION = 0.1
 """Fraction of the step to the minimum of the parabola where nothing is known of the noise."""
 LEAST_SIGNAL = 0.002
-"""Least ratio of the signal to the curvature along a direction that is taken as measured: the mean of a few hundred products of
-derivatives may be 0 or negative by chance. The ratio is a pure number for cross entropy, whose curvature is the noise's size."""
+"""Least ratio of the signal to the curvature along a direction that is taken as measured: the mean of a few hundred products
+of derivatives may be 0 or negative by chance. The ratio is a pure number for cross entropy, whose curvature is the noise's
+size."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import final
 import numpy as np
 import torch
 
-from l2l.estimators import Closure, consume_gradients
+from l2l.estimators import Closure, consume_gradients, loss_of
 from l2l.meta.state import MetaState
 from l2l.noise import MomentRequest, NoiseTerm, TensorSlice, add_noise, standard_deviation
 from l2l.params import Blocks, Direction
@@ -153,7 +153,8 @@ def gradient_statistics(point: MetaState, components: Components, keep: bool = T
     loss = consume_gradients(point.closure, blocks, take_first)
     consume_gradients(point.other, blocks, take_second)
     if not keep:
-        both = (squared_norms(blocks, components, lambda: point.closure() + point.other()) - first - second) / 2
+        summed = squared_norms(blocks, components, lambda: loss_of(point.closure()) + loss_of(point.other()))
+        both = (summed - first - second) / 2
     return GradientStatistics(both, (first + second) / 2, loss, 6 if keep else 12)
 
 

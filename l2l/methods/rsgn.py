@@ -1,16 +1,15 @@
 """Random-subspace Gauss-Newton: a damped Newton step within the span of N directions, from the logits of N + 1 passes.
 
 Along each direction u_k logits change by J_k [b, K] over epsilon, which tells more than the loss: c_k, the projected gradient;
-M_kl, the Gauss-Newton matrix between the directions (:func:`l2l.estimators.directional_statistics`); and G, the squared length of
-the gradient free of the batch's noise. The step -sum_k a_k u_k solves (M + M^2 / (b G) + damping tr(M) / N I) a = gain c, cut to a
-trust region (:func:`l2l.estimators.subspace_newton`). A few stiff directions of the loss bound the learning rate of methods that
-take the same step along all: here they are the large eigenvalues of M, and get short steps of their own, at the price of a few of
-the N dimensions. So N must exceed their number, and b (K - 1), which bounds the rank of M, must exceed N.
+M_kl, the Gauss-Newton matrix between the directions (:func:`l2l.estimators.directional_statistics`); and G, the squared length
+of the gradient free of the batch's noise. The step -sum_k a_k u_k solves (M + M^2 / (b G) + damping tr(M) / N I) a = gain c,
+cut to a trust region (:func:`l2l.estimators.subspace_newton`). A few stiff directions of the loss bound the learning rate of
+methods that take the same step along all: here they are the large eigenvalues of M, and get short steps of their own, at the
+price of a few of the N dimensions. So N must exceed their number, and b (K - 1), which bounds the rank of M, must exceed N.
 
-Of this project; subspace Gauss-Newton in derivative-free least squares: Cartis, Fowkes, Shao 2022, arXiv:2211.09873. A closure that
-returns losses per example gives the empirical Fisher matrix for M; one that returns a scalar gives the squared derivatives alone,
-of rank one, without noise: it works, at short steps.
-"""
+Of this project; subspace Gauss-Newton in derivative-free least squares: Cartis, Fowkes, Shao 2022, arXiv:2211.09873. A closure
+that returns losses per example gives the empirical Fisher matrix for M; one that returns a scalar gives the squared
+derivatives alone, of rank one, without noise: it works, at short steps."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
@@ -87,9 +86,7 @@ class RSGN(base.CustomEstimator[RSGNState]):
         keep = self.signal_decay
         return RSGNState(keep * state.signal + (1 - keep) * signal / scale, keep * state.weight + 1 - keep)
 
-    def update_(
-        self, theta: PerturbedParameters, state: RSGNState, estimates: Estimates, context: StepContext
-    ) -> RSGNState:
+    def update_(self, theta: PerturbedParameters, state: RSGNState, estimates: Estimates, context: StepContext) -> RSGNState:
         for estimate, length in zip(estimates, state.lengths, strict=True):
             theta.add(estimate.direction, [-length * rate for rate in context.lr])
         return replace(state, lengths=())

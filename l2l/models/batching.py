@@ -35,13 +35,13 @@ def longest_tree(model: torch.nn.Module) -> int:
     one short, in which most tokens hidden from a branch are near, and one as long as the model's positions allow (at most 1024)
     and eight branches more, which also crosses windows that the config does not state. They must agree within sqrt(eps) of
     their own spread, eps being the dtype's: half of the digits. A model whose config states a window, or layers other than full
-    attention, is not probed, and one on the meta device cannot be. The result depends on the model alone.
+    attention, is not probed, and one that is partly on the meta device cannot be. The result depends on the model alone.
     """
     config, embedding = getattr(model, "config", None), _call(model, "get_input_embeddings")
     config = _call(config, "get_text_config") or config
     positions = getattr(config, "max_position_embeddings", None)
     vocabulary = embedding.num_embeddings if isinstance(embedding, torch.nn.Embedding) else 0
-    on_meta = next(model.parameters()).device.type == "meta"
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
     if on_meta or not vocabulary or not isinstance(positions, int):
         return 0
     # The numbers of layers that are not full attention may depend on columns.

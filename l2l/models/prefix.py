@@ -24,6 +24,7 @@ from typing import Any, TypeAlias, final
 import torch
 from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from l2l.models.heads import TokenQuery, decoder_of, forward_inputs, virtual_tokens
 from l2l.models.kinds import kind_of
@@ -106,6 +107,10 @@ class LayerTrace:
     the head too), L for one after all layers (the last norm, a head of its own). Without parameters that are never read."""
     returned: int
     """Length of the tuple that a layer returns; 0: the hidden states themselves."""
+    width: int
+    """D, of the hidden states [R, T, D]."""
+    dtype: torch.dtype
+    """Theirs."""
 
     def lowest_trained(self, model: torch.nn.Module) -> int:
         """The lowest layer with, or above, a parameter that requires a gradient; L where only what follows the layers does."""
@@ -115,7 +120,8 @@ class LayerTrace:
 
 @torch.no_grad()
 def trace_layers(model: Any) -> LayerTrace:
-    """Watch a forward pass over one row of a few tokens; of a model without memory (on the meta device) too.
+    """Watch a forward pass over one row of a few tokens; of a model without memory (on the meta device) too, or of one in which
+    some layers have none.
 
     Raises:
         NoPrefixError: a model of two stacks, one without a list of layers, or whose layers are not called once each, in order,
@@ -127,6 +133,7 @@ def trace_layers(model: Any) -> LayerTrace:
     if virtual_tokens(model):
         raise NoPrefixError(f"the virtual tokens of {name} lie before every layer")
     weight = next(model.parameters())
+    empty = [] if weight.is_meta else [layer for layer in layers if any(p.is_meta for p in layer.parameters())]
     places = {id(p): i for i, layer in reversed(list(enumerate(layers))) for p in layer.parameters()}
     watch, called, outputs = _FirstReads(model, places), [], []
 
@@ -150,7 +157,7 @@ def trace_layers(model: Any) -> LayerTrace:
     if weight.is_meta:  # a mask that says it all is not looked into
         inputs = {"attention_mask": torch.zeros(1, 1, _PROBED, _PROBED, device="meta", dtype=weight.dtype), "position_ids": ids}
     try:
-        with watch:
+        with watch, replaced_forwards(empty, lambda _, forward: partial(_without_weights, forward)):
             model(input_ids=ids, use_cache=False, **inputs)
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -159,10 +166,42 @@ def trace_layers(model: Any) -> LayerTrace:
         for handle in handles:
             handle.remove()
     states = [output[0] if isinstance(output, tuple) else output for output in outputs]
-    if called != [(i, 3) for i in range(len(layers))] or any(state.shape[:2] != (1, _PROBED) for state in states):
+    if called != [(i, 3) for i in range(len(layers))] or any(
+        getattr(state, "shape", ())[:2] != (1, _PROBED) for state in states
+    ):
         raise NoPrefixError(f"{name} does not call its layers once each, in order, on hidden states")
     first = outputs[0]
-    return LayerTrace(tuple(layers), places, len(first) if isinstance(first, tuple) else 0)
+    kind = states[0].shape[2], states[0].dtype
+    return LayerTrace(tuple(layers), places, len(first) if isinstance(first, tuple) else 0, *kind)
+
+
+@contextmanager
+def replaced_forwards(
+    layers: Sequence[torch.nn.Module], make: Callable[[int, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """While it is active, the n-th layer computes ``make(n, its own forward)``."""
+    own = [layer.__dict__.get("forward") for layer in layers]
+    for index, layer in enumerate(layers):
+        layer.forward = make(index, layer.forward)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            del layer.__dict__["forward"]
+            if forward is not None:
+                layer.forward = forward
+
+
+def _without_weights(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a layer on the meta device returns, with the hidden states that it is given."""
+    there = tree_map_only(torch.Tensor, lambda value: value.to("meta"), (args, kwargs))
+    output = forward(*there[0], **there[1])
+    return _returned(args[0] if args else kwargs["hidden_states"], len(output) if isinstance(output, tuple) else 0)
+
+
+def _returned(states: Any, length: int) -> Any:
+    """Hidden states in the form in which a layer returns them; see :class:`LayerTrace`."""
+    return (states, *[None] * (length - 1)) if length else states
 
 
 @final
@@ -255,7 +294,7 @@ def row_keys(inputs: Mapping[str, Any]) -> tuple[tuple[bytes, ...], tuple[int, .
     for row, length in enumerate(lengths):
         parts = [ids[row, :length], seen[row, :length] if mask.ndim == 2 else seen[row, :length, :length]]
         parts += [] if positions is None else [positions[row, :length]]
-        content = b"".join(part.numpy().tobytes() for part in parts)
+        content = bytes([mask.ndim, len(parts)]) + b"".join(part.numpy().tobytes() for part in parts)
         keys.append(hashlib.blake2b(content, digest_size=_KEY_BYTES).digest())
     return tuple(keys), lengths
 
@@ -311,20 +350,15 @@ class PrefixCache:
         Other passes run as they are: those over rows some of which are not known, and those that are given, or asked for,
         more than rows and logits (key-value caches, the hidden states of all layers).
         """
-        own = [layer.__dict__.get("forward") for layer in self._trace.layers[: self.lowest]]
+        lower = self._trace.layers[: self.lowest]
         handles = [self.model.register_forward_pre_hook(self._begin, with_kwargs=True)]
         handles += [self.model.register_forward_hook(self._end, always_call=True)]
-        for index, layer in enumerate(self._trace.layers[: self.lowest]):
-            layer.forward = partial(self._layer, index, layer.forward)
         try:
-            yield
+            with replaced_forwards(lower, lambda index, forward: partial(self._layer, index, forward)):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
-            for layer, forward in zip(self._trace.layers, own, strict=False):
-                del layer.__dict__["forward"]
-                if forward is not None:
-                    layer.forward = forward
 
     def _begin(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {name for name, value in kwargs.items() if value is not None}
@@ -334,6 +368,11 @@ class PrefixCache:
         keys, _ = row_keys(kwargs)
         if all(key in self.rows for key in keys):
             self._call = _Call(self.lowest, self._padded(keys, kwargs["input_ids"]))
+        elif any(p.is_meta for p in self._trace.layers[0].parameters()):
+            raise ValueError(
+                "a batch has rows whose hidden states are not kept, and the layers below are not in memory to compute them: "
+                "leave stream_layers off"
+            )
 
     def _end(self, *_: Any) -> None:
         self._call = None
@@ -349,7 +388,7 @@ class PrefixCache:
         call = self._call
         if call is not None and index < call.start:
             states = call.states if index == call.start - 1 else args[0] if args else kwargs["hidden_states"]
-            return (states, *[None] * (self._trace.returned - 1)) if self._trace.returned else states
+            return _returned(states, self._trace.returned)
         output = forward(*args, **kwargs)
         if call is not None and index + 1 == call.stop:
             raise _Reached(output[0] if isinstance(output, tuple) else output)
@@ -390,16 +429,27 @@ _CHUNK = 2**26
 """Bytes that are hashed or written at a time."""
 
 
-def prefix_identity(model: Any, trace: LayerTrace, lowest: int, fills: Sequence[Fill], context: int) -> dict[str, str]:
-    """What the states of rows follow from, in words of the user's: a cache of another identity is not to be used."""
+def prefix_identity(
+    model: Any,
+    trace: LayerTrace,
+    lowest: int,
+    fills: Sequence[Fill],
+    context: int,
+    read: Callable[[str], torch.Tensor] | None = None,
+) -> dict[str, str]:
+    """What the states of rows follow from, in words of the user's: a cache of another identity is not to be used.
+
+    Args:
+        read: gives the weights, by name, of layers that are not in memory.
+    """
     weights, rows = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     for name, parameter in model.named_parameters():
         if trace.places.get(id(parameter), lowest) < lowest:
-            value = parameter.detach()
+            value = read(name).to(parameter.dtype) if read and parameter.is_meta else parameter.detach()
             plain = value if type(value) in (torch.Tensor, torch.nn.Parameter) else value.dequantize()
             weights.update(f"{name} {plain.dtype} {list(plain.shape)}".encode())
             for chunk in plain.reshape(-1).view(torch.uint8).split(_CHUNK):
-                weights.update(chunk.cpu().numpy())
+                weights.update(chunk.cpu().numpy().tobytes())
     for key in sorted(key for fill in fills for key in fill.keys):
         rows.update(key)
     settings = {name: value for name, value in model.config.to_dict().items() if name not in ("_name_or_path", "dtype")}
@@ -417,21 +467,16 @@ def prefix_identity(model: Any, trace: LayerTrace, lowest: int, fills: Sequence[
 
 
 def write_rows(
-    path: Path,
-    fills: Sequence[Fill],
-    states: Iterable[torch.Tensor],
-    width: int,
-    dtype: torch.dtype,
-    made_from: Mapping[str, str],
+    path: Path, fills: Sequence[Fill], states: Iterable[torch.Tensor], trace: LayerTrace, made_from: Mapping[str, str]
 ) -> None:
-    """Write states [tokens, width], given fill by fill, so that no more than those of one fill are in memory."""
+    """Write states [tokens, D], given fill by fill, so that no more than those of one fill are in memory."""
     lengths = torch.tensor([length for fill in fills for length in fill.lengths])
     keys = torch.frombuffer(bytearray(b"".join(key for fill in fills for key in fill.keys)), dtype=torch.uint8)
     tokens = int(lengths.sum())
     shapes = {
         "keys": ("U8", [len(lengths), _KEY_BYTES], keys.numel()),
         "lengths": ("I64", [len(lengths)], 8 * len(lengths)),
-        "states": (_DTYPES[dtype], [tokens, width], tokens * width * dtype.itemsize),
+        "states": (_DTYPES[trace.dtype], [tokens, trace.width], tokens * trace.width * trace.dtype.itemsize),
     }
     header: dict[str, Any] = {"__metadata__": dict(made_from)}
     end = 0

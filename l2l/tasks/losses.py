@@ -32,15 +32,15 @@ def _loss(model: torch.nn.Module, batch: Batch, form: Form) -> torch.Tensor:
 
 
 TOP_LOGITS = 64
-"""Tokens beside the right one whose logits :class:`BatchLogits` returns at a position of an answer; the rest are one more. Their
-probabilities sum to nearly 1, so the Gauss-Newton matrix loses little, and outputs stay small beside a vocabulary's."""
+"""Tokens beside the right one whose logits :class:`BatchLogits` returns at a position of an answer; the rest are one more.
+Their probabilities sum to nearly 1, so the Gauss-Newton matrix loses little, and outputs stay small beside a vocabulary's."""
 
 
 class BatchLogits:
     """A closure: (logits, targets) of a batch, whose cross entropy is :func:`batch_loss`.
 
-    Of a classification, the table of option scores [E, width] and the index of the right option; an option that an example lacks
-    has minus infinity. Of language modelling, a row per token of the answers: the logit of the right token, those of the
+    Of a classification, the table of option scores [E, width] and the index of the right option; an option that an example
+    lacks has minus infinity. Of language modelling, a row per token of the answers: the logit of the right token, those of the
     ``top`` likeliest others, and the log of the summed exponentials of all that remain; the target is 0. Which tokens these are
     is chosen at the first evaluation, so that differences between evaluations are of the same tokens.
     """

@@ -49,8 +49,9 @@ STEPS_WITHOUT_UPDATE = 3
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 FORWARDS, STEP, PLAIN, LEARNED, TEXTBOOK = "two_forwards", "step", "plain_step", "learned_step", "textbook_step"
+POPULATION = "population_step"
 """Names of the contenders in every result."""
-FUSED = (STEP, LEARNED)
+FUSED = (STEP, LEARNED, POPULATION)
 """Contenders whose steps are fused with the one before: the first of a turn is not timed."""
 
 Step: TypeAlias = Callable[[], float]
@@ -93,13 +94,16 @@ class BenchConfig:
     """Measure the learned method too, with a fresh tuner."""
     textbook: bool = True
     """Measure the textbook's four-pass loop too."""
+    population: int | None = None
+    """Measure a one-sided step of so many directions too, beside as many forward passes and one more; None: not."""
     overwrite: bool = False
     """Remove what an earlier run left in ``out``."""
     progress: bool = True
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        counts = {name: getattr(self, name) for name in ("batch_size", "warmup", "repeats", "threads", "answer_tokens")}
+        names = ("batch_size", "warmup", "repeats", "threads", "answer_tokens", "population")
+        counts = {name: getattr(self, name) for name in names}
         check_counts(**{name: value for name, value in counts.items() if value is not None})
         if self.length < 2:
             raise ValueError(f"length={self.length} must be at least 2: the first token of a row is not predicted")
@@ -137,6 +141,7 @@ def bench_command(config: BenchConfig) -> None:
     names = (
         *("shape", "dtype", "device", "threads", "backend"),
         *("step_over_two_forwards", "plain_step_over_two_forwards", "reference_over_ours", "learned_over_mezo"),
+        "population_over_forwards",
         *("peak_over_inference", "tokens_per_second", "restore_bit_identical", "noisy"),
     )
     shown = {name: found[name] for name in names if found[name] is not None}
@@ -171,6 +176,7 @@ def measure(config: BenchConfig) -> dict[str, Any]:
             used = {name: peak - beside for name, peak in peaks(found, device, config.warmup, advance).items()}
             seconds = rounds(found, device, config.repeats, advance)
         optimizer = ZOOptimizer(model, MeZO(), seed=config.seed, update=config.update)
+        population = ratio(seconds, POPULATION, FORWARDS)
         share = {name: peak / used[FORWARDS] for name, peak in used.items()} if used[FORWARDS] > 0 else {}
         return {
             "shape": config.model,
@@ -187,6 +193,7 @@ def measure(config: BenchConfig) -> dict[str, Any]:
             "reference_over_two_forwards": ratio(seconds, TEXTBOOK, FORWARDS),
             "reference_over_ours": ratio(seconds, TEXTBOOK, STEP),
             "learned_over_mezo": ratio(seconds, LEARNED, STEP),
+            "population_over_forwards": population and 2 * population / ((config.population or 1) + 1),
             "peak_over_inference": share.get(STEP),
             "learned_peak_over_inference": share.get(LEARNED),
             "reference_peak_over_inference": share.get(TEXTBOOK),
@@ -315,6 +322,9 @@ def contenders(model: "PreTrainedModel", closure: Closure, config: BenchConfig) 
     if config.learned:
         tuner = Tuner.for_model(model, seed=config.seed)
         found[LEARNED] = lambda: steps(Learned(tuner), fused=True)
+    if config.population is not None:
+        method = MeZO(num_directions=config.population, estimator="one_sided")
+        found[POPULATION] = lambda: steps(method, fused=True)
     found[PLAIN] = lambda: steps(MeZO(), fused=False)
     if config.textbook:
         found[TEXTBOOK] = textbook

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2l.estimators import Closure, center_loss, two_point
+from l2l.estimators import Closure, ClosureValue, center_loss, two_point
 from l2l.methods import method_class
 from l2l.methods.base import Method, check_counts, check_positive
 from l2l.models.kinds import Head
@@ -537,7 +537,7 @@ def probe(
     def closure(step: int, number: int) -> Closure:
         loss = batches(step, number)
 
-        def counted() -> Tensor | float:
+        def counted() -> ClosureValue:
             nonlocal passes
             passes += 1
             return loss()

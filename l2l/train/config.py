@@ -211,6 +211,9 @@ class FineTuneConfig:
     """Where the hidden states below the lowest trained layer are kept, computed once per row: ``memory``, on the model's
     device; ``disk``, in a file of the run's directory; ``auto``: the first of memory, the host's memory and disk in which they
     take up to half of what is free, and no cache where layers cannot be left out; ``off``: every pass runs all layers."""
+    stream_layers: bool = False
+    """Leave the layers below those that are trained in the checkpoint's files: they are read one at a time to build the prefix
+    cache, and are never in memory together. Needs ``train_layers``, and a directory of safetensors."""
     quantize: Quantize = "none"
     """Load the frozen base in 4 or 8 bits: ``bnb4``, ``bnb8`` or ``torchao-int8``. Adapters stay float32."""
     dtype: str = "float32"
@@ -248,9 +251,7 @@ class FineTuneConfig:
         if self.steps is None and self.max_passes is None and self.max_seconds is None:
             object.__setattr__(self, "steps", STEPS)
         optional = {name: getattr(self, name) for name in ("epsilon", "step_fraction", "max_seconds")}
-        optional |= (
-            {} if isinstance(self.lr, str) else {"lr": self.lr}
-        )  # a schedule may pass through 0; at 0 nothing is trained
+        optional["lr"] = None if isinstance(self.lr, str) else self.lr  # a schedule may pass through 0; at 0 nothing trains
         check_positive(**{name: value for name, value in optional.items() if value is not None})
         check_schedule(self.schedule or "constant", self.schedule_end or 0.0)
         if self.estimator is not None:
@@ -258,6 +259,8 @@ class FineTuneConfig:
         check_train_layers(self.train_layers or "all")
         if self.train_layers not in (None, "all") and self.scheme in ("prefix", "prompt"):
             raise ValueError(f"scheme {self.scheme!r} trains what lies below all layers: leave train_layers out, or use lora")
+        if self.stream_layers:
+            self._check_streaming()
         choices = {"perturb": PerturbMode, "update": Update, "prefix_cache": PrefixMode}
         for name, allowed in ((name, get_args(kind)) for name, kind in choices.items()):
             if getattr(self, name) not in allowed:
@@ -290,6 +293,20 @@ class FineTuneConfig:
         values = plan.options | {"train_layers": plan.train_layers(0)}
         names = [name for name in (OPEN if own else OF_ANY_METHOD) if getattr(self, name) is None]
         return {name: values[name] for name in names if name in values}
+
+    def _check_streaming(self) -> None:
+        """Raise ValueError where the lower layers would be needed in memory."""
+        wanted = {"scheme": "full", "quantize": "none", "device_map": None, "compile": False, "share_prompts": None}
+        for name, value in wanted.items():
+            if getattr(self, name) not in (value, False):
+                raise ValueError(f"stream_layers does not go with {name}={getattr(self, name)!r}: leave one of them out")
+        if self.train_layers == "all" or self.prefix_cache == "off":
+            raise ValueError(
+                "stream_layers leaves layers out of memory whose hidden states are kept: set train_layers (top:5), and leave "
+                "prefix_cache on"
+            )
+        if self.objective not in ("loss", "accuracy"):
+            raise ValueError(f"stream_layers cannot run all layers, as objective {self.objective!r} may: leave it off")
 
     def curvature_lr(self) -> CurvatureLR | None:
         """The controller of the step size where the learning rate is ``auto``, else None."""

@@ -15,7 +15,8 @@ from l2l.estimators import Closure, MicroBatched
 from l2l.methods.base import FirstOrder
 from l2l.models.batching import Grouping
 from l2l.models.heads import TokenQuery
-from l2l.models.load import load_model, load_tokenizer, loading_bar
+from l2l.models.load import DTYPES, load_model, load_tokenizer, loading_bar
+from l2l.models.streaming import LayerFiles, load_streamed
 from l2l.tasks import BatchLogits, Row, Splits, Task, batch_loss, get_task, load_splits
 from l2l.tasks.encode import Batch, Encoded, Form, collate
 from l2l.tasks.evaluate import Scores, evaluate
@@ -41,6 +42,8 @@ class RunInputs:
     splits: Splits
     reported: int
     """Most train rows on which losses are reported: as many as test rows were asked for."""
+    files: LayerFiles | None = field(default=None, kw_only=True)
+    """Of the layers below those that are trained, where these are not in memory."""
 
     @property
     def reported_train(self) -> list[Row]:
@@ -66,6 +69,14 @@ def load_run_inputs(
     task = get_task(config.task)
     dev, test = config.dev_size or DEV_ROWS, config.test_size or TEST_ROWS
     splits = load_splits(task, config.data_dir, config.train_size, dev, test, config.seed)
+    files = None
+    if config.stream_layers:
+        if model is not None:
+            raise ValueError("stream_layers reads a model from its files, and one in memory is given: give its directory")
+        if task.metric == "f1":
+            raise ValueError(f"task {task.name!r} generates answers, which takes all layers: leave stream_layers off")
+        options = {"dtype": DTYPES[config.dtype], "device": config.device, "attn_implementation": config.attn_implementation}
+        model, files = load_streamed(config.model, config.completed().train_layers, **options)
     if model is None:
         labels = len(task.example(splits.train[0]).options)
         names = "dtype device device_map revision head attn_implementation trust_remote_code seed quantize"
@@ -76,7 +87,7 @@ def load_run_inputs(
         source = model.config._name_or_path or config.model
         tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
     model.eval()
-    return RunInputs(config.completed(), model, tokenizer, task, splits, test)
+    return RunInputs(config.completed(), model, tokenizer, task, splits, test, files=files)
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final, get_args
@@ -20,6 +20,7 @@ from l2l.estimators import finite_loss
 from l2l.models import prefix
 from l2l.models.heads import TokenQuery
 from l2l.models.load import context_length
+from l2l.models.streaming import LayerFiles
 from l2l.report.console import Advance, Bars
 from l2l.report.memory import available_bytes
 from l2l.report.run_directory import write_whole
@@ -50,18 +51,19 @@ class RunPrefix:
     trace: prefix.LayerTrace
     fills: list[prefix.Fill]
     place: Place
-    width: int
-    """D, of the hidden states."""
-    dtype: torch.dtype
     context: int
     """Most tokens of a row."""
+    files: LayerFiles | None
+    """Of lower layers that are not in memory."""
+    pass_seconds: float
+    """Of the forward pass over the first step's batch with which the cache was tried; 0 where it could not be."""
     seconds: float = 0.0
     """Of building the cache."""
 
     @property
     def size(self) -> int:
         """Bytes of the states of all rows."""
-        return states_bytes(self.fills, self.width, self.dtype)
+        return states_bytes(self.fills, self.trace)
 
     def build(self, inputs: RunInputs, closures: Closures, steps: int, folder: Path, bars: Bars) -> None:
         """Compute the rows, or map those that this run wrote before it was interrupted. The cache must be attached.
@@ -74,37 +76,46 @@ class RunPrefix:
             ValueError: what an earlier run left is of other rows, weights or settings; or the disk is full.
         """
         began, cache, target = time.perf_counter(), self.cache, folder / FILE
-        self.fills = prefix.plan_fills(inputs.model, _batches(inputs, closures, steps))
+        if self.files is None:  # else a row that is not kept cannot be computed, and the whole first epoch is
+            self.fills = prefix.plan_fills(inputs.model, _batches(inputs, closures, steps))
         with bars.phase("prefix cache", len(self.fills), 0.0) as advance:
             if self.place == "disk":
-                cache.rows = self._written(target, advance)
-            for fill in self.fills if self.place != "disk" else ():
-                states = cache.compute(fill)
-                cache.keep(fill, states.cpu().pin_memory() if self.place == "pinned" else states)
-                advance()
+                read = None if self.files is None else self.files.tensor
+                identity = prefix.prefix_identity(cache.model, self.trace, cache.lowest, self.fills, self.context, read)
+                if not target.exists():
+                    self._write(target, identity, advance)
+                cache.rows = prefix.read_rows(target, identity)
+            else:
+                for fill, states in self._computed(advance):
+                    cache.keep(fill, states.cpu().pin_memory() if self.place == "pinned" else states)
         self.seconds += time.perf_counter() - began
 
-    def _written(self, target: Path, advance: Advance) -> Mapping[bytes, torch.Tensor]:
-        """The rows in the file, which is written unless it is there."""
-        identity = prefix.prefix_identity(self.cache.model, self.trace, self.cache.lowest, self.fills, self.context)
-
-        def computed() -> Iterator[torch.Tensor]:
+    def _computed(self, advance: Advance) -> Iterator[tuple[prefix.Fill, torch.Tensor]]:
+        """Rows with their states behind the lower layers: pass by pass, or where these are in files, layer by layer."""
+        device: Any = self.cache.model.device
+        if self.files is None:
             for fill in self.fills:
-                yield self.cache.compute(fill)
+                yield fill, self.cache.compute(fill)
                 advance()
+            return
+        for index in range(self.cache.lowest):
+            with self.files.resident(index, device):
+                for fill in self.fills:
+                    self.cache.keep(fill, self.cache.compute(fill, index, index + 1))
+                    advance(1 / self.cache.lowest)
+        yield from ((fill, torch.cat([self.cache.rows[key] for key in fill.keys])) for fill in self.fills)
 
+    def _write(self, target: Path, identity: dict[str, str], advance: Advance) -> None:
+        states = (found for _, found in self._computed(advance))
         try:
-            if not target.exists():
-                states = computed()
-                write_whole(target, lambda path: prefix.write_rows(path, self.fills, states, self.width, self.dtype, identity))
+            write_whole(target, lambda path: prefix.write_rows(path, self.fills, states, self.trace, identity))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             raise ValueError(
-                f"the disk of {target.parent} is full: the prefix cache takes {self.size:,} bytes there; make room, or choose an "
-                "--out on another disk, fewer rows, or prefix_cache memory or off"
+                f"the disk of {target.parent} is full: the prefix cache takes {self.size:,} bytes there; make room, or choose "
+                "an --out on another disk, fewer rows, or prefix_cache memory or off"
             ) from error
-        return prefix.read_rows(target, identity)
 
     def costs(self) -> dict[str, Any]:
         """For :func:`l2l.costs.expect`: the layers that steps leave out, and bytes of memory on the model's device."""
@@ -117,11 +128,12 @@ class RunPrefix:
         return found | {"rows": sum(len(fill.keys) for fill in self.fills), "bytes": self.size}
 
 
-def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float) -> RunPrefix | None:
+def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float | None) -> RunPrefix | None:
     """The cache of a run, not yet built; None where it has none. Nothing is written.
 
     Args:
-        loss: of the first step's batch, by a whole forward pass: the cache must give the same.
+        loss: of the first step's batch, by a whole forward pass: the cache must give the same. None: there is none to compare
+            with, because the lower layers are not in memory.
 
     Raises:
         ValueError: the configuration asks for a cache that is impossible, or that does not fit.
@@ -132,13 +144,12 @@ def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float) -> RunPre
     try:
         trace, lowest = _traced(model, config)
         cache = prefix.PrefixCache(model, trace, lowest)
-        states = _probed(cache, closures, loss)
+        seconds = 0.0 if loss is None else _probe(cache, closures, loss, trace.dtype)
         epoch = -(-len(closures.batcher.examples) // config.batch_size)
         fills = prefix.plan_fills(model, _batches(inputs, closures, config.steps or epoch))
-        size = states_bytes(fills, states.shape[1], states.dtype)
-        place = choose_place(config.prefix_cache, size, model.device, Path(config.out))
+        place = choose_place(config.prefix_cache, states_bytes(fills, trace), model.device, Path(config.out))
     except prefix.NoPrefixError as error:
-        if config.prefix_cache != "auto":
+        if config.prefix_cache != "auto" or inputs.files is not None:
             raise ValueError(
                 f"prefix_cache={config.prefix_cache!r}, but {error}: train the top of the model (train_layers top:5), or leave "
                 "prefix_cache at auto"
@@ -146,7 +157,7 @@ def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float) -> RunPre
         if config.train_layers != "all":
             logger.warning("no prefix cache: %s; every pass runs all layers", error)
         return None
-    return RunPrefix(cache, trace, fills, place, states.shape[1], states.dtype, context_length(model, config.max_length))
+    return RunPrefix(cache, trace, fills, place, context_length(model, config.max_length), inputs.files, seconds)
 
 
 def _traced(model: "PreTrainedModel", config: CompleteConfig) -> tuple[prefix.LayerTrace, int]:
@@ -161,19 +172,19 @@ def _traced(model: "PreTrainedModel", config: CompleteConfig) -> tuple[prefix.La
     raise prefix.NoPrefixError("something below layer 1 is trained")
 
 
-def _probed(cache: prefix.PrefixCache, closures: Closures, loss: float) -> torch.Tensor:
-    """States [tokens, D] of rows of the first batch, with which the loss is the same."""
+def _probe(cache: prefix.PrefixCache, closures: Closures, loss: float, dtype: torch.dtype) -> float:
+    """Seconds of a pass over the first batch without the lower layers; NoPrefixError where its loss is another one."""
     with cache.attached():
-        states = [torch.empty(0)]
         for fill in prefix.plan_fills(cache.model, closures.fed(0)):
-            states.append(cache.compute(fill))
-            cache.keep(fill, states[-1])
+            cache.keep(fill, cache.compute(fill))
+        began = time.perf_counter()
         found = finite_loss(closures.at(0))
+        seconds = time.perf_counter() - began
     cache.rows = {}
-    if abs(found - loss) > math.sqrt(torch.finfo(states[-1].dtype).eps) * max(1.0, abs(loss)):
+    if abs(found - loss) > math.sqrt(torch.finfo(dtype).eps) * max(1.0, abs(loss)):
         name = type(cache.model).__name__
         raise prefix.NoPrefixError(f"{name} gives other losses without its lower layers ({found:g}, not {loss:g})")
-    return states[-1]
+    return seconds
 
 
 def _batches(inputs: RunInputs, closures: Closures, steps: int) -> Iterator[TokenQuery]:
@@ -191,9 +202,9 @@ def _batches(inputs: RunInputs, closures: Closures, steps: int) -> Iterator[Toke
         yield from evaluation_batches(inputs.model, inputs.tokenizer, inputs.task, rows, *limits)
 
 
-def states_bytes(fills: list[prefix.Fill], width: int, dtype: torch.dtype) -> int:
+def states_bytes(fills: list[prefix.Fill], trace: prefix.LayerTrace) -> int:
     """Size of the states of these rows."""
-    return sum(sum(fill.lengths) for fill in fills) * width * dtype.itemsize
+    return sum(sum(fill.lengths) for fill in fills) * trace.width * trace.dtype.itemsize
 
 
 def choose_place(asked: str, size: int, device: torch.device, out: Path) -> Place:

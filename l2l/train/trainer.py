@@ -43,7 +43,7 @@ from l2l.train.inputs import Batcher, Closures, RunInputs, load_run_inputs, make
 from l2l.train.objectives import LOSS
 from l2l.train.prefix import FILE, RunPrefix, prepare_prefix
 from l2l.train.runlog import RunLog
-from l2l.tuners import Level, TrainingPlan, Tuner, compare
+from l2l.tuners import Level, Tuner, compare
 from l2l.tuners.plan import options_line
 
 if TYPE_CHECKING:
@@ -133,14 +133,14 @@ def plan_and_run(
         ValueError, FileNotFoundError, FloatingPointError: as :func:`fine_tune`.
     """
     tuner = _loaded(tuner or config.tuner)
-    complete = config.completed()
+    planned: dict[str, Any] = {}
     if tuner is not None and tuner.plan is not None and (planned := config.open_to(tuner.plan)):
         if "train_layers" in planned and len(tuner.plan.depths) > 1:
-            whole = config.completed(planned | {"train_layers": "all"})
-            layers, model, tokenizer = _layers_by_budget(whole, tuner.plan, model, tokenizer, method, tuner)
+            layers, model, tokenizer = _layers_by_budget(config, planned, model, tokenizer, method, tuner)
             planned["train_layers"] = layers
-        complete, line = config.completed(planned), f"from the tuner's plan: {options_line(planned)}"
+        line = f"from the tuner's plan: {options_line(planned)}"
         print(line) if config.progress else logger.info("%s", line)
+    complete = config.completed(planned)
     folder = RunDirectory(config.out, asdict(complete), config.overwrite)
     if folder.resumed and config.progress:
         print(f"continuing the run in {config.out}")
@@ -148,33 +148,42 @@ def plan_and_run(
 
 
 def _layers_by_budget(
-    config: CompleteConfig,
-    plan: TrainingPlan,
+    config: FineTuneConfig,
+    planned: dict[str, Any],
     model: "PreTrainedModel | None",
     tokenizer: "PreTrainedTokenizerBase | None",
     method: MethodLike | None,
     tuner: Tuner,
 ) -> "tuple[TrainLayers, PreTrainedModel | None, PreTrainedTokenizerBase | None]":
-    """The layers that a plan trains at a run's budget, and model and tokenizer where these were loaded to find out.
+    """The layers that a tuner's plan trains at a run's budget, and model and tokenizer where these were loaded to find out.
 
     The budget is the least of ``max_passes``, of the passes of ``steps``, and of ``max_seconds`` over those of a pass, where
     passes run the whole model on a batch of the plan's size. A measured one is used once: a continued run keeps its layers.
+
+    Raises:
+        ValueError: as :func:`prepare_fine_tuning`; or the whole model is to be run, and would not be in memory.
     """
+    plan = tuner.plan
+    assert plan is not None, "the caller has seen it"
     recorded = None if config.overwrite or config.max_seconds is None else RunDirectory.recorded(config.out)
     if recorded is not None and recorded.get("train_layers") in [depth.train_layers for depth in plan.depths]:
         return recorded["train_layers"], model, tokenizer
     limits = [] if config.max_passes is None else [float(config.max_passes)]
     if config.steps is not None or config.max_seconds is not None:
-        whole = replace(config, prefix_cache="off", compile=False, progress=False)
+        if config.stream_layers:
+            raise ValueError(
+                "the tuner's plan trains layers by budget, for which a pass of the whole model is run first, and stream_layers "
+                "keeps that out of memory: set train_layers, or max_passes as the only limit"
+            )
+        whole = config.completed(planned | {"train_layers": "all"})
+        whole = replace(whole, prefix_cache="off", compile=False, progress=False)
         context = prepare_fine_tuning(whole, model, tokenizer, method, tuner)  # has run a pass before the one to be timed
         model, tokenizer = context.model, context.tokenizer
         if config.steps is not None:
             limits.append(config.steps * context.optimizer.method.passes)
         if config.max_seconds is not None:
-            began = time.perf_counter()
-            finite_loss(context.closures.at(0))
-            limits.append(config.max_seconds / (time.perf_counter() - began))
-    return plan.train_layers(min(limits) * config.batch_size / plan.batch_size), model, tokenizer
+            limits.append(config.max_seconds / _pass_seconds(context))
+    return plan.train_layers(min(limits) * (config.batch_size or plan.batch_size) / plan.batch_size), model, tokenizer
 
 
 def _loaded(tuner: Tuner | str | None) -> Tuner | None:
@@ -259,7 +268,9 @@ def prepare_fine_tuning(
         compile_decoder(model)
     closures = make_closures(inputs, built, batcher)
     try:
-        loss = finite_loss(closures.at(0))
+        loss = (
+            finite_loss(closures.at(0)) if inputs.files is None else None
+        )  # layers that are not in memory compute nothing yet
     except FloatingPointError as error:
         raise FloatingPointError(f"step 0, before any update: {error}") from error
     return RunContext(**vars(inputs), optimizer=optimizer, closures=closures, prefix=prepare_prefix(inputs, closures, loss))
@@ -379,6 +390,8 @@ def save_run_model(context: RunContext, target: Path) -> None:
         base = Path(source.id)  # absolute: the adapter will be loaded from other working directories
         local = source.id and source.id != EMBEDDED and base.exists()
         save_adapter(model, target, AdapterBase(str(base.resolve()) if local else source.id, source.revision))
+    elif context.files is not None:
+        context.files.save(model, target)
     else:
         model.save_pretrained(target)
     context.tokenizer.save_pretrained(target)
@@ -404,12 +417,8 @@ def plan_evaluations(context: RunContext, expected: Expectation, folder: RunDire
 
 def _evaluation_plan(context: RunContext, expected: Expectation, there: Mapping[str, int]) -> EvaluationPlan:
     config, batcher = context.config, context.closures.batcher
-    if (
-        config.max_seconds is not None and context.prefix is None
-    ):  # a pass on this machine as busy as it is, where the prediction is for an idle one
-        began = time.perf_counter()
-        finite_loss(context.closures.at(0))
-        seconds = expected.passes_per_step * (time.perf_counter() - began)
+    if config.max_seconds is not None:  # a pass on this machine as busy as it is, where the prediction is for an idle one
+        seconds = expected.passes_per_step * _pass_seconds(context)
         expected = replace(expected, seconds_per_step=max(expected.seconds_per_step or 0.0, seconds))
     steps = expected.steps(config.steps, config.max_passes, config.max_seconds)
     most = EVAL_EVERY if config.max_seconds is None else min(EVAL_EVERY, ceil(steps / EVALUATIONS))
@@ -426,6 +435,15 @@ def _evaluation_plan(context: RunContext, expected: Expectation, there: Mapping[
     return EvaluationPlan(
         **evaluated_rows(there, asked, times, row, trained, parameters), every=every, steps=steps, training=trained / row
     )
+
+
+def _pass_seconds(context: RunContext) -> float:
+    """Of a forward pass on the first step's batch, at least the second one of the process."""
+    if context.prefix is not None:
+        return context.prefix.pass_seconds
+    began = time.perf_counter()
+    finite_loss(context.closures.at(0))
+    return time.perf_counter() - began
 
 
 def _expected_costs(context: RunContext) -> Expectation:

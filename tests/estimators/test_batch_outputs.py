@@ -84,9 +84,7 @@ def test_the_curvature_from_logits_is_the_hessian_of_a_linear_model_between_the_
     plus = [outputs(W + EPSILON * u, "logits") for u in U]
     minus = [outputs(W - EPSILON * u, "logits") for u in U] if central else None
     found = directional_statistics(outputs(W, "logits"), plus, minus, EPSILON)
-    along = torch.func.hessian(
-        lambda a: torch.nn.functional.cross_entropy(logits(W + torch.einsum("n,ndk->dk", a, U)), Y)
-    )
+    along = torch.func.hessian(lambda a: torch.nn.functional.cross_entropy(logits(W + torch.einsum("n,ndk->dk", a, U)), Y))
     torch.testing.assert_close(found.curvature, along(torch.zeros(N, dtype=torch.float64)), rtol=1e-6, atol=1e-8)
     assert found.curvature_along == pytest.approx(found.curvature.diag().mean().item())
 

@@ -97,7 +97,10 @@ def test_a_loss_is_a_number_or_a_scalar_tensor(value: Tensor | float):
     ("closure", "message"),
     [
         (lambda: torch.zeros(3, 1), r"tensor of shape \(3, 1\); return a scalar loss"),
-        (lambda: (torch.zeros(3), torch.zeros(3)), r"a tuple of \(3,\) of torch.float32, .*a tuple is \(logits \[m, K\], targets"),
+        (
+            lambda: (torch.zeros(3), torch.zeros(3)),
+            r"a tuple of \(3,\) of torch.float32, .*a tuple is \(logits \[m, K\], targets",
+        ),
         (lambda: (torch.zeros(3, 2), 1), r"a tuple of \(3, 2\) of torch.float32, int"),
         (lambda: (torch.zeros(3, 2), torch.zeros(2).long()), "a tuple is"),
         (lambda: None, "returned NoneType; return a scalar tensor or a float"),

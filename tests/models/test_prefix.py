@@ -345,7 +345,7 @@ def saved(path: Path, model: Any, cache: PrefixCache, batch: Any, context: int =
     identity = prefix_identity(model, trace_layers(model), cache.lowest, fills, context)
     with cache.attached():
         states = [cache.compute(fill) for fill in fills]
-    write_rows(path, fills, states, states[0].shape[1], states[0].dtype, identity)
+    write_rows(path, fills, states, trace_layers(model), identity)
     return path, identity
 
 

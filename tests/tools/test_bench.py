@@ -18,6 +18,7 @@ from l2l.tools.bench import (
     FORWARDS,
     LEARNED,
     PLAIN,
+    POPULATION,
     SPREAD,
     STEP,
     TEXTBOOK,
@@ -79,6 +80,14 @@ def test_the_number_of_threads_is_set_and_put_back_after_an_error_too(monkeypatc
     with pytest.raises(RuntimeError, match="built with 2 threads"):
         measure(tiny(threads=2))
     assert torch.get_num_threads() == 1
+
+
+def test_a_population_is_measured_beside_its_forward_passes():
+    found = measure(tiny(population=4, learned=False, textbook=False))
+    assert found["seconds"].keys() == {FORWARDS, STEP, POPULATION, PLAIN}
+    per_forward = [2 * a / b / 5 for a, b in zip(*(found["samples"][name] for name in (POPULATION, FORWARDS)), strict=True)]
+    assert found["population_over_forwards"] == pytest.approx(sum(per_forward) / 2)  # the median of two rounds
+    assert measure(tiny(learned=False, textbook=False))["population_over_forwards"] is None
 
 
 def test_every_contender_evaluates_the_same_loss():

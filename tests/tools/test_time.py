@@ -65,6 +65,10 @@ def test_a_step_in_place_has_two_traversals_and_a_functional_one_three():
     assert traversal_seconds(SHAPE, step_passes(FUNCTIONAL), speeds) == pytest.approx(3)
     assert traversal_seconds(SHAPE, step_passes(replace(FUNCTIONAL, learned=True)), speeds) == pytest.approx(4)
     assert traversal_seconds(SHAPE, step_passes(IN_PLACE), with_speed(block=0.5)) == pytest.approx(2 * 3 * 0.5)
+    # Of 8 directions each is made on the way there, on the way back and in the update, the last two being one for the last.
+    population = replace(IN_PLACE, passes=9.0, num_directions=8, one_sided=True)
+    made = step_passes(population).one_stream + 2 * step_passes(population).two_streams
+    assert made == 3 * 8 - 1
 
 
 def test_draws_and_searches_cost_forward_passes():

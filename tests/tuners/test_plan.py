@@ -153,6 +153,16 @@ def test_seconds_become_a_budget_by_a_measured_pass_and_a_continued_run_keeps_it
     assert fresh.train_layers == [1, 2]
 
 
+def test_layers_by_budget_and_streamed_layers_go_together_where_no_whole_pass_is_run(planned, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "start_fine_tuning", lambda config, *rest: config)
+    given: dict[str, Any] = SMALL | {"out": str(tmp_path / "out"), "tuner": str(planned), "stream_layers": True}
+    with pytest.raises(ValueError, match="set train_layers, or max_passes as the only limit"):
+        l2l.fine_tune(**given | {"steps": 4})
+    for more, layers in (({"max_passes": 30}, "top:1/2"), ({"steps": 4, "train_layers": "top:1"}, "top:1")):
+        config: Any = l2l.fine_tune(**given | more)
+        assert config.train_layers == layers
+
+
 def test_the_command_line_says_what_came_from_the_plan_and_records_the_values_used(planned, tmp_path, capsys):
     sizes = [f"--{name}={value}" for name, value in (SMALL | {"progress": True, "max_passes": 5}).items()]
     out = tmp_path / "out"

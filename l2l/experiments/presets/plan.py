@@ -69,7 +69,8 @@ class PlanConfig:
     unit: Literal["passes", "seconds"] = "passes"
     """Of the budgets: forward passes of the whole model over ``batch_size`` examples, or seconds."""
     screen: float = 0.25
-    """Share of a budget after which, on the first seed, the worse half of the candidates is dropped; 0: none is."""
+    """Share of a budget after which, on the first seed, the worse half of the candidates is dropped, for larger budgets too
+    those of which no depth is left; 0: none is."""
     seeds: int = 1
     """Runs per candidate, task and budget."""
     batch_size: int = 16
@@ -350,16 +351,18 @@ def run_plan(config: PlanConfig) -> dict[str, Any]:
     runs = folder.create().path / "runs"
     write_json(folder.path / COSTS, {"whole_pass_seconds": unit, "costs": {name: vars(cost) for name, cost in costs.items()}})
     planner = Planner(config, str(freeze(tuner, runs / "_tuners")), runs, executor, unit, costs)
-    candidates = [one for one in config.contenders if not one.control]
+    candidates = left = [one for one in config.contenders if not one.control]
     controls = [one for one in config.contenders if one.control]
     found: dict[float, dict[str, float]] = {}
     done: list[Run] = []
     for given, budget in zip(config.budgets, budgets, strict=True):
-        kept = candidates
-        if config.screen and len(candidates) > 1:
-            early, _ = planner.scores(candidates, screened * budget, 1, f"screening for {given:g} {config.unit}")
-            kept = better_half(candidates, early)
+        kept = left
+        if config.screen and len(left) > 1:
+            early, _ = planner.scores(left, screened * budget, 1, f"screening for {given:g} {config.unit}")
+            kept = better_half(left, early)
         found[budget], done = planner.scores([*kept, *controls], budget, config.seeds, f"runs of {given:g} {config.unit}")
+        recipes = [one.recipe for one in kept]
+        left = [one for one in left if one.recipe in recipes]  # the plan's recipe has runs at every budget
     plan, own = choose_plan(candidates, found, config.batch_size)
     beaten = {one.label: all(own[budget] < scores[one.label] for budget, scores in found.items()) for one in controls}
     evidence = {
