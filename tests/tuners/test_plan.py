@@ -157,9 +157,9 @@ def test_layers_by_budget_and_streamed_layers_go_together_where_no_whole_pass_is
     monkeypatch.setattr(trainer, "start_fine_tuning", lambda config, *rest: config)
     given: dict[str, Any] = SMALL | {"out": str(tmp_path / "out"), "tuner": str(planned), "stream_layers": True}
     with pytest.raises(ValueError, match="set train_layers, or max_passes as the only limit"):
-        l2l.fine_tune(**given | {"steps": 4})
+        l2l.fine_tune(**{**given, "steps": 4})
     for more, layers in (({"max_passes": 30}, "top:1/2"), ({"steps": 4, "train_layers": "top:1"}, "top:1")):
-        config: Any = l2l.fine_tune(**given | more)
+        config: Any = l2l.fine_tune(**{**given, **more})
         assert config.train_layers == layers
 
 

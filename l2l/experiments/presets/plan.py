@@ -36,7 +36,7 @@ from l2l.tuners import Depth, TrainingPlan, Tuner
 from l2l.tuners.plan import options_line, plan_config, plan_line
 
 COSTS, PICTURE, TUNER = "costs.json", "plan.png", "tuner"
-TIMED = 3
+TIMED = 5
 """Passes of which the shortest counts: other work of the machine only makes a pass longer."""
 Scores: TypeAlias = Mapping[str, float]
 """Label -> :func:`scores_of` at a budget; a label that was dropped is absent."""
@@ -205,9 +205,10 @@ def measure_costs(config: PlanConfig, tuner: str) -> tuple[float, dict[str, Cost
     for one in config.contenders:
         size = one.run(config, tuner).batch_size
         taken, kept = seconds[str(one.train_layers), size]
-        left_out = max(0.0, size / config.batch_size - taken / unit) if kept else 0.0  # of a pass; of every row once
-        epoch = config.train_size / size
-        costs[one.label] = Cost(taken / unit, epoch * left_out, passes[one.label], epoch * passes[one.label])
+        whole_rows, epoch = size / config.batch_size, config.train_size / size
+        per_pass = min(taken / unit, max(1.0, whole_rows))  # no part of the model costs more than the whole: that is noise
+        left_out = max(0.0, whole_rows - per_pass) if kept else 0.0  # of a pass; paid once for every row
+        costs[one.label] = Cost(per_pass, epoch * left_out, passes[one.label], epoch * passes[one.label])
     return unit, costs
 
 
