@@ -1,7 +1,6 @@
 """What a closure may return, to every method: a scalar, losses per example, or logits and targets."""
 
 import pytest
-import torch
 from cases import METHODS, LogisticRegression, MethodCase, farthest, named, weights
 from torch.nn import functional
 
