@@ -146,7 +146,5 @@ def test_the_tokens_of_an_answer_are_chosen_at_the_first_evaluation(model):
         head.mul_(-1.0)
     torch.testing.assert_close(after[:, :-1], -before[:, :-1])
     assert (fresh[:, 1] > after[:, 1]).all()
-    torch.testing.assert_close(
-        functional.cross_entropy(after, torch.zeros(len(after)).long()),
-        functional.cross_entropy(fresh, torch.zeros(len(after)).long()),
-    )
+    losses = [functional.cross_entropy(logits, torch.zeros(len(logits)).long()) for logits in (after, fresh)]
+    torch.testing.assert_close(*losses)
