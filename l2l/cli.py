@@ -59,6 +59,12 @@ COMMANDS = {
         "CompareConfig",
         "run_comparison",
     ),
+    "plan": Command(
+        "choose what a user would tune, by runs on pool tasks, into a tuner",
+        "experiments.presets.plan",
+        "PlanConfig",
+        "run_plan",
+    ),
     "evaluate": Command("loss and metric of a model on a task", "train.evaluate", "EvaluateConfig", "evaluate_command"),
     "bench": Command(
         "measure a step beside its two forwards and the textbook loop", "tools.bench", "BenchConfig", "bench_command"

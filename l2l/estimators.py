@@ -191,6 +191,15 @@ class DirectionalStatistics:
         """u^T G u, mean over the directions: the mean of the diagonal of M."""
         return self.curvature.diag().mean().item()
 
+    @property
+    def curvature_of_step(self) -> float:
+        """kappa for which the step -(1 / kappa) mean_k c_k u_k ends at the minimum of the parabola along it:
+        c^T M c / (N c^T c). Of one direction it is u^T G u; of N whose curvatures do not mix, the N-th part, since their mean
+        goes the N-th part of the way along each."""
+        c, m = self.mean, self.curvature
+        squared = (c @ c).item()
+        return (c @ m @ c).item() / (len(c) * squared) if squared else self.curvature_along / len(c)
+
 
 def directional_statistics(
     at: BatchOutputs, plus: Sequence[BatchOutputs], minus: Sequence[BatchOutputs] | None, distance: float

@@ -369,7 +369,7 @@ def zo_step(
         if curvature_lr is not None:
             statistics = record.statistics(estimates, method.epsilon)
             if statistics is not None:
-                bend = least_curvature(statistics.curvature_along, estimates[0].loss, method.epsilon, curvature_lr.resolution)
+                bend = least_curvature(statistics.curvature_of_step, estimates[0].loss, method.epsilon, curvature_lr.resolution)
                 decay = curvature_lr.decay ** (1 / curvature_lr.every)
                 curvature_lr_state = update_average(curvature_lr_state, bend, decay, statistics)
             elif curvature_lr_state.from_outputs:  # the closure has changed: a third loss is due at the next step

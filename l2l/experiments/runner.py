@@ -69,7 +69,7 @@ def check_place(
 ) -> Place:
     """One place of :func:`check_all`; the rows of all tasks are read, so that missing or malformed data are refused here."""
     options = config.run_options(setting, scheme)
-    configs = [FineTuneConfig(**{**options, "task": task}) for task in setting.tasks]
+    configs = [FineTuneConfig(**{**options, "task": task}).completed() for task in setting.tasks]
     first = load_run_inputs(configs[0])
     for other in configs[1:]:
         load_run_inputs(other, first.model, first.tokenizer)
@@ -83,13 +83,11 @@ def check_place(
         try:
             tuner = _load_tuner(setting, one, held_out)
             given = options | one.options | {"method": one.method, "method_args": one.method_args}
-            built = [FineTuneConfig(**given | dict(point)) for point in config.points(setting, scheme, one)]
+            built = [FineTuneConfig(**given | dict(point)).completed() for point in config.points(setting, scheme, one)]
             fitting = fitting_tuner(tuner, model, scheme.name)
-            assert built[0].epsilon is not None, "a configuration fills it in"
             method = build_method(one.method, built[0].epsilon, one.method_args, fitting, model, built[0].steps)
             method = with_estimator(method, built[0].estimator, built[0].num_directions)
             for run in built:  # an optimizer at each of its points can refuse, as in a run
-                assert run.lr is not None, "a configuration fills it in"
                 same = {name: getattr(run, name) for name in ("weight_decay", "perturb", "update", "sparse_embeddings")}
                 ZOOptimizer(model, method, run.lr, curvature_lr=run.curvature_lr(), **same)
         except ValueError as error:
@@ -106,7 +104,7 @@ def _load_tuner(setting: Setting, contender: Contender, held_out: bool) -> Tuner
     if name is None:
         return None
     tuner, learned = Tuner.from_pretrained(name), []
-    for recorded in ("tasks", "validation_tasks"):  # what the tuner's recipe names, to learn from or to choose by
+    for recorded in ("tasks", "validation_tasks", "plan_tasks"):  # in the recipe: what it has learned from, or was chosen by
         tasks = tuner.provenance.recipe.get(recorded) or []
         learned += [task.strip() for task in (tasks.split(",") if isinstance(tasks, str) else tasks)]
     for task in setting.tasks if held_out else ():
@@ -300,25 +298,34 @@ class Runner:
         return Trial(Run(*head, folder=out), options, out)
 
     def run(self, trials: Sequence[Trial], what: str) -> list[Run]:
-        """Run what is not done yet; the results of all, in order. Trials with the same folder run once."""
-        unique = {trial.out: trial for trial in trials}
-        missing = [trial for trial in unique.values() if not trial.note.is_file() and trial.summary is None]
-        if len(missing) < len(unique):
-            print(f"continuing: {len(unique) - len(missing)} of {len(unique)} runs for the {what} are done")
-        records: list[Record] = []
-        if missing:
-            with progress_bar(what, len(unique), len(unique) - len(missing), self.config.progress) as advance:
+        """See :func:`run_trials`."""
+        return run_trials(self.executor, trials, what, self.config.progress, self.refuse)
 
-                def after_each(record: Record) -> None:
-                    if record["refused"] and not self.refuse:
-                        raise ValueError(record["refused"])
-                    advance(record["final_loss"])
 
-                records = self.executor(missing, after_each)
-        refused = {trial.out: record["refused"] for trial, record in zip(missing, records, strict=True)}
-        return [
-            replace(trial.head, refused=reason) if (reason := refused.get(trial.out)) else read_run(trial) for trial in trials
-        ]
+def run_trials(
+    executor: Executor, trials: Sequence[Trial], what: str, progress: bool = True, refuse: bool = False
+) -> list[Run]:
+    """Run what is not done yet; the results of all, in order. Trials with the same folder run once.
+
+    Args:
+        refuse: whether a run that is refused is a result; otherwise its error is raised.
+    """
+    unique = {trial.out: trial for trial in trials}
+    missing = [trial for trial in unique.values() if not trial.note.is_file() and trial.summary is None]
+    if len(missing) < len(unique):
+        print(f"continuing: {len(unique) - len(missing)} of {len(unique)} runs for the {what} are done")
+    records: list[Record] = []
+    if missing:
+        with progress_bar(what, len(unique), len(unique) - len(missing), progress) as advance:
+
+            def after_each(record: Record) -> None:
+                if record["refused"] and not refuse:
+                    raise ValueError(record["refused"])
+                advance(record["final_loss"])
+
+            records = executor(missing, after_each)
+    refused = {trial.out: record["refused"] for trial, record in zip(missing, records, strict=True)}
+    return [replace(trial.head, refused=reason) if (reason := refused.get(trial.out)) else read_run(trial) for trial in trials]
 
 
 def executor_of(name: ExecutorName, processes: int) -> Executor:

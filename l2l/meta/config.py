@@ -11,6 +11,7 @@ from l2l.meta.pool import check_weights
 from l2l.meta.state import Objective
 from l2l.methods.base import check_choice, check_counts, check_positive
 from l2l.models.load import EMBEDDED, check_pattern
+from l2l.models.prefix import check_train_layers
 from l2l.tasks import get_task
 from l2l.tasks.tiny_world import POOL, VALIDATION
 from l2l.tuners import NORMALIZERS, EnergyNormalizer, feature_set
@@ -126,6 +127,8 @@ class MetaTrainConfig:
     """Most tokens per row; None: the model's context, at most 2048."""
     freeze: str | None = None
     """Regular expression: parameters whose name it finds are not trained and are no blocks of the tuner."""
+    train_layers: str | int | list[int] = "all"
+    """Layers to train, as ``l2l fine-tune`` takes them; sigma of blocks outside of them stays what it is at the start."""
     dtype: str = "float32"
     """Dtype the weights are loaded in."""
     device: str | None = None
@@ -140,6 +143,7 @@ class MetaTrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "objective", renamed({"objective": self.objective}, ("objective",))["objective"])
         check_pattern(self.freeze)
+        check_train_layers(self.train_layers)
         check_positive(**{name: getattr(self, name) for name in POSITIVE})
         for name in ("validation_lrs", "validation_step_fractions"):
             check_positive(**{name: min(getattr(self, name), default=1.0)})

@@ -12,6 +12,7 @@ from l2l.meta.config import MetaTrainConfig, task_list, with_defaults
 from l2l.meta.curvature import pool_traces
 from l2l.meta.pool import MetaInputs, load_pool
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, load_model, load_tokenizer, model_identity, thaw
+from l2l.models.prefix import train_only
 from l2l.params import Blocks
 from l2l.params.functional import HALF
 from l2l.report.console import plot_panels, print_table, smooth
@@ -97,7 +98,8 @@ def prepare_meta_training(
     if tokenizer is None:
         tokenizer = load_tokenizer(model.config._name_or_path or config.model, config.revision)
     model.eval()
-    frozen = freeze_matching(model, config.freeze)
+    frozen = train_only(model, config.train_layers)
+    frozen += freeze_matching(model, config.freeze)
     half = next((block for block in Blocks.of(model) if block.tensor.dtype in HALF), None)
     if half is not None:
         raise ValueError(
@@ -139,6 +141,7 @@ def _settings(config: MetaTrainConfig, *without: str) -> dict[str, Any]:
     """The configuration as plain values, without options that are off and came later, so that runs begun before can go on."""
     absent = [*without, *(["block_schedule"] if config.block_schedule == "none" else [])]
     absent += ["freeze"] if config.freeze is None else []
+    absent += ["train_layers"] if config.train_layers == "all" else []
     return {name: value for name, value in asdict(config).items() if name not in absent}
 
 

@@ -59,6 +59,12 @@ def with_estimator(method: Any, estimator: Estimator | None, num_directions: int
     return replace(method, **{field: value for field, value in given.items() if value is not None})
 
 
+def takes_tuner(name: str) -> bool:
+    """Whether the method of that name, or one around it, has a sigma from a tuner; ValueError where there is none."""
+    *around, base = name.split(AROUND)
+    return any("tuner" in inspect.signature(kind).parameters for kind in (method_class(base), *map(wrapper_class, around)))
+
+
 def build_method(
     method: MethodLike,
     epsilon: float,

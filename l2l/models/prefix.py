@@ -230,27 +230,29 @@ def _flat(values: Iterable[Any]) -> Iterator[Any]:
         yield from value if isinstance(value, tuple | list) else (value,)
 
 
-def train_only(model: torch.nn.Module, spec: TrainLayers) -> None:
+def train_only(model: torch.nn.Module, spec: TrainLayers) -> list[torch.nn.Parameter]:
     """Freeze what lies outside the chosen layers and does not follow the last one: an embedding, with a head that is tied to
-    it, and the other layers.
+    it, and the other layers. Returns what was trainable of it, for :func:`l2l.models.load.thaw`.
 
     Raises:
         NoPrefixError: the model's layers cannot be told apart.
         ValueError: the model has no such layer, or nothing would be trained.
     """
     if _parsed(spec) is None:
-        return
+        return []
     try:
         trace = trace_layers(model)
     except NoPrefixError as error:
         raise NoPrefixError(f"train_layers={spec!r}, but {error}: use all, and freeze parameters by their names") from error
     count = len(trace.layers)
     kept = {*chosen_layers(spec, count), count}
-    for parameter in model.parameters():
-        if trace.places.get(id(parameter)) not in kept:
-            parameter.requires_grad_(False)
+    below = [parameter for parameter in model.parameters() if trace.places.get(id(parameter)) not in kept]
+    changed = [parameter for parameter in below if parameter.requires_grad]
+    for parameter in changed:
+        parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"train_layers={spec!r} leaves nothing to train: all that may be trained lies below these layers")
+    return changed
 
 
 # Rows, and what is kept of them.

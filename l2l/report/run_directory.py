@@ -95,11 +95,8 @@ class RunDirectory:
             raise ValueError(f"{self.path} is not a directory: choose another --out")
         if not self._entries():
             return
-        try:
-            earlier = yaml.safe_load((self.path / CONFIG).read_text())
-        except (OSError, ValueError, yaml.YAMLError):  # ValueError: not text
-            earlier = None
-        if not isinstance(earlier, dict) or "out" not in earlier:
+        earlier = self.recorded(self.path)
+        if earlier is None:
             raise ValueError(f"{self.path} holds files that no run wrote: choose another --out")
         if overwrite:
             return
@@ -108,6 +105,15 @@ class RunDirectory:
         if (self.path / SUMMARY).exists():
             raise ValueError(f"{self.path} holds this run, finished: {way_out}")
         self.resumed = self.checkpoint.is_file()
+
+    @staticmethod
+    def recorded(path: str | Path) -> dict[str, Any] | None:
+        """The configuration of the run in a folder; None where no run has written one there."""
+        try:
+            found = yaml.safe_load((Path(path) / CONFIG).read_text())
+        except (OSError, ValueError, yaml.YAMLError):  # ValueError: not text
+            return None
+        return found if isinstance(found, dict) and "out" in found else None
 
     def _entries(self) -> list[Path]:
         """The files of the directory, without those that a killed process was about to write."""

@@ -1,11 +1,15 @@
 """The configuration of a fine-tuning run: the fields of ``l2l fine-tune`` and of its YAML, checked when it is made.
 
+What a user leaves open (:data:`OPEN`) is decided in :meth:`FineTuneConfig.completed`: by the tuner's plan, else by constants.
+
 Learning rate and epsilon default to values of the tuning scheme. Schemes train from 10^4 to 10^10 numbers of unlike size,
 so their learning rates differ by a factor of 10^2 to 10^4: a rate of one scheme has no effect, or diverges, in another.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, final, get_args
 
 from l2l.methods import default_lr, is_first_order
 from l2l.methods.base import Estimator, check_choice, check_counts, check_positive
@@ -15,6 +19,7 @@ from l2l.models.prefix import check_train_layers
 from l2l.models.schemes import Scheme, check_scheme
 from l2l.optim import CurvatureLR, LearningRate, Schedule, check_lr, check_schedule
 from l2l.train.objectives import check_objective
+from l2l.tuners.plan import TrainingPlan
 from l2l.tuners.transfer import Level, check_level
 
 PerturbMode: TypeAlias = Literal["auto", "in_place", "functional"]
@@ -46,8 +51,17 @@ KNOWN: dict[str, KnownValues] = {
 """By scheme. Ranges of full, lora and prefix: Malladi et al. 2023, arXiv:2305.17333; of prompt: Zhang et al. 2024,
 arXiv:2402.11592. None is published for ia3 and head."""
 
+BATCH_SIZE = 16
+"""Examples per step, where neither the user nor a plan decides."""
 STEPS = 2000
 """Steps of a run that neither passes nor seconds end."""
+OPEN = (
+    *("method", "method_args", "estimator", "num_directions", "lr", "epsilon", "batch_size", "schedule", "schedule_end"),
+    "train_layers",
+)
+"""Fields that a tuner's plan decides where the user does not."""
+OF_ANY_METHOD = ("batch_size", "train_layers")
+"""Of these, those that a plan decides under another method than its own too: the others belong to its method."""
 DEV_ROWS, TEST_ROWS, EVAL_EVERY = 200, 500, 500
 """Rows to evaluate on, and steps between evaluations, where the configuration leaves them open and the run is long enough."""
 MARGIN = 30.0
@@ -85,12 +99,14 @@ class FineTuneConfig:
     """``l2l/tiny`` (embedded), a directory, a gguf file, or an id of the hub (of a gguf file ``owner/name/file.gguf``)."""
     task: str = "world_topic"
     """Name of a task; `l2l tasks list` shows them."""
-    method: str = "mezo"
+    method: str | None = None
     """A name of `l2l methods list`, or the path of a module that defines a method. ``a+b+c`` puts a around b around c:
     ``learned+lozo``, ``sparse+mezo``. Baselines: ``adamw`` and ``sgd`` by backpropagation, which need an ``lr`` of their
-    own; ``zero_shot``, ``icl`` and ``linear_probe``, which take no steps."""
+    own; ``zero_shot``, ``icl`` and ``linear_probe``, which take no steps. None: the method of the tuner's plan, else
+    ``learned`` with a tuner and ``mezo`` without."""
     tuner: str | None = None
-    """Directory, bundled name or hub id of the tuner that ``learned`` needs."""
+    """Directory, bundled name or hub id of a tuner. Where it has a plan (`l2l tuners show`), that decides what is left open of
+    method, method_args, estimator, num_directions, lr, epsilon, batch_size, schedule, schedule_end and train_layers."""
     match: Level = "exact"
     """How alike the model must be to the tuner's own. ``exact``: names and shapes of all blocks, frozen ones included;
     ``shape``: these under other names, or parts of them; ``kind``: any, its blocks take the sigma of similar ones. A
@@ -116,11 +132,12 @@ class FineTuneConfig:
     half of the measured share of the signal; 0.1 for objectives other than the loss, of which no share is known."""
     curvature_every: int = 5
     """Under ``lr: auto``, steps between curvature measurements, a forward pass each; the first 5 steps all have one."""
-    schedule: Schedule = "constant"
+    schedule: Schedule | None = None
     """Factor of the learning rate (under ``auto``, of ``step_fraction``) over the run: 1, or falling from 1 to
-    ``schedule_end`` linearly or along half a cosine. Progress is that of steps, passes or seconds, whichever is furthest."""
-    schedule_end: float = 0.0
-    """Factor at which ``linear`` and ``cosine`` end."""
+    ``schedule_end`` linearly or along half a cosine. Progress is that of steps, passes or seconds, whichever is furthest. None:
+    ``constant``."""
+    schedule_end: float | None = None
+    """Factor at which ``linear`` and ``cosine`` end; None: 0."""
     epsilon: float | None = None
     """Length of the perturbation along the direction; None: the scheme's, 1e-3 for ``full`` and 1e-2 for ``lora``. In
     bfloat16 under ``lr: auto``, 1e-2: with less, rounding errors look like curvature."""
@@ -129,8 +146,8 @@ class FineTuneConfig:
     all directions share one loss at theta, N + 1 passes. None: the method's own, two-sided for all that leave the choice."""
     num_directions: int | None = None
     """Directions per step, N, whose estimates are averaged; None: the method's own number, 1 for most."""
-    batch_size: int = 16
-    """Examples per step."""
+    batch_size: int | None = None
+    """Examples per step; None: 16."""
     micro_batch: int | None = None
     """Most examples per forward pass, to bound memory; the loss is the same up to rounding. None: the whole batch."""
     objective: str = "loss"
@@ -176,7 +193,7 @@ class FineTuneConfig:
     """Most tokens per row; None: the model's context, at most 2048."""
     loop: Literal["bare", "lightning"] = "bare"
     """Plain Python loop, or a Lightning trainer around the same steps. The losses are equal bit for bit."""
-    method_args: dict[str, Any] = field(default_factory=dict)
+    method_args: dict[str, Any] | None = None
     """Further fields of the method, e.g. ``{interval: 100}`` for dizo or ``{num_directions: 4}``; of a composed method, by
     part: ``{lozo: {rank: 4}}``."""
     scheme: Scheme = "full"
@@ -186,10 +203,10 @@ class FineTuneConfig:
     """Further fields of peft's configuration of the scheme, e.g. ``{r: 16}`` for lora or ``{num_virtual_tokens: 20}``."""
     freeze: str | None = None
     """Regular expression: parameters in whose name it is found are not trained."""
-    train_layers: str | int | list[int] = "all"
+    train_layers: str | int | list[int] | None = None
     """Layers to train, with what follows the last one (a norm, a head that is not tied): ``top:5``, ``top:1/3`` (rounded up),
-    or their numbers from 0, ``25,26,29``. An embedding, and a head that is tied to it, is then frozen. Adapters of ``lora``
-    and ``ia3`` are trained in these layers only. See docs/schemes.md."""
+    or their numbers from 0, ``25,26,29``; None: ``all``. An embedding, and a head that is tied to it, is then frozen. Adapters
+    of ``lora`` and ``ia3`` are trained in these layers only. See docs/schemes.md."""
     prefix_cache: PrefixMode = "auto"
     """Where the hidden states below the lowest trained layer are kept, computed once per row: ``memory``, on the model's
     device; ``disk``, in a file of the run's directory; ``auto``: the first of memory, the host's memory and disk in which they
@@ -226,25 +243,21 @@ class FineTuneConfig:
         check_pattern(self.freeze)
         check_quantize(self.quantize, self.scheme)
         check_level(self.match)
-        if self.lr is None and is_first_order(self.method):
-            raise ValueError(f"method {self.method!r} takes a learning rate of its own size, and lr is not given: try 1e-5")
-        lr = (default_lr(self.method) or KNOWN[self.scheme].lr) if self.lr is None else self.lr
-        epsilon = KNOWN[self.scheme].epsilon if self.epsilon is None else self.epsilon
-        object.__setattr__(self, "lr", lr)  # config.yaml and summary.json record the values that are used
-        object.__setattr__(self, "epsilon", epsilon)
-        if isinstance(lr, str):
-            check_lr(lr=lr)
-        else:
-            check_positive(lr=lr)  # a schedule may pass through 0; a run at 0 would train nothing
+        if self.tuner is None:  # no plan decides: config.yaml and summary.json record the values that are used
+            for name, value in self._defaults({}).items():
+                object.__setattr__(self, name, value)
+        if isinstance(self.lr, str):
+            check_lr(lr=self.lr)
         if self.steps is None and self.max_passes is None and self.max_seconds is None:
             object.__setattr__(self, "steps", STEPS)
-        optional = {name: getattr(self, name) for name in ("step_fraction", "max_seconds") if getattr(self, name) is not None}
-        check_positive(epsilon=epsilon, **optional)
-        check_schedule(self.schedule, self.schedule_end)
+        optional = {name: getattr(self, name) for name in ("epsilon", "step_fraction", "max_seconds")}
+        optional["lr"] = None if isinstance(self.lr, str) else self.lr  # a schedule may pass through 0; at 0 nothing trains
+        check_positive(**{name: value for name, value in optional.items() if value is not None})
+        check_schedule(self.schedule or "constant", self.schedule_end or 0.0)
         if self.estimator is not None:
             check_choice("estimator", self.estimator, get_args(Estimator))
-        check_train_layers(self.train_layers)
-        if self.train_layers != "all" and self.scheme in ("prefix", "prompt"):
+        check_train_layers(self.train_layers or "all")
+        if self.train_layers not in (None, "all") and self.scheme in ("prefix", "prompt"):
             raise ValueError(f"scheme {self.scheme!r} trains what lies below all layers: leave train_layers out, or use lora")
         if self.stream_layers:
             self._check_streaming()
@@ -252,11 +265,34 @@ class FineTuneConfig:
         for name, allowed in ((name, get_args(kind)) for name, kind in choices.items()):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
-        counts = "batch_size train_size checkpoint_every log_every curvature_every"
-        optional = ["length_groups", "steps", "max_passes", "num_directions", "dev_size", "test_size", "eval_every"]
-        optional = [name for name in optional if getattr(self, name) is not None]
+        counts = "train_size checkpoint_every log_every curvature_every"
+        optional = ["length_groups", "steps", "max_passes", "num_directions", "batch_size", "dev_size", "test_size"]
+        optional = [name for name in (*optional, "eval_every") if getattr(self, name) is not None]
         check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", *optional)})
-        check_objective(self.objective, self.micro_batch, self.batch_size)
+        check_objective(self.objective, self.micro_batch, self.batch_size or BATCH_SIZE)
+
+    def _defaults(self, planned: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the open fields: planned, or constants; the method's own estimator and directions have no name."""
+        method = self.method or planned.get("method") or ("mezo" if self.tuner is None else "learned")
+        if self.lr is None and "lr" not in planned and is_first_order(method):
+            raise ValueError(f"method {method!r} takes a learning rate of its own size, and lr is not given: try 1e-5")
+        known = KNOWN[self.scheme]
+        constants = {"method": method, "method_args": {}, "lr": default_lr(method) or known.lr, "epsilon": known.epsilon}
+        constants |= {"batch_size": BATCH_SIZE, "schedule": "constant", "schedule_end": 0.0, "train_layers": "all"}
+        return {name: value for name, value in (constants | dict(planned)).items() if getattr(self, name) is None}
+
+    def completed(self, planned: Mapping[str, Any] = MappingProxyType({})) -> "CompleteConfig":
+        """The configuration with every open field decided: by ``planned`` (see :meth:`open_to`), else by constants."""
+        return CompleteConfig(**vars(self) | self._defaults(planned))
+
+    def open_to(self, plan: TrainingPlan) -> dict[str, Any]:
+        """What a tuner's plan decides, ``train_layers`` at budget 0; nothing under schemes, for which no plan is made."""
+        if self.scheme != "full":
+            return {}
+        own = self.method in (None, plan.method)
+        values = plan.options | {"train_layers": plan.train_layers(0)}
+        names = [name for name in (OPEN if own else OF_ANY_METHOD) if getattr(self, name) is None]
+        return {name: values[name] for name in names if name in values}
 
     def _check_streaming(self) -> None:
         """Raise ValueError where the lower layers would be needed in memory."""
@@ -275,3 +311,18 @@ class FineTuneConfig:
     def curvature_lr(self) -> CurvatureLR | None:
         """The controller of the step size where the learning rate is ``auto``, else None."""
         return CurvatureLR(self.step_fraction, every=self.curvature_every) if self.lr == "auto" else None
+
+
+@final
+@dataclass(frozen=True)
+class CompleteConfig(FineTuneConfig):
+    """A configuration without open fields: what a run reads and records. Made by :meth:`FineTuneConfig.completed`."""
+
+    method: str = ""
+    lr: LearningRate = "auto"
+    schedule: Schedule = "constant"
+    schedule_end: float = 0.0
+    epsilon: float = 0.0
+    batch_size: int = 0
+    method_args: dict[str, Any] = field(default_factory=dict)
+    train_layers: str | int | list[int] = ""

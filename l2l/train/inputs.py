@@ -20,7 +20,7 @@ from l2l.models.streaming import LayerFiles, load_streamed
 from l2l.tasks import BatchLogits, Row, Splits, Task, batch_loss, get_task, load_splits
 from l2l.tasks.encode import Batch, Encoded, Form, collate
 from l2l.tasks.evaluate import Scores, evaluate
-from l2l.train.config import DEV_ROWS, TEST_ROWS, FineTuneConfig
+from l2l.train.config import DEV_ROWS, TEST_ROWS, CompleteConfig, FineTuneConfig
 from l2l.train.objectives import LOSS, Objective, find_objective
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _FURTHER = 1
 class RunInputs:
     """What a run works on, whether it trains or only measures."""
 
-    config: FineTuneConfig
+    config: CompleteConfig
     model: "PreTrainedModel"
     """In eval mode: with dropout, two losses of one batch would differ."""
     tokenizer: "PreTrainedTokenizerBase"
@@ -76,7 +76,7 @@ def load_run_inputs(
         if task.metric == "f1":
             raise ValueError(f"task {task.name!r} generates answers, which takes all layers: leave stream_layers off")
         options = {"dtype": DTYPES[config.dtype], "device": config.device, "attn_implementation": config.attn_implementation}
-        model, files = load_streamed(config.model, config.train_layers, **options)
+        model, files = load_streamed(config.model, config.completed().train_layers, **options)
     if model is None:
         labels = len(task.example(splits.train[0]).options)
         names = "dtype device device_map revision head attn_implementation trust_remote_code seed quantize"
@@ -87,7 +87,7 @@ def load_run_inputs(
         source = model.config._name_or_path or config.model
         tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
     model.eval()
-    return RunInputs(config, model, tokenizer, task, splits, test, files=files)
+    return RunInputs(config.completed(), model, tokenizer, task, splits, test, files=files)
 
 
 @lru_cache(maxsize=8)

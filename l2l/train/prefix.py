@@ -25,7 +25,7 @@ from l2l.report.console import Advance, Bars
 from l2l.report.memory import available_bytes
 from l2l.report.run_directory import write_whole
 from l2l.tasks.evaluate import evaluation_batches
-from l2l.train.config import FineTuneConfig
+from l2l.train.config import CompleteConfig
 from l2l.train.inputs import Closures, RunInputs
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ class RunPrefix:
             ValueError: what an earlier run left is of other rows, weights or settings; or the disk is full.
         """
         began, cache, target = time.perf_counter(), self.cache, folder / FILE
-        self.fills = prefix.plan_fills(inputs.model, _batches(inputs, closures, steps))
+        if self.files is None:  # else a row that is not kept cannot be computed, and the whole first epoch is
+            self.fills = prefix.plan_fills(inputs.model, _batches(inputs, closures, steps))
         with bars.phase("prefix cache", len(self.fills), 0.0) as advance:
             if self.place == "disk":
                 read = None if self.files is None else self.files.tensor
@@ -159,7 +160,7 @@ def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float | None) ->
     return RunPrefix(cache, trace, fills, place, context_length(model, config.max_length), inputs.files, seconds)
 
 
-def _traced(model: "PreTrainedModel", config: FineTuneConfig) -> tuple[prefix.LayerTrace, int]:
+def _traced(model: "PreTrainedModel", config: CompleteConfig) -> tuple[prefix.LayerTrace, int]:
     """The structure, and the lowest trained layer, which is at least 1."""
     if config.compile:
         raise prefix.NoPrefixError("a compiled decoder cannot leave layers out")

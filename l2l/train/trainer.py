@@ -25,10 +25,10 @@ from l2l.costs import EvaluationPlan, Expectation, evaluated_rows, expect
 from l2l.estimators import finite_loss
 from l2l.methods.base import FirstOrder
 from l2l.methods.learned import Learned
-from l2l.methods.registry import MethodLike, build_method, check_estimator, method_name, with_estimator
+from l2l.methods.registry import MethodLike, build_method, check_estimator, method_name, takes_tuner, with_estimator
 from l2l.models import Grouping, compile_decoder
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, model_identity
-from l2l.models.prefix import train_only
+from l2l.models.prefix import TrainLayers, train_only
 from l2l.models.schemes import ADAPTERS, AdapterBase, apply_scheme, save_adapter
 from l2l.optim import ZOOptimizer, schedule_factor
 from l2l.report.console import Bars, growing, plot_panels, print_table, quiet_lightning, smooth
@@ -38,12 +38,13 @@ from l2l.tasks import format_interval
 from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores, visits
 from l2l.train.baselines import Baseline, baseline_names, build_baseline
-from l2l.train.config import EVAL_EVERY, FineTuneConfig, doubts
+from l2l.train.config import EVAL_EVERY, CompleteConfig, FineTuneConfig, doubts
 from l2l.train.inputs import Batcher, Closures, RunInputs, load_run_inputs, make_closures
 from l2l.train.objectives import LOSS
 from l2l.train.prefix import FILE, RunPrefix, prepare_prefix
 from l2l.train.runlog import RunLog
 from l2l.tuners import Level, Tuner, compare
+from l2l.tuners.plan import options_line
 
 if TYPE_CHECKING:
     import lightning
@@ -87,7 +88,7 @@ class RunContext(RunInputs):
 def fine_tune(
     model: "PreTrainedModel | str" = "l2l/tiny",
     task: str = "world_topic",
-    method: MethodLike = "mezo",
+    method: MethodLike | None = None,
     tuner: Tuner | str | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     **options: Any,
@@ -98,8 +99,9 @@ def fine_tune(
         model: a transformers language model of any kind (see :mod:`l2l.models.kinds`), or what :func:`l2l.load_model`
             takes. A model object is trained in place.
         task: name of a task.
-        method: ``"mezo"``, ``"dizo"``, ``"learned"``, a method object, or ``l2l.MeZO`` and the like.
-        tuner: for the learned method: a tuner, or what :meth:`Tuner.from_pretrained` takes.
+        method: ``"mezo"``, ``"dizo"``, ``"learned"``, a method object, or ``l2l.MeZO`` and the like. None: that of the tuner's
+            plan, else ``learned`` with a tuner and ``mezo`` without.
+        tuner: a tuner, or what :meth:`Tuner.from_pretrained` takes. Its plan decides what ``options`` leave open.
         tokenizer: of a model given as an object; None loads it from where the model came from.
         options: fields of :class:`FineTuneConfig`, e.g. ``steps=2000, lr=1e-6, out="runs/sst2"``.
 
@@ -111,16 +113,85 @@ def fine_tune(
     config = FineTuneConfig(
         model=model if isinstance(model, str) else model_identity(model).id or type(model).__name__,
         task=task,
-        method=method_name(method),
+        method=None if method is None else method_name(method),
         tuner=tuner.provenance.base_model if isinstance(tuner, Tuner) else tuner,
         **options,
     )
-    folder = RunDirectory(config.out, asdict(config), config.overwrite)
-    return start_fine_tuning(config, folder, None if isinstance(model, str) else model, tokenizer, method, tuner)
+    return plan_and_run(config, None if isinstance(model, str) else model, tokenizer, method, tuner)
+
+
+def plan_and_run(
+    config: FineTuneConfig,
+    model: "PreTrainedModel | None" = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    method: MethodLike | None = None,
+    tuner: Tuner | str | None = None,
+) -> FineTuneResult:
+    """Decide what the configuration leaves open, and run it, or continue such a run.
+
+    Raises:
+        ValueError, FileNotFoundError, FloatingPointError: as :func:`fine_tune`.
+    """
+    tuner = _loaded(tuner or config.tuner)
+    planned: dict[str, Any] = {}
+    if tuner is not None and tuner.plan is not None and (planned := config.open_to(tuner.plan)):
+        if "train_layers" in planned and len(tuner.plan.depths) > 1:
+            layers, model, tokenizer = _layers_by_budget(config, planned, model, tokenizer, method, tuner)
+            planned["train_layers"] = layers
+        line = f"from the tuner's plan: {options_line(planned)}"
+        print(line) if config.progress else logger.info("%s", line)
+    complete = config.completed(planned)
+    folder = RunDirectory(config.out, asdict(complete), config.overwrite)
+    if folder.resumed and config.progress:
+        print(f"continuing the run in {config.out}")
+    return start_fine_tuning(complete, folder, model, tokenizer, method, tuner)
+
+
+def _layers_by_budget(
+    config: FineTuneConfig,
+    planned: dict[str, Any],
+    model: "PreTrainedModel | None",
+    tokenizer: "PreTrainedTokenizerBase | None",
+    method: MethodLike | None,
+    tuner: Tuner,
+) -> "tuple[TrainLayers, PreTrainedModel | None, PreTrainedTokenizerBase | None]":
+    """The layers that a tuner's plan trains at a run's budget, and model and tokenizer where these were loaded to find out.
+
+    The budget is the least of ``max_passes``, of the passes of ``steps``, and of ``max_seconds`` over those of a pass, where
+    passes run the whole model on a batch of the plan's size. A measured one is used once: a continued run keeps its layers.
+
+    Raises:
+        ValueError: as :func:`prepare_fine_tuning`; or the whole model is to be run, and would not be in memory.
+    """
+    plan = tuner.plan
+    assert plan is not None, "the caller has seen it"
+    recorded = None if config.overwrite or config.max_seconds is None else RunDirectory.recorded(config.out)
+    if recorded is not None and recorded.get("train_layers") in [depth.train_layers for depth in plan.depths]:
+        return recorded["train_layers"], model, tokenizer
+    limits = [] if config.max_passes is None else [float(config.max_passes)]
+    if config.steps is not None or config.max_seconds is not None:
+        if config.stream_layers:
+            raise ValueError(
+                "the tuner's plan trains layers by budget, for which a pass of the whole model is run first, and stream_layers "
+                "keeps that out of memory: set train_layers, or max_passes as the only limit"
+            )
+        whole = config.completed(planned | {"train_layers": "all"})
+        whole = replace(whole, prefix_cache="off", compile=False, progress=False)
+        context = prepare_fine_tuning(whole, model, tokenizer, method, tuner)  # has run a pass before the one to be timed
+        model, tokenizer = context.model, context.tokenizer
+        if config.steps is not None:
+            limits.append(config.steps * context.optimizer.method.passes)
+        if config.max_seconds is not None:
+            limits.append(config.max_seconds / _pass_seconds(context))
+    return plan.train_layers(min(limits) * (config.batch_size or plan.batch_size) / plan.batch_size), model, tokenizer
+
+
+def _loaded(tuner: Tuner | str | None) -> Tuner | None:
+    return Tuner.from_pretrained(tuner) if isinstance(tuner, str) else tuner
 
 
 def start_fine_tuning(
-    config: FineTuneConfig,
+    config: CompleteConfig,
     folder: RunDirectory,
     model: "PreTrainedModel | None" = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
@@ -154,13 +225,16 @@ def prepare_fine_tuning(
         ValueError, FileNotFoundError: bad input, named.
         FloatingPointError: the loss of the first batch is not finite.
     """
+    config = config.completed()
     check_estimator(method or config.method, config.estimator, config.num_directions)
     inputs = load_run_inputs(config, model, tokenizer)
     model = setup_scheme(inputs.model, config)
     model.eval()
     inputs = replace(inputs, model=model)
-    bound = fitting_tuner(tuner or config.tuner, model, config.scheme, config.match, config.progress)
-    assert config.lr is not None and config.epsilon is not None, "the configuration has set them"
+    tuner = _loaded(tuner or config.tuner)
+    if tuner is not None and tuner.plan is not None and tuner.plan.method == config.method and not takes_tuner(config.method):
+        tuner = None  # its plan does without its sigma
+    bound = fitting_tuner(tuner, model, config.scheme, config.match, config.progress)
     given = method or config.method, config.epsilon, config.method_args, bound, model
     built = with_estimator(build_method(*given, config.steps), config.estimator, config.num_directions)
     if config.steps is None and config.max_passes is not None:  # a method that plans ahead plans for the passes
@@ -202,7 +276,7 @@ def prepare_fine_tuning(
     return RunContext(**vars(inputs), optimizer=optimizer, closures=closures, prefix=prepare_prefix(inputs, closures, loss))
 
 
-def setup_scheme(model: "PreTrainedModel", config: FineTuneConfig) -> "PreTrainedModel":
+def setup_scheme(model: "PreTrainedModel", config: CompleteConfig) -> "PreTrainedModel":
     """The model in which exactly the weights that the scheme trains require gradients.
 
     Raises:
@@ -234,9 +308,9 @@ def fitting_tuner(
     Raises:
         ValueError: the model is less like the tuner's than ``match`` asks.
     """
-    if tuner is None:
+    found = _loaded(tuner)
+    if found is None:
         return None
-    found = Tuner.from_pretrained(tuner) if isinstance(tuner, str) else tuner
     try:
         bound = found.matched(model, match)
     except ValueError as error:
@@ -293,6 +367,7 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
         "estimate": {"peak_bytes": expected.peak_bytes, "seconds_per_step": expected.seconds_per_step},
         "measured": {"peak_bytes": peak.bytes, "seconds_per_step": done.seconds / max(done.step, 1)},
         "initial_loss": done.initial_train_loss,
+        "initial_dev_loss": done.initial_dev_loss,
         "objective": {"name": config.objective, "best_dev": done.best_dev_loss},
     }
     figures |= {"blocks": len(optimizer.blocks), "trained_parameters": optimizer.blocks.numel}
@@ -363,6 +438,7 @@ def _evaluation_plan(context: RunContext, expected: Expectation, there: Mapping[
 
 
 def _pass_seconds(context: RunContext) -> float:
+    """Of a forward pass on the first step's batch, at least the second one of the process."""
     if context.prefix is not None:
         return context.prefix.pass_seconds
     began = time.perf_counter()
@@ -668,6 +744,7 @@ def _summary(
         "estimate": {"peak_bytes": None, "seconds_per_step": None},
         "measured": {"peak_bytes": peak_bytes, "seconds_per_step": None},
         "initial_loss": None,
+        "initial_dev_loss": None,
         "final_loss": train.loss,
         "dev_loss": best[0].loss,
         "accuracy": test.value,
@@ -695,10 +772,7 @@ def draw_curves(folder: Path, objective: str = "loss") -> Path:
 
 def fine_tune_command(config: FineTuneConfig) -> None:
     """Run or continue what ``config`` says, and print the figures of the run."""
-    folder = RunDirectory(config.out, asdict(config), config.overwrite)
-    if folder.resumed:
-        print(f"continuing the run in {config.out}")
-    result = start_fine_tuning(config, folder)
+    result = plan_and_run(config)
     if (summary := result.summary)["note"]:
         print(summary["note"])
     shown = ["task", "method", "lr", "steps", "passes", "initial_loss", "final_loss", "dev_loss"]

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from l2l.tuners import diagnostics
 from l2l.tuners.model import TunerModel
+from l2l.tuners.plan import plan_line
 
 Json: TypeAlias = Mapping[str, Any]
 
@@ -171,6 +172,7 @@ def render(tuner: TunerModel, config: dict[str, Any]) -> str:
         f"Architecture `{config['architecture']}` {_short(config['architecture_args'])}, features "
         f"`{config['features']}`, normalizer {_short(config['normaliser'])}. Basis: {diagnostics.basis_line(tuner)}. "
         f"Block schedule: {diagnostics.schedule_line(tuner)}.",
+        *([f"Training plan, for what a user leaves open: {plan_line(tuner.plan)}."] if tuner.plan else []),
         f"Distance from its initialisation, relative: {_spread(diagnostics.movement(tuner), tuner, '.4f')}.",
         f"Change of sigma since, relative: {_spread(diagnostics.sigma_change(tuner), tuner, '+.4f')}.",
         f"Sigma before normalisation, at {at} and a last sigma of 1{kinds}:",

@@ -23,14 +23,16 @@ from l2l.tuners.fingerprint import Fingerprint
 from l2l.tuners.model import Provenance, TunerModel, load_weights, ranks
 from l2l.tuners.networks import build_network, current_network
 from l2l.tuners.normalize import build_normalizer, normalizer_config
+from l2l.tuners.plan import build_plan, plan_config
 from l2l.tuners.schedule import build_schedule, schedule_config
 
 AnyTuner = TypeVar("AnyTuner", bound=TunerModel)
 
 FORMAT = "l2l-tuner"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Version 1 had no features (they were ``paper``), no basis, no kinds of blocks, and one normalizer without a name; version
-2 had no block schedule. A tuner without a schedule is written as version 2, which older releases read."""
+2 had no block schedule, 3 no training plan. Each tuner is written as the first version that has what it has, which older
+releases read."""
 WEIGHTS, CONFIG, CARD = "tuner.safetensors", "config.json", "README.md"
 BASIS = "basis."
 """Prefix of the tensors that are columns of a basis."""
@@ -38,10 +40,10 @@ SHA256 = "weights_sha256"
 """Field of the config: checksum of the weights' file. Tuners saved by older releases have none."""
 ORIGIN = ("base_model", "revision", "recipe", "results")
 FIELDS = ("format_version", "architecture", "architecture_args", "normaliser", *ORIGIN, "blocks")
-FIELDS_SINCE = {2: ("features", "basis"), 3: ("turns",)}
+FIELDS_SINCE = {2: ("features", "basis"), 3: ("turns",), 4: ("plan",)}
 TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("architecture", "features", "base_model", SHA256), str),
-    **dict.fromkeys(("architecture_args", "normaliser", "recipe", "results", "basis", "turns", "versions"), dict),
+    **dict.fromkeys(("architecture_args", "normaliser", "recipe", "results", "basis", "turns", "plan", "versions"), dict),
     "blocks": list,
     "revision": (str, type(None)),
 }
@@ -93,13 +95,14 @@ def _publish(files: Iterable[Path], directory: Path) -> None:
 def to_config(tuner: TunerModel) -> dict[str, Any]:
     """Everything about a tuner but its weights, as JSON values."""
     identity, schedule, known = tuner.fingerprint.identity(), schedule_config(tuner.block_schedule), tuner.fingerprint
+    plan = None if tuner.plan is None else plan_config(tuner.plan)
     kinds = [{"kind": kind} for kind in known.kinds] or [{}] * len(known.names)  # tuners saved without have no kinds
     blocks = [
         {"name": name, "shape": list(shape)} | kind for name, shape, kind in zip(known.names, known.shapes, kinds, strict=True)
     ]
     return {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION if schedule else 2,
+        "format_version": FORMAT_VERSION if plan else 3 if schedule else 2,
         "architecture": tuner.architecture,
         "architecture_args": tuner.architecture_args,
         "features": tuner.feature_set,
@@ -108,7 +111,8 @@ def to_config(tuner: TunerModel) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("torch", "transformers", "safetensors")}
         | {"python": platform.python_version()},
         "basis": ranks(tuner.basis or {}),
-        **({"turns": schedule} if schedule else {}),
+        **({"turns": schedule} if schedule or plan else {}),
+        **({"plan": plan} if plan else {}),
         **({"fingerprint": identity} if identity else {}),
         "blocks": blocks,
     }
@@ -162,6 +166,7 @@ def _build(config: dict[str, Any], basis: dict[str, torch.Tensor], kind: type[An
         config["features"],
         basis,
         build_schedule(config["turns"]),
+        build_plan(config["plan"]) if config["plan"] else None,
     )
 
 
@@ -277,7 +282,7 @@ def validate_header(path: Path, config: dict[str, Any]) -> None:
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
     """The config as this version would have written it."""
     architecture, args = current_network(config["architecture"], config["architecture_args"])
-    found = {"turns": {}} | config | {"architecture": architecture, "architecture_args": args}
+    found = {"turns": {}, "plan": {}} | config | {"architecture": architecture, "architecture_args": args}
     if config["format_version"] == 1:
         found |= {"features": "paper", "basis": {}, "normaliser": {"name": "energy", **config["normaliser"]}}
     return found

@@ -15,6 +15,7 @@ from l2l.tuners.features import FEATURES, RunStatistics, feature_set
 from l2l.tuners.fingerprint import Fingerprint, format_names
 from l2l.tuners.networks import TunerNetwork, build_network, current_network
 from l2l.tuners.normalize import EnergyNormalizer, Normalizer
+from l2l.tuners.plan import TrainingPlan
 from l2l.tuners.schedule import BlockSchedule
 
 
@@ -88,6 +89,7 @@ class TunerModel:
         feature_set: name of the network's inputs in :data:`l2l.tuners.features.FEATURE_SETS`.
         basis: for some blocks [m, n], orthonormal columns [n, r] by name, copied; the network then needs two outputs.
         block_schedule: groups of blocks of which one moves at a time; None: all move together.
+        plan: options of fine-tuning runs that users leave open; None: there are only defaults.
 
     Raises:
         ValueError: unknown features, a network for another number of them, or a basis or schedule that does not fit.
@@ -102,6 +104,7 @@ class TunerModel:
     feature_set: str = "paper"
     basis: Mapping[str, torch.Tensor] | None = None
     block_schedule: BlockSchedule | None = None
+    plan: TrainingPlan | None = None
 
     def __post_init__(self) -> None:
         self._features = feature_set(self.feature_set)
@@ -186,6 +189,10 @@ class TunerModel:
     def with_block_schedule(self, block_schedule: BlockSchedule | None) -> Self:
         """A tuner of the same network, not a copy of it, with another block schedule."""
         return replace(self, block_schedule=block_schedule)
+
+    def with_plan(self, plan: TrainingPlan | None) -> Self:
+        """A tuner of the same network, not a copy of it, with another training plan."""
+        return replace(self, plan=plan)
 
     def check(self, model: torch.nn.Module) -> None:
         """Raise ValueError, naming blocks, unless the tuner serves this model.

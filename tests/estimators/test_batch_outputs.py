@@ -126,6 +126,16 @@ def test_pieces_of_a_batch_join_their_outputs_and_weigh_their_losses():
     assert sum(float(piece()) for piece in pieces_of(whole)) == pytest.approx(found.loss, rel=1e-12)
 
 
+def test_the_curvature_of_a_step_sends_the_mean_of_the_directions_to_the_minimum_along_it():
+    m, c = torch.diag(torch.tensor([2.0, 8.0])), torch.tensor([1.0, 3.0])
+    seen = statistics(m, c)
+    kappa = seen.curvature_of_step
+    step = c.double() / (2 * kappa)
+    assert (step @ m.double() @ step).item() == pytest.approx((c.double() @ step).item())  # the minimum of c a - a M a / 2
+    assert statistics(m[:1, :1], c[:1]).curvature_of_step == pytest.approx(2.0)
+    assert statistics(m, torch.zeros(2)).curvature_of_step == pytest.approx(2.5)
+
+
 def statistics(curvature: torch.Tensor, mean: torch.Tensor, b: int = 4) -> DirectionalStatistics:
     return DirectionalStatistics(mean.expand(b, -1).double(), curvature.double())
 

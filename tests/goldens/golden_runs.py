@@ -416,6 +416,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "lr-probe": (),
     "meta-evaluate": (),
     "compare": (),
+    "plan": (),
     "evaluate": (),
     "bench": (),
     "estimate": (),

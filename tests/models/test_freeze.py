@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from cases import TiedLM
 
@@ -9,6 +11,7 @@ import l2l
 from l2l.meta.config import MetaTrainConfig
 from l2l.models.load import freeze_matching, thaw
 from l2l.train.config import FineTuneConfig
+from l2l.tuners.diagnostics import movement
 
 SMALL = {"train_size": 16, "dev_size": 8, "test_size": 8, "progress": False}
 
@@ -53,6 +56,19 @@ def test_a_run_leaves_frozen_parameters_as_they_are(tmp_path):
     found = l2l.fine_tune("l2l/tiny", task="world_topic", steps=3, lr=1e-3, freeze="layernorm", out=str(tmp_path), **SMALL)
     after = dict(found.model.named_parameters())
     assert all((before[name] == after[name]).all() == ("layernorm" in name) for name in before)
+
+
+def test_meta_training_of_the_top_layers_leaves_sigma_of_the_others_at_its_start(tmp_path):
+    model = l2l.load_model("l2l/tiny")
+    given = {"steps": 2, "train_size": 16, "progress": False, "train_layers": "top:1", "lr": 1e-4}
+    tuner = l2l.meta_train(model, ["world_topic"], str(tmp_path), architecture_args={"start": "mezo"}, **given)
+    assert all(p.requires_grad for p in model.parameters())
+    assert tuner.provenance.recipe["train_layers"] == "top:1"
+    moved = dict(zip(tuner.fingerprint.names, movement(tuner), strict=True))
+    last = max(int(found[1]) for name in moved if (found := re.search(r"layers\.(\d+)\.", name)))
+    assert {name for name, by in moved.items() if by > 0} == {
+        name for name in moved if f"layers.{last}." in name or name == "model.norm.weight"
+    }
 
 
 def test_meta_training_with_frozen_parameters_gives_the_model_back_as_it_was(tmp_path):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional
 
+from l2l.models.batching import Grouping
 from l2l.models.shapes import tiny_random
 from l2l.tasks.encode import Encoded, EncodedOption, Form, collate
-from l2l.tasks.losses import batch_loss, classification_loss, gold_token_sum, lm_loss, option_scores, predictions
+from l2l.tasks.losses import BatchLogits, batch_loss, classification_loss, gold_token_sum, lm_loss, option_scores, predictions
 
 
 def example(prompt: tuple[int, ...], *options: tuple[int, ...], gold: int = 0) -> Encoded:
@@ -114,3 +117,34 @@ def test_the_loss_is_differentiable(model, form):
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.add_(gradient, alpha=1e-4)
     assert loss.item() - lower.item() == pytest.approx(1e-4 * squared, rel=0.1)
+
+
+@pytest.mark.parametrize("form", ["classification", "lm"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_cross_entropy_of_the_logits_that_are_returned_is_the_loss(model, form: Form, groups: int):
+    batch = collate(EXAMPLES, form, 0)
+    batch = replace(batch, parts=Grouping(groups).split(batch))
+    assert bool(batch.parts) == (groups > 1)
+    closure = BatchLogits(model, batch, form, top=4)
+    with torch.no_grad():
+        first, again = closure(), closure()
+        loss = batch_loss(model, batch, form)
+    torch.testing.assert_close(functional.cross_entropy(*first), loss, atol=1e-6, rtol=0)
+    assert torch.equal(first[0], again[0])
+    width = 3 if form == "classification" else 6  # the right token, four likeliest others, and the rest
+    assert first[0].shape == (len(first[1]), width)
+    assert first[0].requires_grad is False
+
+
+def test_the_tokens_of_an_answer_are_chosen_at_the_first_evaluation(model):
+    closure = BatchLogits(model, collate(EXAMPLES, "lm", 0), "lm", top=4)
+    head = model.get_output_embeddings().weight
+    with torch.no_grad():
+        before = closure()[0]
+        head.mul_(-1.0)  # now the least likely tokens are the likeliest
+        after, fresh = closure()[0], BatchLogits(model, closure.batch, "lm", top=4)()[0]
+        head.mul_(-1.0)
+    torch.testing.assert_close(after[:, :-1], -before[:, :-1])
+    assert (fresh[:, 1] > after[:, 1]).all()
+    losses = [functional.cross_entropy(logits, torch.zeros(len(logits)).long()) for logits in (after, fresh)]
+    torch.testing.assert_close(*losses)

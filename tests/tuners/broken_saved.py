@@ -159,7 +159,7 @@ def broken_config() -> Iterator[tuple[str, Break]]:
     file = store.CONFIG
     args = {"blocks": 6, "hidden": 8, "seed": 3}
     wrong = {
-        "format_version": (4, 99, 0, "2", None),
+        "format_version": (5, 99, 0, "2", None),
         "architecture": (5, "os.path", "../../evil", "store", "no_such_network"),
         "architecture_args": (
             *([], None, args | {"hidden": 10**9}, args | {"hidden": 10**30}, args | {"blocks": 10**9}),

@@ -130,8 +130,8 @@ def test_a_config_that_is_no_config_is_refused(folder: Path, text: bytes):
     ("change", "message"),
     [
         ({"format": "peft"}, "is not an l2l tuner: its 'format' is not 'l2l-tuner'"),
-        ({"format_version": 4}, "has format version 4; this l2l reads 1 to 3: upgrade"),
-        ({"format_version": 0}, "has format version 0; this l2l reads 1 to 3: upgrade"),
+        ({"format_version": 5}, "has format version 5; this l2l reads 1 to 4: upgrade"),
+        ({"format_version": 0}, "has format version 0; this l2l reads 1 to 4: upgrade"),
         ({"format_version": "1"}, "has format version 1; this l2l reads"),
         ({"architecture": "os.path"}, "unknown tuner architecture 'os.path'"),
         ({"architecture": "../../evil"}, "unknown tuner architecture '../../evil' .it is no path of a module"),

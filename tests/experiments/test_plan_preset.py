@@ -1,0 +1,147 @@
+"""``l2l plan``: costs, scores and the choice exactly; a short run from end to end, interrupted and continued."""
+
+from __future__ import annotations
+
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from compared import Here
+
+import l2l
+from l2l.cli import main
+from l2l.experiments import runner
+from l2l.experiments.presets import plan
+from l2l.experiments.presets.plan import Candidate, Cost, PlanConfig, better_half, check_budgets, choose_plan, scores_of
+from l2l.experiments.spec import Contender, Setting
+from l2l.tuners import Depth, Tuner
+
+LEARNED = {"method": "learned", "lr": "auto"}
+RSGN = {"method": "learned+rsgn", "num_directions": 2, "batch_size": 8}
+SMALL: dict[str, Any] = {
+    **{"tasks": ["world_topic", "world_job"], "candidates": [LEARNED, RSGN], "depths": ["top:1"]},
+    **{"controls": [{"method": "mezo", "lr": "auto"}], "budgets": [12.0], "screen": 0.5, "batch_size": 4},
+    **{"train_size": 16, "dev_size": 8, "evaluations": 1, "progress": False},
+}
+
+
+def candidates(**by_depth: dict[str, Any]) -> list[Candidate]:
+    return [Candidate(recipe, layers) for recipe in by_depth.values() for layers in ("top:1", "all")]
+
+
+def test_a_run_pays_for_its_passes_and_once_for_the_states_of_each_row():
+    cost = Cost(per_pass=0.25, states=15.0, passes=5, epoch=100)
+    assert [cost.spent(passes) for passes in (0, 50, 100, 200)] == [0, 20, 40, 65]
+    assert [cost.limit(budget) for budget in (20, 40, 65)] == [50, 100, 200]
+    assert Cost(1, 0, 2, 100).limit(7.5) == 7
+    check_budgets({"a": 2}, {"a": cost})
+    with pytest.raises(ValueError, match=r"'a' takes 2.0 whole passes per step.* budget of 1.9: raise budgets or screen"):
+        check_budgets({"a": 1.9}, {"a": cost})
+
+
+def test_the_score_is_the_share_of_the_reachable_gain_that_is_left():
+    losses = {"a": [1.0, 3.0, 9.0], "b": [2.0, 1.0, 9.0], "c": [3.0, inf, 9.0]}
+    assert scores_of(losses, [3.0, 5.0, 9.0]) == {"a": (0 + 0.5) / 2, "b": (0.5 + 0) / 2, "c": inf}  # the third tells nothing
+    with pytest.raises(ValueError, match="no candidate lowered a dev loss: give larger budgets"):
+        scores_of({"a": [9.0]}, [9.0])
+
+
+def test_the_worse_half_is_dropped_and_a_tie_keeps_the_order():
+    every = candidates(first=LEARNED, second=RSGN)
+    scores = dict(zip([one.label for one in every], (0.3, inf, 0.1, 0.3), strict=True))
+    assert better_half(every, scores) == [every[0], every[2]]
+    assert better_half(every[:3], scores) == [every[0], every[2]]
+
+
+def test_the_plan_has_the_recipe_that_is_best_over_budgets_with_its_best_depth_at_each():
+    every = candidates(first=LEARNED, second=RSGN)
+    top, whole, rsgn_top, rsgn_whole = (one.label for one in every)
+    scores = {
+        100.0: {top: 0.0, whole: 0.5, rsgn_top: 0.1, rsgn_whole: 0.3},
+        400.0: {top: 0.6, rsgn_top: 0.2, rsgn_whole: 0.1},  # one was dropped
+    }
+    found, own = choose_plan(every, scores, batch_size=4)
+    assert (found.method, found.num_directions, found.batch_size) == ("learned+rsgn", 2, 8)
+    assert found.depths == (Depth(0, "top:1"), Depth(200, "all"))
+    assert own == {100.0: 0.1, 400.0: 0.1}
+    scores[400.0][rsgn_top] = 0.0
+    assert choose_plan(every, scores, 4)[0].depths == (Depth(0, "top:1"),)
+    with pytest.raises(ValueError, match="no candidate has runs that ended at every budget"):
+        choose_plan(every, {100.0: {top: 0.0}, 400.0: {rsgn_top: 0.0}}, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tasks": ["world_topic", "world_stars"]}, "task 'world_stars' is held out"),
+        ({"tasks": ["world_topic"], "held_out": ["world_topic"]}, "task 'world_topic' is held out"),
+        ({"candidates": [{"method": "learned", "seed": 3}]}, "a candidate has 'seed'; a plan holds method"),
+        ({"candidates": [{"lr": 1.0}]}, "names no method"),
+        ({"candidates": [LEARNED, LEARNED]}, "two candidates are called"),
+        ({"budgets": [800.0, 200.0]}, "must ascend"),
+        ({"screen": 1.0}, "screen=1.0 must be at least 0 and below 1"),
+        ({"model": "elsewhere", "tasks": []}, "there is no task"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(given: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        PlanConfig(**SMALL | given)
+
+
+def test_a_candidate_that_cannot_run_is_refused_before_anything_is_written(tmp_path):
+    config = PlanConfig(
+        **SMALL | {"out": str(tmp_path / "out"), "candidates": [{"method": "learned", "train_layers": "top:99"}]}
+    )
+    with pytest.raises(ValueError, match="asks for 99 layers"):
+        plan.run_plan(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_is_chosen_from_real_runs_continued_and_used_by_fine_tuning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "_shortest", lambda run: run())  # a loss: as many runs on every machine
+    config = PlanConfig(**SMALL, out=str(tmp_path / "out"))
+    first, second = Here(most=3), Here()
+    monkeypatch.setattr(plan, "executor_of", lambda name, processes: first)
+    with pytest.raises(KeyboardInterrupt):
+        plan.run_plan(config)
+    costs = (tmp_path / "out" / "costs.json").read_text()
+    monkeypatch.setattr(plan, "executor_of", lambda name, processes: second)
+    found = plan.run_plan(config)
+    # Screened: two candidates on two tasks; then the better one, and the control.
+    assert len(first.done) == 3 and len(second.done) == 1 + 2 + 2
+    assert (tmp_path / "out" / "costs.json").read_text() == costs  # a second measurement would give other runs
+    tuner = Tuner.from_pretrained(tmp_path / "out" / "tuner")
+    assert tuner.plan is not None and tuner.plan.depths == (Depth(0, "top:1"),)
+    assert found["plan"]["method"] == tuner.plan.method
+    evidence = tuner.provenance.results["plan"]
+    (scores,) = evidence["scores"].values()
+    assert min(scores.values()) == 0 and scores["plan"] < inf and len(scores) == 3
+    assert len(evidence["beats"]) + len(evidence["does_not_beat"]) == 1
+    assert (tmp_path / "out" / "plan.png").stat().st_size > 0 and (tmp_path / "out" / "summary.json").exists()
+    assert (
+        "plan: method" in capsys.readouterr().out and "Training plan" in (tmp_path / "out" / "tuner" / "README.md").read_text()
+    )
+    sizes = {"train_size": 16, "dev_size": 8, "test_size": 8, "save_model": False, "progress": False}
+    run = l2l.fine_tune(task="world_stars", tuner=tuner, max_passes=8, out=str(tmp_path / "run"), **sizes)
+    assert run.summary["method"] == tuner.plan.method and run.summary["config"]["train_layers"] == "top:1"
+    with pytest.raises(ValueError, match="has learned from task 'world_job'"):  # as with the tasks of its pool
+        runner._load_tuner(
+            Setting("s", tasks=["world_job"]), Contender(method="learned", tuner=str(tmp_path / "out/tuner")), True
+        )
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "plan").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_begins_with_its_command_and_is_read_as_it_stands(path: Path, capsys):
+    assert path.read_text().startswith(f"# l2l plan --config configs/plan/{path.name} --out ")
+    given = yaml.safe_load(path.read_text())
+    with pytest.raises(SystemExit):
+        main(["plan", "--config", str(path), "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert {name: printed[name] for name in given} == given
+    config, default = PlanConfig(**given), PlanConfig()
+    assert [name for name in given if getattr(config, name) == getattr(default, name)] == []
