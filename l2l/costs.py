@@ -201,8 +201,9 @@ class Plan:
         inside = method
         while not hasattr(inside, "tuner") and hasattr(inside, "inner"):
             inside = inside.inner
-        told = method.differentiates, hasattr(inside, "tuner"), getattr(method, "estimator", "") == "one_sided"
-        return Plan(dtype, perturb, update, method.passes, directions, state, scratch, *told)
+        told = {"differentiates": method.differentiates, "learned": hasattr(inside, "tuner")}
+        told["one_sided"] = getattr(method, "estimator", "") == "one_sided"
+        return Plan(dtype, perturb, update, method.passes, directions, state, scratch, **told)
 
 
 def choose_perturb_mode(dtype: torch.dtype, perturb: str) -> PerturbMode:
