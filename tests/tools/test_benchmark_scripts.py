@@ -124,13 +124,14 @@ def told(meta: Any, *options: str) -> Namespace:
 
 @pytest.mark.parametrize("answer", [0, 3])
 def test_the_textbook_and_ours_reach_the_same_losses_step_after_step(meta: Any, answer: int):
-    """Nothing is clipped, which is done differently. Ours rounds the scale of its noise to 12 bits."""
+    """Nothing is clipped, which is done differently. Ours rounds the scale of its noise to 12 bits, 1e-4 of it, and steps as
+    long as these amplify that: by ten in four of them on some processors."""
     given = told(meta, "--lr", "1e-2", "--clip", "1e6")
     losses = {}
     for name in (meta.OWN, meta.TEXTBOOK):
         step = meta.MAKERS[name](given, answer)
         losses[name] = [step() for _ in range(4)]
-    assert losses[meta.OWN] == pytest.approx(losses[meta.TEXTBOOK], rel=5e-4)
+    assert losses[meta.OWN] == pytest.approx(losses[meta.TEXTBOOK], rel=2e-3)
     assert losses[meta.OWN][0] != pytest.approx(losses[meta.OWN][3], rel=1e-2), "nothing moved"
 
 
