@@ -27,8 +27,13 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
     "opt-2.7b-shape": _opt(2560, 32, 32),
     "opt-13b-shape": _opt(5120, 40, 40),
     "opt-30b-shape": _opt(7168, 48, 56),
+    "smollm2-135m-shape": {
+        **{"model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536},
+        **{"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
+    },
 }
-"""Name -> fields of the transformers config: the sizes of Zhang et al. 2022, arXiv:2205.01068, and one for tests."""
+"""Name -> fields of the transformers config: the sizes of Zhang et al. 2022, arXiv:2205.01068, one for tests, and those of
+Allal et al. 2025, arXiv:2502.02737."""
 
 
 def shape_config(name: str) -> "PreTrainedConfig":

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final
 
 import torch
 
@@ -26,6 +26,7 @@ from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.methods.rsgn import RSGN
 from l2l.models.load import DTYPES, context_length, load_model
+from l2l.models.prefix import Fill, PrefixCache, check_train_layers, row_keys, trace_layers, train_only
 from l2l.models.shapes import SHAPES, shape_config
 from l2l.noise import Key, NoiseTerm, TensorSlice, active_backend, add_noise, standard_deviation
 from l2l.optim import ZOOptimizer
@@ -51,6 +52,7 @@ SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 FORWARDS, STEP, PLAIN, LEARNED, TEXTBOOK = "two_forwards", "step", "plain_step", "learned_step", "textbook_step"
 POPULATION, RSGN_STEP = "population_step", "rsgn_step"
+WHOLE, CACHE = "whole_two_forwards", "cache"
 """Names of the contenders in every result."""
 FUSED = (STEP, LEARNED, POPULATION, RSGN_STEP)
 """Contenders whose steps are fused with the one before: the first of a turn is not timed."""
@@ -95,6 +97,9 @@ class BenchConfig:
     """Measure the learned method too, with a fresh tuner."""
     textbook: bool = True
     """Measure the textbook's four-pass loop too."""
+    train_layers: str = "all"
+    """Layers to train (``top:5``, ``top:1/3``). Passes then read hidden states that are kept below them, and two passes of the
+    whole model and the filling of the cache are measured beside them."""
     population: int | None = None
     """Measure one-sided steps of so many directions too, of MeZO with ``packed_rademacher`` noise and of ``rsgn``, beside as
     many forward passes and one more; None: not."""
@@ -107,6 +112,7 @@ class BenchConfig:
         names = ("batch_size", "warmup", "repeats", "threads", "answer_tokens", "population")
         counts = {name: getattr(self, name) for name in names}
         check_counts(**{name: value for name, value in counts.items() if value is not None})
+        check_train_layers(self.train_layers)
         if self.length < 2:
             raise ValueError(f"length={self.length} must be at least 2: the first token of a row is not predicted")
         if self.answer_tokens is not None and self.answer_tokens >= self.length:
@@ -143,7 +149,7 @@ def bench_command(config: BenchConfig) -> None:
     names = (
         *("shape", "dtype", "device", "threads", "backend"),
         *("step_over_two_forwards", "plain_step_over_two_forwards", "reference_over_ours", "learned_over_mezo"),
-        *("population_over_forwards", "rsgn_over_forwards"),
+        *("population_over_forwards", "rsgn_over_forwards", "whole_over_top", "cache_over_forward"),
         *("peak_over_inference", "tokens_per_second", "restore_bit_identical", "noisy"),
     )
     shown = {name: found[name] for name in names if found[name] is not None}
@@ -169,12 +175,20 @@ def measure(config: BenchConfig) -> dict[str, Any]:
         model = build(config.model, config.dtype, device, config.seed, config.length)
         blocks = Blocks.of(model, trainable=False)
         sizes = [block.numel * block.tensor.element_size() for block in blocks]
-        closure = causal_loss(model, tokens(config, model.config.get_text_config().vocab_size), config.answer_tokens)
-        finite_loss(closure)  # loads libraries, which are not counted in the peaks
+        ids = tokens(config, model.config.get_text_config().vocab_size)
+        whole, top = causal_loss(model, ids, config.answer_tokens), None
+        finite_loss(whole)  # loads libraries, which are not counted in the peaks
+        if config.train_layers != "all":
+            top = Top.of(model, ids, config.train_layers)
+        closure = whole if top is None else causal_loss(model, ids, config.answer_tokens, torch.ones_like(ids))
         beside = current_bytes(device) - sum(sizes)
 
         found = contenders(model, closure, config)
-        with progress_bar("bench", len(found) * (config.repeats + 1), visible=config.progress) as advance:
+        if top is not None:
+            found[WHOLE] = lambda: nullcontext(lambda: (finite_loss(whole) + finite_loss(whole)) / 2)
+            found[CACHE] = lambda: nullcontext(top.fill)
+        attached = nullcontext() if top is None else top.cache.attached()
+        with attached, progress_bar("bench", len(found) * (config.repeats + 1), visible=config.progress) as advance:
             used = {name: peak - beside for name, peak in peaks(found, device, config.warmup, advance).items()}
             seconds = rounds(found, device, config.repeats, advance)
         optimizer = ZOOptimizer(model, MeZO(), seed=config.seed, update=config.update)
@@ -187,7 +201,7 @@ def measure(config: BenchConfig) -> dict[str, Any]:
             "device": str(device),
             "backend": active_backend(device, dtype),
             "threads": torch.get_num_threads(),
-            **{name: getattr(config, name) for name in ("batch_size", "length", "answer_tokens")},
+            **{name: getattr(config, name) for name in ("batch_size", "length", "answer_tokens", "train_layers")},
             "parameters": blocks.numel,
             "weight_bytes": sum(sizes),
             "largest_block_bytes": max(sizes),
@@ -198,6 +212,8 @@ def measure(config: BenchConfig) -> dict[str, Any]:
             "learned_over_mezo": ratio(seconds, LEARNED, STEP),
             "population_over_forwards": per_forward[POPULATION],
             "rsgn_over_forwards": per_forward[RSGN_STEP],
+            "whole_over_top": ratio(seconds, WHOLE, FORWARDS),
+            "cache_over_forward": doubled(ratio(seconds, CACHE, WHOLE)),
             "peak_over_inference": share.get(STEP),
             "learned_peak_over_inference": share.get(LEARNED),
             "reference_peak_over_inference": share.get(TEXTBOOK),
@@ -261,16 +277,16 @@ def build(name: str, dtype: str, device: torch.device, seed: int = 0, length: in
         context_length(model, length)
         return model
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(shape_config(name), dtype=DTYPES[dtype])
-    context_length(empty, length)
-    model = empty.to_empty(device=device)
+        context_length(AutoModelForCausalLM.from_config(shape_config(name)), length)
+    with torch.device(device), no_init_weights():  # buffers are computed, weights are not
+        model = AutoModelForCausalLM.from_config(shape_config(name), dtype=DTYPES[dtype])
     model.tie_weights()
-    ones = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.LayerNorm)}
     blocks = list(Blocks.of(model, trainable=False))
     for block in blocks:
-        block.flat.fill_(1.0 if id(block.tensor) in ones else 0.0)
+        block.flat.fill_(1.0 if block.tensor.ndim == 1 and block.name.endswith("weight") else 0.0)
     matrices = [TensorSlice(block.flat, block.name) for block in blocks if block.tensor.ndim > 1]
     add_noise(matrices, [NoiseTerm(Key(seed), [(SPREAD / standard_deviation("gaussian"),)] * len(matrices))])
     return model.eval()
@@ -283,12 +299,40 @@ def tokens(config: BenchConfig, vocabulary: int) -> torch.Tensor:
     return ids.to(config.torch_device)
 
 
-def causal_loss(model: "PreTrainedModel", ids: torch.Tensor, answer_tokens: int | None) -> Closure:
+@final
+@dataclass(frozen=True)
+class Top:
+    """The rows' hidden states below the trained layers. Only passes that are given a mask read them."""
+
+    cache: PrefixCache
+    rows: Fill
+
+    @staticmethod
+    def of(model: "PreTrainedModel", ids: torch.Tensor, train_layers: str) -> "Top":
+        """Freeze what is not trained, and keep the states of the rows."""
+        train_only(model, train_layers)
+        trace = trace_layers(model)
+        mask = torch.ones_like(ids).cpu()
+        keys, lengths = row_keys({"input_ids": ids, "attention_mask": mask})
+        found = Top(PrefixCache(model, trace, trace.lowest_trained(model)), Fill(ids.cpu(), mask, keys, lengths))
+        found.fill()
+        return found
+
+    def fill(self) -> float:
+        """Compute the states; 0."""
+        with nullcontext() if self.cache.rows else self.cache.attached():
+            self.cache.keep(self.rows, self.cache.compute(self.rows))
+        return 0.0
+
+
+def causal_loss(
+    model: "PreTrainedModel", ids: torch.Tensor, answer_tokens: int | None, mask: torch.Tensor | None = None
+) -> Closure:
     """Mean float32 cross entropy of the next token; over all of them, or the last ``answer_tokens`` of each row."""
     targets = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
-    options = {}
+    options: dict[str, Any] = {} if mask is None else {"attention_mask": mask}
     if answer_tokens is not None:
-        options, targets = {"logits_to_keep": answer_tokens + 1}, targets[:, -(answer_tokens + 1) :]
+        options["logits_to_keep"], targets = answer_tokens + 1, targets[:, -(answer_tokens + 1) :]
 
     def loss() -> torch.Tensor:
         with torch.inference_mode():
@@ -407,6 +451,11 @@ def wait(device: torch.device) -> None:
     """Return when the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def doubled(value: float | None) -> float | None:
+    """Twice a ratio to two passes: one to a single pass."""
+    return value and 2 * value
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], above: str, below: str) -> float | None:

@@ -13,6 +13,7 @@ PARAMETERS = {
     "opt-2.7b-shape": 2.652e9,
     "opt-13b-shape": 12.85e9,
     "opt-30b-shape": 29.97e9,
+    "smollm2-135m-shape": 134.5e6,
 }
 
 

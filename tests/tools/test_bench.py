@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from cases import Quadratic, farthest, same_bits, weights
 from torch import nn
 
 from l2l.cli import main
-from l2l.models.shapes import SHAPES, shape_config
+from l2l.models.shapes import shape_config
 from l2l.tools import bench
 from l2l.tools.bench import (
+    CACHE,
     FORWARDS,
     LEARNED,
     PLAIN,
@@ -23,7 +25,9 @@ from l2l.tools.bench import (
     SPREAD,
     STEP,
     TEXTBOOK,
+    WHOLE,
     BenchConfig,
+    Top,
     build,
     causal_loss,
     checksum,
@@ -90,6 +94,24 @@ def test_a_population_is_measured_beside_its_forward_passes():
         per_forward = [2 * a / b / 5 for a, b in zip(*(found["samples"][each] for each in (name, FORWARDS)), strict=True)]
         assert found[figure] == pytest.approx(sum(per_forward) / 2)  # the median of two rounds
     assert measure(tiny(learned=False, textbook=False))["population_over_forwards"] is None
+
+
+def test_of_the_top_layers_passes_leave_out_what_lies_below(monkeypatch: pytest.MonkeyPatch):
+    found = measure(tiny(train_layers="top:1", learned=False, textbook=False))
+    assert found["seconds"].keys() == {FORWARDS, STEP, PLAIN, WHOLE, CACHE}
+    pairs = zip(found["samples"][WHOLE], found["samples"][FORWARDS], strict=True)
+    assert found["whole_over_top"] == pytest.approx(sum(a / b for a, b in pairs) / 2)  # the median of two rounds
+    model = build("opt-tiny-shape", "fp32", CPU)
+    ids, calls = tokens(tiny(), 512), []
+    layers: Any = model.get_decoder().layers
+    top = Top.of(model, ids, "top:1")
+    layers[0].fc1.register_forward_hook(lambda *_: calls.append("below"))
+    layers[1].fc1.register_forward_hook(lambda *_: calls.append("above"))
+    whole, above = causal_loss(model, ids, None), causal_loss(model, ids, None, torch.ones_like(ids))
+    with top.cache.attached():
+        assert above() == whole()
+    assert calls == ["above", "below", "above"]
+    assert not any(parameter.requires_grad for parameter in layers[0].parameters())
 
 
 def test_every_contender_evaluates_the_same_loss():
@@ -208,13 +230,16 @@ def test_weights_depend_on_the_seed_only_and_the_head_stays_tied():
     assert not torch.equal(first.get_input_embeddings().weight, other.get_input_embeddings().weight)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_a_shape_has_nothing_but_parameters_to_fill(name: str):
+@pytest.mark.parametrize("name", ["opt-tiny-shape", "smollm2-135m-shape"])
+def test_a_shape_has_the_buffers_of_its_architecture(name: str):
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape_config(name))
-    assert list(model.buffers()) == []
+    config = shape_config(name)
+    config.num_hidden_layers = 1
+    wanted = dict(AutoModelForCausalLM.from_config(config).named_buffers())
+    found = dict(build(name, "fp32", CPU).named_buffers())
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
 
 
 def test_a_model_of_another_name_is_loaded():
