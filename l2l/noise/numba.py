@@ -42,8 +42,8 @@ def _run(plan: Plan) -> list[np.ndarray]:
     apart = bool(np.any((table["target"] != 0) & (table["target"] != table["source"])))
     sums = np.empty((plan.chunks, 5, LANES))
     with _ONE_LAUNCH:
-        before = numba.get_num_threads()
-        numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+        before, threads = numba.get_num_threads(), torch.get_num_threads()
+        numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
         try:
             if plan.gather:
                 kernels.gathering(plan.shape, apart)(*columns, plan.tasks, sums)
@@ -51,4 +51,6 @@ def _run(plan: Plan) -> list[np.ndarray]:
                 kernels.adding(plan.shape, apart)(*columns, plan.tasks, plan.shifts, plan.amounts)
         finally:
             numba.set_num_threads(before)
+            if torch.get_num_threads() != threads:  # where both use OpenMP, its number is one
+                torch.set_num_threads(threads)
     return np.split(sums, plan.ends[:-1]) if plan.gather else []

@@ -1,7 +1,6 @@
 """``packed_rademacher``: 32 draws from the bits of one hash are as good as 32 hashes, and are added as one."""
 
 import random
-from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
@@ -19,14 +18,6 @@ FAST = [
     for name in ("native", "numba")
 ]
 COUNT = 2**18
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """Numba's threads may change the number that torch reports."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 PACKED = "packed_rademacher"
