@@ -95,7 +95,10 @@ def check_place(
             continue
         planned = _has_horizon(method) and "max_passes" in options
         steps = ceil(options["max_passes"] / method.passes) if planned else None
-        entries[one.label] = Entry(one, dict.fromkeys(setting.tasks, tuner), steps, MethodCosts.of(method, blocks))
+        many = "max_passes" in options and method.passes > 2
+        every = max(1, int(options["max_passes"] / config.evaluations / method.passes)) if many else None
+        costs = MethodCosts.of(method, blocks)
+        entries[one.label] = Entry(one, dict.fromkeys(setting.tasks, tuner), steps, costs, every)
     return Place(setting, scheme, entries, left_out)
 
 
@@ -287,8 +290,8 @@ class Runner:
         entry = place.entries[label]
         given, tuner = entry.contender, entry.tuners[cell.task]
         options = self.config.run_options(place.setting, place.scheme) | given.options
-        if entry.steps is not None:
-            options["steps"] = entry.steps
+        chosen = {"steps": entry.steps, "eval_every": entry.eval_every}
+        options |= {name: value for name, value in chosen.items() if value is not None}
         options |= {"task": cell.task, "method": given.method, "method_args": given.method_args}
         options |= {"tuner": tuner, "seed": seed, **point}
         method = re.sub(r"[^\w.+-]", "_", given.method)

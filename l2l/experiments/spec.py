@@ -254,7 +254,8 @@ class ExperimentConfig:
         """Options of a run that end it at the budget.
 
         ``steps`` is the number of passes, since a step takes at least one, and ``max_passes`` ends the run with the first
-        step after which the passes are spent. Evaluations are counted at two passes per step. Under ``seconds`` nothing
+        step after which the passes are spent. Evaluations are counted at two passes per step, and runs of a method of more are
+        evaluated as often (:attr:`Entry.eval_every`). Under ``seconds`` nothing
         bounds the steps, and the run is evaluated once, at its end.
         """
         if self.seconds is not None:
@@ -485,6 +486,7 @@ class Entry:
     """Task -> the tuner, and once it is saved its directory; the same for all tasks, except for an oracle's."""
     steps: int | None = None  # steps to plan for, of a method with a ``horizon``; None: those of the budget
     costs: MethodCosts = MethodCosts()
+    eval_every: int | None = None  # steps between evaluations, of a method of more than two passes a step
 
 
 @dataclass(frozen=True)

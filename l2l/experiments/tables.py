@@ -282,10 +282,15 @@ def draw_curves(
     target: Path,
     panels: Mapping[str, dict[str, Curve]],
     order: Sequence[str],
-    x_label: str,
+    x_label: str | Sequence[str],
     y_label: str = "loss of steps (nats)",
 ) -> Path:
-    """A panel per task, a line per method in the same colour and style everywhere, one legend."""
+    """A panel per task, a line per method in the same colour and style everywhere, one legend.
+
+    Args:
+        x_label: of all panels, or of each.
+    """
+    labels = [x_label] * len(panels) if isinstance(x_label, str) else x_label
     rows = -(-len(panels) // COLUMNS)
     columns = -(-len(panels) // rows)
     figure, axes = _canvas(rows, columns, (5 * columns + 2.5, max(3.6 * rows, 0.19 * len(order) + 0.5)))
@@ -293,12 +298,12 @@ def draw_curves(
     lines: dict[str, Any] = {}
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
-    for axis, (task, curves) in zip(axes.flat, panels.items(), strict=False):
+    for axis, (task, curves), below in zip(axes.flat, panels.items(), labels, strict=False):
         for label, curve in curves.items():
             color, style = styles[label]
             x, y = zip(*curve, strict=True) if curve else ((), ())
             (lines[label],) = axis.plot(x, y, linewidth=1.2, color=color, linestyle=style)
-        axis.set(title=task, xlabel=x_label, ylabel=y_label)
+        axis.set(title=task, xlabel=below, ylabel=y_label)
         axis.grid(alpha=0.3)
     shown = [label for label in order if label in lines]
     figure.legend([lines[label] for label in shown], shown, loc="outside right upper", fontsize=7, frameon=False)

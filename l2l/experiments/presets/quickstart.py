@@ -1,9 +1,16 @@
-"""``l2l quickstart``: learn a tuner for the embedded model, then compare it with MeZO, DiZO and a random sigma, offline."""
+"""``l2l quickstart``: learn a tuner for the embedded model, then compare it with MeZO, DiZO and a random sigma, offline.
 
+MeZO and DiZO have the best learning rate of a grid on each task, recorded beforehand. The tuner and the control with a random
+sigma run by the recipe's training plan, which was chosen on tasks of the pool and of meta-validation: no number is tuned to the
+task.
+"""
+
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -11,7 +18,7 @@ import yaml
 
 from l2l.experiments.runner import Runner, check_all, executor_of, run_summary
 from l2l.experiments.spec import CompareConfig, Contender, Setting
-from l2l.experiments.stats import Curve, mean_by_x
+from l2l.experiments.stats import Curve
 from l2l.experiments.tables import draw_curves
 from l2l.methods.base import check_counts
 from l2l.models.load import load_model
@@ -20,8 +27,12 @@ from l2l.report.run_directory import METRICS, SUMMARY, RunDirectory, read_metric
 from l2l.tasks import get_task
 from l2l.tasks.tiny_world import POOL, VALIDATION
 from l2l.tuners import Provenance, Tuner
+from l2l.tuners.io import CONFIG
+from l2l.tuners.plan import TrainingPlan, build_plan
 
 RECIPE = Path(__file__).with_name("quickstart.yaml")
+PLANNED, CONTROL = "learned", "random sigma"
+"""Labels of the tuner and of its control."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +76,24 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
             known = ", ".join(recipe["best"])
             raise ValueError(f"task {task!r} has no recorded learning rates: take {known}, or find them with --tune true")
     folder = RunDirectory(config.out, asdict(config), config.overwrite).create()
-    tuner = config.tuner or _learn_tuner(config, recipe["meta"], folder.path / "tuner")
+    plan = build_plan(recipe["plan"])
+    tuner = config.tuner or _learn_tuner(config, recipe["meta"], plan, folder.path / "tuner")
     about = Provenance("l2l/tiny", recipe={"control": "fixed random sigma"})
     drawn = Tuner.for_model(load_model("l2l/tiny"), "table", start="random", provenance=about)
-    control = str(drawn.save_pretrained(folder.path / "random-sigma"))
+    control = str(drawn.with_plan(plan).save_pretrained(folder.path / "random-sigma"))
+    planned = {} if config.tune else {PLANNED: tuner, CONTROL: control}
+    by_plan: dict[str, Any] = {"method": plan.method, "method_args": dict(plan.method_args)}
     compared = CompareConfig(
         out=config.out,
         settings=[Setting("l2l-tiny", tasks=config.tasks)],
         methods=[
             Contender("mezo", "mezo"),
             Contender("dizo", "dizo"),
-            Contender("learned", "learned", tuner=tuner),
-            Contender("random sigma", "learned", tuner=control),
+            *(
+                []
+                if config.tune
+                else [Contender(PLANNED, tuner=tuner, **by_plan), Contender(CONTROL, tuner=control, **by_plan)]
+            ),
         ],
         grid=recipe["grid"],
         passes=config.passes or recipe["passes"],
@@ -93,17 +110,18 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
         print(text)
     else:
         cells = product(place.cells, place.entries)
-        done = runner.table({(cell, label): {"lr": recipe["best"][cell.task][label]} for cell, label in cells})
+        own = dict.fromkeys((PLANNED, CONTROL), plan.lr)
+        points = {(cell, label): {"lr": (recipe["best"][cell.task] | own)[label]} for cell, label in cells}
+        done = runner.table(points)
         results = [run_summary(run) for run in done]
         print_table(f"held-out tasks, {config.seeds} seeds, mean ± standard deviation", table(results))
-        panels: dict[str, dict[str, Curve]] = {}  # dev loss against forward passes
-        for (task, method), records in by_method(results).items():
-            rows = [row for record in records for row in read_metrics(Path(record["run"]) / METRICS) if row["dev_loss"]]
-            curve = mean_by_x([(float(row["passes"]), float(row["dev_loss"])) for row in rows])
-            panels.setdefault(task, {})[method] = curve
+        panels: dict[str, dict[str, Curve]] = {}  # dev loss against forward passes, and against seconds
+        for x in ("passes", "seconds"):
+            for (task, method), records in by_method(results).items():
+                panels.setdefault(f"{task}, by {x}", {})[method] = mean_curve(records, x)
         methods = list(dict.fromkeys(record["method"] for record in results))
-        target = folder.path / "quickstart.png"
-        draw_curves(target, panels, methods, "forward passes", "dev loss (nats), mean over seeds")
+        labels = ["forward passes"] * len(config.tasks) + ["seconds of training"] * len(config.tasks)
+        draw_curves(folder.path / "quickstart.png", panels, methods, labels, "dev loss (nats), mean over seeds")
     used = {"tuner": tuner, "random_sigma": control, "passes": compared.passes}
     summary = {"results": results, **used, "config": asdict(config)}
     folder.finish(summary)
@@ -111,7 +129,7 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
     return summary
 
 
-def _learn_tuner(config: QuickstartConfig, meta: dict[str, Any], out: Path) -> str:
+def _learn_tuner(config: QuickstartConfig, meta: dict[str, Any], plan: TrainingPlan, out: Path) -> str:
     from l2l.meta.run import meta_train
 
     options = dict(meta)
@@ -119,7 +137,20 @@ def _learn_tuner(config: QuickstartConfig, meta: dict[str, Any], out: Path) -> s
         options |= {"steps": config.meta_steps, "validation_steps": min(config.meta_steps, meta["validation_steps"])}
     if not (out / SUMMARY).is_file():  # else learned before the quickstart was interrupted
         meta_train("l2l/tiny", out=str(out), progress=config.progress, **options)
-    return str(out)
+    target = out.with_name("tuner-with-plan")
+    if not (target / CONFIG).is_file():
+        Tuner.from_pretrained(out).with_plan(plan).save_pretrained(target)
+    return str(target)
+
+
+def mean_curve(records: Sequence[dict[str, Any]], x: str) -> Curve:
+    """Dev loss against passes or seconds, the mean over runs of both, evaluation by evaluation; it begins untrained."""
+    curves = []
+    for record in records:
+        rows = [row for row in read_metrics(Path(record["run"]) / METRICS) if row["dev_loss"]]
+        initial = json.loads((Path(record["run"]) / SUMMARY).read_text())["initial_dev_loss"]
+        curves.append([(0.0, initial), *((float(row[x]), float(row["dev_loss"])) for row in rows)])
+    return [(mean(a for a, _ in points), mean(b for _, b in points)) for points in zip(*curves, strict=True)]
 
 
 def best_lr(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
