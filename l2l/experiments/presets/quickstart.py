@@ -89,11 +89,7 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
         methods=[
             Contender("mezo", "mezo"),
             Contender("dizo", "dizo"),
-            *(
-                []
-                if config.tune
-                else [Contender(PLANNED, tuner=tuner, **by_plan), Contender(CONTROL, tuner=control, **by_plan)]
-            ),
+            *(Contender(label, tuner=made, **by_plan) for label, made in planned.items()),
         ],
         grid=recipe["grid"],
         passes=config.passes or recipe["passes"],
