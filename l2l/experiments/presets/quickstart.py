@@ -1,9 +1,4 @@
-"""``l2l quickstart``: learn a tuner for the embedded model, then compare it with MeZO, DiZO and a random sigma, offline.
-
-MeZO and DiZO have the best learning rate of a grid on each task, recorded beforehand. The tuner and the control with a random
-sigma run by the recipe's training plan, which was chosen on tasks of the pool and of meta-validation: no number is tuned to the
-task.
-"""
+"""``l2l quickstart``: learn a tuner for the embedded model, then compare it with MeZO, DiZO and a random sigma, offline."""
 
 import json
 from collections.abc import Sequence
@@ -27,12 +22,8 @@ from l2l.report.run_directory import METRICS, SUMMARY, RunDirectory, read_metric
 from l2l.tasks import get_task
 from l2l.tasks.tiny_world import POOL, VALIDATION
 from l2l.tuners import Provenance, Tuner
-from l2l.tuners.io import CONFIG
-from l2l.tuners.plan import TrainingPlan, build_plan
 
 RECIPE = Path(__file__).with_name("quickstart.yaml")
-PLANNED, CONTROL = "learned", "random sigma"
-"""Labels of the tuner and of its control."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +67,18 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
             known = ", ".join(recipe["best"])
             raise ValueError(f"task {task!r} has no recorded learning rates: take {known}, or find them with --tune true")
     folder = RunDirectory(config.out, asdict(config), config.overwrite).create()
-    plan = build_plan(recipe["plan"])
-    tuner = config.tuner or _learn_tuner(config, recipe["meta"], plan, folder.path / "tuner")
+    tuner = config.tuner or _learn_tuner(config, recipe["meta"], folder.path / "tuner")
     about = Provenance("l2l/tiny", recipe={"control": "fixed random sigma"})
     drawn = Tuner.for_model(load_model("l2l/tiny"), "table", start="random", provenance=about)
-    control = str(drawn.with_plan(plan).save_pretrained(folder.path / "random-sigma"))
-    planned = {} if config.tune else {PLANNED: tuner, CONTROL: control}
-    by_plan: dict[str, Any] = {"method": plan.method, "method_args": dict(plan.method_args)}
+    control = str(drawn.save_pretrained(folder.path / "random-sigma"))
     compared = CompareConfig(
         out=config.out,
         settings=[Setting("l2l-tiny", tasks=config.tasks)],
         methods=[
             Contender("mezo", "mezo"),
             Contender("dizo", "dizo"),
-            *(Contender(label, tuner=made, **by_plan) for label, made in planned.items()),
+            Contender("learned", "learned", tuner=tuner),
+            Contender("random sigma", "learned", tuner=control),
         ],
         grid=recipe["grid"],
         passes=config.passes or recipe["passes"],
@@ -106,9 +95,7 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
         print(text)
     else:
         cells = product(place.cells, place.entries)
-        own = dict.fromkeys((PLANNED, CONTROL), plan.lr)
-        points = {(cell, label): {"lr": (recipe["best"][cell.task] | own)[label]} for cell, label in cells}
-        done = runner.table(points)
+        done = runner.table({(cell, label): {"lr": recipe["best"][cell.task][label]} for cell, label in cells})
         results = [run_summary(run) for run in done]
         print_table(f"held-out tasks, {config.seeds} seeds, mean ± standard deviation", table(results))
         panels: dict[str, dict[str, Curve]] = {}  # dev loss against forward passes, and against seconds
@@ -125,7 +112,7 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
     return summary
 
 
-def _learn_tuner(config: QuickstartConfig, meta: dict[str, Any], plan: TrainingPlan, out: Path) -> str:
+def _learn_tuner(config: QuickstartConfig, meta: dict[str, Any], out: Path) -> str:
     from l2l.meta.run import meta_train
 
     options = dict(meta)
@@ -133,10 +120,7 @@ def _learn_tuner(config: QuickstartConfig, meta: dict[str, Any], plan: TrainingP
         options |= {"steps": config.meta_steps, "validation_steps": min(config.meta_steps, meta["validation_steps"])}
     if not (out / SUMMARY).is_file():  # else learned before the quickstart was interrupted
         meta_train("l2l/tiny", out=str(out), progress=config.progress, **options)
-    target = out.with_name("tuner-with-plan")
-    if not (target / CONFIG).is_file():
-        Tuner.from_pretrained(out).with_plan(plan).save_pretrained(target)
-    return str(target)
+    return str(out)
 
 
 def mean_curve(records: Sequence[dict[str, Any]], x: str) -> Curve:
