@@ -34,6 +34,7 @@ def run_plans(plans: Sequence[Plan]) -> list[np.ndarray]:
 
 
 def _run(plan: Plan) -> list[np.ndarray]:
+    threads = torch.get_num_threads()  # before numba starts its own: where both use OpenMP, that sets torch's number too
     from l2l.noise import numba_kernel as kernels  # where the first noise is made: numba takes seconds to import
 
     numba, table = kernels.numba, plan.table
@@ -42,7 +43,7 @@ def _run(plan: Plan) -> list[np.ndarray]:
     apart = bool(np.any((table["target"] != 0) & (table["target"] != table["source"])))
     sums = np.empty((plan.chunks, 5, LANES))
     with _ONE_LAUNCH:
-        before, threads = numba.get_num_threads(), torch.get_num_threads()
+        before = numba.get_num_threads()
         numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
         try:
             if plan.gather:
@@ -51,6 +52,6 @@ def _run(plan: Plan) -> list[np.ndarray]:
                 kernels.adding(plan.shape, apart)(*columns, plan.tasks, plan.shifts, plan.amounts)
         finally:
             numba.set_num_threads(before)
-            if torch.get_num_threads() != threads:  # where both use OpenMP, its number is one
+            if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
     return np.split(sums, plan.ends[:-1]) if plan.gather else []

@@ -66,6 +66,17 @@ def test_a_library_is_built_once_and_then_found_in_the_cache(uncached: Path, mon
 
 
 @needs_numba
+def test_numba_leaves_the_number_of_torchs_threads_as_it_was():
+    code = (
+        "import torch; from l2l.noise import Key, add_noise_to; "
+        "add_noise_to(torch.zeros(9), 'w', Key(0), [1.0]); print(torch.get_num_threads())"
+    )
+    given = os.environ | {VARIABLE: "numba", "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=given, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
+
+
+@needs_numba
 def test_without_a_compiler_numba_serves_and_one_line_says_so(
     without_compiler: Path, caplog: pytest.LogCaptureFixture, key: Key
 ):
