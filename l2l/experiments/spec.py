@@ -138,7 +138,7 @@ class Contender:
     they are compared with."""
     grid: list[float] = field(default_factory=list)
     """Its own learning rates (values of step_fraction under ``lr: auto``), as many as all others have. Empty: the shared
-    ones. For ``l2l compare`` only."""
+    ones, for a method with a default of its own in the same ratios around that. For ``l2l compare`` only."""
     scale: float = 1.0
     """Factor of the shared learning rates: methods whose step is normalized, say, need another magnitude. For
     ``l2l compare`` only."""
@@ -255,8 +255,8 @@ class ExperimentConfig:
 
         ``steps`` is the number of passes, since a step takes at least one, and ``max_passes`` ends the run with the first
         step after which the passes are spent. Evaluations are counted at two passes per step, and runs of a method of more are
-        evaluated as often (:attr:`Entry.eval_every`). Under ``seconds`` nothing
-        bounds the steps, and the run is evaluated once, at its end.
+        evaluated as often (:attr:`Entry.eval_every`). Under ``seconds`` nothing bounds the steps, and the run is evaluated at its
+        end alone.
         """
         if self.seconds is not None:
             every = UNBOUNDED_STEPS

@@ -99,7 +99,7 @@ class LossEvaluator:
         """What the closure tells of its batch at theta + distance * u."""
         return self._outputs(lambda own: own.along(direction, distance))
 
-    def _outputs(self, evaluate: "Callable[[LossEvaluator], float]") -> BatchOutputs:
+    def _outputs(self, evaluate: Callable[["LossEvaluator"], float]) -> BatchOutputs:
         found: list[BatchOutputs] = []
 
         def read() -> float:

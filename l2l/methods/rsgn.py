@@ -9,7 +9,8 @@ price of a few of the N dimensions. So N must exceed their number, and b (K - 1)
 
 Of this project; subspace Gauss-Newton in derivative-free least squares: Cartis, Fowkes, Shao 2022, arXiv:2211.09873. A closure
 that returns losses per example gives the empirical Fisher matrix for M; one that returns a scalar gives the squared
-derivatives alone, of rank one, without noise: it works, at short steps."""
+derivatives alone, of rank one, without noise: it works, at short steps.
+"""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, final

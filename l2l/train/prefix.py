@@ -70,13 +70,16 @@ class RunPrefix:
 
         Args:
             inputs: whose splits are those that are evaluated.
-            steps: that the run is expected to take; rows of later ones are computed whole, unless they come again.
+            steps: that the run may take; rows of later ones are computed whole, unless they come again.
 
         Raises:
             ValueError: what an earlier run left is of other rows, weights or settings; or the disk is full.
         """
         began, cache, target = time.perf_counter(), self.cache, folder / FILE
-        if self.files is None:  # else a row that is not kept cannot be computed, and the whole first epoch is
+        # Without the lower layers a row that is not kept cannot be computed; and what fits into max_seconds is a measurement,
+        # which a run that is broken off before its first checkpoint makes anew: its file would be of other rows.
+        measured = self.place == "disk" and inputs.config.max_seconds is not None
+        if self.files is None and not measured:  # else the rows of the first epoch
             self.fills = prefix.plan_fills(inputs.model, _batches(inputs, closures, steps))
         with bars.phase("prefix cache", len(self.fills), 0.0) as advance:
             if self.place == "disk":

@@ -176,6 +176,24 @@ def test_a_run_continued_on_other_weights_is_refused(tmp_path, monkeypatch):
     l2l.fine_tune(**given)
 
 
+def test_a_file_does_not_depend_on_how_many_steps_were_predicted_to_fit_into_the_seconds(tmp_path, monkeypatch):
+    from l2l.train import trainer
+
+    limits = {"steps": None, "max_seconds": 0.5, "checkpoint_every": 100, "train_size": 20}
+    monkeypatch.setattr(trainer, "_pass_seconds", lambda context: 1.0)
+    given = interrupted(tmp_path, monkeypatch, **limits)
+    assert not (tmp_path / "out" / "checkpoint.pt").exists()
+    written = (tmp_path / "out" / FILE).read_bytes()
+    monkeypatch.setattr(trainer, "_pass_seconds", lambda context: 1e-3)  # the machine is less busy now
+    read: list[bytes] = []
+    begin = trainer.Session.begin
+    monkeypatch.setattr(
+        trainer.Session, "begin", lambda self: (read.append((tmp_path / "out" / FILE).read_bytes()), begin(self))
+    )
+    assert l2l.fine_tune(**given).summary["prefix_cache"]["place"] == "disk"
+    assert read == [written]
+
+
 def test_a_full_disk_is_one_error_and_leaves_no_half_file(tmp_path, monkeypatch):
     opened = Path.open
 
