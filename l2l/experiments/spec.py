@@ -255,8 +255,8 @@ class ExperimentConfig:
 
         ``steps`` is the number of passes, since a step takes at least one, and ``max_passes`` ends the run with the first
         step after which the passes are spent. Evaluations are counted at two passes per step, and runs of a method of more are
-        evaluated as often (:attr:`Entry.eval_every`). Under ``seconds`` nothing bounds the steps, and the run is evaluated at its
-        end alone.
+        evaluated as often (:attr:`Entry.eval_every`). Under ``seconds`` nothing bounds the steps, and the run is evaluated
+        once, at its end.
         """
         if self.seconds is not None:
             every = UNBOUNDED_STEPS

@@ -114,6 +114,9 @@ def test_the_grid_is_shared_up_to_the_scales_of_method_and_scheme(tmp_path):
     assert sizes(Contender("mezo", "mezo"), SchemeEntry()) == [1e-4, 3e-4]
     assert sizes(Contender("mezo", "mezo", scale=0.1), SchemeEntry()) == [1e-5, 3e-5]
     assert sizes(Contender("mezo", "mezo", scale=0.1), SchemeEntry("lora", scale=30)) == [3e-4, 9e-4]
+    around_one = pytest.approx([3**-0.5, 3**0.5], rel=1e-5)  # the default of rsgn
+    assert sizes(Contender("rsgn", "rsgn"), SchemeEntry()) == around_one
+    assert sizes(Contender("rsgn", "rsgn", grid=[1.0]), SchemeEntry()) == [1.0]
     assert sizes(Contender("mezo", "mezo", grid=[1.0, 2.0]), SchemeEntry()) == [1.0, 2.0]
     assert sizes(Contender("mezo", "mezo", options={"lr": "auto"}), SchemeEntry("lora", scale=30)) == [0.1, 0.2]
 
