@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -34,8 +36,10 @@ def test_each_row_is_on_disk_at_once(tmp_path):
     log.close()
 
 
-def test_a_continued_log_keeps_the_rows_up_to_the_checkpoint(tmp_path):
+def test_a_continued_log_keeps_the_rows_up_to_the_checkpoint(tmp_path, monkeypatch):
     filled(tmp_path, 6)
+    later = time.time() + 1  # TensorBoard reads files in the order of their seconds, and within one of their names: 10 before 9
+    monkeypatch.setattr(time, "time", lambda: later)
     log = MetricsLog(tmp_path, ("loss", "dev_loss"), after=3)
     log.log(4, loss=40.0)
     log.close()
