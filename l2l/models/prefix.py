@@ -2,7 +2,8 @@
 
 Below the lowest trained layer nothing changes during a run, so what a row's tokens are turned into there is computed once and
 kept. While a :class:`PrefixCache` is attached, a forward pass over rows that it knows leaves the layers below out: the last of
-them returns what is kept. Everything else of the model runs as it is, so the numbers are those of a whole pass.
+them returns what is kept; rows that are planned are computed when they are first met. Everything else of the model runs as it
+is, so the numbers are those of a whole pass.
 
 The structure is found by running the model on a few tokens and watching: its layers are the modules of one class in its
 longest ModuleList, each called once, in order; a parameter belongs to the layer in which it is first read. No names are used.
@@ -12,6 +13,7 @@ import hashlib
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -276,10 +278,11 @@ _NEUTRAL_ARGUMENTS = {"use_cache", "labels", "logits_to_keep", "return_dict"}
 """They change nothing in the layers."""
 
 
-def row_keys(inputs: Mapping[str, Any]) -> tuple[tuple[bytes, ...], tuple[int, ...]]:
+def row_keys(inputs: Mapping[str, Any], sheet: bytes = b"") -> tuple[tuple[bytes, ...], tuple[int, ...]]:
     """A digest of each row's tokens, mask and positions, and how many columns it has without the padding on its right.
 
     Args:
+        sheet: at most 16 bytes; the same row has another key on another sheet.
         inputs: ``input_ids`` [R, T]; ``attention_mask`` [R, T], or additive [R, 1, T, T], where padding is a column that
             attends to nothing but itself; ``position_ids`` [R, T] where the model is given them.
     """
@@ -295,16 +298,16 @@ def row_keys(inputs: Mapping[str, Any]) -> tuple[tuple[bytes, ...], tuple[int, .
         parts = [ids[row, :length], seen[row, :length] if mask.ndim == 2 else seen[row, :length, :length]]
         parts += [] if positions is None else [positions[row, :length]]
         content = bytes([mask.ndim, len(parts)]) + b"".join(part.numpy().tobytes() for part in parts)
-        keys.append(hashlib.blake2b(content, digest_size=_KEY_BYTES).digest())
+        keys.append(hashlib.blake2b(content, digest_size=_KEY_BYTES, person=sheet).digest())
     return tuple(keys), lengths
 
 
-def plan_fills(model: torch.nn.Module, batches: Iterable[TokenQuery]) -> list[Fill]:
-    """What to compute so that these batches are known: each distinct row once, with those of its first batch."""
+def plan_fills(model: torch.nn.Module, batches: Iterable[TokenQuery], sheet: bytes = b"") -> list[Fill]:
+    """What to compute so that these batches are known on a sheet: each distinct row once, with those of its first batch."""
     known: set[bytes] = set()
     fills = []
     for batch in batches:
-        keys, lengths = row_keys(forward_inputs(model, batch.input_ids, batch.attention_mask))
+        keys, lengths = row_keys(forward_inputs(model, batch.input_ids, batch.attention_mask), sheet)
         new = [row for row, key in enumerate(keys) if key not in known and keys.index(key) == row]
         if new:
             chosen = slice(None) if len(new) == len(keys) else new
@@ -340,14 +343,23 @@ class PrefixCache:
     def __init__(self, model: torch.nn.Module, trace: LayerTrace, lowest: int) -> None:
         self.model, self.lowest = model, lowest
         self.rows: dict[bytes, torch.Tensor] = {}
+        self.planned: dict[bytes, Fill] = {}
+        """Rows to compute when they are first met: always in the pass that was planned, so that the states do not depend on
+        when that is."""
+        self.pinned = False
+        """Whether states that are computed when they are met go to page-locked memory of the host."""
+        self.sheet = b""
+        """Of the rows of passes from now on (:func:`row_keys`)."""
+        self.seconds = 0.0
+        """Of computing rows when they were first met."""
         self._trace = trace
         self._call: _Call | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """While it is active, forward passes over rows that are all known leave the lower layers out.
+        """While it is active, forward passes over rows that are all known, or planned, leave the lower layers out.
 
-        Other passes run as they are: those over rows some of which are not known, and those that are given, or asked for,
+        Other passes run as they are: those over rows some of which are neither, and those that are given, or asked for,
         more than rows and logits (key-value caches, the hidden states of all layers).
         """
         lower = self._trace.layers[: self.lowest]
@@ -365,7 +377,13 @@ class PrefixCache:
         rows = {"input_ids", "attention_mask"} <= given <= _ROW_ARGUMENTS | _NEUTRAL_ARGUMENTS
         if self._call is not None or args or not rows or kwargs.get("use_cache") is not False:
             return
-        keys, _ = row_keys(kwargs)
+        keys, _ = row_keys(kwargs, self.sheet)
+        for key in keys:
+            if key not in self.rows and key in self.planned:
+                began = time.perf_counter()
+                states = self.compute(self.planned[key])
+                self.keep(self.planned[key], states.cpu().pin_memory() if self.pinned else states)
+                self.seconds += time.perf_counter() - began
         if all(key in self.rows for key in keys):
             self._call = _Call(self.lowest, self._padded(keys, kwargs["input_ids"]))
         elif any(p.is_meta for p in self._trace.layers[0].parameters()):
@@ -415,6 +433,10 @@ class PrefixCache:
         finally:
             self._call = None
         raise AssertionError("a cache must be attached to compute rows")
+
+    def plan(self, fills: Iterable[Fill]) -> None:
+        """Compute these rows when they are first met."""
+        self.planned.update((key, fill) for fill in fills for key in fill.keys)
 
     def keep(self, fill: Fill, states: torch.Tensor) -> None:
         """Know these rows from now on; ``states`` as :meth:`compute` gives them, on any device."""

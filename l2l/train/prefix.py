@@ -1,7 +1,8 @@
-"""The prefix cache of a run: whether there is one, of which rows, where it lies; built before the first step.
+"""The prefix cache of a run: whether there is one, of which rows, where it lies; filled when a row is first met.
 
 The rows are those of the first epoch's batches and of the evaluations, computed in these batches, so that a run that is resumed
-computes the same. A batch that brings another row (laid out in another way, or fed by an objective of the user's) is run whole.
+computes the same. On disk, or where the layers below are not in memory, all are computed before the first step. A batch that
+brings another row (laid out in another way, or fed by an objective of the user's) is run whole.
 """
 
 import errno
@@ -9,8 +10,10 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final, get_args
 
@@ -24,6 +27,7 @@ from l2l.models.streaming import LayerFiles
 from l2l.report.console import Advance, Bars
 from l2l.report.memory import available_bytes
 from l2l.report.run_directory import write_whole
+from l2l.tasks.base import Row
 from l2l.tasks.evaluate import evaluation_batches
 from l2l.train.config import CompleteConfig
 from l2l.train.inputs import Closures, RunInputs
@@ -35,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 FILE = "prefix_cache.safetensors"
 """In the run's directory, while the run is not finished."""
+REPORTED = b"reported train"
+"""The sheet of the train rows that are evaluated: in batches of their own, long before the steps come to most of them."""
 SHARE = 0.5
 """Of the memory, or disk, that is free: at most so much is taken without being asked for. The rest is the steps'."""
 
@@ -57,16 +63,33 @@ class RunPrefix:
     """Of lower layers that are not in memory."""
     pass_seconds: float
     """Of the forward pass over the first step's batch with which the cache was tried; 0 where it could not be."""
-    seconds: float = 0.0
-    """Of building the cache."""
+    fill_seconds: float = 0.0
+    """Of computing the states of that batch."""
+    built_seconds: float = 0.0
+    """Of building the cache before the first step."""
 
     @property
     def size(self) -> int:
         """Bytes of the states of all rows."""
         return states_bytes(self.fills, self.trace)
 
+    @property
+    def seconds(self) -> float:
+        """Of computing states, before the first step and within steps and evaluations."""
+        return self.built_seconds + self.cache.seconds
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """While train rows are evaluated: their batches have states of their own."""
+        self.cache.sheet = REPORTED
+        try:
+            yield
+        finally:
+            self.cache.sheet = b""
+
     def build(self, inputs: RunInputs, closures: Closures, steps: int, folder: Path, bars: Bars) -> None:
-        """Compute the rows, or map those that this run wrote before it was interrupted. The cache must be attached.
+        """Plan the rows, which are computed when they are met; or compute them now where the layers below are in files, or the
+        states go to disk, or map those that this run wrote there before it was interrupted. The cache must be attached.
 
         Args:
             inputs: whose splits are those that are evaluated.
@@ -76,11 +99,15 @@ class RunPrefix:
             ValueError: what an earlier run left is of other rows, weights or settings; or the disk is full.
         """
         began, cache, target = time.perf_counter(), self.cache, folder / FILE
+        if self.files is None and self.place != "disk":
+            self.fills = _planned(inputs, closures, inputs.config.steps)
+            cache.pinned = self.place == "pinned"
+            cache.plan(self.fills)
+            return
         # Without the lower layers a row that is not kept cannot be computed; and what fits into max_seconds is a measurement,
         # which a run that is broken off before its first checkpoint makes anew: its file would be of other rows.
-        measured = self.place == "disk" and inputs.config.max_seconds is not None
-        if self.files is None and not measured:  # else the rows of the first epoch
-            self.fills = prefix.plan_fills(inputs.model, _batches(inputs, closures, steps))
+        if self.files is None and inputs.config.max_seconds is None:  # else the rows of the first epoch
+            self.fills = _planned(inputs, closures, steps)
         with bars.phase("prefix cache", len(self.fills), 0.0) as advance:
             if self.place == "disk":
                 read = None if self.files is None else self.files.tensor
@@ -91,7 +118,7 @@ class RunPrefix:
             else:
                 for fill, states in self._computed(advance):
                     cache.keep(fill, states.cpu().pin_memory() if self.place == "pinned" else states)
-        self.seconds += time.perf_counter() - began
+        self.built_seconds += time.perf_counter() - began
 
     def _computed(self, advance: Advance) -> Iterator[tuple[prefix.Fill, torch.Tensor]]:
         """Rows with their states behind the lower layers: pass by pass, or where these are in files, layer by layer."""
@@ -128,7 +155,7 @@ class RunPrefix:
     def figures(self) -> dict[str, Any]:
         """For the summary."""
         found = {"place": self.place, "lowest_layer": self.cache.lowest, "layers": len(self.trace.layers)}
-        return found | {"rows": sum(len(fill.keys) for fill in self.fills), "bytes": self.size}
+        return found | {"rows": len(self.cache.rows), "bytes": self.size}
 
 
 def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float | None) -> RunPrefix | None:
@@ -147,9 +174,8 @@ def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float | None) ->
     try:
         trace, lowest = _traced(model, config)
         cache = prefix.PrefixCache(model, trace, lowest)
-        seconds = 0.0 if loss is None else _probe(cache, closures, loss, trace.dtype)
-        epoch = -(-len(closures.batcher.examples) // config.batch_size)
-        fills = prefix.plan_fills(model, _batches(inputs, closures, config.steps or epoch))
+        seconds = (0.0, 0.0) if loss is None else _probe(cache, closures, loss, trace.dtype)
+        fills = _planned(inputs, closures, config.steps)
         place = choose_place(config.prefix_cache, states_bytes(fills, trace), model.device, Path(config.out))
     except prefix.NoPrefixError as error:
         if config.prefix_cache != "auto" or inputs.files is not None:
@@ -160,7 +186,7 @@ def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float | None) ->
         if config.train_layers != "all":
             logger.warning("no prefix cache: %s; every pass runs all layers", error)
         return None
-    return RunPrefix(cache, trace, fills, place, context_length(model, config.max_length), inputs.files, seconds)
+    return RunPrefix(cache, trace, fills, place, context_length(model, config.max_length), inputs.files, *seconds)
 
 
 def _traced(model: "PreTrainedModel", config: CompleteConfig) -> tuple[prefix.LayerTrace, int]:
@@ -175,14 +201,16 @@ def _traced(model: "PreTrainedModel", config: CompleteConfig) -> tuple[prefix.La
     raise prefix.NoPrefixError("something below layer 1 is trained")
 
 
-def _probe(cache: prefix.PrefixCache, closures: Closures, loss: float, dtype: torch.dtype) -> float:
-    """Seconds of a pass over the first batch without the lower layers; NoPrefixError where its loss is another one."""
+def _probe(cache: prefix.PrefixCache, closures: Closures, loss: float, dtype: torch.dtype) -> tuple[float, float]:
+    """Seconds of a pass over the first batch without the lower layers, and of these; NoPrefixError where its loss
+    is another one."""
     with cache.attached():
-        for fill in prefix.plan_fills(cache.model, closures.fed(0)):
+        fills, began = prefix.plan_fills(cache.model, closures.fed(0)), time.perf_counter()
+        for fill in fills:
             cache.keep(fill, cache.compute(fill))
-        began = time.perf_counter()
+        between = time.perf_counter()
         found = finite_loss(closures.at(0))
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - between, between - began
     cache.rows = {}
     if abs(found - loss) > math.sqrt(torch.finfo(dtype).eps) * max(1.0, abs(loss)):
         name = type(cache.model).__name__
@@ -190,19 +218,20 @@ def _probe(cache: prefix.PrefixCache, closures: Closures, loss: float, dtype: to
     return seconds
 
 
-def _batches(inputs: RunInputs, closures: Closures, steps: int) -> Iterator[TokenQuery]:
-    """What the model is fed in so many steps, or in the first epoch, and in evaluations."""
-    config, splits, batcher = inputs.config, inputs.splits, closures.batcher
-    scored = [splits.dev, splits.test]
+def _planned(inputs: RunInputs, closures: Closures, steps: int | None) -> list[prefix.Fill]:
+    """Of what the model is fed in the first epoch, or in so many steps where these are fewer, and in evaluations."""
+    config, splits, batcher, model = inputs.config, inputs.splits, closures.batcher, inputs.model
+
+    def evaluated(rows: Sequence[Row]) -> Iterator[TokenQuery]:
+        return evaluation_batches(model, inputs.tokenizer, inputs.task, rows, config.max_length, batcher.grouping)
+
+    epoch = -(-len(batcher.examples) // config.batch_size)
     if closures.objective is None:
-        for step in range(min(steps, -(-len(batcher.examples) // config.batch_size))):
-            yield from closures.fed(step)
-        scored.insert(0, inputs.reported_train)
+        trained = chain.from_iterable(map(closures.fed, range(min(epoch, steps or epoch))))
     else:  # scores options as evaluations do, or feeds rows of its own
-        scored.insert(0, splits.train)
-    for rows in scored:
-        limits = config.max_length, batcher.grouping
-        yield from evaluation_batches(inputs.model, inputs.tokenizer, inputs.task, rows, *limits)
+        trained = evaluated(splits.train)
+    found = prefix.plan_fills(model, chain(trained, evaluated(splits.dev), evaluated(splits.test)))
+    return found + prefix.plan_fills(model, evaluated(inputs.reported_train), REPORTED)
 
 
 def states_bytes(fills: list[prefix.Fill], trace: prefix.LayerTrace) -> int:

@@ -59,7 +59,8 @@ SAMPLED = 32
 EVALUATIONS = 4
 """On dev, at least so many within ``max_seconds``."""
 FASTER = 2
-"""Steps within ``max_seconds`` for which hidden states are kept, over those predicted: a machine may become less busy."""
+"""Steps within ``max_seconds`` for which hidden states are computed before the first, over those predicted: a machine may
+become less busy."""
 EVALUATED = 32
 """Examples per forward pass of an evaluation."""
 WORTH_MEASURING = 50
@@ -421,6 +422,7 @@ def _evaluation_plan(context: RunContext, expected: Expectation, there: Mapping[
     config, batcher = context.config, context.closures.batcher
     if config.max_seconds is not None:  # a pass on this machine as busy as it is, where the prediction is for an idle one
         seconds = expected.passes_per_step * _pass_seconds(context)
+        seconds += 0.0 if context.prefix is None else context.prefix.fill_seconds
         expected = replace(expected, seconds_per_step=max(expected.seconds_per_step or 0.0, seconds))
     steps = expected.steps(config.steps, config.max_passes, config.max_seconds)
     most = EVAL_EVERY if config.max_seconds is None else min(EVAL_EVERY, ceil(steps / EVALUATIONS))
@@ -595,7 +597,12 @@ class Session:
         context = self.context
         rows = context.reported_train if kind == "train" else getattr(context.splits, kind)
         count = visits(context.task, rows)
-        with self._evaluating(), self.bars.phase(f"evaluate {kind}", count, len(rows) / count) as advance:
+        prefix = context.prefix if kind == "train" else None
+        with (
+            self._evaluating(),
+            nullcontext() if prefix is None else prefix.reported(),
+            self.bars.phase(f"evaluate {kind}", count, len(rows) / count) as advance,
+        ):
             context.optimizer.theta.restore()
             return context.score(rows, context.closures.batcher.grouping, advance=advance)
 

@@ -100,7 +100,7 @@ def test_a_candidate_that_cannot_run_is_refused_before_anything_is_written(tmp_p
 
 
 def test_a_plan_is_chosen_from_real_runs_continued_and_used_by_fine_tuning(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "_shortest", lambda run: run())  # a loss: as many runs on every machine
+    monkeypatch.setattr(plan, "_shortest", lambda run, device: run())  # a loss: as many runs on every machine
     config = PlanConfig(**SMALL, out=str(tmp_path / "out"))
     first, second = Here(most=3), Here()
     monkeypatch.setattr(plan, "executor_of", lambda name, processes: first)

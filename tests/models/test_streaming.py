@@ -95,9 +95,10 @@ def test_a_run_is_the_same_and_leaves_the_same_model(family, options, saved, tmp
 
 
 def test_a_row_that_is_not_kept_is_an_error_that_says_so(saved, tmp_path, monkeypatch):
+    from l2l.models.prefix import plan_fills
     from l2l.train import prefix
 
-    monkeypatch.setattr(prefix, "_batches", lambda inputs, closures, steps: closures.fed(0))
+    monkeypatch.setattr(prefix, "_planned", lambda inputs, closures, steps: plan_fills(inputs.model, closures.fed(0)))
     with pytest.raises(ValueError, match=r"hidden states are not kept.*leave stream_layers off"):
         l2l.fine_tune(**SMALL, model=str(saved / "opt"), stream_layers=True, out=str(tmp_path))
 

@@ -81,26 +81,45 @@ def test_a_run_ends_with_the_same_weights_with_the_cache_wherever_it_lies(run, t
             assert result.summary[name] == whole.summary[name]
 
 
-def test_nothing_below_runs_once_the_cache_is_built(tmp_path, monkeypatch):
+def watched(calls: list[tuple[int, int]]) -> Any:
+    """The embedded model, whose layers note (layer, rows) when they compute something."""
     model = load_model("l2l/tiny")
-    calls: list[int] = []
     for index, layer in enumerate(model.model.layers):
-        layer.mlp.register_forward_hook(lambda *_, index=index: calls.append(index))
-    built = prefix.RunPrefix.build
+        layer.mlp.register_forward_hook(lambda _module, args, _output, index=index: calls.append((index, len(args[0]))))
+    return model
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_what_lies_below_is_computed_once_per_row_when_it_is_met(place, tmp_path, monkeypatch):
+    calls: list[tuple[int, int]] = []
+    model, built = watched(calls), prefix.RunPrefix.build
 
     def build(self, *args: Any) -> None:
-        built(self, *args)
         calls.clear()
+        built(self, *args)
+        assert bool(calls) == (place == "disk")  # at once, or when a row is first met
 
     monkeypatch.setattr(prefix.RunPrefix, "build", build)
-    result = fine_tune(tmp_path, model, tokenizer=load_tokenizer("l2l/tiny"), train_layers="top:2", length_groups=1, steps=8)
-    assert set(calls) == {2, 3}
+    options: dict[str, Any] = {"train_layers": "top:2", "length_groups": 1, "steps": 8, "prefix_cache": place}
+    result = fine_tune(tmp_path, model, tokenizer=load_tokenizer("l2l/tiny"), **options)
     evaluations = result.summary["rows"]
     assert evaluations["dev"] == evaluations["test"] == 8
     scored = 2 + 3 + 4  # before the first step, after steps 3, 6 and 8, and the last and the best weights on two sets each
-    assert calls.count(2) == calls.count(3) == result.summary["passes"] + scored
+    upper = [layer for layer, _ in calls if layer > 1]
+    assert upper.count(2) == upper.count(3) == result.summary["passes"] + scored
+    below = [rows for layer, rows in calls if layer == 0]
+    assert sum(below) == result.summary["prefix_cache"]["rows"] == 16 + 8 + 8 + 8  # reported train rows in their own batches
     model(input_ids=torch.arange(4)[None], use_cache=False)
-    assert calls[-4:] == [0, 1, 2, 3]  # the model is given back as it was
+    assert [layer for layer, _ in calls[-4:]] == [0, 1, 2, 3]  # the model is given back as it was
+
+
+def test_rows_that_no_step_comes_to_are_not_computed(tmp_path):
+    calls: list[tuple[int, int]] = []
+    options: dict[str, Any] = {"train_size": 64, "steps": None, "max_passes": 8, "batch_size": 4, "eval_every": 4}
+    model = watched(calls)
+    result = fine_tune(tmp_path, model, tokenizer=load_tokenizer("l2l/tiny"), train_layers="top:2", **options)
+    assert result.summary["prefix_cache"]["rows"] == 4 * 4 + 8 + 8 + 8
+    assert 0 < result.summary["cache_seconds"] < result.summary["train_seconds"] + result.summary["evaluate_seconds"]
 
 
 COMMAND = (
