@@ -2,19 +2,20 @@
 
 python benchmarks/real_llm.py --model DIR --data_dir DIR --tuner smollm2-135m --tasks sst2,trec --out runs/real-llm
 
-The budget of a run is counted in forward passes of the whole model over a batch, of which the seconds on one thread are
-measured: a pass over the top layers costs its measured share, and the hidden states that it keeps are paid for. So the runs
-end after a fixed number of passes of their own, whatever else the machine does, and give the same figures again. A contender
-with a grid of n learning rates tries each, on the first seed, with the n-th part of the budget; its best trial there is its
-figure with tuning counted. With the best rate it then runs at the whole budget over all seeds: its figure without. Runs that are done are not
-repeated; ``--report true`` prints the table of what there is.
+The budget of a run is counted in forward passes of the whole model over a batch, whose seconds on one thread are measured: a
+pass over the top layers costs its measured share, and the hidden states that it keeps are paid for. So runs end after a fixed
+number of passes of their own, whatever else the machine does, and give the same figures again. A contender with a grid of n
+learning rates tries each on the first seed with the n-th part of the budget; the best of these trials is its figure with tuning
+counted. With the best rate it then runs at the whole budget over all seeds: its figure without. Runs that are done are not
+repeated; with ``--report`` nothing is run, and the table is of what there is.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from time import thread_time
@@ -22,45 +23,50 @@ from typing import Any
 
 import torch
 
-from l2l.experiments.runner import Trial, digest, executor_of, read_run, run_trials
-from l2l.experiments.stats import Cell, Run
 from l2l.estimators import finite_loss
 from l2l.experiments.presets.plan import Cost
-from l2l.models.prefix import plan_fills
+from l2l.experiments.runner import Trial, digest, executor_of, read_run, run_trials
+from l2l.experiments.stats import Cell, Run
+from l2l.methods import default_lr
+from l2l.methods.registry import declared_method
 from l2l.report.console import print_table
-from l2l.report.run_directory import METRICS, read_metrics, write_json
+from l2l.report.run_directory import METRICS, SUMMARY, read_metrics, write_json
 from l2l.train.config import FineTuneConfig
-from l2l.train.trainer import prepare_fine_tuning
+from l2l.train.trainer import RunContext, prepare_fine_tuning
+from l2l.tuners import Tuner
 
 GRID = (3e-5, 1e-4, 3e-4)
-BATCH, TIMED = 16, 3
+BATCH = 16
+BATCHES = 5
+"""Over which a pass is timed; its seconds are the median, each batch's the least of two."""
+BACKWARD = 3.0
+"""Forward passes to which a step of backpropagation comes."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Options of its runs, and the learning rates among which it chooses; none for one that runs as it is."""
+    """Options of its runs, and the learning rates among which it chooses; none where it runs as it is."""
 
     options: Mapping[str, Any]
     grid: tuple[float, ...] = ()
     evaluations: int = 2
-    """On dev, per run: cheap for those whose hidden states are kept."""
+    """On dev, per run; more where hidden states are kept, which makes them cheap."""
 
 
 def contenders(tuner: str | None) -> dict[str, Contender]:
     """By label."""
-    top, third = {"train_layers": "top:5"}, {"train_layers": "top:1/3"}
     found = {
         "MeZO": Contender({"method": "mezo"}, GRID),
+        "MeZO, top third": Contender({"method": "mezo", "train_layers": "top:1/3"}, GRID, 10),
+        "MeZO, top 5": Contender({"method": "mezo", "train_layers": "top:5"}, GRID, 10),
         "DiZO": Contender({"method": "dizo"}, GRID),
-        "MeZO, top third": Contender({"method": "mezo", **third}, GRID, 10),
-        "MeZO, top 5": Contender({"method": "mezo", **top}, GRID, 10),
         "LOZO": Contender({"method": "lozo"}, GRID),
         "FZOO": Contender({"method": "fzoo"}, tuple(20 * rate for rate in GRID)),
         "SubZero+": Contender({"method": "subzero_plus"}, GRID),
         "ES": Contender({"method": "es"}, GRID),
-        "rsgn, all layers": Contender({"method": "rsgn"}),
-        "rsgn, top 5": Contender({"method": "rsgn", **top}, (), 10),
-        "AdamW on LoRA (backpropagation)": Contender({"method": "adamw", "scheme": "lora"}, (1e-4, 3e-4, 1e-3)),
+        "rsgn, all layers": Contender({"method": "rsgn"}, (), 4),
+        "rsgn, top 5": Contender({"method": "rsgn", "train_layers": "top:5"}, (), 10),
+        "AdamW on LoRA": Contender({"method": "adamw", "scheme": "lora"}, (1e-4, 3e-4, 1e-3)),
     }
     return found if tuner is None else {"tuner": Contender({"tuner": tuner}, (), 10), **found}
 
@@ -70,46 +76,207 @@ class Bench:
     """Runs contenders on tasks of a model."""
 
     given: argparse.Namespace
-    known: dict[str, Contender] = field(default_factory=dict)
+    contenders: Mapping[str, Contender]
+
+    @property
+    def folder(self) -> Path:
+        """Of everything."""
+        return Path(self.given.out)
 
     def options(self, label: str, task: str) -> dict[str, Any]:
-        """Of a run, its end and seed left out."""
-        sizes = {"train_size": 1000, "dev_size": self.given.dev_size, "test_size": self.given.test_size}
-        shared = {"model": self.given.model, "data_dir": self.given.data_dir, "batch_size": BATCH, "task": task}
-        return {**shared, **sizes, **self.known[label].options}
+        """Of its runs; their end, seed and learning rate left out."""
+        given, own = self.given, dict(self.contenders[label].options)
+        if "tuner" in own:  # what its plan says, in words: a run of the same options is not repeated
+            plan = Tuner.from_pretrained(own["tuner"]).plan
+            assert plan is not None, "a tuner without a plan has numbers to choose"
+            own = {**plan.options, "train_layers": plan.train_layers(given.budget), **own}
+        sizes = {"train_size": given.train_size, "dev_size": given.dev_size, "test_size": given.test_size}
+        return {"model": given.model, "data_dir": given.data_dir, "batch_size": BATCH, "task": task, **sizes, **own}
 
     def cost(self, label: str, task: str) -> tuple[Cost, float]:
-        """The cost of a contender in passes of the whole model, and the seconds of such a pass; measured once."""
-        file = Path(self.given.out) / f"costs-{task}.json"
+        """What its runs cost, in passes of the whole model, and the seconds of such a pass; measured once."""
+        file, options = self.folder / "costs.json", self.options(label, task)
         known = json.loads(file.read_text()) if file.is_file() else {}
-        backward = self.known[label].options["method"] == "adamw" if "method" in self.known[label].options else False
-        run = FineTuneConfig(**self.options(label, task), lr=1e-4 if self.known[label].grid else None)
-        context = prepare_fine_tuning(run if run.tuner is None else FineTuneConfig(**self.options(label, task)))
-        layers = str(context.config.train_layers)
-        for name in {"all", layers} - known.keys():
-            known[name] = self._seconds(task, name)
+        layers = str(options.get("train_layers", "all"))
+        for name in ("all", layers):
+            if f"{task} {name}" not in known:
+                known[f"{task} {name}"] = pass_seconds(prepare({**options, "train_layers": name}))
+        if f"{task} rows" not in known:
+            known[f"{task} rows"] = len(prepare(options).splits.train)
         write_json(file, known)
-        unit, share = known["all"], min(1.0, known[layers] / known["all"])
-        rows = len(context.data.train)
-        states = (1 - share) * rows / BATCH if layers != "all" else 0.0
-        if backward:  # a step is a forward and a backward pass, of about two
-            return Cost(3.0, 0.0, 1.0, math.inf), unit
-        passes = context.optimizer.method.passes
-        return Cost(share, states, passes, passes * rows / BATCH), unit
+        unit = known[f"{task} all"]
+        share = min(1.0, known[f"{task} {layers}"] / unit)
+        if options.get("method") == "adamw":
+            return Cost(BACKWARD, 0.0, 1.0, math.inf), unit
+        passes, epoch = passes_of(options), known[f"{task} rows"] / BATCH
+        return Cost(share, (1 - share) * epoch, passes, epoch * passes), unit
 
-    def _seconds(self, task: str, layers: str) -> float:
-        """Shortest of some passes over a batch on one thread, by the thread's own clock; states below the layers are kept."""
-        options = self.options("MeZO", task) | {"train_layers": layers, "lr": 1e-4}
-        context = prepare_fine_tuning(FineTuneConfig(**options))
-        found = []
-        for step in range(TIMED):
-            closure, cache = context.closures.at(step), None if context.prefix is None else context.prefix.cache
-            if cache is not None:
-                with cache.attached():
-                    for fill in plan_fills(context.model, context.closures.fed(step)):
-                        cache.keep(fill, cache.compute(fill))
-            for _ in range(2):
-                began = thread_time()
-                finite_loss(closure) if cache is None else _within(cache, closure)
-                found.append(thread_time() - began)
-        return median(found)
+    def trial(self, label: str, task: str, budget: float, seed: int, lr: float | None, tuning: bool = False) -> Trial:
+        """A run at a budget in whole passes."""
+        one, (cost, _) = self.contenders[label], self.cost(label, task)
+        passes = cost.limit(budget)
+        every = max(1, math.ceil(passes / cost.passes / (1 if tuning else one.evaluations)))
+        options: dict[str, Any] = {"tuner": None, **self.options(label, task), "seed": seed}
+        options |= {"max_passes": passes, "eval_every": every, "checkpoint_every": 10**6}
+        options["lr"] = options.get("lr", default_lr(options["method"])) if lr is None else lr
+        if tuning:
+            options["test_size"] = 1
+        out = str(self.folder / "runs" / f"{task}-{options['method']}-s{seed}-{digest(options)}")
+        where = Cell("real-llm", "full", task), self.given.model, label, "", options["method"], options["tuner"]
+        return Trial(Run(*where, seed, tuning, {"lr": lr}, folder=out), options, out)
+
+
+def prepare(options: Mapping[str, Any]) -> RunContext:
+    """A run that is set up, without a tuner, whose sigma costs nothing here."""
+    kept = {"model", "data_dir", "batch_size", "task", "train_size", "dev_size", "test_size", "train_layers"}
+    return prepare_fine_tuning(
+        FineTuneConfig(method="mezo", lr=GRID[0], **{name: options[name] for name in kept & options.keys()})
+    )
+
+
+def passes_of(options: Mapping[str, Any]) -> float:
+    """Forward passes per step of a run."""
+    args = dict(options.get("method_args") or {})
+    if options.get("num_directions"):
+        args["num_directions"] = options["num_directions"]
+    return declared_method(options["method"].removeprefix("learned+"), args, torch.nn.Linear(2, 2)).passes
+
+
+def pass_seconds(context: RunContext) -> float:
+    """Of a pass over a batch on one thread, by its own clock; hidden states below the trained layers are kept."""
+    found = []
+    for step in range(BATCHES):
+        closure, prefix = context.closures.at(step), context.prefix
+        with nullcontext() if prefix is None else prefix.cache.attached():
+            if prefix is not None:
+                prefix.cache.plan(prefix.fills)
+                finite_loss(closure)
+            found.append(min(timed(closure) for _ in range(2)))
+    return median(found)
+
+
+def timed(closure: Any) -> float:
+    """Seconds of its thread."""
+    began = thread_time()
+    finite_loss(closure)
+    return thread_time() - began
+
+
+# The table.
+
+
+def curve(run: Run, cost: Cost) -> list[tuple[float, float]]:
+    """(cost in whole passes, dev loss) at its evaluations."""
+    rows = [row for row in read_metrics(Path(run.folder) / METRICS) if row["dev_loss"]]
+    return [(cost.spent(float(row["passes"])), float(row["dev_loss"])) for row in rows]
+
+
+def cost_to_reach(target: float, points: list[tuple[float, float]]) -> float:
+    """Cost after which the loss is first at or below the target; infinite if never."""
+    return next((cost for cost, loss in points if loss <= target), math.inf)
+
+
+def untrained(run: Run) -> float:
+    """Dev loss before the first step."""
+    summary = Path(run.folder) / SUMMARY
+    return float(json.loads(summary.read_text())["initial_dev_loss"]) if summary.is_file() else math.nan
+
+
+def rows_of(
+    bench: Bench, task: str, tuned: Mapping[tuple[str, str], Run], runs: Mapping[tuple[str, str, int], Run]
+) -> list[dict[str, Any]]:
+    """A row per contender: at the whole budget, means over its seeds; with tuning counted; and the cost to MeZO's last loss."""
+    found = []
+    for label in bench.contenders:
+        own = {seed: run for (where, whose, seed), run in runs.items() if (where, whose) == (task, label)}
+        if not own:
+            continue
+        cost, _ = bench.cost(label, task)
+        reach = []
+        for seed, run in own.items():
+            mezo = runs.get((task, "MeZO", seed))
+            if mezo is not None and not run.diverged and not mezo.diverged:
+                reach.append(cost_to_reach(mezo.dev_loss, curve(run, cost)) / bench.given.budget)
+        trial = tuned.get((task, label))
+        losses = [run.dev_loss for run in own.values()]
+        found.append(
+            {
+                "task": task,
+                "contender": label,
+                "lr": trial.point["lr"] if trial else None,
+                "seeds": len(own),
+                "passes": fmean(run.passes for run in own.values()),
+                "untrained": fmean(untrained(run) for run in own.values()),
+                "dev loss": fmean(losses),
+                "least": min(losses),
+                "most": max(losses),
+                "best dev loss": fmean(run.best_dev_loss for run in own.values()),
+                "tuning counted": trial.dev_loss if trial else own[min(own)].dev_loss,
+                "accuracy": fmean(run.best_accuracy for run in own.values()),
+                "cost to MeZO's loss": median(reach) if reach else None,
+            }
+        )
+    return found
+
+
+def chosen(runs: list[Run]) -> dict[tuple[str, str], Run]:
+    """(task, contender) -> its trial of lowest dev loss."""
+    found: dict[tuple[str, str], Run] = {}
+    for run in sorted(runs, key=lambda run: -run.dev_loss):
+        found[run.cell.task, run.contender] = run
+    return found
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a directory, a gguf file, or a hub id")
+    parser.add_argument("--data_dir", help="holds TASK/{train,validation}.jsonl")
+    parser.add_argument("--tuner", help="a tuner with a plan, to judge")
+    parser.add_argument("--tasks", required=True, help="separated by commas")
+    parser.add_argument("--contenders", default="MeZO", help="labels separated by semicolons, beside the tuner")
+    parser.add_argument("--budget", type=float, default=150.0, help="of a run, in forward passes of the whole model")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--train_size", type=int, default=1000)
+    parser.add_argument("--dev_size", type=int, default=200)
+    parser.add_argument("--test_size", type=int, default=200)
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--out", default="runs/real-llm")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    known = contenders(given.tuner)
+    labels = [*(["tuner"] if given.tuner else []), *filter(None, given.contenders.split(";"))]
+    bench = Bench(given, {label: known[label] for label in labels})
+    execute = executor_of("local", given.processes)
+
+    def done(trials: list[Trial], what: str) -> list[Run]:
+        if given.report:
+            return [read_run(trial) for trial in trials if trial.note.is_file() or trial.summary is not None]
+        return run_trials(execute, trials, what)
+
+    tasks = given.tasks.split(",")
+    tuning = []
+    for task in tasks:
+        for label, one in bench.contenders.items():
+            tuning += [bench.trial(label, task, given.budget / len(one.grid), 0, lr, True) for lr in one.grid]
+    tuned = chosen(done(tuning, "learning rates"))
+    runs: dict[tuple[str, str, int], Run] = {}
+    for seed in range(given.seeds):
+        trials = []
+        for task in tasks:
+            for label, one in bench.contenders.items():
+                trial = tuned.get((task, label))
+                if trial or not one.grid:
+                    trials.append(bench.trial(label, task, given.budget, seed, trial.point["lr"] if trial else None))
+        for run in done(trials, f"seed {seed}"):
+            runs[run.cell.task, run.contender, run.seed] = run
+    rows = [row for task in tasks for row in rows_of(bench, task, tuned, runs)]
+    units = {task: bench.cost(labels[0], task)[1] for task in tasks}
+    write_json(bench.folder / "table.json", {"budget": given.budget, "seconds of a whole pass": units, "rows": rows})
+    print_table(f"dev loss at the cost of {given.budget:g} passes of the whole model", rows)
+    print("seconds of a whole pass: " + ", ".join(f"{task} {seconds:.2f}" for task, seconds in units.items()))
+
+
+if __name__ == "__main__":
+    main()
