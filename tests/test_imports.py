@@ -19,7 +19,7 @@ LINES, FILES, IMPORT_SHARE = 30_000, 175, 0.06
 LEAVES = {"noise", "models", "report", "aliases"}
 """They know nothing of the other parts."""
 METHODS = LEAVES | {"params", "estimators", "tuners", "methods"}
-TRAINING = METHODS | {"tasks", "optim", "optimizers", "costs"}
+TRAINING = METHODS | {"tasks", "bad_loss", "optim", "optimizers", "costs"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in LEAVES},
     "tasks": {"models", "report"},
@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "estimators": {"noise", "params"},
     "tuners": LEAVES | {"params"},
     "methods": LEAVES | {"params", "estimators", "tuners"},
-    "optim": METHODS | {"optimizers"},  # each by its name, l2l.optim.FZOO, when it is asked for
+    "bad_loss": {"estimators"},
+    "optim": METHODS | {"bad_loss", "optimizers"},  # each by its name, l2l.optim.FZOO, when it is asked for
     "optimizers": METHODS | {"optim"},
     "costs": METHODS | {"tasks"},
     "train": TRAINING,

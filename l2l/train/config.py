@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, final, get_args
 
+from l2l.bad_loss import Policy
 from l2l.methods import default_lr, is_first_order
 from l2l.methods.base import Estimator, check_choice, check_counts, check_positive
 from l2l.models.kinds import Head
@@ -174,6 +175,10 @@ class FineTuneConfig:
     """Perturb and update only the embedding rows that the batch touches. Refused where embedding and head are tied."""
     weight_decay: float = 0.0
     """Decay of matrices: theta -= lr * weight_decay * theta."""
+    on_bad_loss: str = "raise"
+    """What becomes of a step whose loss is not finite, or explodes: ``raise`` ends the run; ``skip`` leaves the step out; ``clip``
+    bounds projected gradients by 10 times their running median, and skips what is not finite; ``rollback:N`` goes back to the
+    weights of N steps before. Counted in metrics.csv and summary.json; see :mod:`l2l.bad_loss`."""
     seed: int = 0
     """Fixes data order and every direction."""
     train_size: int = 1000
@@ -242,6 +247,7 @@ class FineTuneConfig:
         check_scheme(self.scheme, self.scheme_args)
         check_pattern(self.freeze)
         check_quantize(self.quantize, self.scheme)
+        Policy.parse(self.on_bad_loss)
         check_level(self.match)
         if self.tuner is None:  # no plan decides: config.yaml and summary.json record the values that are used
             for name, value in self._defaults({}).items():

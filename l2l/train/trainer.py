@@ -9,10 +9,10 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Literal, final
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("train_loss", "projected_gradient", "lr", "curvature", "passes", "seconds", "dev_loss", "dev_metric")
-"""Of metrics.csv, beside the step."""
+COLUMNS = ("train_loss", "projected_gradient", "lr", "curvature", "passes", "seconds", "dev_loss", "dev_metric", "bad_losses")
+"""Of metrics.csv, beside the step. ``bad_losses``: steps so far that ``on_bad_loss`` skipped, clipped or rolled back."""
 SAMPLED = 32
 """Batches whose shapes predict a run's time and memory."""
 EVALUATIONS = 4
@@ -247,7 +247,7 @@ def prepare_fine_tuning(
         lr = "auto" if built.step_is_normalized else config.lr
         for line in doubts(config.scheme, lr, built.epsilon, sum(p.numel() for p in model.parameters())):
             logger.warning("%s", line)
-    modes = {name: getattr(config, name) for name in ("perturb", "update", "sparse_embeddings")}
+    modes = {name: getattr(config, name) for name in ("perturb", "update", "sparse_embeddings", "on_bad_loss")}
     controller = config.curvature_lr()
     optimizer = ZOOptimizer(model, built, config.lr, config.seed, config.weight_decay, curvature_lr=controller, **modes)
     # Options that would only fail in the first step are refused here.
@@ -269,11 +269,14 @@ def prepare_fine_tuning(
     if config.compile:
         compile_decoder(model)
     closures = make_closures(inputs, built, batcher)
+    loss = None
     try:
-        # Layers that are not in memory compute nothing yet.
-        loss = finite_loss(closures.at(0)) if inputs.files is None else None
+        if inputs.files is None:  # layers that are not in memory compute nothing yet
+            loss = finite_loss(closures.at(0))
     except FloatingPointError as error:
-        raise FloatingPointError(f"step 0, before any update: {error}") from error
+        if config.on_bad_loss == "raise":
+            raise FloatingPointError(f"step 0, before any update: {error}") from error
+        logger.warning("step 0, before any update: %s", error)
     return RunContext(**vars(inputs), optimizer=optimizer, closures=closures, prefix=prepare_prefix(inputs, closures, loss))
 
 
@@ -374,6 +377,7 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
     }
     figures |= {"blocks": len(optimizer.blocks), "trained_parameters": optimizer.blocks.numel}
     figures |= {"perturb": optimizer.theta.mode, "update": optimizer.theta.update, "evaluations": vars(plan)}
+    figures |= {"bad_losses": {"policy": config.on_bad_loss, **optimizer.bad_losses.counts}}
     if prefix is not None:
         figures |= {"cache_seconds": round(prefix.seconds, 2), "prefix_cache": prefix.figures()}
     summary = _summary(context, last, best, done.best_step, done.seconds, peak.bytes, figures)
@@ -444,7 +448,8 @@ def _pass_seconds(context: RunContext) -> float:
     if context.prefix is not None:
         return context.prefix.pass_seconds
     began = time.perf_counter()
-    finite_loss(context.closures.at(0))
+    with suppress(FloatingPointError):  # of which on_bad_loss decides, in the step
+        finite_loss(context.closures.at(0))
     return time.perf_counter() - began
 
 
@@ -494,6 +499,7 @@ class Session:
             context.optimizer.theta.assign(state["weights"])
             context.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
+        self._bad = context.optimizer.bad_losses.total
         after = self.progress.step - 1 if folder.resumed else None
         method = context.optimizer.method
         tuner_hash = None
@@ -573,8 +579,10 @@ class Session:
             values |= {"dev_loss": scores.loss, "dev_metric": scores.value}
             self._keep_best(scores, step)
             self._clock = time.perf_counter()
-        if "dev_loss" in values or step % self.config.log_every == 0:
-            self.metrics.log(step, **values)
+        bad = self.context.optimizer.bad_losses
+        if "dev_loss" in values or step % self.config.log_every == 0 or bad.total > self._bad:
+            self.metrics.log(step, **values, bad_losses=bad.total)
+        self._bad = bad.total
         self.log.append(report)
         if now.step % self.config.checkpoint_every == 0 or self.done:
             self._tick()
@@ -757,14 +765,15 @@ def _summary(
         "note": splits.note,
     }
     found |= {"blocks": 0, "trained_parameters": 0, "perturb": None, "update": None, "evaluations": None}
-    found |= {"cache_seconds": 0.0, "prefix_cache": None}
+    found |= {"cache_seconds": 0.0, "prefix_cache": None, "bad_losses": None}
     return found | {"dtype": str(inputs.model.dtype).removeprefix("torch.")} | figures | {"config": asdict(config)}
 
 
 def draw_curves(folder: Path, objective: str = "loss") -> Path:
     """Draw ``loss.png`` from ``metrics.csv``: the minimised objective on train, smoothed, and the loss on dev."""
     rows = read_metrics(folder / METRICS)
-    train = [(float(row["step"]), float(row["train_loss"])) for row in rows]
+    losses = ((float(row["step"]), float(row["train_loss"])) for row in rows)
+    train = [point for point in losses if isfinite(point[1])]  # those of steps without an update are in metrics.csv
     dev = [(float(row["step"]), float(row["dev_loss"])) for row in rows if row["dev_loss"]]
     if objective == "loss":
         return plot_panels(folder / "loss.png", {"loss": {"train": smooth(train), "dev": dev}}, "step", "loss (nats)")
@@ -781,4 +790,6 @@ def fine_tune_command(config: FineTuneConfig) -> None:
     shown += ["train_seconds", "evaluate_seconds"]
     best, test = summary["best"]["step"], summary["best"]["test"]
     figures = {"best step": best, f"test {test['metric']}": format_interval(test["value"], test["interval"])}
+    if (bad := summary["bad_losses"]) and any(isinstance(count, int) and count for count in bad.values()):
+        figures["bad losses"] = ", ".join(f"{name} {count}" for name, count in bad.items() if count)
     print_table(f"fine-tune: {result.out}", [{name: summary[name] for name in shown} | figures])
