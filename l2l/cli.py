@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from l2l import __version__
 from l2l.aliases import renamed
+from l2l.arguments import described, hints_of
 
 
 class Command(NamedTuple):
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         warnings.formatwarning = lambda message, *_: f"l2l: {message}\n"
-    debug = "--debug" in words
+    debug, named = "--debug" in words, list[str]()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     # Libraries keep to warnings: the package has the only progress bar.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         else:
-            print(f"l2l: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"l2l: {_unfit(error, named) or ' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("l2l: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
@@ -138,6 +139,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _imported(command: Command, name: str | None) -> Any:
     return name and getattr(import_module(f"{__package__}.{command.module}"), name)
+
+
+def _unfit(error: Exception, paths: Sequence[str]) -> str | None:
+    """What a configuration made in Python says of a value that is of none of an option's types; None for other errors."""
+    found = re.search(r'Parser key "(\w+)":.*(?:Given value|Got value): (.*)', str(error), re.DOTALL)
+    for path in paths if found and isinstance(error, argparse.ArgumentError) else ():
+        if (config := _imported(COMMANDS[path], COMMANDS[path].config)) and found[1] in hints_of(config):
+            return f"{found[1]}={found[2].strip()!r} must be {described(hints_of(config)[found[1]])}"
+    return None
 
 
 def _parser(paths: Sequence[str]) -> ArgumentParser:

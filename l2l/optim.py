@@ -24,6 +24,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
+from l2l.arguments import plain
 from l2l.bad_loss import BadLosses, Policy, StepCheck, dropped
 from l2l.estimators import (
     BadLoss,
@@ -514,6 +515,7 @@ class ZOOptimizer(Optimizer):
     ) -> None:
         self.on_bad_loss, self.bad_losses = Policy.parse(on_bad_loss), BadLosses()
         self._copies: list[dict[str, Any]] = []
+        lr, seed, weight_decay, step_fraction = map(plain, (lr, seed, weight_decay, step_fraction))
         lr = (method.default_lr or DEFAULT_LR) if lr is None else lr
         check_lr(lr=lr)
         if lr != "auto" and (step_fraction is not None or curvature_lr is not None):

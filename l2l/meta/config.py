@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from l2l.aliases import renamed
+from l2l.arguments import Arguments
 from l2l.meta.objectives import make_objective
 from l2l.meta.pool import check_weights
 from l2l.meta.state import Objective
@@ -26,7 +27,7 @@ POSITIVE = ("outer_lr", "lr", "epsilon", "embedding_rows_per_sample", "inner_lr"
 
 
 @dataclass(frozen=True)
-class MetaTrainConfig:
+class MetaTrainConfig(Arguments):
     """Learn a tuner for a model over a pool of tasks."""
 
     model: str = "l2l/tiny"
@@ -141,6 +142,7 @@ class MetaTrainConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "objective", renamed({"objective": self.objective}, ("objective",))["objective"])
         check_pattern(self.freeze)
         check_train_layers(self.train_layers)

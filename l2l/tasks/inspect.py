@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from l2l.arguments import Arguments
 from l2l.models.load import load_tokenizer
 from l2l.models.prompt_trees import Ids
 from l2l.report.console import print_table
@@ -29,7 +30,7 @@ _LONGEST_DEFAULT = 2048
 
 
 @dataclass(frozen=True)
-class ShowConfig:
+class ShowConfig(Arguments):
     """Show a task: where its rows come from, its prompt, its options, its variants."""
 
     task: str
@@ -113,7 +114,7 @@ def _sample_example(task: Task, example: Callable[[Row], Example]) -> Example | 
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(Arguments):
     """Show rendered examples, tokens, truncation and label balance of a task."""
 
     task: str = "world_topic"
@@ -132,6 +133,7 @@ class CheckConfig:
     """Revision of a hub model."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in (("rows", self.rows), ("examples", self.examples)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

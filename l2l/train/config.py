@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, final, get_args
 
+from l2l.arguments import Arguments
 from l2l.bad_loss import Policy
 from l2l.methods import default_lr, is_first_order
 from l2l.methods.base import Estimator, check_choice, check_counts, check_positive
@@ -93,7 +94,7 @@ def doubts(scheme: str, lr: LearningRate, epsilon: float, parameters: int) -> li
 
 
 @dataclass(frozen=True)
-class FineTuneConfig:
+class FineTuneConfig(Arguments):
     """Fine-tune a model on a task with forward passes only."""
 
     model: str = "l2l/tiny"
@@ -244,6 +245,7 @@ class FineTuneConfig:
     """Show progress bars: of each phase, and of the whole run."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_scheme(self.scheme, self.scheme_args)
         check_pattern(self.freeze)
         check_quantize(self.quantize, self.scheme)

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from l2l.aliases import renamed
+from l2l.arguments import plain
 from l2l.costs import EvaluationPlan, Expectation, evaluated_rows, expect
 from l2l.estimators import finite_loss
 from l2l.methods.base import FirstOrder
@@ -112,6 +113,7 @@ def fine_tune(
         FloatingPointError: the loss is not finite.
     """
     options = renamed(options, {field.name for field in fields(FineTuneConfig)})
+    model, method, tuner = map(plain, (model, method, tuner))
     config = FineTuneConfig(
         model=model if isinstance(model, str) else model_identity(model).id or type(model).__name__,
         task=task,
