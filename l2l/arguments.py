@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 import numpy as np
 import torch
+import yaml
 
 
 def plain(value: Any) -> Any:
@@ -131,6 +132,31 @@ def fit_fields(config: Any) -> None:
     """Replace each field of a frozen dataclass that is being made by what its annotation wants; errors as of :func:`fitted`."""
     for name, hint in hints_of(type(config)).items():
         object.__setattr__(config, name, fitted(name, getattr(config, name), hint))
+
+
+def repeated_key(text: str) -> tuple[str, int] | None:
+    """The first key that stands twice in one mapping of a YAML or JSON text, and its line from 1; None where none does. A reader
+    would silently keep the last value.
+
+    Raises:
+        yaml.YAMLError: the text is no YAML.
+    """
+    waiting, seen = [yaml.compose(text, yaml.SafeLoader)], set[int]()
+    while waiting:
+        node = waiting.pop(0)
+        if id(node) in seen:  # an anchor that was met before
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            keys = set[tuple[str, str]]()
+            for key, value in node.value:
+                waiting.append(value)
+                if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in keys:
+                    return str(key.value), key.start_mark.line + 1
+                keys.add((key.tag, str(key.value)))
+    return None
 
 
 @dataclass(frozen=True)

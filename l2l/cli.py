@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from l2l import __version__
 from l2l.aliases import renamed
-from l2l.arguments import described, hints_of
+from l2l.arguments import described, hints_of, repeated_key
 
 
 class Command(NamedTuple):
@@ -197,12 +197,16 @@ def _with_current_names(words: Sequence[str], command: Command) -> list[str]:
 
 def _current_value(option: str, value: str, known: Collection[str]) -> str:
     """The value under its current name. A configuration file with old names in it becomes its text with current ones."""
-    if option != "config":
-        return str(renamed({option: value}, {*known, option})[option])
     try:
-        given = yaml.safe_load(Path(value).read_text())
+        text = Path(value).read_text() if option == "config" else value if value.startswith("{") else ""
+        twice, given = repeated_key(text), yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):
         return value  # the parser says what is wrong with it
+    if twice is not None:
+        where = f"{value}:{twice[1]}" if option == "config" else f"--{option} {value}"
+        raise ValueError(f"{where}: {twice[0]!r} stands there twice; remove one")
+    if option != "config":
+        return str(renamed({option: value}, {*known, option})[option])
     if not isinstance(given, Mapping):
         return value
     current = renamed(given, known)

@@ -38,6 +38,7 @@ from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_met
 from l2l.tasks import format_interval
 from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores, visits
+from l2l.tasks.inspect import warn_of_problems
 from l2l.train.baselines import Baseline, baseline_names, build_baseline
 from l2l.train.config import EVAL_EVERY, CompleteConfig, FineTuneConfig, doubts
 from l2l.train.inputs import Batcher, Closures, RunInputs, load_run_inputs, make_closures
@@ -266,6 +267,7 @@ def prepare_fine_tuning(
     encoder, tokenizer = encoder_for(model), inputs.tokenizer
     encoded = encoder.encode(inputs.task, inputs.splits.train, tokenizer, context_length(model, config.max_length))
     grouping = Grouping.of(model, config.length_groups, config.share_prompts)
+    warn_of_problems(inputs.task, inputs.splits, tokenizer, context_length(model, config.max_length), model)
     form, pad_id = inputs.task.form, encoder.pad_id(tokenizer)
     batcher = Batcher(encoded, form, pad_id, config.batch_size, config.seed, model.device, grouping)
     if config.compile:
