@@ -135,8 +135,8 @@ def fit_fields(config: Any) -> None:
 
 
 def repeated_key(text: str) -> tuple[str, int] | None:
-    """The first key that stands twice in one mapping of a YAML or JSON text, and its line from 1; None where none does. A reader
-    would silently keep the last value.
+    """The first key that stands twice in one mapping of a YAML or JSON text, and its line from 1; None where none does. A
+    reader would silently keep the last value.
 
     Raises:
         yaml.YAMLError: the text is no YAML.

@@ -560,8 +560,8 @@ class ZOOptimizer(Optimizer):
             each = sum(block.tensor.nbytes for block in self.blocks) + method.state_bytes(self.blocks)
             if (free := available_bytes()) < (copies + 1) * each:
                 raise ValueError(
-                    f"on_bad_loss='rollback:{copies}' keeps {copies + 1} copies of {each:,} bytes in memory, where {free:,} are "
-                    "free: go back fewer steps, train fewer weights (scheme lora, train_layers top:5), or use skip"
+                    f"on_bad_loss='rollback:{copies}' keeps {copies + 1} copies of {each:,} bytes in memory, where {free:,} "
+                    "are free: go back fewer steps, train fewer weights (scheme lora, train_layers top:5), or use skip"
                 )
 
     @property

@@ -151,8 +151,6 @@ class Contender(Arguments):
         if not self.label:
             object.__setattr__(self, "label", self.method)
         who = f"contender {self.label!r}"
-        if self.role not in get_args(Role):
-            raise ValueError(f"{who} has role {self.role!r}; use one of {', '.join(get_args(Role))}")
         if self.alternatives and self.role == TUNER:
             raise ValueError(f"{who} is a tuner with alternatives: enter each as a contender")
         check_positive(scale=self.scale, grid=min(self.grid, default=1.0))
@@ -235,8 +233,6 @@ class ExperimentConfig(Arguments):
         check_counts(**{name: getattr(self, name) for name in counts})
         check_positive(**{name: min(getattr(self, name), default=0.0) for name in ("grid", "step_fraction_grid")})
         check_positive(seconds=1.0 if self.seconds is None else self.seconds)
-        if self.executor not in get_args(ExecutorName):
-            raise ValueError(f"executor is {self.executor!r}; use one of {', '.join(get_args(ExecutorName))}")
         if 0 <= self.tuning_seed < self.seeds:
             raise ValueError(f"tuning_seed={self.tuning_seed} is a seed of the table: step sizes need another")
         check_distinct("setting", [setting.name for setting in self.settings])

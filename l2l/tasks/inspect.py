@@ -294,7 +294,9 @@ def _warnings(
     never = ", ".join(line["option"] for line in options if not line["right in train"])
     cut, leaked, merged = facts["rows cut"], facts["validation prompts in train"], sum(one.merged for one in examples)
     unknown = 0 if unk is None else sum(unk in one.prompt for one in examples)
-    double = sum(one.example.prompt[-1:].isspace() and one.example.options[0][:1] == " " for one in examples)
+    double = sum(
+        one.example.prompt[-1:].isspace() and any(option[:1] == " " for option in one.example.options) for one in examples
+    )
     bos = sum(bool(one.prefix) and one.prompt[: len(one.prefix)] == one.prefix for one in examples)
     twice = "".join(tokenizer.convert_ids_to_tokens(list(examples[0].prefix)))
     share, commonest = majority
@@ -304,7 +306,10 @@ def _warnings(
             f"{cut} rows have more than {facts['tokens that fit']} tokens, up to {facts['tokens, most']}, and lose their "
             "beginning",
         ),
-        (bos, f"{bos} prompts begin with {twice}, which the tokenizer of {model} puts there as well: remove it from the prompt"),
+        (
+            bos,
+            f"{bos} prompts begin with {twice}, which the tokenizer of {model} puts there as well: remove it from the prompt",
+        ),
         (share >= MAJORITY, f"{commonest!r} is right in {share:.0%} of the train rows: always to choose it scores as much"),
         (leaked, f"{leaked} validation prompts also stand in train: figures flatter"),
         *(

@@ -1,8 +1,8 @@
 """Numbers that go wrong: NaN, inf and exploding losses at chosen steps, under every policy of ``on_bad_loss`` and every method.
 
 Tried because others met them: epfLLM/Megatron-LLM #33 (losses of NaN from some step on, while the counter of skipped steps
-stays 0), PrimeIntellect-ai/prime-rl #1110 (one NaN hides a mean), facebookresearch/mmf #1073 (a step that is left out must leave
-out the optimizer's state too), skinniderlab/CLM #284 (when nothing but NaN comes, the run is to end).
+stays 0), PrimeIntellect-ai/prime-rl #1110 (one NaN hides a mean), facebookresearch/mmf #1073 (a step that is left out must
+leave out the optimizer's state too), skinniderlab/CLM #284 (when nothing but NaN comes, the run is to end).
 """
 
 from __future__ import annotations
