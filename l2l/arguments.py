@@ -34,9 +34,11 @@ def plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    for kind in (str, int, float):  # of subclasses the value alone
+    if isinstance(value, str):  # of subclasses the value alone
+        return str.__str__(value)
+    for kind in (int, float):
         if isinstance(value, kind):
-            return kind.__str__(value) if kind is str else kind(value)
+            return kind(value)
     if isinstance(value, Mapping):
         return {plain(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, Set):

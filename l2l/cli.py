@@ -144,7 +144,9 @@ def _imported(command: Command, name: str | None) -> Any:
 def _unfit(error: Exception, paths: Sequence[str]) -> str | None:
     """What a configuration made in Python says of a value that is of none of an option's types; None for other errors."""
     found = re.search(r'Parser key "(\w+)":.*(?:Given value|Got value): (.*)', str(error), re.DOTALL)
-    for path in paths if found and isinstance(error, argparse.ArgumentError) else ():
+    if found is None or not isinstance(error, argparse.ArgumentError):
+        return None
+    for path in paths:
         if (config := _imported(COMMANDS[path], COMMANDS[path].config)) and found[1] in hints_of(config):
             return f"{found[1]}={found[2].strip()!r} must be {described(hints_of(config)[found[1]])}"
     return None
