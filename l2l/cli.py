@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from l2l import __version__
 from l2l.aliases import renamed
+from l2l.arguments import described, hints_of, repeated_key
 
 
 class Command(NamedTuple):
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         warnings.formatwarning = lambda message, *_: f"l2l: {message}\n"
-    debug = "--debug" in words
+    debug, named = "--debug" in words, list[str]()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     # Libraries keep to warnings: the package has the only progress bar.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         else:
-            print(f"l2l: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"l2l: {_unfit(error, named) or ' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("l2l: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
@@ -138,6 +139,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _imported(command: Command, name: str | None) -> Any:
     return name and getattr(import_module(f"{__package__}.{command.module}"), name)
+
+
+def _unfit(error: Exception, paths: Sequence[str]) -> str | None:
+    """What a configuration made in Python says of a value that is of none of an option's types; None for other errors."""
+    found = re.search(r'Parser key "(\w+)":.*(?:Given value|Got value): (.*)', str(error), re.DOTALL)
+    if found is None or not isinstance(error, argparse.ArgumentError):
+        return None
+    for path in paths:
+        if (config := _imported(COMMANDS[path], COMMANDS[path].config)) and found[1] in hints_of(config):
+            return f"{found[1]}={found[2].strip()!r} must be {described(hints_of(config)[found[1]])}"
+    return None
 
 
 def _parser(paths: Sequence[str]) -> ArgumentParser:
@@ -187,12 +199,16 @@ def _with_current_names(words: Sequence[str], command: Command) -> list[str]:
 
 def _current_value(option: str, value: str, known: Collection[str]) -> str:
     """The value under its current name. A configuration file with old names in it becomes its text with current ones."""
-    if option != "config":
-        return str(renamed({option: value}, {*known, option})[option])
     try:
-        given = yaml.safe_load(Path(value).read_text())
+        text = Path(value).read_text() if option == "config" else value if value.startswith("{") else ""
+        twice, given = repeated_key(text), yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):
         return value  # the parser says what is wrong with it
+    if twice is not None:
+        where = f"{value}:{twice[1]}" if option == "config" else f"--{option} {value}"
+        raise ValueError(f"{where}: {twice[0]!r} stands there twice; remove one")
+    if option != "config":
+        return str(renamed({option: value}, {*known, option})[option])
     if not isinstance(given, Mapping):
         return value
     current = renamed(given, known)

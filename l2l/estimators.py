@@ -38,6 +38,19 @@ Closure: TypeAlias = Callable[[], ClosureValue]
 """Computes the loss at the present parameters, or what it is the mean of."""
 
 
+class BadLoss(FloatingPointError):
+    """A loss, or a gradient, that no update can be made by."""
+
+    def __init__(self, message: str, loss: float = float("nan"), exploded: bool = False, passes: int = 0) -> None:
+        super().__init__(message)
+        self.loss = loss
+        """The loss, where it is known."""
+        self.exploded = exploded
+        """Whether it is finite."""
+        self.passes = passes
+        """Evaluations that its step had made."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Losses along one direction, and the projected gradient they give."""
@@ -119,7 +132,7 @@ def as_loss(value: torch.Tensor | float) -> float:
     if not isinstance(value, int | float):
         raise TypeError(f"the closure returned {type(value).__name__}; return a scalar tensor or a float")
     if value != value or value in (float("inf"), float("-inf")):
-        raise FloatingPointError(f"the loss is {value}: lower lr or epsilon, or look for empty or overflowing inputs")
+        raise BadLoss(f"the loss is {value}: lower lr or epsilon, or look for empty or overflowing inputs", float(value))
     return float(value)
 
 

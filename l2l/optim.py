@@ -13,7 +13,9 @@ as they change the step, so the fraction is a pure number. What the closure retu
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, final, get_args
@@ -22,7 +24,10 @@ import torch
 from torch.autograd import forward_ad
 from torch.optim import Optimizer
 
+from l2l.arguments import plain
+from l2l.bad_loss import BadLosses, Policy, StepCheck, dropped
 from l2l.estimators import (
+    BadLoss,
     BatchOutputs,
     Closure,
     ClosureValue,
@@ -242,10 +247,12 @@ class StepReport:
     """Loss at theta of a first-order step, which has no directions and so no estimates."""
     gradient_norm: float | None = None
     """Of a first-order step."""
+    dropped: str = ""
+    """Why the step's update was not made, under a policy of ``on_bad_loss``; ``loss_center`` then is the bad loss."""
 
     @property
     def loss(self) -> float:
-        """Mean of the losses along the directions; of a first-order step, the loss at theta."""
+        """Mean of the losses along the directions; of a first-order step, the loss at theta; of a dropped one, the bad loss."""
         if self.loss_center is not None:
             return self.loss_center
         return sum(e.loss for e in self.estimates) / len(self.estimates)
@@ -309,6 +316,17 @@ class _Record:
         return directional_statistics(center or there[0], there, here if central else None, epsilon)
 
 
+@contextmanager
+def _counting(counter: _Counter) -> Iterator[None]:
+    """Note in the error of a bad loss how many passes had been made."""
+    try:
+        yield
+    except FloatingPointError as error:
+        bad = error if isinstance(error, BadLoss) else BadLoss(str(error))
+        bad.passes = counter.passes
+        raise bad from error.__cause__
+
+
 def _evaluated(theta: PerturbedParameters, closure: Closure) -> Closure:
     """The closure at the perturbed weights, in pieces if it is."""
     if isinstance(closure, MicroBatched):
@@ -328,6 +346,7 @@ def zo_step(
     fresh: Callable[[int], Closure] | None = None,
     curvature_lr: CurvatureLR | None = None,
     curvature_lr_state: CurvatureLRState = CurvatureLRState(),
+    check: Callable[[Sequence[Estimate]], tuple[Estimate, ...]] = tuple,
 ) -> tuple[Any, StepReport]:
     """One step of ``method``: estimate, update, restore. Gives the method's next state and a report.
 
@@ -338,6 +357,7 @@ def zo_step(
         fresh: ``fresh(i)`` is the loss on a further batch, for methods that search; None: always this step's.
         curvature_lr: set the learning rates to lr over the mean curvature, this step's included where it is measured.
         curvature_lr_state: from the report of the step before.
+        check: gives the estimates to update by; what it raises ends the step before anything has moved.
 
     Raises:
         FloatingPointError: a loss is not finite. The parameters are back where the step began, as after any other error.
@@ -351,7 +371,7 @@ def zo_step(
     def further(number: int) -> Closure:
         return _evaluated(theta, counted if fresh is None else counter(fresh(number)))
 
-    with theta.step():
+    with _counting(counter), theta.step():
         bend = None
         due = curvature_lr is not None and not curvature_lr_state.from_outputs and curvature_lr.due(key.step)
         evaluator = base.LossEvaluator(theta, key, counted, lambda direction: direction)
@@ -366,6 +386,7 @@ def zo_step(
             estimates = tuple(seen)
             if due:
                 estimates = (replace(estimates[0], loss_center=center), *estimates[1:])
+        estimates = check(estimates)
         if curvature_lr is not None:
             statistics = record.statistics(estimates, method.epsilon)
             if statistics is not None:
@@ -413,8 +434,12 @@ def first_order_step(
     key: Key,
     lr: Sequence[float],
     weight_decay: Sequence[float] | None = None,
+    judge: Callable[[float, float], float] = lambda loss, norm: math.inf,
 ) -> tuple[Any, StepReport]:
     """One first-order step: the next state and a report. Arguments are those of :func:`zo_step`.
+
+    Args:
+        judge: gives a bound of the gradient's norm from the loss and the norm; what it raises ends the step.
 
     Raises:
         TypeError: the closure's value carries no graph.
@@ -427,7 +452,11 @@ def first_order_step(
         norms = [torch.linalg.vector_norm(g, dtype=base.accumulation_dtype(g.dtype)).item() for g in gradients.values()]
         norm = math.sqrt(sum(own**2 for own in norms))
         if not math.isfinite(norm):
-            raise FloatingPointError(f"the norm of the gradient is {norm}: lower lr, or look for overflowing inputs")
+            raise BadLoss(f"the norm of the gradient is {norm}: lower lr, or look for overflowing inputs", loss)
+        if (limit := judge(loss, norm)) < norm:
+            for gradient in gradients.values():
+                gradient.mul_(limit / norm)
+            norm = limit
         with defer_interrupt():  # blocks and state change together
             if weight_decay is not None and any(weight_decay):
                 theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
@@ -461,6 +490,8 @@ class ZOOptimizer(Optimizer):
         step_fraction: under ``auto``, the fraction of the step to the minimum of the parabola; None: that of
             ``curvature_lr``.
         curvature_lr: under ``auto``, when curvature is measured and how it is averaged; None: the defaults.
+        on_bad_loss: what becomes of a step with a loss that is not finite, or explodes: ``raise``, ``skip``, ``clip`` or
+            ``rollback:N``; see :mod:`l2l.bad_loss`. ``bad_losses.counts`` counts them.
 
     Raises:
         ValueError: a value out of range, nothing to train, a group that matches no block, step_fraction or curvature_lr
@@ -480,7 +511,11 @@ class ZOOptimizer(Optimizer):
         sparse_embeddings: bool = False,
         step_fraction: float | None = None,
         curvature_lr: CurvatureLR | None = None,
+        on_bad_loss: str = "raise",
     ) -> None:
+        self.on_bad_loss, self.bad_losses = Policy.parse(on_bad_loss), BadLosses()
+        self._copies: list[dict[str, Any]] = []
+        lr, seed, weight_decay, step_fraction = map(plain, (lr, seed, weight_decay, step_fraction))
         lr = (method.default_lr or DEFAULT_LR) if lr is None else lr
         check_lr(lr=lr)
         if lr != "auto" and (step_fraction is not None or curvature_lr is not None):
@@ -521,6 +556,13 @@ class ZOOptimizer(Optimizer):
                 raise ValueError("a first-order method moves half-precision weights by a float32 copy: use update='master'")
         self.method_state: Any = method.init(self.theta.blocks)
         self.report: StepReport | None = None
+        if copies := self.on_bad_loss.back:
+            each = sum(block.tensor.nbytes for block in self.blocks) + method.state_bytes(self.blocks)
+            if (free := available_bytes()) < (copies + 1) * each:
+                raise ValueError(
+                    f"on_bad_loss='rollback:{copies}' keeps {copies + 1} copies of {each:,} bytes in memory, where {free:,} "
+                    "are free: go back fewer steps, train fewer weights (scheme lora, train_layers top:5), or use skip"
+                )
 
     @property
     def blocks(self) -> Blocks:
@@ -548,22 +590,60 @@ class ZOOptimizer(Optimizer):
         lr = [float(group["lr"]) for group, _ in pairs]
         decay = [float(group["weight_decay"]) if p.ndim > 1 else 0.0 for group, p in pairs]
         key = Key(self.seed, self.steps_done)
-        if isinstance(self.method, base.FirstOrder):
-            stepped = first_order_step(closure, self.theta, self.method, self.method_state, key, lr, decay)
+        check = StepCheck(self.on_bad_loss, self.bad_losses)
+        if self.on_bad_loss.back:
+            self._copies = [*self._copies[-self.on_bad_loss.back :], self._copy()]
+        try:
+            if isinstance(self.method, base.FirstOrder):
+                stepped = first_order_step(closure, self.theta, self.method, self.method_state, key, lr, decay, check.judge)
+            else:
+                own = self.theta, self.method, self.method_state, key, lr, decay, fresh
+                stepped = zo_step(closure, *own, self.curvature_lr, self.curvature_lr_state, check)
+        except FloatingPointError as error:
+            if self.on_bad_loss.kind == "raise":
+                raise
+            self._drop(error, key)
         else:
-            control, seen = self.curvature_lr, self.curvature_lr_state
-            stepped = zo_step(closure, self.theta, self.method, self.method_state, key, lr, decay, fresh, control, seen)
-        self.method_state, self.report = stepped
-        self.curvature_lr_state = self.report.curvature_lr_state
+            self.method_state, self.report = stepped
+            self.curvature_lr_state, self.bad_losses = self.report.curvature_lr_state, check.seen
+        assert self.report is not None, "a step leaves a report"
         self.steps_done += 1
         self.theta.raise_deferred_interrupt()
         return self.report.loss
+
+    def _drop(self, error: FloatingPointError, key: Key) -> None:
+        """Leave out the step that failed, and go back where the policy says so."""
+        counted = dropped(self.bad_losses, error, bool(self.on_bad_loss.back))
+        with defer_interrupt():
+            if self.on_bad_loss.back:
+                self._go_back(self._copies[0])
+                self._copies = []
+            self.bad_losses = counted
+            loss, passes = (error.loss, error.passes) if isinstance(error, BadLoss) else (math.nan, 0)
+            passes = FIRST_ORDER_PASSES if isinstance(self.method, base.FirstOrder) else passes
+            rates, seen = (0.0,) * len(self.blocks), self.curvature_lr_state
+            self.report = StepReport(key, (), passes, rates, None, seen, loss, math.nan, dropped=str(error))
+
+    def _copy(self) -> dict[str, Any]:
+        """Weights, and whatever a step changes beside them, in memory of their own; weights in the host's."""
+        masters = self.theta.extra_state()  # restores theta
+        tensors = {block.name: block.tensor.detach() for block in self.blocks}
+        copied = ({name: x.to("cpu", copy=True) for name, x in some.items()} for some in (tensors, masters))
+        state, seen = deepcopy(_plain(self.method_state)), asdict(self.curvature_lr_state)
+        return dict(zip(("weights", "masters"), copied, strict=True)) | {"method": state, "curvature": seen}
+
+    def _go_back(self, copy: Mapping[str, Any]) -> None:
+        self.theta.assign(copy["weights"])
+        self.theta.load_extra_state(copy["masters"])
+        self.method_state = _restored(self.method_state, deepcopy(copy["method"]))
+        self.curvature_lr_state = CurvatureLRState(**copy["curvature"])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs beside the weights, exactly. Restores the unperturbed weights."""
         kept = {"seed": self.seed, "step": self.steps_done, "method": _plain(self.method_state)}
         kept["masters"] = self.theta.extra_state()
         kept["control"] = curvature_lr_state(self.curvature_lr, self.curvature_lr_state)
+        kept["bad_losses"] = {"seen": asdict(self.bad_losses), "copies": self._copies}
         return {**super().state_dict(), STATE: kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -582,6 +662,8 @@ class ZOOptimizer(Optimizer):
         super().load_state_dict({name: value for name, value in state_dict.items() if name != STATE})
         self.seed, self.steps_done, self.method_state = kept["seed"], kept["step"], restored
         self.curvature_lr, self.curvature_lr_state = control, seen
+        bad = kept.get("bad_losses", {"seen": {}, "copies": []})
+        self.bad_losses, self._copies = BadLosses(**bad["seen"]), list(bad["copies"])
 
 
 def choose_update(blocks: Blocks) -> Literal["master", "stochastic"]:

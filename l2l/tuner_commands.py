@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.measure import Measurement
 
+from l2l.arguments import Arguments
 from l2l.costs import config_of, meta_model
 from l2l.experiments.presets.tuner_test import GoNoGoConfig, report, run_tuner_test
 from l2l.models.load import EMBEDDED, load_model
@@ -21,7 +22,7 @@ WIDEST = 10_000
 
 
 @dataclass(frozen=True)
-class ShowConfig:
+class ShowConfig(Arguments):
     """Show a tuner: recipe, results, sigma by layer and kind, how far it moved."""
 
     tuner: str
@@ -50,7 +51,7 @@ def list_tuners() -> None:
 
 
 @dataclass(frozen=True)
-class DownloadConfig:
+class DownloadConfig(Arguments):
     """Download a tuner, so that it can be used by its name, also offline."""
 
     tuner: str
@@ -69,7 +70,7 @@ def download(config: DownloadConfig) -> None:
 
 
 @dataclass(frozen=True)
-class DiffConfig:
+class DiffConfig(Arguments):
     """Compare two tuners: configs, sigma by kind, distance of weights, the blocks that differ most."""
 
     first: str
@@ -92,7 +93,7 @@ def diff(config: DiffConfig) -> None:
 
 
 @dataclass(frozen=True)
-class CardConfig:
+class CardConfig(Arguments):
     """Put licence, results or base model into a tuner's config and card; its weights stay as they are."""
 
     tuner: str
@@ -114,7 +115,7 @@ def card(config: CardConfig) -> None:
 
 
 @dataclass(frozen=True)
-class PushConfig:
+class PushConfig(Arguments):
     """Upload a tuner to the hub."""
 
     tuner: str
@@ -136,7 +137,7 @@ def push(config: PushConfig) -> None:
 
 
 @dataclass(frozen=True)
-class ImportConfig:
+class ImportConfig(Arguments):
     """Import a published tuner from its pickle, of which nothing is executed."""
 
     file: str
@@ -158,7 +159,7 @@ def import_tuner(config: ImportConfig) -> None:
 
 
 @dataclass(frozen=True)
-class VerifyConfig:
+class VerifyConfig(Arguments):
     """Verify a tuner: files, blocks, sigma, card."""
 
     tuner: str

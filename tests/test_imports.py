@@ -16,18 +16,20 @@ PACKAGE = Path(__file__).parent.parent / "l2l"
 LINES, FILES, IMPORT_SHARE = 30_000, 175, 0.06
 """Limits: lines of Python, files of Python, share of the lines that belong to import statements."""
 
-LEAVES = {"noise", "models", "report", "aliases"}
+LEAVES = {"noise", "models", "report", "aliases", "arguments"}
 """They know nothing of the other parts."""
 METHODS = LEAVES | {"params", "estimators", "tuners", "methods"}
-TRAINING = METHODS | {"tasks", "optim", "optimizers", "costs"}
+TRAINING = METHODS | {"tasks", "bad_loss", "optim", "optimizers", "costs"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in LEAVES},
-    "tasks": {"models", "report"},
+    "models": {"arguments"},
+    "tasks": {"arguments", "models", "report"},
     "params": {"noise"},
     "estimators": {"noise", "params"},
     "tuners": LEAVES | {"params"},
     "methods": LEAVES | {"params", "estimators", "tuners"},
-    "optim": METHODS | {"optimizers"},  # each by its name, l2l.optim.FZOO, when it is asked for
+    "bad_loss": {"estimators"},
+    "optim": METHODS | {"bad_loss", "optimizers"},  # each by its name, l2l.optim.FZOO, when it is asked for
     "optimizers": METHODS | {"optim"},
     "costs": METHODS | {"tasks"},
     "train": TRAINING,
@@ -35,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "experiments": TRAINING | {"train", "meta"},
     "tools": TRAINING | {"train", "meta"},
     "tuner_commands": TRAINING | {"experiments"},
-    "cli": {"aliases", ""},
+    "cli": {"aliases", "arguments", ""},
     "__main__": {"cli"},
     "": TRAINING | {"optimizers", "train", "meta", "experiments"},
 }

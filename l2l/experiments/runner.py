@@ -39,6 +39,7 @@ from l2l.optim import ZOOptimizer
 from l2l.params import Blocks
 from l2l.report.console import progress_bar
 from l2l.report.run_directory import METRICS, SUMMARY, read_metrics, write_json
+from l2l.tasks import inspect as inspect_task
 from l2l.train import runlog
 from l2l.train.config import DEV_ROWS, EVAL_EVERY, TEST_ROWS, FineTuneConfig
 from l2l.train.inputs import load_run_inputs
@@ -71,9 +72,10 @@ def check_place(
     options = config.run_options(setting, scheme)
     configs = [FineTuneConfig(**{**options, "task": task}).completed() for task in setting.tasks]
     first = load_run_inputs(configs[0])
-    for other in configs[1:]:
-        load_run_inputs(other, first.model, first.tokenizer)
-    context_length(first.model, setting.max_length)
+    limit = context_length(first.model, setting.max_length)
+    for inputs in (first, *(load_run_inputs(other, first.model, first.tokenizer) for other in configs[1:])):
+        if scheme == config.tuning_schemes[0]:  # once for all of them
+            inspect_task.warn_of_problems(inputs.task, inputs.splits, first.tokenizer, limit, first.model)
     model = setup_scheme(first.model, configs[0])
     model.eval()
     blocks = Blocks.of(model)
@@ -183,7 +185,11 @@ def run_trial(trial: Trial) -> "Record":
 def execute(trial: Trial) -> dict[str, Any]:
     """Fine-tune as the trial says, unless that was done; the summary."""
     given = trial.options | {"out": trial.out, "overwrite": True, "progress": False, "save_model": False}
-    return trial.summary or fine_tune(**given).summary
+    said, inspect_task.logger.disabled = inspect_task.logger.disabled, True  # by check_place, once for all trials
+    try:
+        return trial.summary or fine_tune(**given).summary
+    finally:
+        inspect_task.logger.disabled = said
 
 
 def read_run(trial: Trial) -> Run:

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import yaml
 
+from l2l.arguments import Arguments
 from l2l.experiments.stats import Cell, Point
 from l2l.methods import default_lr, method_class, method_names
 from l2l.methods.base import Method, check_counts, check_positive
@@ -61,7 +62,7 @@ CONTROLS = {
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Arguments):
     """A model and the tasks on which methods are compared or tuners judged."""
 
     name: str
@@ -87,6 +88,7 @@ class Setting:
     """Forward passes per run for this model; None: those of the experiment."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_counts(batch_size=self.batch_size, passes=1 if self.passes is None else self.passes)
         check_positive(grid=min(self.grid, default=1.0))
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
@@ -99,7 +101,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class SchemeEntry:
+class SchemeEntry(Arguments):
     """A tuning scheme, and further options of all runs under it."""
 
     name: Scheme = "full"
@@ -110,13 +112,14 @@ class SchemeEntry:
     """Further fields of its runs: ``{scheme_args: {r: 16}}``."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_scheme(self.name, self.options.get("scheme_args", {}))
         check_positive(scale=self.scale)
         _check_options(f"scheme {self.name!r}", self.options)
 
 
 @dataclass(frozen=True)
-class Contender:
+class Contender(Arguments):
     """A method that takes part: with a tuner or without, and the step sizes among which it chooses."""
 
     label: str = ""
@@ -144,11 +147,10 @@ class Contender:
     ``l2l compare`` only."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.label:
             object.__setattr__(self, "label", self.method)
         who = f"contender {self.label!r}"
-        if self.role not in get_args(Role):
-            raise ValueError(f"{who} has role {self.role!r}; use one of {', '.join(get_args(Role))}")
         if self.alternatives and self.role == TUNER:
             raise ValueError(f"{who} is a tuner with alternatives: enter each as a contender")
         check_positive(scale=self.scale, grid=min(self.grid, default=1.0))
@@ -182,7 +184,7 @@ def _check_options(who: str, options: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(Arguments):
     """Fields that every experiment has."""
 
     out: str = "runs/experiment"
@@ -224,14 +226,13 @@ class ExperimentConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         embedded = [Setting("l2l-tiny", tasks=list(HELD_OUT))]
         _set(self, "settings", [_as(Setting, entry) for entry in self.settings] or embedded)
         counts = ("passes", "seeds", "train_size", "dev_size", "test_size", "evaluations", "processes")
         check_counts(**{name: getattr(self, name) for name in counts})
         check_positive(**{name: min(getattr(self, name), default=0.0) for name in ("grid", "step_fraction_grid")})
         check_positive(seconds=1.0 if self.seconds is None else self.seconds)
-        if self.executor not in get_args(ExecutorName):
-            raise ValueError(f"executor is {self.executor!r}; use one of {', '.join(get_args(ExecutorName))}")
         if 0 <= self.tuning_seed < self.seeds:
             raise ValueError(f"tuning_seed={self.tuning_seed} is a seed of the table: step sizes need another")
         check_distinct("setting", [setting.name for setting in self.settings])

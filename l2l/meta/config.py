@@ -6,10 +6,11 @@ from typing import Any, Literal
 import numpy as np
 
 from l2l.aliases import renamed
+from l2l.arguments import Arguments
 from l2l.meta.objectives import make_objective
 from l2l.meta.pool import check_weights
 from l2l.meta.state import Objective
-from l2l.methods.base import check_choice, check_counts, check_positive
+from l2l.methods.base import check_counts, check_positive
 from l2l.models.load import EMBEDDED, check_pattern
 from l2l.models.prefix import check_train_layers
 from l2l.tasks import get_task
@@ -26,7 +27,7 @@ POSITIVE = ("outer_lr", "lr", "epsilon", "embedding_rows_per_sample", "inner_lr"
 
 
 @dataclass(frozen=True)
-class MetaTrainConfig:
+class MetaTrainConfig(Arguments):
     """Learn a tuner for a model over a pool of tasks."""
 
     model: str = "l2l/tiny"
@@ -141,13 +142,13 @@ class MetaTrainConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "objective", renamed({"objective": self.objective}, ("objective",))["objective"])
         check_pattern(self.freeze)
         check_train_layers(self.train_layers)
         check_positive(**{name: getattr(self, name) for name in POSITIVE})
         for name in ("validation_lrs", "validation_step_fractions"):
             check_positive(**{name: min(getattr(self, name), default=1.0)})
-        check_choice("trajectory", self.trajectory, ("teacher", "zo", "mixture"))
         if not 0 <= self.zo_share <= 1:
             raise ValueError(f"zo_share={self.zo_share} must lie between 0 and 1")
         if not 0 <= self.inner_momentum < 1:
@@ -158,12 +159,8 @@ class MetaTrainConfig:
                 f"objective {self.objective!r} takes no backward pass whose gradient the trajectory could share: set "
                 "trajectory to 'zo', or trajectory_gradient to 'own'"
             )
-        check_choice("sampling", self.sampling, ("turn", "random"))
         if self.task_weights and self.sampling != "random":
             raise ValueError("task_weights are given, but the tasks come in turn: set sampling to 'random'")
-        check_choice("outer_optimizer", self.outer_optimizer, ("sgd", "adam"))
-        check_choice("basis", self.basis, ("none", "gradients", "activations", "random"))
-        check_choice("block_schedule", self.block_schedule, ("none", "role"))
         outputs = self.architecture_args.get("outputs", 2)
         if self.basis != "none" and outputs != 2:
             raise ValueError(

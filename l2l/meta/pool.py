@@ -12,6 +12,7 @@ from l2l.estimators import Closure
 from l2l.models.batching import Grouping
 from l2l.tasks import Row, Task, batch_loss, get_task, load_splits
 from l2l.tasks.encode import Batch, encoder_for
+from l2l.tasks.inspect import warn_of_problems
 from l2l.train.inputs import Batcher
 from l2l.tuners.api import Tuner
 
@@ -65,6 +66,7 @@ def load_pool(
         task = get_task(name)
         splits = load_splits(task, config.data_dir, config.train_size, config.dev_size, 0, config.seed)
         encoded = encoder.encode(task, splits.train, tokenizer, max_length)
+        warn_of_problems(task, splits, tokenizer, max_length, model)
         batcher = Batcher(encoded, task.form, pad_id, config.batch_size, config.seed, model.device, grouping)
         found.append(PoolTask(task, batcher, splits.dev))
     return found

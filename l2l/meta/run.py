@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2l.aliases import renamed
+from l2l.arguments import plain
 from l2l.estimators import finite_loss
 from l2l.meta.bases import pool_basis
 from l2l.meta.config import MetaTrainConfig, task_list, with_defaults
@@ -55,9 +56,10 @@ def meta_train(
         ValueError, FileNotFoundError: bad input, named, before anything is written.
         FloatingPointError: a loss is not finite.
     """
+    model = plain(model)
     name = model if isinstance(model, str) else model_identity(model).id or type(model).__name__
     options = renamed(options, {field.name for field in fields(MetaTrainConfig)})
-    config = MetaTrainConfig(model=name, tasks=tasks or [], out=out, **options)
+    config = MetaTrainConfig(model=name, tasks=[] if tasks is None else tasks, out=out, **options)
     return run_meta_training(config, None if isinstance(model, str) else model, tokenizer)
 
 

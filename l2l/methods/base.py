@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, cast, ge
 
 import torch
 
+from l2l.arguments import plain_scalars
 from l2l.estimators import (
     BatchOutputs,
     Closure,
@@ -171,6 +172,7 @@ class Method(ABC, Generic[State]):
     """``two_sided`` or ``one_sided`` differences; see :data:`Estimator`."""
 
     def __post_init__(self) -> None:
+        plain_scalars(self)
         check_positive(**{name: getattr(self, name) for name in ("epsilon", *self.positive)})
         check_counts(**{name: getattr(self, name) for name in ("num_directions", *self.counts)})
         check_fractions(**{name: getattr(self, name) for name in self.fractions})

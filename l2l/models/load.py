@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import torch
 from safetensors import SafetensorError
 
+from l2l.arguments import plain
 from l2l.models.heads import virtual_tokens
 from l2l.models.kinds import auto_class, kind_of_config
 from l2l.models.kinds import kind_of as kind_of
@@ -52,7 +53,7 @@ class ModelIdentity:
 
 def load_model(
     name_or_path: str | Path,
-    dtype: str = "float32",
+    dtype: torch.dtype | str = "float32",
     device: torch.device | str | None = None,
     revision: str | None = None,
     attn_implementation: str | None = None,
@@ -91,6 +92,7 @@ def load_model(
     import transformers
     from transformers.utils.hub import extract_commit_hash
 
+    dtype, num_labels, seed = plain(dtype), plain(num_labels), plain(seed)
     adapter = adapter_base(name_or_path)
     if adapter is not None:
         rest = (head, device_map, trust_remote_code, num_labels, seed, quantize)

@@ -1,21 +1,24 @@
 """``l2l tasks list``, ``show`` and ``check``: a task's source, prompt and options, and its tokens for a model."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from l2l.arguments import Arguments
+from l2l.models.kinds import kind_of as kind_of_model
 from l2l.models.load import load_tokenizer
 from l2l.models.prompt_trees import Ids
 from l2l.report.console import print_table
 from l2l.tasks.base import Example, FileData, GeneratedData, HubData, Row, Task, sample_row
 from l2l.tasks.encode import option_starts, special_ids, tokenized
 from l2l.tasks.registry import get_task, task_names
-from l2l.tasks.rows import HELD_OUT, TEST_SEED, held_out_note, held_out_of, load_rows
+from l2l.tasks.rows import HELD_OUT, TEST_SEED, Splits, held_out_note, held_out_of, load_rows
 from l2l.tasks.sources import read_file
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CELL = 60
 """Most characters of a cell of the list."""
@@ -26,10 +29,16 @@ _TAIL = 60
 _FEW = 6
 """Most options of an example that are shown, the right one among them."""
 _LONGEST_DEFAULT = 2048
+MAJORITY = 0.9
+"""Share of the train rows with one right option from which on a model that always chooses it looks trained."""
+WARNED = 200
+"""Rows of each split that a run looks at for problems: a few hundredths of a second, where the tokens of a run take minutes."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ShowConfig:
+class ShowConfig(Arguments):
     """Show a task: where its rows come from, its prompt, its options, its variants."""
 
     task: str
@@ -113,7 +122,7 @@ def _sample_example(task: Task, example: Callable[[Row], Example]) -> Example | 
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(Arguments):
     """Show rendered examples, tokens, truncation and label balance of a task."""
 
     task: str = "world_topic"
@@ -132,6 +141,7 @@ class CheckConfig:
     """Revision of a hub model."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in (("rows", self.rows), ("examples", self.examples)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -172,15 +182,36 @@ def check(config: CheckConfig) -> Checked:
     limit = min(longest or _LONGEST_DEFAULT, _LONGEST_DEFAULT) if config.max_length is None else config.max_length
     if config.max_length is not None and not 2 <= limit <= (longest or limit):
         raise ValueError(f"max_length {limit} must lie in 2..{longest or 'any'}, the positions of {config.model!r}")
-    prefix, examples = special_ids(tokenizer)[0], []
-    for one in tokenized(task, [*train, *test], tokenizer):
+    found = findings(task, train, test, tokenizer, limit, config.model)
+    note = held_out_note(task) if config.data_dir is None or isinstance(task.source, FileData) else ""
+    facts = found.facts | ({"held out": note} if note else {})
+    examples = _texts(task, [*train, *test][: config.examples], tokenizer)
+    shown = [token_display(tokenizer, one, number) for number, one in enumerate(examples)]
+    return replace(found, facts=facts, examples=shown)
+
+
+def _texts(task: Task, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> "list[TokenizedExample]":
+    prefix, examples = special_ids(tokenizer)[0], list[TokenizedExample]()
+    for one in tokenized(task, rows, tokenizer):
         starts = option_starts(one)
         own = tuple(text[start:] for text, start in zip(one.texts, starts, strict=True))
         merged = min(starts) < len(one.prompt)
         examples.append(TokenizedExample(one.example, prefix, one.prompt[: min(starts)], own, merged))
-    parts = examples[: len(train)], examples[len(train) :]
+    return examples
 
-    lengths = sorted(len(prefix) + len(one.prompt) + max(map(len, one.options)) for one in examples)
+
+def findings(
+    task: Task, train: Sequence[Row], test: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", limit: int, model: str
+) -> Checked:
+    """Figures, options and likely problems of rows for a tokenizer, without examples.
+
+    Args:
+        limit: most tokens per row.
+        model: name of the tokenizer's model, for messages.
+    """
+    examples = _texts(task, [*train, *test], tokenizer)
+    parts = examples[: len(train)], examples[len(train) :]
+    lengths = sorted(len(one.prefix) + len(one.prompt) + max(map(len, one.options)) for one in examples)
     known = {one.example.prompt for one in parts[0]}
     facts: dict[str, Any] = {
         "task": task.label,
@@ -196,10 +227,13 @@ def check(config: CheckConfig) -> Checked:
         "validation prompts in train": sum(one.example.prompt in known for one in parts[1]),
     }
     options: list[dict[str, Any]] = []
+    majority = 0.0, ""
     if kind(task) == "choose":
         # Accuracy of the majority class: by the option's text, or by its index where options differ between rows.
-        golds = [(one.example.options[one.example.gold[0]], one.example.gold[0]) for one in parts[1]]
-        facts["always the commonest"] = max(max(Counter(column).values()) for column in zip(*golds, strict=True)) / len(test)
+        golds = [[(one.example.options[one.example.gold[0]], one.example.gold[0]) for one in part] for part in parts]
+        common = [[Counter(column).most_common(1)[0] for column in zip(*part, strict=True)] for part in golds]
+        facts["always the commonest"] = max(count for _, count in common[1]) / len(test)
+        majority = common[0][0][1] / len(train), str(common[0][0][0])
         # The options of all rows, in order of first occurrence; none where each row has others.
         ids = {text: own for one in examples for text, own in zip(one.example.options, one.options, strict=True)}
         right = [Counter(one.example.options[one.example.gold[0]] for one in part) for part in parts]
@@ -215,10 +249,23 @@ def check(config: CheckConfig) -> Checked:
         ]
     else:
         facts["different answers in train"] = len({one.example.options[0] for one in parts[0]})
-    note = held_out_note(task) if config.data_dir is None or isinstance(task.source, FileData) else ""
-    facts |= {"held out": note} if note else {}
-    shown = [token_display(tokenizer, one, number) for number, one in enumerate(examples[: config.examples])]
-    return Checked(facts, options, shown, _warnings(config, facts, options, examples, tokenizer))
+    return Checked(facts, options, [], _warnings(model, facts, options, examples, tokenizer, majority))
+
+
+def warn_of_problems(
+    task: Task, splits: Splits, tokenizer: "PreTrainedTokenizerBase", limit: int, model: "PreTrainedModel"
+) -> None:
+    """Log a line for each likely problem that ``l2l tasks check`` would show, by the first :data:`WARNED` rows of each split.
+
+    A sequence classifier and an encoder-decoder are not given options behind prompts, as the check assumes: nothing is said.
+    """
+    lines = [splits.note] if splits.note else []
+    held = splits.test or splits.dev
+    if splits.train and held and kind_of_model(model) in ("causal", "masked"):
+        name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+        lines += findings(task, splits.train[:WARNED], held[:WARNED], tokenizer, limit, name).warnings
+    for line in lines:
+        logger.warning("%s", line if line.startswith("task ") else f"task {task.name!r}: {line}")
 
 
 def check_task(config: CheckConfig) -> None:
@@ -233,22 +280,37 @@ def check_task(config: CheckConfig) -> None:
 
 
 def _warnings(
-    config: CheckConfig,
+    model: str,
     facts: dict[str, Any],
     options: list[dict[str, Any]],
     examples: "Sequence[TokenizedExample]",
     tokenizer: "PreTrainedTokenizerBase",
+    majority: tuple[float, str],
 ) -> list[str]:
-    model, unk, same = config.model, tokenizer.unk_token_id, dict[str, list[str]]()
+    unk, same = tokenizer.unk_token_id, dict[str, list[str]]()
     for line in options:
         same.setdefault(line["ids"], []).append(line["option"])
     long = ", ".join(line["option"] for line in options if " " in line["ids"])
     never = ", ".join(line["option"] for line in options if not line["right in train"])
     cut, leaked, merged = facts["rows cut"], facts["validation prompts in train"], sum(one.merged for one in examples)
     unknown = 0 if unk is None else sum(unk in one.prompt for one in examples)
-    double = sum(one.example.prompt[-1:].isspace() and one.example.options[0][:1] == " " for one in examples)
+    double = sum(
+        one.example.prompt[-1:].isspace() and any(option[:1] == " " for option in one.example.options) for one in examples
+    )
+    bos = sum(bool(one.prefix) and one.prompt[: len(one.prefix)] == one.prefix for one in examples)
+    twice = "".join(tokenizer.convert_ids_to_tokens(list(examples[0].prefix)))
+    share, commonest = majority
     likely = [
-        (cut, f"{cut} rows have more than {facts['tokens that fit']} tokens and lose their beginning"),
+        (
+            cut,
+            f"{cut} rows have more than {facts['tokens that fit']} tokens, up to {facts['tokens, most']}, and lose their "
+            "beginning",
+        ),
+        (
+            bos,
+            f"{bos} prompts begin with {twice}, which the tokenizer of {model} puts there as well: remove it from the prompt",
+        ),
+        (share >= MAJORITY, f"{commonest!r} is right in {share:.0%} of the train rows: always to choose it scores as much"),
         (leaked, f"{leaked} validation prompts also stand in train: figures flatter"),
         *(
             (

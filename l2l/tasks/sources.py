@@ -76,12 +76,22 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
                 continue
             where = f"{path}:{number}"
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_once)
             except ValueError as error:  # not JSON, or not UTF-8
                 raise ValueError(f"{where}: not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
             yield where, row
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; ValueError where it names a field twice, of which the last would silently hold."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice!r} stands there twice; remove one")
+    return found
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Row]]:

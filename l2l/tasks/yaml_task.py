@@ -18,6 +18,7 @@ import yaml
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from l2l.arguments import repeated_key
 from l2l.tasks.base import Example, FileData, HubData, Row, Task
 from l2l.tasks.sources import check_suffix, column_names
 
@@ -206,12 +207,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8") from error
     try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        names: set[str] = set()  # YAML would silently keep the last of two fields with one name
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if key.value in names:
-                raise ValueError(f"{file}:{key.start_mark.line + 1}: field {key.value!r} stands there twice; remove one")
-            names.add(key.value)
+        if twice := repeated_key(text):
+            raise ValueError(f"{file}:{twice[1]}: field {twice[0]!r} stands there twice; remove one")
         fields = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final
 
 import torch
 
+from l2l.arguments import Arguments
 from l2l.estimators import Closure, finite_loss, two_point
 from l2l.methods.base import Method, check_counts
 from l2l.methods.learned import Learned
@@ -65,7 +66,7 @@ Advance: TypeAlias = Callable[[float], None]
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(Arguments):
     """Measure a zeroth-order step beside its two forward passes and beside the textbook loop."""
 
     model: str = "opt-125m-shape"
@@ -109,6 +110,7 @@ class BenchConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = ("batch_size", "warmup", "repeats", "threads", "answer_tokens", "population")
         counts = {name: getattr(self, name) for name in names}
         check_counts(**{name: value for name, value in counts.items() if value is not None})

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from l2l.arguments import Arguments
 from l2l.noise import Key, MomentRequest, NoiseTerm, TensorSlice, active_backend, add_noise, backend_problem, reference
 from l2l.noise.dispatch import BACKENDS, VARIABLE
 from l2l.noise.native import compiler, folders
@@ -28,7 +29,7 @@ TERMS = [NoiseTerm(Key(7, 3), [(SCALE, -2 * SCALE)])]
 
 
 @dataclass(frozen=True)
-class DoctorConfig:
+class DoctorConfig(Arguments):
     """Say what this machine has, which noise backend serves it, how fast it is, and what would help."""
 
     out: str | None = None

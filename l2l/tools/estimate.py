@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from l2l import costs
+from l2l.arguments import Arguments
 from l2l.methods.base import check_counts
 from l2l.methods.registry import declared_method
 from l2l.models.load import DTYPES
@@ -19,7 +20,7 @@ from l2l.report.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
-class EstimateConfig:
+class EstimateConfig(Arguments):
     """Predict peak memory and time per step of fine-tuning a model, without loading its weights."""
 
     model: str = "l2l/tiny"
@@ -61,6 +62,7 @@ class EstimateConfig:
     """Remove the files of an earlier run in ``out``."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         answer = 1 if self.answer_tokens is None else self.answer_tokens
         counts = {name: getattr(self, name) for name in ("batch_size", "length", "steps", "cached_rows")}
         check_counts(**counts, answer_tokens=answer)

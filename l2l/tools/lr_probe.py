@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from l2l.arguments import Arguments
 from l2l.estimators import Closure, ClosureValue, center_loss, two_point
 from l2l.methods import method_class
 from l2l.methods.base import Method, check_counts, check_positive
@@ -55,7 +56,7 @@ EPSILONS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(Arguments):
     """Recommend a learning rate and an epsilon from a few dozen probes of the loss; nothing is trained."""
 
     model: str = "l2l/tiny"
@@ -120,6 +121,7 @@ class ProbeConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_counts(probes=self.probes, sweep=self.sweep, batch_size=self.batch_size, train_size=self.train_size)
         if self.probes < 2:
             raise ValueError(f"probes={self.probes} must be at least 2: one direction shows no spread")

@@ -9,10 +9,12 @@ so their learning rates differ by a factor of 10^2 to 10^4: a rate of one scheme
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Any, Literal, TypeAlias, final
 
+from l2l.arguments import Arguments
+from l2l.bad_loss import Policy
 from l2l.methods import default_lr, is_first_order
-from l2l.methods.base import Estimator, check_choice, check_counts, check_positive
+from l2l.methods.base import Estimator, check_counts, check_positive
 from l2l.models.kinds import Head
 from l2l.models.load import Quantize, check_pattern, check_quantize
 from l2l.models.prefix import check_train_layers
@@ -92,7 +94,7 @@ def doubts(scheme: str, lr: LearningRate, epsilon: float, parameters: int) -> li
 
 
 @dataclass(frozen=True)
-class FineTuneConfig:
+class FineTuneConfig(Arguments):
     """Fine-tune a model on a task with forward passes only."""
 
     model: str = "l2l/tiny"
@@ -174,6 +176,10 @@ class FineTuneConfig:
     """Perturb and update only the embedding rows that the batch touches. Refused where embedding and head are tied."""
     weight_decay: float = 0.0
     """Decay of matrices: theta -= lr * weight_decay * theta."""
+    on_bad_loss: str = "raise"
+    """What becomes of a step whose loss is not finite, or explodes: ``raise`` ends the run; ``skip`` leaves the step out;
+    ``clip`` bounds projected gradients by 10 times their running median, and skips what is not finite; ``rollback:N`` goes back
+    to the weights of N steps before. Counted in metrics.csv and summary.json; see :mod:`l2l.bad_loss`."""
     seed: int = 0
     """Fixes data order and every direction."""
     train_size: int = 1000
@@ -239,9 +245,11 @@ class FineTuneConfig:
     """Show progress bars: of each phase, and of the whole run."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_scheme(self.scheme, self.scheme_args)
         check_pattern(self.freeze)
         check_quantize(self.quantize, self.scheme)
+        Policy.parse(self.on_bad_loss)
         check_level(self.match)
         if self.tuner is None:  # no plan decides: config.yaml and summary.json record the values that are used
             for name, value in self._defaults({}).items():
@@ -254,17 +262,11 @@ class FineTuneConfig:
         optional["lr"] = None if isinstance(self.lr, str) else self.lr  # a schedule may pass through 0; at 0 nothing trains
         check_positive(**{name: value for name, value in optional.items() if value is not None})
         check_schedule(self.schedule or "constant", self.schedule_end or 0.0)
-        if self.estimator is not None:
-            check_choice("estimator", self.estimator, get_args(Estimator))
         check_train_layers(self.train_layers or "all")
         if self.train_layers not in (None, "all") and self.scheme in ("prefix", "prompt"):
             raise ValueError(f"scheme {self.scheme!r} trains what lies below all layers: leave train_layers out, or use lora")
         if self.stream_layers:
             self._check_streaming()
-        choices = {"perturb": PerturbMode, "update": Update, "prefix_cache": PrefixMode}
-        for name, allowed in ((name, get_args(kind)) for name, kind in choices.items()):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
         counts = "train_size checkpoint_every log_every curvature_every"
         optional = ["length_groups", "steps", "max_passes", "num_directions", "batch_size", "dev_size", "test_size"]
         optional = [name for name in (*optional, "eval_every") if getattr(self, name) is not None]

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from l2l.arguments import Arguments
 from l2l.methods.base import check_counts
 from l2l.models import Head, compile_decoder
 from l2l.models.load import Quantize, load_model, load_tokenizer
@@ -13,7 +14,7 @@ from l2l.tasks.evaluate import evaluate, visits
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Arguments):
     """Loss and metric of a model on the rows of a task."""
 
     model: str = "l2l/tiny"
@@ -62,6 +63,7 @@ class EvaluateConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_counts(rows=self.rows, batch_size=self.batch_size)
 
 

@@ -15,7 +15,8 @@ class RunLog:
     """One JSON line per step.
 
     ``step``, ``lr``, ``passes``, and ``directions``: for each direction its projected gradient and the losses on both
-    sides. ``curvature`` where it was measured; of a first-order step ``loss``.
+    sides. ``curvature`` where it was measured; of a first-order step ``loss``; of a step whose
+    update ``on_bad_loss`` left out, the bad ``loss`` and, as ``dropped``, why.
 
     Args:
         head: the first line: seed, epsilon, method and tuner hash, which fix directions and sigma.
@@ -37,6 +38,8 @@ class RunLog:
             line["loss"] = report.loss_center
         if report.curvature is not None:
             line["curvature"] = report.curvature
+        if report.dropped:
+            line["dropped"] = report.dropped
         self._file.write(json.dumps(line) + "\n")
 
     def flush(self) -> None:

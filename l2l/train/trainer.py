@@ -9,10 +9,10 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Literal, final
@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from l2l.aliases import renamed
+from l2l.arguments import plain
 from l2l.costs import EvaluationPlan, Expectation, evaluated_rows, expect
 from l2l.estimators import finite_loss
 from l2l.methods.base import FirstOrder
@@ -37,6 +38,7 @@ from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_met
 from l2l.tasks import format_interval
 from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores, visits
+from l2l.tasks.inspect import warn_of_problems
 from l2l.train.baselines import Baseline, baseline_names, build_baseline
 from l2l.train.config import EVAL_EVERY, CompleteConfig, FineTuneConfig, doubts
 from l2l.train.inputs import Batcher, Closures, RunInputs, load_run_inputs, make_closures
@@ -52,8 +54,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("train_loss", "projected_gradient", "lr", "curvature", "passes", "seconds", "dev_loss", "dev_metric")
-"""Of metrics.csv, beside the step."""
+COLUMNS = ("train_loss", "projected_gradient", "lr", "curvature", "passes", "seconds", "dev_loss", "dev_metric", "bad_losses")
+"""Of metrics.csv, beside the step. ``bad_losses``: steps so far that ``on_bad_loss`` skipped, clipped or rolled back."""
 SAMPLED = 32
 """Batches whose shapes predict a run's time and memory."""
 EVALUATIONS = 4
@@ -113,6 +115,7 @@ def fine_tune(
         FloatingPointError: the loss is not finite.
     """
     options = renamed(options, {field.name for field in fields(FineTuneConfig)})
+    model, method, tuner = map(plain, (model, method, tuner))
     config = FineTuneConfig(
         model=model if isinstance(model, str) else model_identity(model).id or type(model).__name__,
         task=task,
@@ -248,7 +251,7 @@ def prepare_fine_tuning(
         lr = "auto" if built.step_is_normalized else config.lr
         for line in doubts(config.scheme, lr, built.epsilon, sum(p.numel() for p in model.parameters())):
             logger.warning("%s", line)
-    modes = {name: getattr(config, name) for name in ("perturb", "update", "sparse_embeddings")}
+    modes = {name: getattr(config, name) for name in ("perturb", "update", "sparse_embeddings", "on_bad_loss")}
     controller = config.curvature_lr()
     optimizer = ZOOptimizer(model, built, config.lr, config.seed, config.weight_decay, curvature_lr=controller, **modes)
     # Options that would only fail in the first step are refused here.
@@ -265,16 +268,20 @@ def prepare_fine_tuning(
     encoder, tokenizer = encoder_for(model), inputs.tokenizer
     encoded = encoder.encode(inputs.task, inputs.splits.train, tokenizer, context_length(model, config.max_length))
     grouping = Grouping.of(model, config.length_groups, config.share_prompts)
+    warn_of_problems(inputs.task, inputs.splits, tokenizer, context_length(model, config.max_length), model)
     form, pad_id = inputs.task.form, encoder.pad_id(tokenizer)
     batcher = Batcher(encoded, form, pad_id, config.batch_size, config.seed, model.device, grouping)
     if config.compile:
         compile_decoder(model)
     closures = make_closures(inputs, built, batcher)
+    loss = None
     try:
-        # Layers that are not in memory compute nothing yet.
-        loss = finite_loss(closures.at(0)) if inputs.files is None else None
+        if inputs.files is None:  # layers that are not in memory compute nothing yet
+            loss = finite_loss(closures.at(0))
     except FloatingPointError as error:
-        raise FloatingPointError(f"step 0, before any update: {error}") from error
+        if config.on_bad_loss == "raise":
+            raise FloatingPointError(f"step 0, before any update: {error}") from error
+        logger.warning("step 0, before any update: %s", error)
     return RunContext(**vars(inputs), optimizer=optimizer, closures=closures, prefix=prepare_prefix(inputs, closures, loss))
 
 
@@ -375,6 +382,7 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
     }
     figures |= {"blocks": len(optimizer.blocks), "trained_parameters": optimizer.blocks.numel}
     figures |= {"perturb": optimizer.theta.mode, "update": optimizer.theta.update, "evaluations": vars(plan)}
+    figures |= {"bad_losses": {"policy": config.on_bad_loss, **optimizer.bad_losses.counts}}
     if prefix is not None:
         figures |= {"cache_seconds": round(prefix.seconds, 2), "prefix_cache": prefix.figures()}
     summary = _summary(context, last, best, done.best_step, done.seconds, peak.bytes, figures)
@@ -446,7 +454,8 @@ def _pass_seconds(context: RunContext) -> float:
     if context.prefix is not None:
         return context.prefix.pass_seconds
     began = time.perf_counter()
-    finite_loss(context.closures.at(0))
+    with suppress(FloatingPointError):  # of which on_bad_loss decides, in the step
+        finite_loss(context.closures.at(0))
     return time.perf_counter() - began
 
 
@@ -496,6 +505,7 @@ class Session:
             context.optimizer.theta.assign(state["weights"])
             context.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
+        self._bad = context.optimizer.bad_losses.total
         after = self.progress.step - 1 if folder.resumed else None
         method = context.optimizer.method
         tuner_hash = None
@@ -575,8 +585,10 @@ class Session:
             values |= {"dev_loss": scores.loss, "dev_metric": scores.value}
             self._keep_best(scores, step)
             self._clock = time.perf_counter()
-        if "dev_loss" in values or step % self.config.log_every == 0:
-            self.metrics.log(step, **values)
+        bad = self.context.optimizer.bad_losses
+        if "dev_loss" in values or step % self.config.log_every == 0 or bad.total > self._bad:
+            self.metrics.log(step, **values, bad_losses=bad.total)
+        self._bad = bad.total
         self.log.append(report)
         if now.step % self.config.checkpoint_every == 0 or self.done:
             self._tick()
@@ -764,14 +776,15 @@ def _summary(
         "note": splits.note,
     }
     found |= {"blocks": 0, "trained_parameters": 0, "perturb": None, "update": None, "evaluations": None}
-    found |= {"cache_seconds": 0.0, "prefix_cache": None}
+    found |= {"cache_seconds": 0.0, "prefix_cache": None, "bad_losses": None}
     return found | {"dtype": str(inputs.model.dtype).removeprefix("torch.")} | figures | {"config": asdict(config)}
 
 
 def draw_curves(folder: Path, objective: str = "loss") -> Path:
     """Draw ``loss.png`` from ``metrics.csv``: the minimised objective on train, smoothed, and the loss on dev."""
     rows = read_metrics(folder / METRICS)
-    train = [(float(row["step"]), float(row["train_loss"])) for row in rows]
+    losses = ((float(row["step"]), float(row["train_loss"])) for row in rows)
+    train = [point for point in losses if isfinite(point[1])]  # those of steps without an update are in metrics.csv
     dev = [(float(row["step"]), float(row["dev_loss"])) for row in rows if row["dev_loss"]]
     if objective == "loss":
         return plot_panels(folder / "loss.png", {"loss": {"train": smooth(train), "dev": dev}}, "step", "loss (nats)")
@@ -788,4 +801,6 @@ def fine_tune_command(config: FineTuneConfig) -> None:
     shown += ["train_seconds", "evaluate_seconds"]
     best, test = summary["best"]["step"], summary["best"]["test"]
     figures = {"best step": best, f"test {test['metric']}": format_interval(test["value"], test["interval"])}
+    if (bad := summary["bad_losses"]) and any(isinstance(count, int) and count for count in bad.values()):
+        figures["bad losses"] = ", ".join(f"{name} {count}" for name, count in bad.items() if count)
     print_table(f"fine-tune: {result.out}", [{name: summary[name] for name in shown} | figures])

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from l2l.arguments import plain
 from l2l.params import Basis, Blocks
 from l2l.tuners.features import FEATURES, RunStatistics, feature_set
 from l2l.tuners.fingerprint import Fingerprint, format_names
@@ -153,7 +154,8 @@ class TunerModel:
         width = len(feature_set(features).columns)
         sizes = ({"inputs": width} if width != FEATURES else {}) | ({"outputs": 2} if basis else {})
         architecture, architecture_args = current_network(architecture, architecture_args)
-        args = {**sizes, **architecture_args, "blocks": len(fingerprint.names), "seed": seed}
+        args = plain(architecture_args)
+        args = {**sizes, **args, "blocks": len(fingerprint.names), "seed": plain(seed)}
         config, network = getattr(model, "config", None), build_network(architecture, args, trusted=True)
         base = getattr(config, "_name_or_path", None) or type(model).__name__
         origin = provenance or Provenance(base, getattr(config, "_commit_hash", None))

@@ -154,13 +154,25 @@ def _prefixes(names: Mapping[str, Shape]) -> list[str]:
     return ["", *(prefix for prefix, count in counted.items() if 2 * count >= len(names))]
 
 
-def _representatives(mine: Fingerprint, other: Fingerprint) -> dict[str, str]:
-    """Every block of ``other`` -> the most similar of ``mine``: of the same role, else kind, at the nearest depth."""
-    kinds, other_kinds = (list(map(kind_of, one.blocks())) for one in (mine, other))
-    sources = list(zip(mine.names, depths(mine.names), kinds, strict=True))
+def _representatives(mine: Fingerprint, other: Fingerprint, mapping: Mapping[str, str]) -> dict[str, str]:
+    """Every block of ``other`` outside of ``mapping`` -> the most similar of ``mine``: of the same role, else kind, at the
+    nearest depth.
+
+    Tuners saved without kinds have those of the blocks that they are mapped to; the kinds of others are guessed from shapes,
+    by which an embedding is a matrix.
+    """
+    kinds, other_kinds = (dict(zip(one.names, map(kind_of, one.blocks()), strict=True)) for one in (mine, other))
+    if not mine.kinds:
+        kinds |= {source: other_kinds[name] for name, source in mapping.items()}
+    sources = [(name, depth, kinds[name]) for name, depth in zip(mine.names, depths(mine.names), strict=True)]
     found: dict[str, str] = {}
-    for name, depth, kind in zip(other.names, depths(other.names), other_kinds, strict=True):
+    for name, depth in zip(other.names, depths(other.names), strict=True):
+        if name in mapping:
+            continue
+        kind = other_kinds[name]
         near = [source for source in sources if source[2].split()[-1] == kind.split()[-1]]
+        if not near and not mine.kinds:
+            near = [source for source in sources if source[2].split()[-1] == "matrix"]
         alike = [source for source in near if role(source[0]) == role(name)]
         alike = alike or [source for source in near if source[2] == kind] or near
         if not alike:
@@ -209,7 +221,7 @@ def matched(tuner: AnyTuner, model: nn.Module, match: Level = "exact") -> AnyTun
         raise ValueError(f"{bound_here}: it cannot go to one of other shapes; learn a tuner for this model")
     sources = dict(found.mapping)
     if found.extra:  # else each block takes the row of the one that it is
-        sources = _representatives(tuner.fingerprint, fingerprint) | sources
+        sources |= _representatives(tuner.fingerprint, fingerprint, sources)
     rows, count = tuner.rows([sources[name] for name in fingerprint.names]), len(tuner.fingerprint.names)
     args = {
         name: [value[row] for row in rows] if isinstance(value, list) and len(value) == count else value

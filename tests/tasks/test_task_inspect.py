@@ -93,7 +93,7 @@ def test_a_check_counts_rows_that_are_cut_and_sees_white_space_doubled(tmp_path)
     long = [{"text": "a dog " * 200, "mood": "sad"}, *rows("happy")]
     found = checked(tmp_path, long, rows("sad"), doc_to_text="{{ text }} she was ")
     assert found.facts["rows cut"] == 1
-    assert "1 rows have more than 256 tokens and lose their beginning" in found.warnings
+    assert "1 rows have more than 256 tokens, up to 404, and lose their beginning" in found.warnings
     assert any(warning.startswith("3 prompts end in white space") for warning in found.warnings)
     assert "… 343 tokens …" in "\n".join(found.examples)
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias, final
 
 import torch
 
+from l2l.arguments import Arguments
 from l2l.estimators import finite_loss
 from l2l.experiments.runner import Executor, Trial, digest, executor_of, run_trials
 from l2l.experiments.spec import check_distinct, freeze
@@ -43,7 +44,7 @@ Scores: TypeAlias = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class PlanConfig:
+class PlanConfig(Arguments):
     """Choose a tuner's training plan: method, step size, batch and layers to train by budget, on tasks of its pool."""
 
     tuner: str = "l2l-tiny"
@@ -91,6 +92,7 @@ class PlanConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = ("seeds", "batch_size", "train_size", "dev_size", "evaluations", "processes")
         check_counts(**{name: getattr(self, name) for name in names})
         check_distinct("task", self.pool)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from l2l.arguments import Arguments
 from l2l.experiments.runner import Runner, check_all, executor_of, run_summary
 from l2l.experiments.spec import CompareConfig, Contender, Setting
 from l2l.experiments.stats import Curve
@@ -27,7 +28,7 @@ RECIPE = Path(__file__).with_name("quickstart.yaml")
 
 
 @dataclass(frozen=True)
-class QuickstartConfig:
+class QuickstartConfig(Arguments):
     """Learn a tuner for the embedded model, then compare it with MeZO, DiZO and a random sigma on held-out tasks."""
 
     out: str = "runs/quickstart"
@@ -52,6 +53,7 @@ class QuickstartConfig:
     """Show progress bars."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         passes, meta_steps = (1 if value is None else value for value in (self.passes, self.meta_steps))
         check_counts(seeds=self.seeds, processes=self.processes, passes=passes, meta_steps=meta_steps)
 

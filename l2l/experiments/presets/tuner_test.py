@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from l2l.arguments import Arguments
 from l2l.experiments.runner import Runner, check_all, executor_of, run_summary
 from l2l.experiments.spec import CompareConfig, Contender, Setting
 from l2l.experiments.stats import COVERAGE, RunTable, estimate, interval, mean_difference
@@ -21,7 +22,7 @@ PICTURE = "test.png"
 
 
 @dataclass(frozen=True)
-class GoNoGoConfig:
+class GoNoGoConfig(Arguments):
     """Short runs with a tuner and with sigma = 1: equal passes, the same step control, the same seeds."""
 
     tuner: str = "l2l-tiny"
@@ -58,6 +59,7 @@ class GoNoGoConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = ("passes", "seeds", "batch_size", "train_size", "test_size", "processes")
         check_counts(**{name: getattr(self, name) for name in names})
         check_positive(step_fraction=self.step_fraction)
