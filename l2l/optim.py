@@ -538,7 +538,6 @@ class ZOOptimizer(Optimizer):
         step_fraction: float | None = None,
         curvature_lr: CurvatureLR | None = None,
     ) -> None:
-        check_model(model)
         lr = (method.default_lr or DEFAULT_LR) if lr is None else lr
         check_lr(lr=lr)
         if lr != "auto" and (step_fraction is not None or curvature_lr is not None):
@@ -601,7 +600,6 @@ class ZOOptimizer(Optimizer):
         Raises:
             TypeError, ValueError: as of a new optimizer; or a group has no block any more. Nothing has changed then.
         """
-        check_model(model)
         split = _split(Blocks.of(model), self._groups)
         if len(split) != len(self.param_groups):
             raise ValueError(
@@ -688,8 +686,10 @@ class ZOOptimizer(Optimizer):
 
     def _advise(self, report: StepReport, backward: bool) -> None:
         """Warn, once each, of what the step has shown."""
-        found = [UNFIT[name] for name in report.unfit]
-        found += [UNFIT["backward"]] * backward + [UNFIT["accumulate"]] * _accumulating()
+        names = {*report.unfit, *(["accumulate"] if _accumulating() else [])}
+        if backward or UNFIT["backward"] in self._told:  # the graph that it has gone through is the same fault
+            names = names - {"graph"} | {"backward"}
+        found = [UNFIT[name] for name in sorted(names)]
         slopes = [e.projected_gradient for e in report.estimates] or [report.projected_gradient]
         self._flat = 0 if any(slopes) else self._flat + 1
         if self._flat == FLAT_STEPS:
@@ -770,15 +770,6 @@ def _accumulating() -> bool:
     accelerate = sys.modules.get("accelerate")
     shared = getattr(getattr(accelerate, "state", None), "GradientState", None)
     return shared is not None and bool(shared._shared_state) and shared().num_steps > 1
-
-
-def check_model(model: object) -> None:
-    """Raise TypeError unless it is a module."""
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(
-            f"the model is given as {type(model).__name__}: give the module itself, not its parameters, as in l2l.MeZO(model); "
-            "names of parameters fix their noise, and requires_grad chooses what is trained"
-        )
 
 
 def choose_update(blocks: Blocks) -> Literal["master", "stochastic"]:

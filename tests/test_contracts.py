@@ -78,6 +78,7 @@ def test_two_runs_with_one_seed_are_equal_bit_for_bit_and_another_seed_differs(c
     assert not same_bits(first, other)
 
 
+@pytest.mark.filterwarnings("ignore:the closure draws random numbers")
 @grid()
 def test_the_same_key_gives_the_same_step_whatever_was_drawn_before(case: MethodCase, problem: Problem):
     quiet, busy = problem.make(), problem.make()

@@ -88,8 +88,14 @@ class Blocks(Sequence[Block]):
             trainable: only parameters with ``requires_grad``; False lists the frozen ones too (for fingerprints).
 
         Raises:
+            TypeError: it is no module, but its parameters, say.
             ValueError: nothing is trainable, or a trainable tensor is not contiguous or of a dtype that has no gradient.
         """
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(
+                f"the model is given as {type(model).__name__}: give the module itself, as in l2l.MeZO(model), not its "
+                "parameters; their names fix their noise, and requires_grad chooses what is trained"
+            )
         embeddings = _owned(model, lambda module: isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag))
         heads = "head_dim", "head_size"
         attention = _owned(model, lambda module: any(isinstance(getattr(module, name, None), int) for name in heads))

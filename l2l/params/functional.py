@@ -498,8 +498,8 @@ class FunctionalEngine(PerturbEngine):
         sizes = {self._blocks[i].name: master.numel() for i, master in self._masters.items()}
         if sizes != {name: master.numel() for name, master in state.items()}:
             raise ValueError(
-                f"this state has {len(state)} float32 master weights where {len(sizes)} are needed, or others: it was saved "
-                "with another choice of perturb or update, or of another model"
+                f"this state has {len(state)} float32 master weights where {len(sizes)} are needed: it was saved with "
+                "another choice of perturb or update, or of another model"
             )
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
