@@ -50,7 +50,10 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "assigning a state": (lambda m: m.load_state_dict(TiedLM().state_dict(), assign=True), "'embed.weight' has been replaced"),
     "replacing a module": (lambda model: setattr(model, "norm", nn.LayerNorm(8)), "'norm' has been replaced"),
     "untying": (untie, "'head.weight' has been replaced"),
-    "parametrizing": (lambda m: nn.utils.parametrizations.weight_norm(m.attention.out), "'attention.out.weight' has been removed"),
+    "parametrizing": (
+        lambda m: nn.utils.parametrizations.weight_norm(m.attention.out),
+        "'attention.out.weight' has been removed",
+    ),
 }
 
 
@@ -244,7 +247,9 @@ def flat(optimizer: ZOOptimizer, closure: Callable[[], Any], **more: Any) -> Non
         warnings.simplefilter("error")
         for _ in range(FLAT_STEPS - 1):
             optimizer.step(closure, **more)
-        with pytest.warns(UserWarning, match=f"for {FLAT_STEPS} steps in a row, .* of the model that the optimizer was made for"):
+        with pytest.warns(
+            UserWarning, match=f"for {FLAT_STEPS} steps in a row, .* of the model that the optimizer was made for"
+        ):
             optimizer.step(closure, **more)
         for _ in range(FLAT_STEPS):
             optimizer.step(closure, **more)
