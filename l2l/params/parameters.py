@@ -326,10 +326,10 @@ class PerturbedParameters:
         return [module.register_state_dict_pre_hook(restored) for module in model.modules()]
 
     def _check_alone(self) -> None:
-        for other in _fused:
-            model, tensors = self.blocks.model, {block.tensor.data_ptr() for block in self.blocks}
+        for other in (one for one in _fused if one is not self):
+            model, places = self.blocks.model, {block.tensor.data_ptr() for block in self.blocks}
             same = model is not None and other.blocks.model is model
-            if other is not self and (same or any(block.tensor.data_ptr() in tensors for block in other.blocks)):
+            if same or any(block.tensor.data_ptr() in places for block in other.blocks):
                 raise RuntimeError(
                     "another optimizer is inside fused_steps() on this model, and its weights are perturbed between steps: "
                     "leave the fused_steps() of one before the other steps, or let one optimizer train all blocks"

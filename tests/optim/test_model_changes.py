@@ -96,7 +96,7 @@ def test_a_shape_a_device_and_ties_of_memory_are_seen():
     model = nn.Linear(4, 4)
     optimizer = l2l.MeZO(model)
     model.to("meta")
-    with pytest.raises(RuntimeError, match="'weight' has been replaced|device of 'weight' was cpu and is meta"):
+    with pytest.raises(RuntimeError, match=r"'weight' has been replaced|device of 'weight' was cpu and is meta"):
         optimizer.step(lambda: 0.0)
     model = TiedLM()
     untie_memory(model)
@@ -197,6 +197,11 @@ def with_adapters() -> Any:
     return model
 
 
+def delete_default(model: Any) -> None:
+    model.set_adapter("second")
+    model.delete_adapter("default")
+
+
 of_peft = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 
@@ -206,7 +211,7 @@ of_peft = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is depr
     [
         (lambda model: model.set_adapter("second"), "requires_grad of .*lora_A.default.weight' was True and is False"),
         (lambda model: model.merge_and_unload(), "has been (replaced|removed)"),
-        (lambda model: (model.set_adapter("second"), model.delete_adapter("default")) and None, "has been removed"),
+        (lambda model: delete_default(model), "has been removed"),
     ],
     ids=["set_adapter", "merge_and_unload", "delete_adapter"],
 )
@@ -247,9 +252,7 @@ def flat(optimizer: ZOOptimizer, closure: Callable[[], Any], **more: Any) -> Non
         warnings.simplefilter("error")
         for _ in range(FLAT_STEPS - 1):
             optimizer.step(closure, **more)
-        with pytest.warns(
-            UserWarning, match=f"for {FLAT_STEPS} steps in a row, .* of the model that the optimizer was made for"
-        ):
+        with pytest.warns(UserWarning, match=f"for {FLAT_STEPS} steps in a row.*of the model that the optimizer"):
             optimizer.step(closure, **more)
         for _ in range(FLAT_STEPS):
             optimizer.step(closure, **more)

@@ -1,4 +1,4 @@
-"""The contract of ``torch.optim.Optimizer``, held by every method: copies, pickles, states, groups, schedulers, hooks, refusals.
+"""The contract of ``torch.optim.Optimizer``, held by every method: copies, states, groups, schedulers, hooks, refusals.
 
 The kind of fault (A4 of the issue): half of the contract was kept, so that copies lost the engine and states shared tensors.
 Situations from public trackers, in our words: pytorch/pytorch#196083 (two optimizers share state after ``load_state_dict``),
