@@ -760,8 +760,9 @@ _COPIED = (
 """Attributes that a copy has beside those of torch's optimizers; a report it makes by itself."""
 FLAT = (
     f"no loss has changed between the two sides of any direction for {FLAT_STEPS} steps in a row, to the last bit, so nothing "
-    "is learned: the closure must compute the loss anew, of the model that the optimizer was made for; if it does, epsilon is "
-    "lost in rounding (raise it), or a step was so large that the loss is constant (start again with a lower lr)"
+    "is learned: the closure must compute the loss anew, of the model that the optimizer was made for; if it does, the "
+    "difference is lost in rounding (compute the loss in float32, or raise epsilon), or a step was so large that the loss is "
+    "constant (start again with a lower lr)"
 )
 
 
