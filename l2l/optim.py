@@ -600,6 +600,7 @@ class ZOOptimizer(Optimizer):
         Raises:
             TypeError, ValueError: as of a new optimizer; or a group has no block any more. Nothing has changed then.
         """
+        self.theta.restore()
         split = _split(Blocks.of(model), self._groups)
         if len(split) != len(self.param_groups):
             raise ValueError(
@@ -610,7 +611,6 @@ class ZOOptimizer(Optimizer):
         before, now = ([(block.name, block.tensor.shape) for block in blocks] for blocks in (self.blocks, theta.blocks))
         if before == now:
             state = _restored(state, _plain(self.method_state))
-        self.theta.restore()
         self.theta, self.method_state, self._attachment, self._flat = theta, state, Attachment(theta.blocks), 0
         for group, (inside, _) in zip(self.param_groups, split, strict=True):
             group |= {"params": [block.tensor for block in inside], "param_names": [block.name for block in inside]}

@@ -151,7 +151,7 @@ class Attachment:
 
     Compared are the modules between the model and each block, the parameters themselves and those tied to them, what
     requires gradients, dtypes, devices, shapes, and which tensors share memory. Values may change, and so may the memory that
-    holds them. Copies know their blocks, and no model.
+    holds them. It keeps the modules alive; its copies know their blocks, and no model.
     """
 
     def __init__(self, blocks: Blocks) -> None:
