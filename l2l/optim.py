@@ -13,6 +13,8 @@ as they change the step, so the fraction is a pure number. What the closure retu
 
 import math
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -44,6 +46,7 @@ from l2l.estimators import (
 from l2l.methods import base
 from l2l.noise import Key
 from l2l.params import Block, Blocks, PerturbedParameters
+from l2l.params.blocks import Attachment
 from l2l.params.engine import defer_interrupt
 from l2l.report.memory import available_bytes
 
@@ -209,15 +212,27 @@ def schedule_factor(schedule: Schedule, progress: float, end: float = 0.0) -> fl
 
 
 def check_lr(**values: LearningRate) -> None:
-    """Raise ValueError, naming the first value that is neither ``"auto"`` nor finite and not negative.
+    """Raise ValueError, naming the first value that is neither ``"auto"`` nor positive and finite.
 
-    0 is allowed as in torch: warm-up schedules begin there.
+    A scheduled learning rate may be 0, as warm-up begins there: see :func:`check_scheduled_lr`.
     """
     for name, value in values.items():
-        if isinstance(value, str) and value != "auto":
-            raise ValueError(f"{name}={value!r} must be a number or 'auto'")
-        if not isinstance(value, str) and not 0 <= value < float("inf"):
-            raise ValueError(f"{name}={value} must be finite and not negative")
+        if isinstance(value, str):
+            if value != "auto":
+                raise ValueError(f"{name}={value!r} must be a number or 'auto'")
+        elif value == 0:
+            raise ValueError(
+                f"{name}={value} would move nothing: give a positive number or 'auto'; a warm-up that begins at 0 sets it in "
+                "param_groups, as torch's schedulers do"
+            )
+        else:
+            check_scheduled_lr(name, value)
+
+
+def check_scheduled_lr(name: str, value: float) -> None:
+    """Raise ValueError unless the value is finite and not negative."""
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}={value} must be finite and not negative: set it to such a number, or mend its schedule")
 
 
 def check_schedule(schedule: str, end: float) -> None:
@@ -249,6 +264,8 @@ class StepReport:
     """Of a first-order step."""
     dropped: str = ""
     """Why the step's update was not made, under a policy of ``on_bad_loss``; ``loss_center`` then is the bad loss."""
+    unfit: tuple[str, ...] = ()
+    """What evaluations did that makes them unfit for the step: keys of :data:`UNFIT`."""
 
     @property
     def loss(self) -> float:
@@ -265,11 +282,36 @@ class StepReport:
         return sum(e.projected_gradient for e in self.estimates) / len(self.estimates)
 
 
-class _Counter:
-    """Counts the passes of the closures of a step."""
+UNFIT = {
+    "random": (
+        "the closure draws random numbers, others at each evaluation, so that differences of losses are noise: call "
+        "model.eval() if it has dropout, or seed them inside the closure"
+    ),
+    "graph": (
+        "the closure returns a loss with a graph, which holds the activations of an evaluation for nothing: leave "
+        "enable_grad() out of it"
+    ),
+    "backward": (
+        "the closure calls backward(), and a zeroth-order step reads no gradients: leave backward() out, and free them with "
+        "optimizer.zero_grad(); in Lightning, set automatic_optimization = False and call optimizer.step(closure) in "
+        "training_step"
+    ),
+    "accumulate": (
+        "accelerate accumulates gradients over several batches, and of these a zeroth-order step sees the last alone: set "
+        "gradient_accumulation_steps to 1, and give micro-batches as l2l.estimators.MicroBatched"
+    ),
+}
+"""What a closure may do that its loss does not show -> the warning, which names the remedy."""
 
-    def __init__(self) -> None:
+
+class _Counter:
+    """Counts the passes of the closures of a step, and notes what makes them unfit for it."""
+
+    def __init__(self, theta: PerturbedParameters) -> None:
         self.passes = 0
+        self.unfit: dict[str, None] = {}
+        self._device = theta.blocks[0].tensor.device
+        self._drawn: list[tuple[torch.Tensor, ...]] = []  # states of the generators after the first two evaluations
 
     def __call__(self, closure: Closure) -> Closure:
         if isinstance(closure, MicroBatched):  # all pieces are one pass
@@ -282,6 +324,13 @@ class _Counter:
             first = value[0] if isinstance(value, tuple) and value else value
             if isinstance(first, torch.Tensor):  # two passes more follow a graph backwards; a tangent has cost one more
                 self.passes += 2 if first.requires_grad else forward_ad.unpack_dual(first).tangent is not None
+                if first.requires_grad and not torch.is_grad_enabled():
+                    self.unfit["graph"] = None
+            if len(self._drawn) < 2:  # equal where nothing is drawn, and where the closure seeds what it draws
+                on_gpu = self._device.type == "cuda"
+                self._drawn.append((torch.get_rng_state(), *([torch.cuda.get_rng_state(self._device)] if on_gpu else [])))
+                if not all(map(torch.equal, self._drawn[0], self._drawn[-1])):
+                    self.unfit["random"] = None
             return value
 
         return counted
@@ -362,7 +411,7 @@ def zo_step(
     Raises:
         FloatingPointError: a loss is not finite. The parameters are back where the step began, as after any other error.
     """
-    counter = _Counter()
+    counter = _Counter(theta)
     counted = counter(closure)
     record = _Record(theta)
     if curvature_lr is not None:
@@ -407,7 +456,8 @@ def zo_step(
         following = method.update_(theta, state, estimates, context)
         if weight_decay is not None and any(weight_decay):
             theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
-    return following, StepReport(key, estimates, counter.passes, tuple(lr), bend, curvature_lr_state)
+    report = StepReport(key, estimates, counter.passes, tuple(lr), bend, curvature_lr_state, unfit=tuple(counter.unfit))
+    return following, report
 
 
 def _with_all_losses(evaluator: base.LossEvaluator, seen: Estimate, epsilon: float) -> Estimate:
@@ -466,6 +516,8 @@ def first_order_step(
 
 DEFAULT_LR = 1e-6
 """Of MeZO and its kind on models of a billion parameters."""
+FLAT_STEPS = 10
+"""Steps in a row without any projected gradient, after which a warning is given. One may be chance where losses are counts."""
 STATE = "zeroth_order"
 """Entry of ``state_dict`` that holds seed, step, step control and the method's state."""
 
@@ -473,6 +525,10 @@ STATE = "zeroth_order"
 @final
 class ZOOptimizer(Optimizer):
     """A zeroth-order method as a torch optimizer: no gradients are computed or stored.
+
+    It copies, pickles, and goes with torch's schedulers and hooks, as torch's own do. A copy has parameters of its own: copy or
+    pickle it together with its model, as ``copy.deepcopy((model, optimizer))``. ``state_dict`` refers to the tensors of the
+    state, as torch's do; ``load_state_dict`` copies them.
 
     Args:
         model: its parameters with ``requires_grad`` are trained, tied ones once.
@@ -494,6 +550,7 @@ class ZOOptimizer(Optimizer):
             ``rollback:N``; see :mod:`l2l.bad_loss`. ``bad_losses.counts`` counts them.
 
     Raises:
+        TypeError: ``model`` is no module, but its parameters, say.
         ValueError: a value out of range, nothing to train, a group that matches no block, step_fraction or curvature_lr
             given where lr is a number.
     """
@@ -533,18 +590,16 @@ class ZOOptimizer(Optimizer):
                 f"lr='auto' is a share of the way to the bottom of the parabola seen, and the step of {name} has a "
                 "length of its own: give lr as a number"
             )
-        found = Blocks.of(model)
-        split = _split(found, groups)
+        self._groups = tuple(dict(group) for group in groups)
+        self._choices = {"perturb": perturb, "update": update, "sparse_embeddings": sparse_embeddings}
+        split, self.method = _split(Blocks.of(model), groups), method
         super().__init__(
             [{"params": [(b.name, b.tensor) for b in inside], **options} for inside, options in split],
             {"lr": self.curvature_lr.nominal if self.curvature_lr else lr, "weight_decay": weight_decay},
         )
-        self.method = method
         self.seed = seed
         self.steps_done = 0
-        ordered = Blocks(block for inside, _ in split for block in inside)
-        automatic = "master" if isinstance(method, base.FirstOrder) else choose_update(ordered)
-        self.theta = PerturbedParameters(ordered, perturb, automatic if update == "auto" else update, sparse_embeddings)
+        self.theta = self._perturbed(split, model)
         if isinstance(method, base.FirstOrder):
             if lr == "auto":
                 raise ValueError(
@@ -556,6 +611,9 @@ class ZOOptimizer(Optimizer):
                 raise ValueError("a first-order method moves half-precision weights by a float32 copy: use update='master'")
         self.method_state: Any = method.init(self.theta.blocks)
         self.report: StepReport | None = None
+        self._attachment = Attachment(self.blocks)
+        self._flat = 0  # steps in a row without a projected gradient
+        self._told: set[str] = set()
         if copies := self.on_bad_loss.back:
             each = sum(block.tensor.nbytes for block in self.blocks) + method.state_bytes(self.blocks)
             if (free := available_bytes()) < (copies + 1) * each:
@@ -564,13 +622,57 @@ class ZOOptimizer(Optimizer):
                     "are free: go back fewer steps, train fewer weights (scheme lora, train_layers top:5), or use skip"
                 )
 
+    def _perturbed(self, split: Sequence[tuple[list[Block], Any]], model: torch.nn.Module) -> PerturbedParameters:
+        ordered = Blocks((block for inside, _ in split for block in inside), model)
+        perturb, update, sparse = self._choices.values()
+        automatic = "master" if isinstance(self.method, base.FirstOrder) else choose_update(ordered)
+        return PerturbedParameters(ordered, perturb, automatic if update == "auto" else update, sparse)
+
     @property
     def blocks(self) -> Blocks:
         """The blocks being trained."""
         return self.theta.blocks
 
+    def rebind(self, model: torch.nn.Module) -> None:
+        """Take a model as it is now: with other adapters, in another precision, on another device, frozen elsewhere, or anew.
+
+        Seed, step and the groups' learning rates stay. So does the method's state where blocks have the names and shapes that
+        they had; else it begins anew.
+
+        Raises:
+            TypeError, ValueError: as of a new optimizer; or a group has no block any more. Nothing has changed then.
+        """
+        self.theta.restore()
+        split = _split(Blocks.of(model), self._groups)
+        if len(split) != len(self.param_groups):
+            raise ValueError(
+                f"the model's blocks make {len(split)} groups, and the optimizer has {len(self.param_groups)}: make a new one"
+            )
+        theta = self._perturbed(split, model)
+        state = self.method.init(theta.blocks)
+        before, now = ([(block.name, block.tensor.shape) for block in blocks] for blocks in (self.blocks, theta.blocks))
+        if before == now:
+            state = _restored(state, _plain(self.method_state))
+        self.theta, self.method_state, self._attachment, self._flat = theta, state, Attachment(theta.blocks), 0
+        self._copies = []  # of other blocks
+        for group, (inside, _) in zip(self.param_groups, split, strict=True):
+            group |= {"params": [block.tensor for block in inside], "param_names": [block.name for block in inside]}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused once the optimizer is made: what is trained is what requires gradients.
+
+        Raises:
+            ValueError: always, then.
+        """
+        if hasattr(self, "theta"):
+            raise ValueError(
+                "the blocks of a zeroth-order optimizer are its model's: set requires_grad on the parameters and call "
+                "optimizer.rebind(model), or make a new optimizer with groups=[{'match': ..., 'lr': ...}]"
+            )
+        super().add_param_group(param_group)
+
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, closure: Closure, fresh: Callable[[int], Closure] | None = None
+        self, closure: Closure | None = None, fresh: Callable[[int], Closure] | None = None
     ) -> float:
         """One step; gives the mean of its losses as a float.
 
@@ -578,21 +680,39 @@ class ZOOptimizer(Optimizer):
             closure: computes the loss of this step's batch, e.g. ``lambda: model(**batch).loss``; or losses per example [b],
                 or ``(logits [m, K], targets [m])``, of which ``lr="auto"`` and ``rsgn`` make use. It is called twice per
                 direction, and once more where a scalar must tell the curvature; it must not depend on hidden randomness (call
-                ``model.eval()``).
+                ``model.eval()``). It is required.
             fresh: further batches for methods that search; see :func:`zo_step`.
 
+        Warns:
+            UserWarning: once each, where evaluations are unfit (:data:`UNFIT`), or several steps in a row have seen no
+                difference of losses.
+
         Raises:
+            TypeError: there is no closure, or its value means no loss.
+            ValueError: a scheduled learning rate is negative or not finite.
+            RuntimeError: the model is not as it was when the optimizer was made; see :meth:`rebind`.
             FloatingPointError: a loss is not finite; theta is back where the step began.
         """
+        if not callable(closure):
+            raise TypeError(
+                f"step() was given {'no closure' if closure is None else type(closure).__name__}: a zeroth-order step computes "
+                "the loss itself, at perturbed weights; call optimizer.step(lambda: model(**batch).loss)"
+            )
+        if (change := self._attachment.change()) is not None:
+            raise RuntimeError(
+                f"the model is not as it was when the optimizer was made: {change}. Call optimizer.rebind(model), or make a "
+                "new optimizer"
+            )
         pairs = [(group, p) for group in self.param_groups for p in group["params"]]
-        if len(pairs) != len(self.blocks):
-            raise ValueError("a parameter group was added after the optimizer was made: make a new optimizer instead")
         lr = [float(group["lr"]) for group, _ in pairs]
+        for group in self.param_groups:
+            check_scheduled_lr("lr", float(group["lr"]))
         decay = [float(group["weight_decay"]) if p.ndim > 1 else 0.0 for group, p in pairs]
         key = Key(self.seed, self.steps_done)
         check = StepCheck(self.on_bad_loss, self.bad_losses)
         if self.on_bad_loss.back:
             self._copies = [*self._copies[-self.on_bad_loss.back :], self._copy()]
+        graded = any(block.tensor.grad is not None for block in self.blocks)
         try:
             if isinstance(self.method, base.FirstOrder):
                 stepped = first_order_step(closure, self.theta, self.method, self.method_state, key, lr, decay, check.judge)
@@ -603,12 +723,17 @@ class ZOOptimizer(Optimizer):
             if self.on_bad_loss.kind == "raise":
                 raise
             self._drop(error, key)
+        except RuntimeError as error:
+            if "does not require grad" in str(error):  # torch's, of a backward pass where gradients are off
+                raise RuntimeError(UNFIT["backward"]) from error
+            raise
         else:
             self.method_state, self.report = stepped
             self.curvature_lr_state, self.bad_losses = self.report.curvature_lr_state, check.seen
         assert self.report is not None, "a step leaves a report"
         self.steps_done += 1
         self.theta.raise_deferred_interrupt()
+        self._advise(self.report, not graded and any(block.tensor.grad is not None for block in self.blocks))
         return self.report.loss
 
     def _drop(self, error: FloatingPointError, key: Key) -> None:
@@ -638,32 +763,95 @@ class ZOOptimizer(Optimizer):
         self.method_state = _restored(self.method_state, deepcopy(copy["method"]))
         self.curvature_lr_state = CurvatureLRState(**copy["curvature"])
 
+    def _advise(self, report: StepReport, backward: bool) -> None:
+        """Warn, once each, of what the step has shown."""
+        names = {*report.unfit, *(["accumulate"] if _accumulating() else [])}
+        if backward or UNFIT["backward"] in self._told:  # the graph that it has gone through is the same fault
+            names = names - {"graph"} | {"backward"}
+        found = [UNFIT[name] for name in sorted(names)]
+        slopes = [e.projected_gradient for e in report.estimates] or [report.projected_gradient]
+        self._flat = 0 if any(slopes) else self._flat + 1
+        if self._flat == FLAT_STEPS:
+            self._told.discard(FLAT)
+            found.append(FLAT)
+        for text in found:
+            if text not in self._told:
+                self._told.add(text)
+                warnings.warn(text, stacklevel=4)  # the caller of step, which torch wraps
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs beside the weights, exactly. Restores the unperturbed weights."""
-        kept = {"seed": self.seed, "step": self.steps_done, "method": _plain(self.method_state)}
-        kept["masters"] = self.theta.extra_state()
-        kept["control"] = curvature_lr_state(self.curvature_lr, self.curvature_lr_state)
-        kept["bad_losses"] = {"seen": asdict(self.bad_losses), "copies": self._copies}
-        return {**super().state_dict(), STATE: kept}
+
+        def completed(_: Optimizer, found: dict[str, Any]) -> dict[str, Any]:
+            kept = {"seed": self.seed, "step": self.steps_done, "method": _plain(self.method_state)}
+            kept["masters"] = self.theta.extra_state()
+            kept["control"] = curvature_lr_state(self.curvature_lr, self.curvature_lr_state)
+            kept["bad_losses"] = {"seen": asdict(self.bad_losses), "copies": self._copies}
+            return {**found, STATE: kept}
+
+        before_hooks = self.register_state_dict_post_hook(completed, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            before_hooks.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken: with its learning rates, ``auto`` or not.
+        """Continue where :meth:`state_dict` was taken: with its learning rates, ``auto`` or not. Tensors are copied.
 
         Raises:
-            ValueError: it belongs to another kind of optimizer or method.
+            ValueError: it belongs to another kind of optimizer or method. Nothing has changed then.
         """
+        taken: list[Callable[[], None]] = []
+        after_hooks = self.register_load_state_dict_pre_hook(lambda _, given: taken.append(self._loading(given)))
+        before_hooks = self.register_load_state_dict_post_hook(lambda _: taken[0](), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            after_hooks.remove()
+            before_hooks.remove()
+
+    def _loading(self, state_dict: dict[str, Any]) -> Callable[[], None]:
+        """Takes over what a checked state has beside the groups."""
         kept = state_dict.get(STATE)
         if kept is None:
             raise ValueError("this state_dict has no zeroth-order state: it belongs to another optimizer")
         restored = _restored(self.method_state, kept["method"])
         auto = kept.get("control")  # of lr="auto", as curvature_lr_state gives it
         control, seen = auto and CurvatureLR(**auto["settings"]), CurvatureLRState(**(auto["seen"] if auto else {}))
-        self.theta.load_extra_state(kept.get("masters", {}))
-        super().load_state_dict({name: value for name, value in state_dict.items() if name != STATE})
-        self.seed, self.steps_done, self.method_state = kept["seed"], kept["step"], restored
-        self.curvature_lr, self.curvature_lr_state = control, seen
-        bad = kept.get("bad_losses", {"seen": {}, "copies": []})
-        self.bad_losses, self._copies = BadLosses(**bad["seen"]), list(bad["copies"])
+        masters, bad = kept.get("masters", {}), kept.get("bad_losses", {"seen": {}, "copies": []})
+        self.theta.check_extra_state(masters)
+
+        def take() -> None:
+            self.theta.load_extra_state(masters)
+            self.seed, self.steps_done, self.method_state = kept["seed"], kept["step"], restored
+            self.curvature_lr, self.curvature_lr_state = control, seen
+            self.bad_losses, self._copies = BadLosses(**bad["seen"]), deepcopy(bad["copies"])
+
+        return take
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in vars(self).items() if name in _COPIED}
+        return {**super().__getstate__(), **kept, "report": None}
+
+
+_COPIED = (
+    *("method", "method_state", "theta", "seed", "steps_done", "curvature_lr", "curvature_lr_state"),
+    *("on_bad_loss", "bad_losses", "_copies", "_groups", "_choices", "_attachment", "_flat", "_told"),
+)
+"""Attributes that a copy has beside those of torch's optimizers; a report it makes by itself."""
+FLAT = (
+    f"no loss has changed between the two sides of any direction for {FLAT_STEPS} steps in a row, to the last bit, so nothing "
+    "is learned: the closure must compute the loss anew, of the model that the optimizer was made for; if it does, the "
+    "difference is lost in rounding (compute the loss in float32, or raise epsilon), or a step was so large that the loss is "
+    "constant (start again with a lower lr)"
+)
+
+
+def _accumulating() -> bool:
+    """Whether accelerate steps once in several batches: its gradient state, where it is in use, is one for the process."""
+    accelerate = sys.modules.get("accelerate")
+    shared = getattr(getattr(accelerate, "state", None), "GradientState", None)
+    return shared is not None and bool(shared._shared_state) and shared().num_steps > 1
 
 
 def choose_update(blocks: Blocks) -> Literal["master", "stochastic"]:
@@ -689,7 +877,7 @@ def _split(blocks: Blocks, groups: Sequence[Mapping[str, Any]]) -> list[tuple[li
     for group in groups:
         if "match" not in group or not set(group) <= {"match", "lr", "weight_decay"}:
             raise ValueError(f"group {dict(group)} must have 'match' and may have 'lr' and 'weight_decay', nothing else")
-        check_lr(lr=float(group.get("lr", 0.0)))
+        check_scheduled_lr("lr", float(group.get("lr", 0.0)))
         _check_decay(group.get("weight_decay", 0.0))
         inside = [block for block in rest if re.search(group["match"], block.name)]
         if not inside:
@@ -707,14 +895,30 @@ def _plain(state: Any) -> Any:
 
 
 def _restored(fresh: Any, kept: Any) -> Any:
+    """The saved state ``kept`` as one of the kind of ``fresh``, whose devices and precisions its own copies of tensors have."""
     names = {field.name for field in fields(fresh)} if is_dataclass(fresh) else None
     alike = names == set(kept) if names and isinstance(kept, Mapping) else not names
     if not alike or (isinstance(kept, Mapping) and not names and not isinstance(fresh, Mapping)):
         raise ValueError(f"the saved method state does not fit {type(fresh).__name__}: was it another method?")
     if names is None:
-        return kept
+        return _copied(kept, fresh)
     values = {name: _restored(getattr(fresh, name), kept[name]) for name in names}
     return type(fresh)(**values)  # pyright: ignore[reportCallIssue]
+
+
+def _copied(value: Any, like: Any = None) -> Any:
+    """The value with copies of its tensors, each on the device and in the precision of the one at its place in ``like``."""
+    if isinstance(value, torch.Tensor):
+        like = like if isinstance(like, torch.Tensor) else value
+        both = like.is_floating_point() and value.is_floating_point()
+        return value.detach().to(like.device, like.dtype if both else value.dtype, copy=True)
+    if isinstance(value, tuple | list):
+        likes = like if isinstance(like, tuple | list) and len(like) == len(value) else [None] * len(value)
+        return type(value)(map(_copied, value, likes))
+    if isinstance(value, Mapping):
+        likes = like if isinstance(like, Mapping) else {}
+        return {name: _copied(one, likes.get(name)) for name, one in value.items()}
+    return value
 
 
 def __getattr__(name: str) -> Any:  # l2l.optim.MeZO and the like, which are made of what is above

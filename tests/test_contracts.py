@@ -78,6 +78,7 @@ def test_two_runs_with_one_seed_are_equal_bit_for_bit_and_another_seed_differs(c
     assert not same_bits(first, other)
 
 
+@pytest.mark.filterwarnings("ignore:the closure draws random numbers")
 @grid()
 def test_the_same_key_gives_the_same_step_whatever_was_drawn_before(case: MethodCase, problem: Problem):
     quiet, busy = problem.make(), problem.make()
@@ -266,6 +267,7 @@ def test_tied_weights_move_once(case: MethodCase):
     torch.testing.assert_close(model.embed.weight.detach() - before["embed.weight"], moved, rtol=1e-8, atol=1e-14)
 
 
+@pytest.mark.filterwarnings("ignore:no loss has changed")  # the loss is rounded to bfloat16
 @each_method
 def test_half_precision_weights_are_trained(case: MethodCase):
     model = TiedLM().bfloat16()

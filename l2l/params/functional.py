@@ -234,7 +234,10 @@ class _Mode(TorchFunctionMode):
         if not found or func in PASSIVE:
             return func(*args, **kwargs)
         if torch.is_grad_enabled():
-            raise RuntimeError("gradients can only be taken of unperturbed weights: call theta.restore() before")
+            raise RuntimeError(
+                "gradients can only be taken of unperturbed weights: leave backward() and enable_grad() out of the closure "
+                "(in Lightning: automatic_optimization = False), or call theta.restore() before"
+            )
         if func is torch.nn.functional.embedding and len(args) > 1 and not renormalises(args, kwargs):
             looked_up = own.index.get(id(args[1]))
             if looked_up is not None:
@@ -325,8 +328,18 @@ class PerturbEngine(ABC):
     def revert(self, moves: Sequence[Move]) -> None:
         """Take back moves that :meth:`perturb` made in this step, the last first."""
 
+    def _versions(self) -> list[tuple[int, int]]:
+        return [(block.tensor._version, block.tensor.data_ptr()) for block in self._blocks]
+
     def begin(self) -> None:
-        """A step begins: weights that were written from outside are taken as they are."""
+        """A step begins: weights that were written from outside are taken as they are, and from where they are."""
+        for i, piece in self._substitution.pieces.items():
+            block = self._blocks[i]
+            if piece.flat.dtype == block.tensor.dtype and piece.flat.data_ptr() != block.tensor.data_ptr():
+                self._substitution.pieces[i] = replace(piece, flat=block.flat)
+
+    def written(self) -> str | None:
+        """The first block whose memory was perturbed and has been written from outside since; None: there is none."""
         return None
 
     def finish(self) -> None:
@@ -358,8 +371,12 @@ class PerturbEngine(ABC):
         return {}
 
     @abstractmethod
+    def check_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Raise ValueError unless :meth:`load_extra_state` takes the state."""
+
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Continue from :meth:`extra_state`."""
+        self.check_extra_state(state)
 
 
 HALF = (torch.bfloat16, torch.float16)
@@ -397,16 +414,13 @@ class FunctionalEngine(PerturbEngine):
         self._last_key = Key(0)
         self._seen = self._versions()
 
-    def _versions(self) -> list[tuple[int, int]]:
-        return [(block.tensor._version, block.tensor.data_ptr()) for block in self._blocks]
-
     def begin(self) -> None:
+        super().begin()
         now = self._versions()
-        for i, (before, after) in enumerate(zip(self._seen, now, strict=True)):
-            if before != after and i in self._masters:
-                self._masters[i].copy_(self._blocks[i].flat)
-            if before[1] != after[1] and self._blocks[i].tensor.dtype == self._substitution.pieces[i].flat.dtype:
-                self._substitution.pieces[i] = TensorSlice(self._blocks[i].flat, self._blocks[i].name)
+        for i, master in self._masters.items():
+            weights = self._blocks[i].flat
+            if self._seen[i] != now[i] and not torch.equal(master.to(weights.dtype), weights):
+                master.copy_(weights)  # else the values are the master's own: a checkpoint was loaded beside its state
         self._seen = now
 
     def _piece(self, index: int) -> TensorSlice:
@@ -477,15 +491,19 @@ class FunctionalEngine(PerturbEngine):
         self._seen = self._versions()
 
     def extra_state(self) -> dict[str, torch.Tensor]:
+        self.begin()
         return {self._blocks[i].name: master for i, master in self._masters.items()}
 
-    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        names = {self._blocks[i].name for i in self._masters}
-        if names != set(state):
+    def check_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        sizes = {self._blocks[i].name: master.numel() for i, master in self._masters.items()}
+        if sizes != {name: master.numel() for name, master in state.items()}:
             raise ValueError(
-                f"this state has {len(state)} float32 master weights where {len(names)} are needed: it was saved with "
-                "another choice of perturb or update"
+                f"this state has {len(state)} float32 master weights where {len(sizes)} are needed: it was saved with "
+                "another choice of perturb or update, or of another model"
             )
+
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        super().load_extra_state(state)
         with torch.no_grad():
             for i, master in self._masters.items():
                 master.copy_(state[self._blocks[i].name])

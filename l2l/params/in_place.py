@@ -32,6 +32,13 @@ class InPlaceEngine(PerturbEngine):
         self._at: Perturbation | None = None
         self._sums: Sums | None = None
         self._prepared = False
+        self._seen: list[tuple[int, int]] = []  # as the last perturbation left them
+
+    def written(self) -> str | None:
+        if self._at is None or (now := self._versions()) == self._seen:
+            return None
+        pairs = zip(self._blocks, self._seen, now, strict=True)
+        return next(block.name for block, before, after in pairs if before != after)
 
     def _piece(self, index: int) -> TensorSlice:
         return TensorSlice(self._blocks[index].flat, self._blocks[index].name)
@@ -57,6 +64,8 @@ class InPlaceEngine(PerturbEngine):
             if self._sparse:  # a perturbation does not touch these in memory
                 apply_moves(self._blocks, moves, self._piece, self._sparse)
         self._at = at
+        if at is not None:
+            self._seen = self._versions()
         self._substitution.perturb(at)
 
     def revert(self, moves: Sequence[Move]) -> None:
@@ -76,6 +85,6 @@ class InPlaceEngine(PerturbEngine):
             scale = [s + round_scale(t, block.tensor.dtype) for s, (block, t) in zip(scale, terms, strict=True)]
         return moments_of(self._sums, [block.numel for block in self._blocks], centre, scale)
 
-    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+    def check_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         if state:
             raise ValueError("this state has float32 master weights; these weights are perturbed in place and need none")

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar, final
+from typing import Any, Literal, TypeAlias, TypeVar, final
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from l2l.noise import round_scale
 from l2l.params.blocks import Blocks
@@ -31,6 +32,8 @@ class Displacement:
         return self.direction is None and not self.pending
 
 
+_fused: "list[PerturbedParameters]" = []
+"""Inside :meth:`PerturbedParameters.fused_steps`, and perturbed in memory between steps."""
 Value = TypeVar("Value")
 Change: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
 """(index of a block, a delta of it) -> what is added instead; a new tensor, or the delta itself unchanged."""
@@ -82,6 +85,7 @@ class PerturbedParameters:
         self._engine: PerturbEngine = (
             FunctionalEngine(blocks, update, sparse) if self.mode == "functional" else InPlaceEngine(blocks, sparse)
         )
+        self._sparse = sparse_embeddings
         self._at: Perturbation | None = None
         self._pending: list[Move] = []
         self._added: list[Move] = []
@@ -108,10 +112,20 @@ class PerturbedParameters:
             self._pending, self._at = [], at
 
     def restore(self) -> None:
-        """Restore the unperturbed weights and apply pending moves: the parameters hold exactly theta."""
+        """Restore the unperturbed weights and apply pending moves: the parameters hold exactly theta.
+
+        Raises:
+            RuntimeError: weights were written while they were perturbed; what they hold now is neither.
+        """
+        written = self._engine.written()
         with defer_interrupt():
             self._engine.perturb(None, self._pending)
             self._pending, self._at = [], None
+        if written is not None:
+            raise RuntimeError(
+                f"block {written!r} was written while the weights were perturbed, inside fused_steps(): call "
+                "optimizer.theta.restore() before writing weights, and write these again"
+            )
 
     def _check(self, move: Move) -> None:
         """Refuse a move that could not be made whole, before any block moves."""
@@ -232,8 +246,14 @@ class PerturbedParameters:
         """One step: afterwards the parameters hold theta; after an error, theta as it was when the step began.
 
         Inside :meth:`fused_steps` the step's moves may stay pending until the next evaluation or :meth:`restore`.
+
+        Raises:
+            RuntimeError: other parameters of the model are inside :meth:`fused_steps`, or its weights were written there.
         """
         self.raise_deferred_interrupt()
+        self._check_alone()
+        if self._engine.written() is not None:
+            self.restore()  # raises
         self._begin(inside=True)
         try:
             self._engine.begin()
@@ -270,22 +290,70 @@ class PerturbedParameters:
     def fused_steps(self) -> "Iterator[PerturbedParameters]":
         """A loop that owns the model: between its steps the parameters need not hold theta, which saves a traversal.
 
-        Call :meth:`restore` before anything else reads or writes the model (evaluation, saving). Losses and weights are
-        those of separate steps, bit for bit (along a basis, within the roundings of each traversal). Afterwards the
-        parameters hold theta.
+        Losses and weights are those of separate steps, bit for bit (along a basis, within the roundings of each traversal).
+        Afterwards the parameters hold theta. ``state_dict()`` of the model and its modules restores them before it reads.
+        Call :meth:`restore` before anything else reads or writes the model (evaluation, ``copy.deepcopy``, loading).
+
+        Raises:
+            RuntimeError: another optimizer is inside its fused steps on the same model; or, at the next step or at the end,
+                weights were written while they were perturbed.
         """
+        self._check_alone()
         outer, self._fused = self._fused, True
+        hooks = [] if outer or self.mode == "functional" or self.blocks.model is None else self._guard(self.blocks.model)
+        if self.mode == "in_place":
+            _fused.append(self)
         try:
             yield self
         finally:
             self._fused = outer
+            if self.mode == "in_place":
+                _fused.remove(self)
+            for hook in hooks:
+                hook.remove()
             self.restore()
         self.raise_deferred_interrupt()
+
+    def _guard(self, model: torch.nn.Module) -> list[RemovableHandle]:
+        """Restore the weights before a ``state_dict`` of the model, or of a part of it, is taken."""
+
+        def restored(*_: object) -> None:
+            if self._inside:
+                raise RuntimeError("state_dict() inside a closure would hold perturbed weights: take it between steps")
+            if self._at is not None or self._pending:
+                self.restore()
+
+        return [module.register_state_dict_pre_hook(restored) for module in model.modules()]
+
+    def _check_alone(self) -> None:
+        for other in (one for one in _fused if one is not self):
+            model, places = self.blocks.model, {block.tensor.data_ptr() for block in self.blocks}
+            same = model is not None and other.blocks.model is model
+            if same or any(block.tensor.data_ptr() in places for block in other.blocks):
+                raise RuntimeError(
+                    "another optimizer is inside fused_steps() on this model, and its weights are perturbed between steps: "
+                    "leave the fused_steps() of one before the other steps, or let one optimizer train all blocks"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._fused:
+            raise RuntimeError("weights are perturbed inside fused_steps(): copy or pickle the optimizer outside of it")
+        choices = {"perturb": self.mode, "update": self.update or "master", "sparse_embeddings": self._sparse}
+        return {"blocks": self.blocks, **choices, "extra": self.extra_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        extra = state.pop("extra")
+        self.__init__(**state)
+        self.load_extra_state(extra)
 
     def extra_state(self) -> dict[str, torch.Tensor]:
         """Tensors by block name that resuming needs beside the model's weights: float32 masters. Restores theta."""
         self.restore()
         return self._engine.extra_state()
+
+    def check_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Raise ValueError unless :meth:`load_extra_state` takes the state; nothing changes."""
+        self._engine.check_extra_state(state)
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Continue from :meth:`extra_state`.

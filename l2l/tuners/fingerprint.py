@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from l2l.params import Block, Blocks
+from l2l.params.blocks import named_parameters
 from l2l.tuners.features import KINDS, kind_of
 
 CHUNK = 1 << 20
@@ -78,7 +79,7 @@ class Fingerprint:
 def ties_of(model: torch.nn.Module) -> tuple[tuple[str, ...], ...]:
     """Groups of parameter names that share a tensor; the first of each is the block's name."""
     groups: dict[object, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in named_parameters(model, remove_duplicate=False):
         memory = parameter.data_ptr()
         groups.setdefault((memory, parameter.numel()) if memory else id(parameter), []).append(name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)

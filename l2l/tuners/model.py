@@ -126,6 +126,12 @@ class TunerModel:
         if self.size_free:
             raise ValueError("a size-free tuner belongs to no blocks, which a block schedule names: leave it out")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_bound"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _bound=WeakKeyDictionary())
+
     @classmethod
     def for_model(
         cls,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Quadratic, TiedLM, same_bits, weights
+from cases import Quadratic, TiedLM, weights
 from torch import Tensor, nn
 
 import l2l
@@ -102,9 +102,8 @@ def test_weight_decay_shrinks_matrices_and_spares_blocks_of_one_dimension():
 
 @pytest.mark.parametrize("value", [0.0, -1e-3, math.nan, math.inf])
 def test_lr_and_epsilon_out_of_range_are_refused(value: float):
-    if value:  # lr 0 is allowed, as in torch
-        with pytest.raises(ValueError, match=f"lr={value} must be finite and not negative"):
-            l2l.MeZO(Quadratic(), lr=value)
+    with pytest.raises(ValueError, match=f"lr={value} (must be finite and not negative|would move nothing)"):
+        l2l.MeZO(Quadratic(), lr=value)
     for make in (l2l.MeZO, l2l.DiZO, lambda model, **options: l2l.ZOFineTuner(model, TUNER, **options)):
         with pytest.raises(ValueError, match=f"epsilon={value} must be positive and finite"):
             make(Quadratic(), epsilon=value)
@@ -182,14 +181,6 @@ def test_loading_a_state_takes_over_seed_step_and_learning_rate():
     assert (resumed.seed, resumed.steps_done, resumed.param_groups[0]["lr"]) == (5, 3, 0.01)
 
 
-def test_a_group_added_later_is_refused_rather_than_ignored():
-    model = Quadratic()
-    optimizer = l2l.MeZO(model)
-    optimizer.add_param_group({"params": [("late", nn.Parameter(torch.zeros(2)))]})
-    with pytest.raises(ValueError, match="added after the optimizer was made"):
-        optimizer.step(model)
-
-
 def test_a_decay_that_would_turn_weights_round_is_refused_and_undone():
     model = Quadratic()
     before = weights(model)
@@ -221,19 +212,6 @@ def test_hooks_of_torch_optimizers_are_called():
     optimizer.register_step_post_hook(lambda *_: called.append("after"))
     optimizer.step(model)
     assert called == ["before", "after"]
-
-
-def test_moving_a_model_to_another_precision_is_seen():
-    model = Quadratic()
-    optimizer = l2l.MeZO(model, lr=0.01)
-    other = Quadratic()
-    l2l.MeZO(other, lr=0.01).step(other)
-    optimizer.step(model)
-    assert same_bits(weights(model), weights(other))
-    model.double()
-    before = weights(model)
-    optimizer.step(model)
-    assert not same_bits(before, weights(model))
 
 
 def test_the_factories_pass_on_how_to_perturb():

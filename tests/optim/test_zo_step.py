@@ -146,7 +146,8 @@ def test_at_most_eight_frames_lie_between_the_optimizers_step_and_the_kernel(mon
 def test_a_learning_rate_of_zero_moves_nothing_and_a_negative_one_is_refused():
     model = Quadratic()
     before = weights(model)
-    optimizer = ZOOptimizer(model, MeZO(), lr=0.0)
+    optimizer = ZOOptimizer(model, MeZO())
+    optimizer.param_groups[0]["lr"] = 0.0
     for _ in range(3):
         optimizer.step(model)
     assert farthest(before, weights(model)) < 1e-6

@@ -180,3 +180,104 @@ def test_weight_decay_is_the_same_in_a_managed_loop():
                 optimizer.step(model)
         ends.append(weights(model))
     assert same_bits(*ends)
+
+
+# What the docstring of fused_steps asked for, enforced (A13 of the issue: rules that only a docstring held).
+
+
+@pytest.mark.parametrize("of", [lambda model: model, lambda model: model.attention, torch.nn.DataParallel])
+def test_a_state_dict_of_the_model_inside_fused_steps_holds_theta(of: Any):
+    model, plain = TiedLM(), TiedLM()
+    optimizer, other = ZOOptimizer(model, MeZO(), lr=0.01), ZOOptimizer(plain, MeZO(), lr=0.01)
+    with optimizer.theta.fused_steps():
+        for _ in range(3):
+            optimizer.step(model), other.step(plain)
+            assert not optimizer.theta.displacement.restored
+            saved = {name: value.clone() for name, value in of(model).state_dict().items()}
+            assert same_bits(saved, {name: value.clone() for name, value in of(plain).state_dict().items()})
+        optimizer.step(model), other.step(plain)
+    assert same_bits(weights(model), weights(plain))
+    assert not model._state_dict_pre_hooks and not model.attention._state_dict_pre_hooks
+
+
+def test_a_model_saved_with_safetensors_inside_fused_steps_is_theta(tmp_path: Any):
+    from safetensors.torch import load_file, save_model
+
+    model, plain = TiedLM(), TiedLM()
+    optimizer = ZOOptimizer(model, MeZO(), lr=0.01)
+    ZOOptimizer(plain, MeZO(), lr=0.01).step(plain)
+    with optimizer.theta.fused_steps():
+        optimizer.step(model)
+        save_model(model, str(tmp_path / "model.safetensors"))
+    held, wanted = load_file(tmp_path / "model.safetensors"), plain.state_dict()
+    assert len(held) == 7 and all(torch.equal(value, wanted[name]) for name, value in held.items())  # a tie is saved once
+
+
+def test_a_state_dict_in_a_closure_inside_fused_steps_is_refused():
+    model = TiedLM()
+    optimizer, before = ZOOptimizer(model, MeZO(), lr=0.01), weights(model)
+    with optimizer.theta.fused_steps():
+        with pytest.raises(RuntimeError, match="inside a closure would hold perturbed weights: take it between steps"):
+            optimizer.step(lambda: model.state_dict() and model())
+        optimizer.step(model)
+        model.state_dict()
+    assert farthest(before, weights(model)) > 1e-6
+
+
+@pytest.mark.parametrize("at", ["the next step", "the end", "restore"])
+def test_weights_written_while_they_are_perturbed_are_noticed(at: str):
+    model, other = TiedLM(), {name: torch.zeros_like(value) for name, value in TiedLM().state_dict().items()}
+    optimizer = ZOOptimizer(model, MeZO(), lr=0.01)
+
+    def loop() -> None:
+        with optimizer.theta.fused_steps():
+            optimizer.step(model)
+            with torch.no_grad():
+                model.norm.weight.copy_(torch.zeros(8))
+            if at == "restore":
+                optimizer.theta.restore()
+            if at == "the next step":
+                optimizer.step(model)
+
+    with pytest.raises(RuntimeError, match=r"'norm.weight' was written while .* call optimizer.theta.restore\(\) before"):
+        loop()
+    assert optimizer.steps_done == 1 and optimizer.theta.displacement.restored
+    with optimizer.theta.fused_steps():  # the way out
+        optimizer.step(model)
+        optimizer.theta.restore()
+        model.load_state_dict(other)
+        optimizer.step(lambda: model() * 0)
+    assert farthest(weights(model), {name: torch.zeros_like(value) for name, value in weights(model).items()}) < 1e-6
+
+
+def test_two_optimizers_in_fused_steps_on_one_model_are_refused_and_one_after_the_other_are_not():
+    model = TiedLM()
+    first, second = (ZOOptimizer(model, MeZO(), lr=0.01, seed=seed) for seed in (1, 2))
+    message = "another optimizer is inside fused_steps\\(\\) on this model"
+    with first.theta.fused_steps():
+        first.step(model)
+        with pytest.raises(RuntimeError, match=message), second.theta.fused_steps():
+            pytest.fail("entered")
+        with pytest.raises(RuntimeError, match=message):
+            second.step(model)
+        first.step(model)
+        with first.theta.fused_steps():  # its own, again
+            first.step(model)
+    for optimizer in (second, first):
+        with optimizer.theta.fused_steps():
+            optimizer.step(model)
+    assert (first.steps_done, second.steps_done) == (4, 1)
+
+
+def test_optimizers_of_other_parts_of_the_model_are_refused_and_of_other_models_are_not():
+    model, other = TiedLM(), TiedLM()
+    model.norm.requires_grad_(False)
+    first = ZOOptimizer(model, MeZO())
+    model.requires_grad_(False).norm.requires_grad_(True)
+    second, third = ZOOptimizer(model, MeZO()), ZOOptimizer(other, MeZO())
+    model.requires_grad_(True)
+    with first.theta.fused_steps(), third.theta.fused_steps():
+        first.step(model), third.step(other)
+        with pytest.raises(RuntimeError, match="let one optimizer train all blocks"):
+            second.step(model)
+    second.step(model)
