@@ -135,10 +135,10 @@ def test_the_command_line_takes_auto_and_numbers(source, given, wanted, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": "fast"}, "lr='fast' must be a number or 'auto'"),
+        ({"lr": "fast"}, "lr='fast' must be a number, auto or left out"),
         ({"step_fraction": -1.0}, "step_fraction=-1.0 must be positive and finite"),
         ({"curvature_every": 0}, "curvature_every=0 must be a whole number"),
-        ({"schedule": "step"}, "schedule is 'step'; use one of constant, linear, cosine"),
+        ({"schedule": "step"}, "schedule='step' must be constant, linear, cosine or left out"),
         ({"schedule_end": 1.5}, "schedule_end=1.5 must be between 0 and 1"),
     ],
 )
@@ -150,7 +150,7 @@ def test_bad_values_are_named(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": "fast"}, "lr='fast' must be a number or 'auto'"),
+        ({"lr": "fast"}, "lr='fast' must be a number, auto or left out"),
         ({"lr": "auto", "step_fraction": 0.0}, "step_fraction=0.0 must be positive and finite"),
         (
             {"lr": 0.1, "step_fraction": 0.1},
