@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from l2l.aliases import renamed
 from l2l.estimators import finite_loss
 from l2l.meta.bases import pool_basis
-from l2l.meta.config import MetaTrainConfig, task_list, with_defaults
+from l2l.meta.config import INITIAL, MEASURED, THETA, MetaTrainConfig, task_list, with_defaults
 from l2l.meta.curvature import pool_traces
 from l2l.meta.pool import MetaInputs, load_pool
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, load_model, load_tokenizer, model_identity, thaw
@@ -16,7 +16,7 @@ from l2l.models.prefix import train_only
 from l2l.params import Blocks
 from l2l.params.functional import HALF
 from l2l.report.console import plot_panels, print_table, smooth
-from l2l.report.run_directory import METRICS, RunDirectory, read_metrics, read_tensors, write_tensors
+from l2l.report.run_directory import METRICS, RunDirectory, is_whole, read_metrics, read_tensors, write_tensors
 from l2l.tuners.api import Tuner
 from l2l.tuners.diagnostics import movement
 from l2l.tuners.model import Provenance, load_weights
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 NOT_IN_RECIPE = ("out", "data_dir", "overwrite", "progress", "device")
 """Fields that say where a tuner was made, not how."""
-MEASURED = "measured.pt"
-"""Holds basis and normalizer of an unfinished run, so that a resumed run is the same to the last bit wherever it resumes."""
 
 
 def meta_train(
@@ -71,12 +69,13 @@ def run_meta_training(
     unused = ("basis", "basis_rank") if config.basis == "none" else ()
     folder = RunDirectory(config.out, _settings(config, *unused), config.overwrite)
     measured = folder.path / MEASURED
-    known = folder.resumed and measured.exists()
+    known = folder.resumed and is_whole(measured, "basis and normalizer are measured anew")
     inputs = prepare_meta_training(config, model, tokenizer, measured if known else None)
     module = MetaTraining(inputs, config, folder.create())
     began = time.perf_counter()
-    if not folder.resumed:
-        write_tensors(folder.path / "initial.pt", module.weights())
+    initial = folder.path / INITIAL
+    if not (folder.resumed and is_whole(initial, "it is written anew, from the weights that the model has")):
+        write_tensors(initial, module.weights())
     if not known:
         tuner = inputs.tuner
         write_tensors(measured, {"basis": tuner.basis or {}, "normaliser": normalizer_config(tuner.normalizer)})
@@ -160,7 +159,7 @@ def _finish(module: "MetaTraining", folder: RunDirectory, seconds: float) -> Tun
     movements = {"median": sorted(moved)[len(moved) // 2], "largest": max(moved)}
     summary = {**results, "validations": found.history, "movement": movements, "seconds": round(seconds, 2)}
     folder.finish(summary | {"steps": config.steps, "blocks": len(moved), "config": asdict(config)})
-    for name in ("initial.pt", "theta.pt", MEASURED):  # last: until the run is finished it can be resumed
+    for name in (INITIAL, THETA, MEASURED):  # last: until the run is finished it can be resumed
         (folder.path / name).unlink(missing_ok=True)
     return tuner
 

@@ -33,7 +33,7 @@ from l2l.models.schemes import ADAPTERS, AdapterBase, apply_scheme, save_adapter
 from l2l.optim import ZOOptimizer, schedule_factor
 from l2l.report.console import Bars, growing, plot_panels, print_table, quiet_lightning, smooth
 from l2l.report.memory import PeakMemory
-from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_metrics, read_tensors, write_tensors
+from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, is_whole, read_metrics, read_tensors, write_tensors
 from l2l.tasks import format_interval
 from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores, visits
@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("train_loss", "projected_gradient", "lr", "curvature", "passes", "seconds", "dev_loss", "dev_metric")
 """Of metrics.csv, beside the step."""
+BEST = "best.safetensors"
+"""The trained weights of the best step so far, by name, while the run is not finished."""
 SAMPLED = 32
 """Batches whose shapes predict a run's time and memory."""
 EVALUATIONS = 4
@@ -356,7 +358,7 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
                         advance(session.step(context.optimizer))
         done, optimizer = session.progress, context.optimizer
         last = session.score("train"), session.score("test")
-        optimizer.theta.assign(read_tensors(folder.path / "best.pt"))
+        optimizer.theta.assign(read_tensors(folder.path / BEST))
         last_is_best = done.best_step == done.step - 1
         best = session.score("dev"), last[1] if last_is_best else session.score("test")
         if config.save_model:
@@ -380,7 +382,7 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
     draw_curves(folder.path, config.objective)
     folder.finish(summary)
     (folder.path / FILE).unlink(missing_ok=True)
-    (folder.path / "best.pt").unlink()  # last: until the run is finished it can be continued
+    (folder.path / BEST).unlink()  # last: until the run is finished it can be continued
     return FineTuneResult(context.model, summary, folder.path)
 
 
@@ -406,7 +408,7 @@ def plan_evaluations(context: RunContext, expected: Expectation, folder: RunDire
     """
     config, splits = context.config, context.splits
     there = {"train": len(context.reported_train), "dev": len(splits.dev), "test": len(splits.test)}
-    saved = read_tensors(folder.checkpoint).get("plan") if folder.resumed else None
+    saved = folder.read_checkpoint()[1].get("plan") if folder.resumed else None
     plan = EvaluationPlan(**saved) if saved else _evaluation_plan(context, expected, there)
     if fewer := [kind for kind in ("test", "dev") if getattr(plan, kind) < there[kind]]:
         rows = " and ".join(f"{getattr(plan, kind):,} of {there[kind]:,} {kind} rows" for kind in fewer)
@@ -490,10 +492,11 @@ class Session:
         self.progress = Progress()
         self._peak_lr: list[float] = [group["lr"] for group in context.optimizer.param_groups]  # before the schedule
         if folder.resumed:
-            state = read_tensors(folder.checkpoint)
+            _, state = folder.read_checkpoint()
             context.optimizer.theta.assign(state["weights"])
             context.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
+            self._check_best()
         after = self.progress.step - 1 if folder.resumed else None
         method = context.optimizer.method
         tuner_hash = None
@@ -580,7 +583,7 @@ class Session:
             self._tick()
             self.log.flush()
             state = {"weights": self._weights(), "optimizer": self.context.optimizer.state_dict()}
-            write_tensors(self.folder.checkpoint, state | {"progress": dict(vars(now)), "plan": dict(vars(self.plan))})
+            self.folder.write_checkpoint(state | {"progress": dict(vars(now)), "plan": dict(vars(self.plan))})
             self._clock = time.perf_counter()
         return report.loss
 
@@ -616,7 +619,14 @@ class Session:
             value = scores.loss if objective is None else objective
         if value < self.progress.best_dev_loss:
             self.progress.best_dev_loss, self.progress.best_step = value, step
-            write_tensors(self.folder.path / "best.pt", self._weights())
+            write_tensors(self.folder.path / BEST, self._weights())
+
+    def _check_best(self) -> None:
+        """Where the best weights of a run that is continued are lost, begin anew to choose them."""
+        now, target = self.progress, self.folder.path / BEST
+        if not is_whole(target, f"the best step is chosen anew, from step {self.progress.step - 1} on"):
+            write_tensors(target, self._weights())
+            now.best_step, now.best_dev_loss = now.step - 1, float("inf")
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """The trained tensors by name, unperturbed; they share memory with the model."""

@@ -98,7 +98,7 @@ def test_a_run_of_seconds_plans_by_a_measurement_and_keeps_its_plan(tmp_path, la
         patch.setattr("l2l.train.trainer.draw_curves", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(1.0)
-    first = torch.load(tmp_path / "checkpoint.pt")["plan"]
+    first = torch.load(tmp_path / "checkpoint.safetensors")["plan"]
     assert (first["steps"], first["every"], first["test"]) == (4, 1, 32)
     assert run(2.0)["evaluations"] == first
 
