@@ -202,6 +202,14 @@ def _to_tree(value: Any, place: str, tensors: dict[str, torch.Tensor], known: di
     return value
 
 
+def tensor_bytes(value: Any) -> int:
+    """Bytes of the tensors in nested dictionaries, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(tensor_bytes, inside))
+
+
 def _from_tree(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """The value of which :func:`_to_tree` made a tree."""
     if isinstance(tree, list):

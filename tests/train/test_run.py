@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -248,10 +249,10 @@ def test_a_run_goes_back_to_the_newest_whole_checkpoint_and_ends_the_same(done, 
     assert len(said) == 2
     assert re.search(r"checkpoint.safetensors is not readable: it has .*; continuing from the one before, checkpoint.1", said[0])
     assert "best.safetensors is not readable: its 7 bytes are cut short" in said[1]
-    assert same_bits(read_tensors(last)["weights"], {b.name: b.tensor for b in Blocks.of(done.model)}) or steps(tmp_path) == steps(done.out)
+    assert steps(tmp_path) == steps(done.out)
     for name in ("checkpoint.safetensors", "checkpoint.1.safetensors"):
         (tmp_path / name).write_bytes(b"garbage")
-    with pytest.raises(ValueError, match=r"no checkpoint is left: .*checkpoint.safetensors is not .*checkpoint.1.*--overwrite true"):
+    with pytest.raises(ValueError, match=r"no checkpoint is left: .*checkpoint.safetensors .*checkpoint.1.*--overwrite true"):
         fine_tune(tmp_path)
 
 
