@@ -315,7 +315,7 @@ def with_adapter(model: Any, directory: str | Path) -> Any:
         raise ValueError(
             f"the adapter in {str(directory)!r} does not fit {type(model).__name__}: {first}; is its base another model?"
         ) from error
-    return found.eval()
+    return found.requires_grad_(False).eval()
 
 
 def save_adapter(model: Any, directory: str | Path, base: AdapterBase) -> None:

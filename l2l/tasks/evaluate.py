@@ -13,7 +13,7 @@ import torch
 from l2l.models import Grouping, generator, token_logprobs, uncompiled
 from l2l.models.load import context_length, kind_of, unwrapped
 from l2l.tasks.base import Row, Task
-from l2l.tasks.encode import Encoded, collate, decoder_start, encoder_for, lay_out, pad_rows, padding_id, special_ids, tokenize
+from l2l.tasks.encode import Encoded, collate, decoder_start, encoder_for, lay_out, pad_rows, special_ids, tokenize
 from l2l.tasks.losses import classification_loss, gold_token_sum, option_scores, option_sums, predictions
 from l2l.tasks.metrics import accuracy, answer_scores, bootstrap_interval
 
