@@ -68,8 +68,8 @@ class WholeFiles(CheckpointIO):
 class MetaTraining(lightning.LightningModule):
     """Manual optimisation of the tuner's weights: one training step is one outer step on one batch of one task.
 
-    ``global_step`` counts outer steps, and batches and keys are functions of it. ``initial.safetensors`` in the run's directory holds
-    the model's initial weights, for restarts and validations.
+    ``global_step`` counts outer steps, and batches and keys are functions of it. ``initial.safetensors`` in the run's
+    directory holds the model's initial weights, for restarts and validations.
     """
 
     def __init__(self, inputs: MetaInputs, config: MetaTrainConfig, folder: RunDirectory) -> None:

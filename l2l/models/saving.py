@@ -106,7 +106,9 @@ def _same_as_files(state: dict[str, torch.Tensor], folder: Path) -> bool:
     for file in sorted(set(names.values())):
         with safe_open(folder / file, "pt") as opened:
             for name, value in state.items():
-                there = name if name in names else name.partition(".")[2] if name.partition(".")[2] in names else endings.get(name)
+                there = (
+                    name if name in names else name.partition(".")[2] if name.partition(".")[2] in names else endings.get(name)
+                )
                 if there is None or names[there] != file or value.is_meta or not value.is_floating_point():
                     continue
                 kept = opened.get_slice(there)
@@ -180,7 +182,7 @@ def _check_described(model: Any, saved: Path) -> None:
         if value.shape != here[name].shape:
             shapes = f"{list(value.shape)} by its config, and {list(here[name].shape)} in the model"
             raise ValueError(
-                f"{name!r} has shape {shapes}: change model.config with the model (of an embedding: model.resize_token_embeddings)"
+                f"{name!r} has shape {shapes}: change model.config with the model (an embedding: resize_token_embeddings)"
             )
 
 
@@ -189,8 +191,8 @@ def _reason(model: Any, error: Exception) -> str:
     text = " ".join(str(error).split())
     if "output_attentions" in text:
         return (
-            "its config asks for output_attentions, which attention 'sdpa' cannot give, so transformers does not write it: load "
-            "the model with --attn_implementation eager, or remove output_attentions from its config.json"
+            "its config asks for output_attentions, which attention 'sdpa' cannot give, so transformers does not write it: "
+            "load the model with --attn_implementation eager, or remove output_attentions from its config.json"
         )
     for owner in (model.config, getattr(model, "generation_config", None)):
         for name, value in {} if owner is None else vars(owner).items():

@@ -80,8 +80,8 @@ def apply_scheme(model: Any, scheme: str = "full", args: Mapping[str, Any] | Non
     check_scheme(scheme, args)
     if hasattr(model, "peft_config") and not hasattr(model, "get_base_model"):
         raise ValueError(
-            f"scheme {scheme!r}: layers of an adapter lie in the model itself, put there by an earlier run or by add_adapter: give "
-            "`result.model.unload()` or `result.model.merge_and_unload()` of that run, or peft.get_peft_model(model, config)"
+            f"scheme {scheme!r}: layers of an adapter lie in the model itself, put there by an earlier run or by add_adapter: "
+            "give `result.model.unload()` or `result.model.merge_and_unload()` of that run, or peft.get_peft_model(model, …)"
         )
     if hasattr(model, "peft_config") and (scheme != "full" or not any(p.requires_grad for p in model.parameters())):
         model = _merged(model, scheme)
@@ -297,7 +297,8 @@ def adapter_base(name_or_path: str | Path) -> AdapterBase | None:
     if not (classifies and heads):
         return AdapterBase(name, revision)
     with safe_open(folder / WEIGHTS, "pt") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys() if any(f".{head}." in key for head in heads)]
+        names = [name for name in file.keys() if any(f".{head}." in name for head in heads)]  # noqa: SIM118
+        shapes = [file.get_slice(name).get_shape() for name in names]
     rows = [shape[0] for shape in shapes if len(shape) == 2]  # of several layers, the last has the fewest
     return AdapterBase(name, revision, "classifier", min(rows, default=None))
 

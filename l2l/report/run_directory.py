@@ -75,7 +75,9 @@ def write_yaml(target: Path, value: Any, header: str = "") -> Path:
 
 DTYPES = {
     **{getattr(torch, f"float{bits}"): f"F{bits}" for bits in (16, 32, 64)},
-    **{getattr(torch, f"{kind}int{bits}"): f"{kind[:1].upper() or 'I'}{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)},
+    **{
+        getattr(torch, f"{kind}int{bits}"): f"{kind[:1].upper() or 'I'}{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)
+    },
     torch.bfloat16: "BF16",
     torch.bool: "BOOL",
 }
@@ -111,7 +113,7 @@ def write_tensors(target: Path, value: Any, keep: Path | None = None) -> Path:
     def write(path: Path) -> None:
         digest = hashlib.sha256()
         with path.open("wb") as file:
-            parts = (tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for name in order)
+            parts = (tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data for name in order)
             for part in (len(text).to_bytes(8, "little"), text, *parts):
                 file.write(part)
                 digest.update(part)
@@ -179,7 +181,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def _to_tree(value: Any, place: str, tensors: dict[str, torch.Tensor], known: dict[Any, str]) -> Any:
-    """The value for JSON: plain values and lists as they are, all else as ``{kind: content}``; tensors are put into a dictionary."""
+    """The value for JSON: plain values and lists as they are, all else as ``{kind: content}``. Tensors go into ``tensors``."""
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.dtype not in DTYPES:
             raise TypeError(f"a checkpoint cannot hold the {value.dtype} {value.layout} tensor at {place!r}")

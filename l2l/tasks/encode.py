@@ -219,8 +219,8 @@ def _agree_on_padding(model: Any, tokenizer: "PreTrainedTokenizerBase", rows: in
     if not isinstance(pad, int) or (rows is not None and pad >= rows):
         what = "neither the model nor the tokenizer has one" if pad is None else f"the tokenizer's, {pad}, is not embedded"
         raise ValueError(
-            f"a classifier finds the end of a row by the padding id, and {what}: set tokenizer.pad_token to one of its tokens, as "
-            "tokenizer.pad_token = tokenizer.eos_token, or model.config.pad_token_id"
+            f"a classifier finds the end of a row by the padding id, and {what}: set tokenizer.pad_token to one of its tokens, "
+            "as tokenizer.pad_token = tokenizer.eos_token, or model.config.pad_token_id"
         )
     model.config.pad_token_id = pad
 
@@ -233,7 +233,7 @@ def _check_embedded(name: str, example: Encoded, rows: int, tokenizer: "PreTrain
             raise ValueError(
                 f"{name}: token {tokenizer.convert_ids_to_tokens(largest)!r} has id {largest}, and the model embeds ids below "
                 f"{rows}: give the tokenizer that belongs to the model, or, where tokens were added, call "
-                f"model.resize_token_embeddings({len(tokenizer)}) and give the resized model, or the directory that it is saved to"
+                f"model.resize_token_embeddings({len(tokenizer)}) and give that model, or the directory that it was saved to"
             )
 
 

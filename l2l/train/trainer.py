@@ -33,10 +33,10 @@ from l2l.models.load import context_length, freeze_matching, model_identity
 from l2l.models.prefix import TrainLayers, train_only
 from l2l.models.schemes import ADAPTERS, apply_scheme
 from l2l.optim import ZOOptimizer, schedule_factor
+from l2l.report import run_directory
 from l2l.report.console import Bars, growing, plot_panels, print_table, quiet_lightning, smooth
 from l2l.report.memory import PeakMemory
-from l2l.report.run_directory import METRICS, UNFINISHED, MetricsLog, RunDirectory, is_whole, read_metrics, read_tensors
-from l2l.report.run_directory import share_as_usual, tensor_bytes, write_tensors
+from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_metrics, read_tensors, write_tensors
 from l2l.tasks import format_interval
 from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores, visits
@@ -399,7 +399,7 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
 def save_run_model(context: RunContext, target: Path) -> None:
     """Save the model, or its adapter with the name of its base, and the tokenizer, readable as any new file."""
     saving.save_model(context.model, context.tokenizer, target, context.files)
-    share_as_usual(target)
+    run_directory.share_as_usual(target)
 
 
 def rehearse_end(context: RunContext, folder: RunDirectory) -> None:
@@ -414,13 +414,13 @@ def rehearse_end(context: RunContext, folder: RunDirectory) -> None:
     encode(context.task, context.splits.test, context.tokenizer, limit)
     place = next(path for path in (folder.path, *folder.path.absolute().parents) if path.is_dir())
     try:
-        with tempfile.TemporaryDirectory(dir=place, prefix=UNFINISHED) as target:
+        with tempfile.TemporaryDirectory(dir=place, prefix=run_directory.UNFINISHED) as target:
             if config.save_model:
                 saving.rehearse(context.model, context.tokenizer, Path(target))
     except OSError as error:
         raise ValueError(f"{folder.path} cannot be written to ({error}): choose another --out") from error
     best = sum(tensor.nbytes for tensor in weights)
-    state = best + tensor_bytes(context.optimizer.state_dict())
+    state = best + run_directory.tensor_bytes(context.optimizer.state_dict())
     whole = config.scheme not in ADAPTERS
     model = sum(tensor.nbytes for tensor in (context.model.parameters() if whole else weights)) if config.save_model else 0
     needed = 3 * state + 2 * best + model  # of each file the one before stays until the next is whole
@@ -428,8 +428,8 @@ def rehearse_end(context: RunContext, folder: RunDirectory) -> None:
     free = shutil.disk_usage(place).free
     if needed > free + there:
         raise ValueError(
-            f"{folder.path}: checkpoints and model take up to {needed:,} bytes, and {free + there:,} are free there: make room, "
-            "choose another --out, or leave the model out by --save_model false"
+            f"{folder.path}: checkpoints and model take up to {needed:,} bytes, and {free + there:,} are free there: make "
+            "room, choose another --out, or leave the model out by --save_model false"
         )
 
 
@@ -442,8 +442,8 @@ def keep_weights(session: "Session", error: Exception) -> ValueError:
         target = session.folder.path / BEST
     line = " ".join(str(error).split()) or type(error).__name__
     return ValueError(
-        f"the model could not be saved ({line}); its trained weights are kept in {target} (safetensors.torch.load_file gives them "
-        "by name), and the same command tries again"
+        f"the model could not be saved ({line}); its trained weights are kept in {target} (safetensors.torch.load_file gives "
+        "them by name), and the same command tries again"
     )
 
 
@@ -674,7 +674,7 @@ class Session:
     def _check_best(self) -> None:
         """Where the best weights of a run that is continued are lost, begin anew to choose them."""
         now, target = self.progress, self.folder.path / BEST
-        if not is_whole(target, f"the best step is chosen anew, from step {self.progress.step - 1} on"):
+        if not run_directory.is_whole(target, f"the best step is chosen anew, from step {self.progress.step - 1} on"):
             self.write_weights(target)
             now.best_step, now.best_dev_loss = now.step - 1, float("inf")
 

@@ -247,7 +247,9 @@ def test_a_run_goes_back_to_the_newest_whole_checkpoint_and_ends_the_same(done, 
             fine_tune(tmp_path)
     said = [record.message for record in caplog.records if "is not readable" in record.message]
     assert len(said) == 2
-    assert re.search(r"checkpoint.safetensors is not readable: it has .*; continuing from the one before, checkpoint.1", said[0])
+    assert re.search(
+        r"checkpoint.safetensors is not readable: it has .*; continuing from the one before, checkpoint.1", said[0]
+    )
     assert "best.safetensors is not readable: its 7 bytes are cut short" in said[1]
     assert steps(tmp_path) == steps(done.out)
     for name in ("checkpoint.safetensors", "checkpoint.1.safetensors"):

@@ -1,11 +1,12 @@
 """Kinds A2 and A6 of issue 16: what can fail at the end of a run is tried before its first step, and what a run saves is
 loaded by ``l2l.load_model``, by transformers and by peft.
 
-Situations of others, tried here: huggingface/transformers#29988 (a generation configuration that is read and not written, after
-the last step), huggingface/transformers#30202 (tensors that share memory are dropped when a model is saved), huggingface/peft#1059
-and #1574 (an adapter with a name of its own lies where nobody looks for it), huggingface/peft#2252 (an adapter that is named like a
-prefix of its tensors), huggingface/peft#1457 (an adapter of a base with added tokens), huggingface/peft#2422 (a classifier's head
-beside the adapter), safetensors/safetensors#782 (files that only their owner reads).
+Situations of others, tried here: huggingface/transformers#29988 (a generation configuration that is read and not written,
+after the last step), huggingface/transformers#30202 (tensors that share memory are dropped when a model is saved),
+huggingface/peft#1059 and #1574 (an adapter with a name of its own lies where nobody looks for it), huggingface/peft#2252 (an
+adapter that is named like a prefix of its tensors), huggingface/peft#1457 (an adapter of a base with added tokens),
+huggingface/peft#2422 (a classifier's head beside the adapter), safetensors/safetensors#782 (files that only their owner
+reads).
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ def umask() -> int:
 
 def config_of(scheme: str) -> Any:
     made = {
-        "lora": lambda: peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False),
+        "lora": lambda: peft.LoraConfig(
+            r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False
+        ),
         "ia3": lambda: peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
         "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
         "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
@@ -175,7 +178,9 @@ def test_an_adapter_as_the_base_is_merged_and_trained_on(scheme, tmp_path):
 
 def test_virtual_tokens_as_the_base_are_refused_and_their_base_is_taken(tmp_path):
     fine_tune(tmp_path / "first", scheme="prompt")
-    with pytest.raises(ValueError, match="cannot be merged into the weights: it is made of virtual tokens; give its base, 'l2l/tiny'"):
+    with pytest.raises(
+        ValueError, match="cannot be merged into the weights: it is made of virtual tokens; give its base, 'l2l/tiny'"
+    ):
         fine_tune(tmp_path / "run", str(tmp_path / "first" / "model"), scheme="lora")
     assert_loaded(fine_tune(tmp_path / "run", "l2l/tiny", scheme="lora"))
 
@@ -225,7 +230,10 @@ def test_attentions_in_the_config_are_refused_before_training_and_both_ways_out_
     small = [f"--{name}={str(value).lower()}" for name, value in SMALL.items()]
     assert main(["fine-tune", *small, "--model", str(saved), "--out", str(tmp_path / "run")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
-    assert main(["fine-tune", *small, "--model", str(saved), "--out", str(tmp_path / "run"), "--attn_implementation", "eager"]) == 0
+    assert (
+        main(["fine-tune", *small, "--model", str(saved), "--out", str(tmp_path / "run"), "--attn_implementation", "eager"])
+        == 0
+    )
     edit(saved / "config.json", output_attentions=False)
     assert_loaded(fine_tune(tmp_path / "second", str(saved)))
 
@@ -243,7 +251,9 @@ def test_a_generation_config_that_is_read_is_also_written(scheme, saved, tmp_pat
 def test_a_config_that_is_no_json_is_refused_with_its_field(saved, tokenizer, tmp_path):
     model = load_model(saved)
     model.config.mine = object()
-    refused(model, tmp_path / "run", r"LlamaConfig.mine is <object .*>, which is no JSON: remove or replace it", tokenizer=tokenizer)
+    refused(
+        model, tmp_path / "run", r"LlamaConfig.mine is <object .*>, which is no JSON: remove or replace it", tokenizer=tokenizer
+    )
     del model.config.mine
     assert_loaded(fine_tune(tmp_path / "run", model, tokenizer=tokenizer))
 
@@ -307,7 +317,9 @@ def test_a_test_row_that_cannot_be_encoded_is_found_before_the_first_step(tmp_pa
 def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
-    refused("l2l/tiny", tmp_path / "run", r"checkpoints and model take up to [\d,]+ bytes, and 10,000 are free there: make room")
+    refused(
+        "l2l/tiny", tmp_path / "run", r"checkpoints and model take up to [\d,]+ bytes, and 10,000 are free there: make room"
+    )
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     fine_tune(tmp_path / "run")
 
