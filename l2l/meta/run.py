@@ -71,6 +71,7 @@ def run_meta_training(
     measured = folder.path / MEASURED
     known = folder.resumed and is_whole(measured, "basis and normalizer are measured anew")
     inputs = prepare_meta_training(config, model, tokenizer, measured if known else None)
+    rehearse_end(inputs.tuner, sum(block.tensor.nbytes for block in Blocks.of(inputs.model)), folder)
     module = MetaTraining(inputs, config, folder.create())
     began = time.perf_counter()
     initial = folder.path / INITIAL
@@ -134,6 +135,23 @@ def prepare_meta_training(
     made_of = config.architecture, config.seed, normalizer, provenance, config.features, basis, schedule
     tuner = Tuner.for_model(model, *made_of, **config.architecture_args)
     return MetaInputs(model, tokenizer, identified(tuner, model), pool, validation, frozen)
+
+
+def rehearse_end(tuner: Tuner, weights: int, folder: RunDirectory) -> None:
+    """Try before the first step what the run does in the end: save the tuner, and load it.
+
+    Args:
+        weights: bytes of what is trained of the model; a checkpoint holds as much, and once more the velocity.
+
+    Raises:
+        ValueError: the tuner cannot be saved or loaded, or the directory not be written to; or its disk has no room.
+    """
+    with folder.trial(3 * 2 * weights + 2 * weights) as target:
+        try:
+            tuner.save_pretrained(target)
+            Tuner.from_pretrained(str(target))
+        except (OSError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"the tuner could not be saved after training: {error}") from error
 
 
 def _settings(config: MetaTrainConfig, *without: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from l2l.models import schemes
-from l2l.models.load import EMBEDDED, gguf_path, load_tokenizer, local_folder, model_identity
+from l2l.models.load import EMBEDDED, gguf_path, load_tokenizer, loading_bar, local_folder, model_identity
 from l2l.models.streaming import LayerFiles
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def _save_whole(model: Any, target: Path, weights: bool = True) -> None:
             drafted = copy.deepcopy(own)
             base.generation_config = type(own)()
     try:
-        base.save_pretrained(target, state_dict=state)
+        with loading_bar(False):
+            base.save_pretrained(target, state_dict=state)
     finally:
         if own is not None:
             base.generation_config = own

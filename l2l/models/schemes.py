@@ -123,7 +123,7 @@ def _merged(model: Any, scheme: str) -> Any:
     base = model.get_base_model()
     if any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
-            f"scheme {scheme!r}: the model carries an adapter already, perhaps of an earlier run: give `result.model.unload()`, "
+            f"scheme {scheme!r}: the model has an adapter already, perhaps of an earlier run: give `result.model.unload()`, "
             "its base without the adapter, or `result.model.merge_and_unload()`, with it (under prefix and prompt "
             "`result.model.get_base_model()`)"
         )

@@ -11,7 +11,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
@@ -298,6 +299,30 @@ class RunDirectory:
         """The files of the directory, without those that a killed process was about to write."""
         found = self.path.iterdir() if self.path.is_dir() else ()
         return [entry for entry in found if not entry.name.startswith(UNFINISHED)]
+
+    @contextmanager
+    def trial(self, needed: int) -> Iterator[Path]:
+        """An empty folder on the disk of the run, to try in it what the run will write; nothing of it is left.
+
+        Args:
+            needed: bytes that the run takes at most, with what an earlier part of it has written.
+
+        Raises:
+            ValueError: nothing can be written there, or there is not so much room.
+        """
+        place = next(path for path in (self.path, *self.path.absolute().parents) if path.is_dir())
+        room = shutil.disk_usage(place).free + sum(path.stat().st_size for path in self.path.glob("*.safetensors"))
+        if needed > room:
+            raise ValueError(
+                f"{self.path}: the run takes up to {needed:,} bytes, and {room:,} are free there: make room, choose another "
+                "--out, or, in fine-tuning, leave the model out by --save_model false"
+            )
+        try:
+            folder = tempfile.TemporaryDirectory(dir=place, prefix=UNFINISHED)
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be written to ({error}): choose another --out") from error
+        with folder as name:
+            yield Path(name)
 
     def create(self) -> "RunDirectory":
         """Make the directory and write ``config.yaml``."""

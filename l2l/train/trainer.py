@@ -6,9 +6,7 @@ by a plain loop, or by a Lightning trainer (``loop: lightning``) with the same r
 
 import hashlib
 import logging
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
@@ -411,26 +409,14 @@ def rehearse_end(context: RunContext, folder: RunDirectory) -> None:
     """
     config, weights = context.config, [block.tensor for block in context.optimizer.blocks]
     encode, limit = encoder_for(context.model).encode, context_length(context.model, config.max_length)
-    encode(context.task, context.splits.test, context.tokenizer, limit)
-    place = next(path for path in (folder.path, *folder.path.absolute().parents) if path.is_dir())
-    try:
-        with tempfile.TemporaryDirectory(dir=place, prefix=run_directory.UNFINISHED) as target:
-            if config.save_model:
-                saving.rehearse(context.model, context.tokenizer, Path(target))
-    except OSError as error:
-        raise ValueError(f"{folder.path} cannot be written to ({error}): choose another --out") from error
+    encode(context.task, context.splits.test, context.tokenizer, limit)  # the others are evaluated before the first step
     best = sum(tensor.nbytes for tensor in weights)
-    state = best + run_directory.tensor_bytes(context.optimizer.state_dict())
     whole = config.scheme not in ADAPTERS
     model = sum(tensor.nbytes for tensor in (context.model.parameters() if whole else weights)) if config.save_model else 0
-    needed = 3 * state + 2 * best + model  # of each file the one before stays until the next is whole
-    there = sum(path.stat().st_size for path in folder.path.glob("*.safetensors"))
-    free = shutil.disk_usage(place).free
-    if needed > free + there:
-        raise ValueError(
-            f"{folder.path}: checkpoints and model take up to {needed:,} bytes, and {free + there:,} are free there: make "
-            "room, choose another --out, or leave the model out by --save_model false"
-        )
+    state = best + run_directory.tensor_bytes(context.optimizer.state_dict())
+    with folder.trial(3 * state + 2 * best + model) as target:  # of each file the one before stays until the next is whole
+        if config.save_model:
+            saving.rehearse(context.model, context.tokenizer, target)
 
 
 def keep_weights(session: "Session", error: Exception) -> ValueError:
