@@ -46,7 +46,7 @@ class LayerFiles:
                 self.files: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
                 outside = [name for name in self.files.values() if Path(name).name != name or name == INDEX]
                 if outside:
-                    raise ValueError(f"its index names {outside[0]!r}, which is no file of this directory")
+                    raise ValueError(f"its index names {outside[0]!r}, which is no file of that directory")
             else:
                 with safe_open(folder / SINGLE, "pt") as file:
                     self.files = dict.fromkeys(file.keys(), SINGLE)

@@ -46,16 +46,16 @@ def rows(count: int = 4) -> list[Any]:
     return load_splits(get_task("world_topic"), None, count, count, count, 0).train
 
 
-def with_word_of_all_rows(tokenizer: Any) -> Any:
+def with_a_token_of_all_rows(tokenizer: Any) -> Any:
     """The tokenizer with a token added that all prompts of the task use."""
-    words = [set(get_task("world_topic").example(row).prompt.split()) for row in rows(40)]
-    tokenizer.add_tokens([max(set.intersection(*words), key=len)])
+    assert all("belong to" in get_task("world_topic").example(row).prompt for row in rows(40))
+    assert tokenizer.add_tokens(["belong to"]) == 1
     return tokenizer
 
 
 def test_tokens_without_a_row_of_the_embedding_are_named_and_both_ways_out_work(tokenizer, tmp_path):
     model: Any = load_model("l2l/tiny")
-    larger, size = with_word_of_all_rows(load_tokenizer("l2l/tiny")), len(tokenizer)
+    larger, size = with_a_token_of_all_rows(load_tokenizer("l2l/tiny")), len(tokenizer)
     match = rf"task 'world_topic', row \d+: token '.*' has id {size}, and the model embeds ids below {size}: .*"
     with pytest.raises(ValueError, match=match + rf"model.resize_token_embeddings\({size + 1}\)"):
         fine_tune(tmp_path / "run", model, tokenizer=larger)
