@@ -79,11 +79,8 @@ def known_base(model: Any) -> schemes.AdapterBase | None:
     belong to no adapter. Compared are :data:`COMPARED` numbers of each tensor; of a gguf file, or of files that are not here
     as safetensors, none.
     """
-    own = schemes.own_state(model)
-    prefix = getattr(model.base_model, "prefix", "") or "prompt_encoder"
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and prefix not in name and ".modules_to_save." not in name and "prompt_encoder" not in name:
-            return None
+    if any(parameter.requires_grad and not schemes.of_adapter(model, name) for name, parameter in model.named_parameters()):
+        return None
     source = model_identity(model)
     if not source.id:
         return None
@@ -93,7 +90,7 @@ def known_base(model: Any) -> schemes.AdapterBase | None:
     folder = None if gguf_path(source.id) is not None else local_folder(source.id, source.revision)
     if folder is None or getattr(model.get_base_model(), "is_quantized", False):
         return named
-    return named if _same_as_files(own, folder) else None
+    return named if _same_as_files(schemes.own_state(model), folder) else None
 
 
 def _same_as_files(state: dict[str, torch.Tensor], folder: Path) -> bool:

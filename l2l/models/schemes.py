@@ -352,12 +352,27 @@ def check_adapter(model: Any) -> None:
 
 def own_state(model: Any) -> dict[str, torch.Tensor]:
     """The tensors of a model without those of adapters, under the names that they have without them."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    prefix = getattr(getattr(model, "base_model", None), "prefix", None) if base is not model else None
-    state = base.state_dict()
-    if prefix is not None:
-        state = {name: value for name, value in state.items() if f".{prefix}" not in name and ".modules_to_save." not in name}
-    return {name.replace(".base_layer.", ".").replace(".original_module.", "."): value for name, value in state.items()}
+    if not hasattr(model, "get_base_model"):
+        return model.state_dict()
+    wrappers = {".token_adapter.": ".", ".base_layer.": ".", ".original_module.": "."}
+    found = {}
+    for name, value in model.get_base_model().state_dict().items():
+        if not of_adapter(model, name):
+            for inside, without in wrappers.items():
+                name = name.replace(inside, without)
+            found[name] = value
+    return found
+
+
+def of_adapter(model: Any, name: str) -> bool:
+    """Whether a tensor of a ``peft.PeftModel`` belongs to an adapter, by its name."""
+    marks = (
+        "prompt_encoder.",
+        ".modules_to_save.",
+        ".trainable_tokens_",
+        f".{getattr(model.base_model, 'prefix', '') or 'lora_'}",
+    )
+    return any(mark in name for mark in marks)
 
 
 @contextmanager

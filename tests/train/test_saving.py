@@ -351,3 +351,10 @@ def test_a_model_that_cannot_be_saved_in_the_end_leaves_its_weights_and_the_run_
     again = dict(load_model(tmp_path / "run" / "model").named_parameters())
     assert weights
     assert all(torch.equal(again[name], value) for name, value in weights.items())
+
+
+def test_single_trained_tokens_and_biases_beside_an_adapter_are_saved_too(tokenizer, saved, tmp_path):
+    for number, extra in enumerate(({"trainable_token_indices": [5, 9]}, {"bias": "all"})):
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **extra)
+        model: Any = peft.get_peft_model(load_model(saved), config, adapter_name="mine")
+        assert_loaded(fine_tune(tmp_path / f"run{number}", model.eval(), tokenizer=tokenizer))
