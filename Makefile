@@ -8,7 +8,7 @@ BIN := .venv/bin
 TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: quickstart test slow lint check docs format clean
+.PHONY: quickstart test slow lint check docs audit format clean
 
 quickstart: .venv/ready
 	$(BIN)/l2l quickstart --overwrite true
@@ -29,6 +29,10 @@ check: lint test
 # The site, into build/docs. Strict: a dead link or a page outside the navigation fails. Reading it needs no network.
 docs: .venv/docs-ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Known vulnerabilities of what is installed; says so where there is no index to ask.
+audit: .venv/ready
+	.ci/audit
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -53,7 +53,7 @@ if len(sys.argv) > 1:  # this script runs itself, as the process that is going t
 # Begin a run in another process, and kill it as soon as it has written a checkpoint.
 shutil.rmtree(FOLDER, ignore_errors=True)
 process = subprocess.Popen([sys.executable, __file__, str(FOLDER / "killed")], stderr=subprocess.DEVNULL)
-while process.poll() is None and not (FOLDER / "killed" / "checkpoint.pt").exists():
+while process.poll() is None and not (FOLDER / "killed" / "checkpoint.safetensors").exists():
     time.sleep(0.02)
 process.kill()
 process.wait()

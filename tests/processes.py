@@ -37,14 +37,14 @@ def interrupt_when(arguments: Sequence[str], ready: Callable[[], bool], number: 
 
 def kill_when_saved(arguments: Sequence[str], out: Path) -> None:
     """Run a command until its first checkpoint is there, then kill -9."""
-    code, _, error = interrupt_when(arguments, (out / "checkpoint.pt").is_file, signal.SIGKILL)
+    code, _, error = interrupt_when(arguments, (out / "checkpoint.safetensors").is_file, signal.SIGKILL)
     assert code == -signal.SIGKILL, error
     assert not (out / "summary.json").exists()
 
 
 def break_off_when_saved(arguments: Sequence[str], out: Path) -> str:
     """Run a command until its first checkpoint is there, then Ctrl-C; gives what it said on stderr."""
-    code, _, error = interrupt_when(arguments, (out / "checkpoint.pt").is_file, signal.SIGINT)
+    code, _, error = interrupt_when(arguments, (out / "checkpoint.safetensors").is_file, signal.SIGINT)
     assert code == 130, error
     assert not (out / "summary.json").exists()
     return error

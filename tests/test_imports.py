@@ -195,11 +195,16 @@ def test_everything_public_has_a_docstring(module: str):
 
 @pytest.mark.parametrize("module", SOURCES)
 def test_no_file_of_weights_or_code_of_others_is_ever_executed(module: str):
+    """Kind B4 of issue 16: nothing is pickled or unpickled, and code that comes with a model runs by the user's word alone."""
     for node in ast.walk(tree_of(module)):
-        if isinstance(node, ast.Import):
-            assert not {alias.name for alias in node.names} & {"pickle", "dill", "joblib", "cloudpickle"}
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            named = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+            assert not named & {"pickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
         if isinstance(node, ast.Call):
             given = {word.arg: ast.unparse(word.value) for word in node.keywords}
             assert given.get("trust_remote_code", "False") in ("False", "config.trust_remote_code")  # the user's word
-            if ast.unparse(node.func) == "torch.load":
-                assert given.get("weights_only", "True") == "True"
+            called = ast.unparse(node.func)
+            assert called not in ("torch.load", "torch.save", "torch.hub.load", "eval", "exec", "pickle.load", "pickle.loads")
+            assert called not in ("yaml.load", "yaml.unsafe_load", "shutil.unpack_archive")
+            assert not called.endswith((".extractall", ".extract", ".load_from_checkpoint"))
+            assert given.get("allow_pickle", "False") == "False"

@@ -26,6 +26,11 @@ COUNTS = (
 POSITIVE = ("outer_lr", "lr", "epsilon", "embedding_rows_per_sample", "inner_lr", "inner_clip")
 
 
+INITIAL, THETA, MEASURED = (f"{name}.safetensors" for name in ("initial", "theta", "measured"))
+"""While a run is not finished: the model's initial weights; those at the last validation; and basis and normalizer, so that a
+resumed run is the same to the last bit wherever it resumes."""
+
+
 @dataclass(frozen=True)
 class MetaTrainConfig(Arguments):
     """Learn a tuner for a model over a pool of tasks."""

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch.utils.data import DataLoader
 
 from l2l.estimators import Closure
-from l2l.meta.config import MetaTrainConfig
+from l2l.meta.config import INITIAL, THETA, MetaTrainConfig
 from l2l.meta.curvature import sampled_loss
 from l2l.meta.pool import MetaInputs, PoolTask, sampled_task
 from l2l.meta.state import MetaLoss, MetaState
@@ -49,13 +49,16 @@ class Validations:
 
 @final
 class WholeFiles(CheckpointIO):
-    """Checkpoints that are either complete or not there, and are read without executing anything in them."""
+    """The checkpoints of a run's directory: complete or not there, and read without executing anything in them."""
+
+    def __init__(self, folder: RunDirectory) -> None:
+        self.folder = folder
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write_tensors(Path(path), checkpoint)
+        self.folder.write_checkpoint(checkpoint)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return read_tensors(Path(path))
+        return self.folder.read_checkpoint()[1]
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
@@ -65,8 +68,8 @@ class WholeFiles(CheckpointIO):
 class MetaTraining(lightning.LightningModule):
     """Manual optimisation of the tuner's weights: one training step is one outer step on one batch of one task.
 
-    ``global_step`` counts outer steps, and batches and keys are functions of it. ``initial.pt`` in the run's directory holds
-    the model's initial weights, for restarts and validations.
+    ``global_step`` counts outer steps, and batches and keys are functions of it. ``initial.safetensors`` in the run's
+    directory holds the model's initial weights, for restarts and validations.
     """
 
     def __init__(self, inputs: MetaInputs, config: MetaTrainConfig, folder: RunDirectory) -> None:
@@ -174,7 +177,7 @@ class MetaTraining(lightning.LightningModule):
 
     def restart(self) -> None:
         """Put the model back to its initial weights, with velocity zero. Tuner and run statistics stay."""
-        self.theta.assign(read_tensors(self.folder.path / "initial.pt"))
+        self.theta.assign(read_tensors(self.folder.path / INITIAL))
         for value in self.velocity.values():
             value.zero_()
 
@@ -187,12 +190,12 @@ class MetaTraining(lightning.LightningModule):
         if not self.inputs.validation:
             return
         found = self.validations
-        write_tensors(self.folder.path / "theta.pt", self.weights())
+        write_tensors(self.folder.path / THETA, self.weights())
         if found.mezo is None:
             found.mezo = self._validation_loss(MeZO(epsilon=self.config.epsilon))
         steps = self.config.validation_steps if self.method.horizon else None
         loss = self._validation_loss(replace(self.method, horizon=steps))
-        self.theta.assign(read_tensors(self.folder.path / "theta.pt"))
+        self.theta.assign(read_tensors(self.folder.path / THETA))
         found.history.append((step, loss))
         if loss < found.best_loss or not found.best_weights:
             found.best_step, found.best_loss = step, loss
@@ -210,7 +213,7 @@ class MetaTraining(lightning.LightningModule):
 
         def loss_after(task: PoolTask, lr: float, curvature_lr: CurvatureLR | None) -> float:
             """Dev loss; infinite if the run diverged. All methods see the same batches and noise."""
-            self.theta.assign(read_tensors(self.folder.path / "initial.pt"))
+            self.theta.assign(read_tensors(self.folder.path / INITIAL))
             batches = ((task.loss(model, task.batcher.at(step)), Key(config.seed, step)) for step in steps)
             try:
                 for _ in inner_steps(self.theta, method, method.init(self.theta.blocks), batches, lr, curvature_lr):
@@ -243,13 +246,14 @@ class MetaTraining(lightning.LightningModule):
 def train(module: MetaTraining) -> None:
     """Run the remaining outer steps under a Lightning trainer."""
     config, folder = module.config, module.folder
-    done = read_tensors(folder.checkpoint)["global_step"] if folder.resumed else 0
+    path, state = folder.read_checkpoint() if folder.resumed else (None, {"global_step": 0})
+    done = state["global_step"]
     module.metrics = MetricsLog(folder.path, (*MEASURES, "validation_loss"), done - 1 if folder.resumed else None)
     try:
         with quiet_lightning(), progress_bar("meta-train", config.steps, done, config.progress) as module.advance:
             off: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
             length: Any = {"max_steps": config.steps, "max_epochs": -1}
-            trainer = lightning.Trainer(**length, **off, plugins=[WholeFiles()], accelerator="cpu", devices=1)
-            fit(trainer, module, ckpt_path=str(folder.checkpoint) if folder.resumed else None, weights_only=True)
+            trainer = lightning.Trainer(**length, **off, plugins=[WholeFiles(folder)], accelerator="cpu", devices=1)
+            fit(trainer, module, ckpt_path=path and str(path), weights_only=True)
     finally:
         module.metrics.close()

@@ -9,7 +9,7 @@ from l2l.aliases import renamed
 from l2l.arguments import plain
 from l2l.estimators import finite_loss
 from l2l.meta.bases import pool_basis
-from l2l.meta.config import MetaTrainConfig, task_list, with_defaults
+from l2l.meta.config import INITIAL, MEASURED, THETA, MetaTrainConfig, task_list, with_defaults
 from l2l.meta.curvature import pool_traces
 from l2l.meta.pool import MetaInputs, load_pool
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, load_model, load_tokenizer, model_identity, thaw
@@ -17,7 +17,7 @@ from l2l.models.prefix import train_only
 from l2l.params import Blocks
 from l2l.params.functional import HALF
 from l2l.report.console import plot_panels, print_table, smooth
-from l2l.report.run_directory import METRICS, RunDirectory, read_metrics, read_tensors, write_tensors
+from l2l.report.run_directory import METRICS, RunDirectory, is_whole, read_metrics, read_tensors, write_tensors
 from l2l.tuners.api import Tuner
 from l2l.tuners.diagnostics import movement
 from l2l.tuners.model import Provenance, load_weights
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 NOT_IN_RECIPE = ("out", "data_dir", "overwrite", "progress", "device")
 """Fields that say where a tuner was made, not how."""
-MEASURED = "measured.pt"
-"""Holds basis and normalizer of an unfinished run, so that a resumed run is the same to the last bit wherever it resumes."""
 
 
 def meta_train(
@@ -73,12 +71,14 @@ def run_meta_training(
     unused = ("basis", "basis_rank") if config.basis == "none" else ()
     folder = RunDirectory(config.out, _settings(config, *unused), config.overwrite)
     measured = folder.path / MEASURED
-    known = folder.resumed and measured.exists()
+    known = folder.resumed and is_whole(measured, "basis and normalizer are measured anew")
     inputs = prepare_meta_training(config, model, tokenizer, measured if known else None)
+    rehearse_end(inputs.tuner, sum(block.tensor.nbytes for block in Blocks.of(inputs.model)), folder)
     module = MetaTraining(inputs, config, folder.create())
     began = time.perf_counter()
-    if not folder.resumed:
-        write_tensors(folder.path / "initial.pt", module.weights())
+    initial = folder.path / INITIAL
+    if not (folder.resumed and is_whole(initial, "it is written anew, from the weights that the model has")):
+        write_tensors(initial, module.weights())
     if not known:
         tuner = inputs.tuner
         write_tensors(measured, {"basis": tuner.basis or {}, "normaliser": normalizer_config(tuner.normalizer)})
@@ -139,6 +139,23 @@ def prepare_meta_training(
     return MetaInputs(model, tokenizer, identified(tuner, model), pool, validation, frozen)
 
 
+def rehearse_end(tuner: Tuner, weights: int, folder: RunDirectory) -> None:
+    """Try before the first step what the run does in the end: save the tuner, and load it.
+
+    Args:
+        weights: bytes of what is trained of the model; a checkpoint holds as much, and once more the velocity.
+
+    Raises:
+        ValueError: the tuner cannot be saved or loaded, or the directory not be written to; or its disk has no room.
+    """
+    with folder.trial(3 * 2 * weights + 2 * weights) as target:
+        try:
+            tuner.save_pretrained(target)
+            Tuner.from_pretrained(str(target))
+        except (OSError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"the tuner could not be saved after training: {error}") from error
+
+
 def _settings(config: MetaTrainConfig, *without: str) -> dict[str, Any]:
     """The configuration as plain values, without options that are off and came later, so that runs begun before can go on."""
     absent = [*without, *(["block_schedule"] if config.block_schedule == "none" else [])]
@@ -162,7 +179,7 @@ def _finish(module: "MetaTraining", folder: RunDirectory, seconds: float) -> Tun
     movements = {"median": sorted(moved)[len(moved) // 2], "largest": max(moved)}
     summary = {**results, "validations": found.history, "movement": movements, "seconds": round(seconds, 2)}
     folder.finish(summary | {"steps": config.steps, "blocks": len(moved), "config": asdict(config)})
-    for name in ("initial.pt", "theta.pt", MEASURED):  # last: until the run is finished it can be resumed
+    for name in (INITIAL, THETA, MEASURED):  # last: until the run is finished it can be resumed
         (folder.path / name).unlink(missing_ok=True)
     return tuner
 

@@ -36,7 +36,7 @@ def kind_of(model: object) -> Kind:
         return "causal"
     pair = bool(getattr(config, "is_encoder_decoder", False))
     for one in type(base).__mro__:
-        kind = _kind_of_class(one.__name__, pair)
+        kind = kind_of_class(one.__name__, pair)
         if kind is not None:
             return kind
     return "seq2seq" if pair else "causal"
@@ -57,7 +57,7 @@ def kind_of_config(config: "PreTrainedConfig", head: str = "auto") -> Kind:
         return cast(Kind, head)
     pair = bool(getattr(config, "is_encoder_decoder", False))
     for name in getattr(config, "architectures", None) or ():
-        kind = _kind_of_class(name, pair)
+        kind = kind_of_class(name, pair)
         if kind is not None:
             return kind
     own = getattr(config, "auto_map", None) or {}
@@ -78,7 +78,8 @@ def auto_class(kind: Kind) -> Any:
     return getattr(transformers, _AUTO[kind])
 
 
-def _kind_of_class(name: str, pair: bool) -> Kind | None:
+def kind_of_class(name: str, pair: bool = False) -> Kind | None:
+    """The kind of a class of transformers by its name; ``pair``: whether it is an encoder-decoder. None for other classes."""
     return next((kind for kind in _AUTO if name in _classes(kind) and (pair or kind != "seq2seq")), None)
 
 

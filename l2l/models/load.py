@@ -95,6 +95,8 @@ def load_model(
     dtype, num_labels, seed = plain(dtype), plain(num_labels), plain(seed)
     adapter = adapter_base(name_or_path)
     if adapter is not None:
+        if head == "auto":
+            head, num_labels = adapter.head, adapter.num_labels or num_labels
         rest = (head, device_map, trust_remote_code, num_labels, seed, quantize)
         base = load_model(adapter.name, dtype, device, adapter.revision, attn_implementation, *rest)
         adapted = with_adapter(base, name_or_path)
@@ -224,6 +226,21 @@ def model_identity(model: "PreTrainedModel") -> ModelIdentity:
     if source and Path(source) == _EMBEDDED_DIR:
         return ModelIdentity(EMBEDDED, None)
     return ModelIdentity(source, getattr(model.config, "_commit_hash", None))
+
+
+def local_folder(name: str, revision: str | None = None) -> Path | None:
+    """The directory on this machine of a model by its identity: given, embedded, or in the hub's cache; None: there is none."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    path = _EMBEDDED_DIR if name == EMBEDDED else Path(name)
+    if path.is_dir():
+        return path
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def context_length(model: "PreTrainedModel", asked: int | None = None) -> int:

@@ -6,6 +6,8 @@ disk is a directory with ``adapter_config.json`` and ``adapter_model.safetensors
 """
 
 import json
+import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from l2l.models.heads import output_embedding
-from l2l.models.kinds import kind_of
+from l2l.models.kinds import kind_of, kind_of_class
+
+logger = logging.getLogger(__name__)
 
 Scheme: TypeAlias = Literal["full", "lora", "prefix", "prompt", "ia3", "head"]
 """``full``: every weight. ``lora`` (arXiv:2106.09685), ``prefix`` (arXiv:2101.00190), ``prompt`` (arXiv:2104.08691) and
@@ -57,7 +61,8 @@ def apply_scheme(model: Any, scheme: str = "full", args: Mapping[str, Any] | Non
 
     Args:
         model: a model of transformers.
-        scheme: a :data:`Scheme`. ``full`` leaves ``requires_grad`` unchanged. ``head`` trains a copy of the head where it is
+        scheme: a :data:`Scheme`. ``full`` leaves ``requires_grad`` unchanged. A frozen adapter, as :func:`l2l.load_model` gives
+            it, is merged into its base first. ``head`` trains a copy of the head where it is
             tied to the input embedding, so that the features it reads stay those of the base. ``lora`` and ``ia3`` train a
             classifier's head too, which may be a fresh one.
         args: further fields of peft's configuration of the scheme, e.g. ``{r: 16, target_modules: [q_proj]}``.
@@ -68,16 +73,20 @@ def apply_scheme(model: Any, scheme: str = "full", args: Mapping[str, Any] | Non
         dtype of the base. A prefix begins as the keys and values, and a prompt as the embeddings, of random tokens.
 
     Raises:
-        ValueError: an unknown scheme or argument, a model that has an adapter already, or one that the scheme does not fit.
+        ValueError: an unknown scheme or argument, a model that has an adapter in training already or one that cannot be
+            merged, or one that the scheme does not fit.
     """
     args = dict(args or {})
     check_scheme(scheme, args)
+    if hasattr(model, "peft_config") and not hasattr(model, "get_base_model"):
+        raise ValueError(
+            f"scheme {scheme!r}: layers of an adapter lie in the model itself, put there by an earlier run or by add_adapter: "
+            "give `result.model.unload()` or `result.model.merge_and_unload()` of that run, or peft.get_peft_model(model, …)"
+        )
+    if hasattr(model, "peft_config") and (scheme != "full" or not any(p.requires_grad for p in model.parameters())):
+        model = _merged(model, scheme)
     if scheme == "full":
         return model
-    if hasattr(model, "peft_config"):
-        raise ValueError(
-            f"scheme {scheme!r}: the model carries an adapter already; give its base model, or merge the adapter first"
-        )
     model.requires_grad_(False)
     if scheme == "head":
         return _train_head(model)
@@ -107,6 +116,23 @@ def apply_scheme(model: Any, scheme: str = "full", args: Mapping[str, Any] | Non
         if weight.shape == start.shape and initial == "RANDOM":  # an encoder that projects keeps its own start
             weight.data.copy_(start)
     return adapted.eval()
+
+
+def _merged(model: Any, scheme: str) -> Any:
+    """The base of a ``peft.PeftModel`` with the frozen adapter in its weights; ValueError where it cannot be merged."""
+    base = model.get_base_model()
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"scheme {scheme!r}: the model has an adapter already, perhaps of an earlier run: give `result.model.unload()`, "
+            "its base without the adapter, or `result.model.merge_and_unload()`, with it (under prefix and prompt "
+            "`result.model.get_base_model()`)"
+        )
+    if getattr(model.active_peft_config, "is_prompt_learning", False) or getattr(base, "is_quantized", False):
+        what = "a quantised base" if getattr(base, "is_quantized", False) else "the weights: it is made of virtual tokens"
+        name = model.active_peft_config.base_model_name_or_path
+        raise ValueError(f"scheme {scheme!r}: the model's adapter cannot be merged into {what}; give its base, {name!r}")
+    logger.warning("the adapter is merged into its base, and scheme %r trained on top", scheme)
+    return model.merge_and_unload().requires_grad_(True)
 
 
 def _config_class(scheme: str) -> Any:
@@ -233,7 +259,8 @@ def _ends(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base"
+"""Files of an adapter's directory, and the folder in it where the base lies that is nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -242,11 +269,15 @@ class AdapterBase:
 
     name: str
     revision: str | None
+    head: str = "auto"
+    """``classifier`` where the adapter holds a classifier's head."""
+    num_labels: int | None = None
+    """Labels of that head."""
 
 
 def adapter_base(name_or_path: str | Path) -> AdapterBase | None:
-    """The base that an adapter's directory names; None where this is no directory of an adapter. FileNotFoundError where there
-    are no weights as safetensors, ValueError where its configuration is not readable or names no base."""
+    """The base that an adapter's directory holds or names; None where this is no directory of an adapter. FileNotFoundError
+    where there are no weights as safetensors, ValueError where its configuration is not readable or names no base."""
     folder = Path(name_or_path).expanduser()
     if not (folder / CONFIG).is_file():
         return None
@@ -255,11 +286,21 @@ def adapter_base(name_or_path: str | Path) -> AdapterBase | None:
     try:
         found = json.loads((folder / CONFIG).read_text())
         name, revision = found["base_model_name_or_path"], found.get("revision")
+        mapping, heads = found.get("auto_mapping") or {}, found.get("modules_to_save") or ()
+        classifies = kind_of_class(mapping.get("base_model_class", "")) == "classifier"
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG} is not the configuration of an adapter: save the adapter again") from error
+    if (folder / BASE / "config.json").is_file():
+        name, revision = str(folder / BASE), None
     if not name:
         raise ValueError(f"{folder / CONFIG} names no base model: fill in base_model_name_or_path")
-    return AdapterBase(name, revision)
+    if not (classifies and heads):
+        return AdapterBase(name, revision)
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        names = [name for name in file.keys() if any(f".{head}." in name for head in heads)]  # noqa: SIM118
+        shapes = [file.get_slice(name).get_shape() for name in names]
+    rows = [shape[0] for shape in shapes if len(shape) == 2]  # of several layers, the last has the fewest
+    return AdapterBase(name, revision, "classifier", min(rows, default=None))
 
 
 def with_adapter(model: Any, directory: str | Path) -> Any:
@@ -275,14 +316,63 @@ def with_adapter(model: Any, directory: str | Path) -> Any:
         raise ValueError(
             f"the adapter in {str(directory)!r} does not fit {type(model).__name__}: {first}; is its base another model?"
         ) from error
-    return found.eval()
+    return found.requires_grad_(False).eval()
 
 
 def save_adapter(model: Any, directory: str | Path, base: AdapterBase) -> None:
-    """Write the adapter of a ``peft.PeftModel`` and the base to record; :func:`l2l.load_model` on the directory loads both."""
-    config = model.active_peft_config
+    """Write the active adapter of a ``peft.PeftModel``, whatever its name, and the base to record.
+
+    :func:`l2l.load_model` on the directory loads both, and ``PeftModel.from_pretrained`` the adapter: peft itself writes one
+    with a name of its own into a folder of that name, where neither looks for it.
+    """
+    name, config = model.active_adapter, model.active_peft_config
     config.base_model_name_or_path, config.revision = base.name, base.revision
-    model.save_pretrained(str(directory), save_embedding_layers=False)  # "auto" would ask the hub for the base's config
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as folder:
+        # "auto" would ask the hub for the base's config
+        model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
+        for file in (Path(folder) if name == "default" else Path(folder) / name).iterdir():
+            file.replace(target / file.name)
+
+
+def check_adapter(model: Any) -> None:
+    """ValueError where the adapters of a ``peft.PeftModel`` are in a state that no directory of one adapter can hold."""
+    active = getattr(model.base_model, "active_adapters", ())
+    if isinstance(active, list) and len(active) > 1:
+        raise ValueError(
+            f"adapters {' and '.join(map(repr, active))} are active together, and one is saved: choose one by "
+            f"model.set_adapter({active[0]!r}), or combine them by model.add_weighted_adapter"
+        )
+    if model.active_adapter in ("..", ".") or Path(model.active_adapter).name != model.active_adapter:
+        raise ValueError(f"the adapter's name {model.active_adapter!r} is none for a file: give it one without / and ..")
+    if any(getattr(module, "merged_adapters", None) for module in model.modules()):
+        raise ValueError("the adapter is merged into its base, where training it changes nothing: model.unmerge_adapter()")
+
+
+def own_state(model: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a model without those of adapters, under the names that they have without them."""
+    if not hasattr(model, "get_base_model"):
+        return model.state_dict()
+    wrappers = {".token_adapter.": ".", ".base_layer.": ".", ".original_module.": "."}
+    found = {}
+    for name, value in model.get_base_model().state_dict().items():
+        if not of_adapter(model, name):
+            for inside, without in wrappers.items():
+                name = name.replace(inside, without)
+            found[name] = value
+    return found
+
+
+def of_adapter(model: Any, name: str) -> bool:
+    """Whether a tensor of a ``peft.PeftModel`` belongs to an adapter, by its name."""
+    marks = (
+        "prompt_encoder.",
+        ".modules_to_save.",
+        ".trainable_tokens_",
+        f".{getattr(model.base_model, 'prefix', '') or 'lora_'}",
+    )
+    return any(mark in name for mark in marks)
 
 
 @contextmanager

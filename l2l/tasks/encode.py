@@ -172,26 +172,69 @@ class Encoder:
     """Tokenises every option of every row, of at most so many tokens; see :func:`encode` for the errors."""
     padding: int | None = None
     """The id that the model itself takes for padding: some classifiers look for a row's last token by it."""
+    vocabulary: int | None = None
+    """Ids that the model embeds; None: not known."""
 
     def pad_id(self, tokenizer: "PreTrainedTokenizerBase") -> int:
-        """The id to pad batches with."""
-        return padding_id(tokenizer) if self.padding is None else self.padding
+        """The id to pad batches with: one that the model embeds, whatever the tokenizer has added."""
+        found = padding_id(tokenizer) if self.padding is None else self.padding
+        return found if self.vocabulary is None or found < self.vocabulary else 0
 
 
 def encoder_for(model: Any) -> Encoder:
-    """The encoder for a model, by its kind (:func:`l2l.models.kinds.kind_of`).
+    """The encoder for a model, by its kind (:func:`l2l.models.kinds.kind_of`). It raises ValueError at a row with a token that
+    the model does not embed, and where a classifier that needs a padding id finds none.
 
     Raises:
         ValueError: an encoder-decoder that does not say which token its decoder starts with.
     """
-    kind = kind_of(model)
+    kind, padding = kind_of(model), None
+    encoders = {"causal": encode, "masked": encode_masked}
     if kind == "classifier":
         padding = getattr(model.config, "pad_token_id", None)
-        labels = model.config.num_labels
-        return Encoder(partial(encode_labels, labels=labels), padding if isinstance(padding, int) else None)
+        encoders[kind] = partial(encode_labels, labels=model.config.num_labels)
     if kind == "seq2seq":
-        return Encoder(partial(encode_seq2seq, start=decoder_start(model)))
-    return Encoder({"causal": encode, "masked": encode_masked}[kind])
+        encoders[kind] = partial(encode_seq2seq, start=decoder_start(model))
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    rows = getattr(getattr(embedding, "weight", None), "shape", (None,))[0]
+
+    def encoded(task: Task, rows_: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:
+        if kind == "classifier":
+            _agree_on_padding(model, tokenizer, rows)
+        found = encoders[kind](task, rows_, tokenizer, max_length)
+        if rows is not None:
+            for number, example in enumerate(found):
+                _check_embedded(f"task {task.name!r}, row {number}", example, rows, tokenizer)
+        return found
+
+    return Encoder(encoded, padding if isinstance(padding, int) else None, rows)
+
+
+def _agree_on_padding(model: Any, tokenizer: "PreTrainedTokenizerBase", rows: int | None) -> None:
+    """Give a classifier without a padding id that of the tokenizer: some find by it the last token of a row, and refuse batches
+    of several rows without one. ValueError where the tokenizer has none either, or one that is not embedded."""
+    if getattr(model.config, "pad_token_id", None) is not None:
+        return
+    pad = tokenizer.pad_token_id
+    if not isinstance(pad, int) or (rows is not None and pad >= rows):
+        what = "neither the model nor the tokenizer has one" if pad is None else f"the tokenizer's, {pad}, is not embedded"
+        raise ValueError(
+            f"a classifier finds the end of a row by the padding id, and {what}: set tokenizer.pad_token to one of its tokens, "
+            "as tokenizer.pad_token = tokenizer.eos_token, or model.config.pad_token_id"
+        )
+    model.config.pad_token_id = pad
+
+
+def _check_embedded(name: str, example: Encoded, rows: int, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise ValueError where an example has an id for which the embedding has no row."""
+    for option in example.options:
+        largest = max(*option.ids, *option.decoder, *(() if example.pooled else option.targets), 0)
+        if largest >= rows:
+            raise ValueError(
+                f"{name}: token {tokenizer.convert_ids_to_tokens(largest)!r} has id {largest}, and the model embeds ids below "
+                f"{rows}: give the tokenizer that belongs to the model, or, where tokens were added, call "
+                f"model.resize_token_embeddings({len(tokenizer)}) and give that model, or the directory that it was saved to"
+            )
 
 
 def encode(task: Task, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Encoded]:

@@ -13,7 +13,7 @@ import torch
 from l2l.models import Grouping, generator, token_logprobs, uncompiled
 from l2l.models.load import context_length, kind_of, unwrapped
 from l2l.tasks.base import Row, Task
-from l2l.tasks.encode import Encoded, collate, decoder_start, encoder_for, lay_out, pad_rows, padding_id, special_ids, tokenize
+from l2l.tasks.encode import Encoded, collate, decoder_start, encoder_for, lay_out, pad_rows, special_ids, tokenize
 from l2l.tasks.losses import classification_loss, gold_token_sum, option_scores, option_sums, predictions
 from l2l.tasks.metrics import accuracy, answer_scores, bootstrap_interval
 
@@ -256,14 +256,15 @@ def generate(
         found = {index for index, text in enumerate(pieces) if "\n" in text}
         stops = sorted(found | {end}) if isinstance(end, int) else sorted(found)
         _STOPS[tokenizer] = len(tokenizer), stops
+    pad = encoder_for(model).pad_id(tokenizer)
     inputs = [before + ids[-room:] + (after if opening else ()) for ids in tokenize(tokenizer, list(prompts))]
     greedy = GenerationConfig(  # a fresh one: a model's own may ask for sampling, penalties or beams
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
         use_cache=True,
-        eos_token_id=stops,
-        pad_token_id=padding_id(tokenizer),
+        eos_token_id=stops or None,
+        pad_token_id=pad,
         decoder_start_token_id=opening[0] if opening else None,
     )
     continue_greedily = partial(continue_text, generation_config=greedy)
@@ -273,7 +274,7 @@ def generate(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         # An encoder counts its positions from the left, a decoder goes on at the right.
-        ids, mask = pad_rows([inputs[index] for index in chosen], padding_id(tokenizer), left=not opening)
+        ids, mask = pad_rows([inputs[index] for index in chosen], pad, left=not opening)
         fed = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
         if opening:
             fed["decoder_input_ids"] = torch.tensor([opening] * len(chosen), device=model.device)

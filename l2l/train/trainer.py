@@ -27,11 +27,12 @@ from l2l.estimators import finite_loss
 from l2l.methods.base import FirstOrder
 from l2l.methods.learned import Learned
 from l2l.methods.registry import MethodLike, build_method, check_estimator, method_name, takes_tuner, with_estimator
-from l2l.models import Grouping, compile_decoder
-from l2l.models.load import EMBEDDED, context_length, freeze_matching, model_identity
+from l2l.models import Grouping, compile_decoder, saving
+from l2l.models.load import context_length, freeze_matching, model_identity
 from l2l.models.prefix import TrainLayers, train_only
-from l2l.models.schemes import ADAPTERS, AdapterBase, apply_scheme, save_adapter
+from l2l.models.schemes import ADAPTERS, apply_scheme
 from l2l.optim import ZOOptimizer, schedule_factor
+from l2l.report import run_directory
 from l2l.report.console import Bars, growing, plot_panels, print_table, quiet_lightning, smooth
 from l2l.report.memory import PeakMemory
 from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_metrics, read_tensors, write_tensors
@@ -56,6 +57,10 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("train_loss", "projected_gradient", "lr", "curvature", "passes", "seconds", "dev_loss", "dev_metric", "bad_losses")
 """Of metrics.csv, beside the step. ``bad_losses``: steps so far that ``on_bad_loss`` skipped, clipped or rolled back."""
+BEST = "best.safetensors"
+"""The trained weights of the best step so far, by name, while the run is not finished."""
+WEIGHTS = "weights.safetensors"
+"""The same at the end of a run whose model could not be saved."""
 SAMPLED = 32
 """Batches whose shapes predict a run's time and memory."""
 EVALUATIONS = 4
@@ -345,6 +350,7 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
 
 
 def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
+    rehearse_end(context, folder)
     config, expected, prefix = context.config, _expected_costs(context), context.prefix
     if config.progress:
         print(expected.line(config.steps, config.max_passes, config.max_seconds))
@@ -364,13 +370,16 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
                         advance(session.step(context.optimizer))
         done, optimizer = session.progress, context.optimizer
         last = session.score("train"), session.score("test")
-        optimizer.theta.assign(read_tensors(folder.path / "best.pt"))
+        optimizer.theta.assign(read_tensors(folder.path / BEST))
         last_is_best = done.best_step == done.step - 1
         best = session.score("dev"), last[1] if last_is_best else session.score("test")
         if config.save_model:
             size = sum(tensor.nbytes for tensor in context.model.parameters())
             with session.bars.phase("save", size, 0.0) as advance, growing(folder.path / "model", advance):
-                save_run_model(context, folder.path / "model")
+                try:
+                    save_run_model(context, folder.path / "model")
+                except Exception as error:  # whatever transformers, peft or the disk raise
+                    raise keep_weights(session, error) from error
     figures = {"scheme": config.scheme, "lr": config.lr, "epsilon": config.epsilon, "steps": done.step, "passes": done.passes}
     figures |= {"evaluate_seconds": round(done.evaluate_seconds, 2)}
     figures |= {
@@ -388,24 +397,49 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
     summary = _summary(context, last, best, done.best_step, done.seconds, peak.bytes, figures)
     draw_curves(folder.path, config.objective)
     folder.finish(summary)
-    (folder.path / FILE).unlink(missing_ok=True)
-    (folder.path / "best.pt").unlink()  # last: until the run is finished it can be continued
+    for name in (FILE, WEIGHTS):
+        (folder.path / name).unlink(missing_ok=True)
+    (folder.path / BEST).unlink()  # last: until the run is finished it can be continued
     return FineTuneResult(context.model, summary, folder.path)
 
 
 def save_run_model(context: RunContext, target: Path) -> None:
-    """Save the model, or its adapter with the name of its base, and the tokenizer."""
-    model = context.model
-    if context.config.scheme in ADAPTERS:
-        source = model_identity(model)
-        base = Path(source.id)  # absolute: the adapter will be loaded from other working directories
-        local = source.id and source.id != EMBEDDED and base.exists()
-        save_adapter(model, target, AdapterBase(str(base.resolve()) if local else source.id, source.revision))
-    elif context.files is not None:
-        context.files.save(model, target)
-    else:
-        model.save_pretrained(target)
-    context.tokenizer.save_pretrained(target)
+    """Save the model, or its adapter with the name of its base, and the tokenizer, readable as any new file."""
+    saving.save_model(context.model, context.tokenizer, target, context.files)
+    run_directory.share_as_usual(target)
+
+
+def rehearse_end(context: RunContext, folder: RunDirectory) -> None:
+    """Try before the first step what would otherwise fail after the last one; nothing of it is left.
+
+    Raises:
+        ValueError: the model could not be saved, or loaded again; the directory cannot be written to, or its disk has no room
+            for checkpoints and model; or a row of the test split cannot be encoded.
+    """
+    config, weights = context.config, [block.tensor for block in context.optimizer.blocks]
+    encode, limit = encoder_for(context.model).encode, context_length(context.model, config.max_length)
+    encode(context.task, context.splits.test, context.tokenizer, limit)  # the others are evaluated before the first step
+    best = sum(tensor.nbytes for tensor in weights)
+    whole = config.scheme not in ADAPTERS
+    model = sum(tensor.nbytes for tensor in (context.model.parameters() if whole else weights)) if config.save_model else 0
+    state = best + run_directory.tensor_bytes(context.optimizer.state_dict())
+    with folder.trial(3 * state + 2 * best + model) as target:  # of each file the one before stays until the next is whole
+        if config.save_model:
+            saving.rehearse(context.model, context.tokenizer, target)
+
+
+def keep_weights(session: "Session", error: Exception) -> ValueError:
+    """The error of a model that could not be saved at the end of its run, once its weights lie in a file of their own."""
+    target = session.folder.path / WEIGHTS
+    try:
+        session.write_weights(target)
+    except (OSError, TypeError):
+        target = session.folder.path / BEST
+    line = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(
+        f"the model could not be saved ({line}); its trained weights are kept in {target} (safetensors.torch.load_file gives "
+        "them by name), and the same command tries again"
+    )
 
 
 def plan_evaluations(context: RunContext, expected: Expectation, folder: RunDirectory) -> tuple[RunContext, EvaluationPlan]:
@@ -415,7 +449,7 @@ def plan_evaluations(context: RunContext, expected: Expectation, folder: RunDire
     """
     config, splits = context.config, context.splits
     there = {"train": len(context.reported_train), "dev": len(splits.dev), "test": len(splits.test)}
-    saved = read_tensors(folder.checkpoint).get("plan") if folder.resumed else None
+    saved = folder.read_checkpoint()[1].get("plan") if folder.resumed else None
     plan = EvaluationPlan(**saved) if saved else _evaluation_plan(context, expected, there)
     if fewer := [kind for kind in ("test", "dev") if getattr(plan, kind) < there[kind]]:
         rows = " and ".join(f"{getattr(plan, kind):,} of {there[kind]:,} {kind} rows" for kind in fewer)
@@ -501,10 +535,11 @@ class Session:
         self.progress = Progress()
         self._peak_lr: list[float] = [group["lr"] for group in context.optimizer.param_groups]  # before the schedule
         if folder.resumed:
-            state = read_tensors(folder.checkpoint)
+            _, state = folder.read_checkpoint()
             context.optimizer.theta.assign(state["weights"])
             context.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
+            self._check_best()
         self._bad = context.optimizer.bad_losses.total
         after = self.progress.step - 1 if folder.resumed else None
         method = context.optimizer.method
@@ -594,7 +629,7 @@ class Session:
             self._tick()
             self.log.flush()
             state = {"weights": self._weights(), "optimizer": self.context.optimizer.state_dict()}
-            write_tensors(self.folder.checkpoint, state | {"progress": dict(vars(now)), "plan": dict(vars(self.plan))})
+            self.folder.write_checkpoint(state | {"progress": dict(vars(now)), "plan": dict(vars(self.plan))})
             self._clock = time.perf_counter()
         return report.loss
 
@@ -635,7 +670,18 @@ class Session:
             value = scores.loss if objective is None else objective
         if value < self.progress.best_dev_loss:
             self.progress.best_dev_loss, self.progress.best_step = value, step
-            write_tensors(self.folder.path / "best.pt", self._weights())
+            self.write_weights(self.folder.path / BEST)
+
+    def write_weights(self, target: Path) -> None:
+        """Write the trained tensors by name."""
+        write_tensors(target, self._weights())
+
+    def _check_best(self) -> None:
+        """Where the best weights of a run that is continued are lost, begin anew to choose them."""
+        now, target = self.progress, self.folder.path / BEST
+        if not run_directory.is_whole(target, f"the best step is chosen anew, from step {self.progress.step - 1} on"):
+            self.write_weights(target)
+            now.best_step, now.best_dev_loss = now.step - 1, float("inf")
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """The trained tensors by name, unperturbed; they share memory with the model."""

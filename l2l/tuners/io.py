@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
+from l2l.report.run_directory import share_as_usual
 from l2l.tuners.card import LICENCE, render, with_results
 from l2l.tuners.fingerprint import Fingerprint
 from l2l.tuners.model import Provenance, TunerModel, load_weights, ranks
@@ -82,13 +83,13 @@ def save(tuner: TunerModel, directory: Path, dtype: torch.dtype | None = None) -
         config = to_config(tuner) | {SHA256: sha256_of(files[0])}
         files[1].write_text(render(tuner, config))
         files[2].write_text(json.dumps(config, indent=1) + "\n")
+        share_as_usual(Path(folder))  # safetensors writes for its owner only
         _publish(files, directory)
     return directory
 
 
 def _publish(files: Iterable[Path], directory: Path) -> None:
     for file in files:
-        file.chmod(0o644)  # safetensors, and temporary folders, write for their owner only
         file.replace(directory / file.name)
 
 

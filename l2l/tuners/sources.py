@@ -121,7 +121,7 @@ class Entry:
             raise FileNotFoundError(f"the bundled tuner {self.name!r} is not in {io.bundled_folder()}: install l2l again")
         parts = cache_folder() / "downloads"
         if self.format == "published":
-            file = parts / f"{self.sha256[:12]}-{self.url.rpartition('/')[2]}"
+            file = parts / f"{self.sha256[:12]}-{re.sub(r'[^A-Za-z0-9._-]', '_', self.url.rpartition('/')[2])[-80:]}"
             fetch(self.url, file, self.sha256, self.size, report)
             import_published(file, self.base_model, self.folder)
             file.unlink()

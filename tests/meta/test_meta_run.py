@@ -165,7 +165,7 @@ def test_a_run_broken_off_and_continued_is_the_uninterrupted_run(how, uninterrup
     else:
         said = break_off_when_saved(same, tmp_path)
         assert said == "l2l: interrupted; the same command continues from the last checkpoint\n"
-    assert 0 < read_tensors(tmp_path / "checkpoint.pt")["global_step"] < LONGER["steps"]
+    assert 0 < read_tensors(tmp_path / "checkpoint.safetensors")["global_step"] < LONGER["steps"]
     assert main(same) == 0
     assert outcome(tmp_path) == outcome(uninterrupted)
     found, expected = (json.loads((out / "summary.json").read_text()) for out in (tmp_path, uninterrupted))
@@ -232,7 +232,7 @@ def test_any_recipe_resumes_exactly_and_measures_nothing_again(recipe, tmp_path,
     assert whole.provenance.recipe["objective"] == options.get("objective", "one_step_loss")
     scheduled = whole.block_schedule is not None, "block_schedule" in whole.provenance.recipe
     assert scheduled == ("block_schedule" in options,) * 2
-    assert not (tmp_path / "whole" / "measured.pt").exists()
+    assert not (tmp_path / "whole" / "measured.safetensors").exists()
     fresh = l2l.Tuner.for_model(
         l2l.load_model("l2l/tiny"), whole.architecture, basis=whole.basis, features=whole.feature_set
     ).network
@@ -243,7 +243,7 @@ def test_any_recipe_resumes_exactly_and_measures_nothing_again(recipe, tmp_path,
 
     with cut_at(3):
         l2l.meta_train(out=str(tmp_path / "cut"), **options)
-    assert read_tensors(tmp_path / "cut" / "checkpoint.pt")["global_step"] == 2
+    assert read_tensors(tmp_path / "cut" / "checkpoint.safetensors")["global_step"] == 2
     for measuring in ("pool_basis", "pool_traces"):
         monkeypatch.setattr(f"l2l.meta.run.{measuring}", again)
     l2l.meta_train(out=str(tmp_path / "cut"), **options)
@@ -261,7 +261,7 @@ def test_a_run_without_a_basis_is_that_of_a_version_that_knew_none(tmp_path):
     assert not [name for name in config if name.startswith("basis")]
     with cut_at(3):
         l2l.meta_train(out=str(tmp_path / "cut"), **options)
-    (tmp_path / "cut" / "measured.pt").unlink()
+    (tmp_path / "cut" / "measured.safetensors").unlink()
     l2l.meta_train(out=str(tmp_path / "cut"), **options)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import l2l
 from l2l.models.load import load_model, load_tokenizer
 from l2l.models.prefix import prefix_identity, trace_layers
 from l2l.models.shapes import tiny_random
-from l2l.models.streaming import INDEX, SINGLE, load_streamed
+from l2l.models.streaming import INDEX, SINGLE, LayerFiles, load_streamed
 from l2l.train.config import FineTuneConfig
 
 SMALL: dict[str, Any] = {
@@ -134,3 +135,11 @@ def test_tensors_of_other_names_are_refused(saved, tmp_path):
     (tmp_path / SINGLE).write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"is not readable.*download or save it again"):
         load_streamed(tmp_path, "top:1")
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/tmp/outside.safetensors", "a/b.safetensors", "..", ""])
+def test_an_index_that_leads_out_of_its_directory_is_refused(name, tmp_path):
+    """Kind B4 of issue 16: saving writes files of the names that the index gives."""
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    with pytest.raises(ValueError, match="is no file of that directory"):
+        LayerFiles(tmp_path)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.progress import Progress
 
 import l2l
 from l2l import costs
 from l2l.costs import EVALUATION_WORK, FEWEST_ROWS, FREE_OPERATIONS, evaluated_rows
 from l2l.report.console import Bars
+from l2l.report.run_directory import read_tensors
 from l2l.train.config import FineTuneConfig
 from l2l.train.evaluate import EvaluateConfig, run_evaluation
 
@@ -98,7 +98,7 @@ def test_a_run_of_seconds_plans_by_a_measurement_and_keeps_its_plan(tmp_path, la
         patch.setattr("l2l.train.trainer.draw_curves", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(1.0)
-    first = torch.load(tmp_path / "checkpoint.pt")["plan"]
+    first = read_tensors(tmp_path / "checkpoint.safetensors")["plan"]
     assert (first["steps"], first["every"], first["test"]) == (4, 1, 32)
     assert run(2.0)["evaluations"] == first
 

@@ -63,7 +63,7 @@ def uninterrupted(tuner, tmp_path_factory) -> Callable[[str], tuple[bytes, bytes
 @pytest.mark.parametrize("run", daily_slice(RUNS, 1))
 def test_a_killed_run_continued_is_the_uninterrupted_run(run, tuner, uninterrupted, tmp_path):
     kill_when_saved(command(tmp_path, run, tuner), tmp_path)
-    assert 0 < read_tensors(tmp_path / "checkpoint.pt")["progress"]["step"] < STEPS
+    assert 0 < read_tensors(tmp_path / "checkpoint.safetensors")["progress"]["step"] < STEPS
     assert main(command(tmp_path, run, tuner)) == 0
     assert outcome(tmp_path) == uninterrupted(run)
     with (tmp_path / "metrics.csv").open() as file:

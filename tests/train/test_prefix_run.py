@@ -76,7 +76,7 @@ def test_a_run_ends_with_the_same_weights_with_the_cache_wherever_it_lies(run, t
         assert result.summary["prefix_cache"]["rows"] > 16
         assert result.summary["cache_seconds"] > 0
         left = {path.name for path in (tmp_path / place).iterdir()}
-        assert not {FILE, "best.pt", "checkpoint.pt"} & left
+        assert not {FILE, "best.safetensors", "checkpoint.safetensors"} & left
         for name in ("initial_loss", "final_loss", "accuracy", "trained_parameters"):
             assert result.summary[name] == whole.summary[name]
 
@@ -182,7 +182,7 @@ def test_a_run_continued_on_other_rows_is_refused(tmp_path, monkeypatch):
     sst2(tmp_path / "data", "poor")
     with pytest.raises(ValueError, match=r"made from something else: rows .*remove the file, or pass --overwrite true"):
         l2l.fine_tune(**given)
-    assert (tmp_path / "out" / "checkpoint.pt").exists()
+    assert (tmp_path / "out" / "checkpoint.safetensors").exists()
     l2l.fine_tune(**given, overwrite=True)  # the way out
 
 
@@ -201,7 +201,7 @@ def test_a_file_does_not_depend_on_how_many_steps_were_predicted_to_fit_into_the
     limits = {"steps": None, "max_seconds": 0.5, "checkpoint_every": 100, "train_size": 20}
     monkeypatch.setattr(trainer, "_pass_seconds", lambda context: 1.0)
     given = interrupted(tmp_path, monkeypatch, **limits)
-    assert not (tmp_path / "out" / "checkpoint.pt").exists()
+    assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
     written = (tmp_path / "out" / FILE).read_bytes()
     monkeypatch.setattr(trainer, "_pass_seconds", lambda context: 1e-3)  # the machine is less busy now
     read: list[bytes] = []

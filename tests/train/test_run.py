@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -231,13 +232,29 @@ def test_a_run_that_fails_while_its_summary_is_written_can_be_continued(done, tm
     assert steps(tmp_path) == steps(done.out)
 
 
-def test_a_broken_checkpoint_is_refused_with_the_way_out(tmp_path, monkeypatch):
+def test_a_run_goes_back_to_the_newest_whole_checkpoint_and_ends_the_same(done, tmp_path, monkeypatch, caplog):
+    """Kind B4 of issue 16: a damaged file of a run is named, and what is left of it goes on to the same weights."""
     with monkeypatch.context() as patch:
         patch.setattr("l2l.train.trainer.draw_curves", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fine_tune(tmp_path)
-    (tmp_path / "checkpoint.pt").write_bytes(b"garbage")
-    with pytest.raises(ValueError, match=r"checkpoint .* is not readable .*: remove it to start over"):
+    last = tmp_path / "checkpoint.safetensors"
+    last.write_bytes(last.read_bytes()[:-7])
+    (tmp_path / "best.safetensors").write_bytes(b"garbage")
+    with monkeypatch.context() as patch:
+        patch.setattr("l2l.train.trainer.draw_curves", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(tmp_path)
+    said = [record.message for record in caplog.records if "is not readable" in record.message]
+    assert len(said) == 2
+    assert re.search(
+        r"checkpoint.safetensors is not readable: it has .*; continuing from the one before, checkpoint.1", said[0]
+    )
+    assert "best.safetensors is not readable: its 7 bytes are cut short" in said[1]
+    assert steps(tmp_path) == steps(done.out)
+    for name in ("checkpoint.safetensors", "checkpoint.1.safetensors"):
+        (tmp_path / name).write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"no checkpoint is left: .*checkpoint.safetensors .*checkpoint.1.*--overwrite true"):
         fine_tune(tmp_path)
 
 

@@ -251,3 +251,22 @@ def test_a_published_file_is_imported_on_the_way(server: Server, tmp_path: Path,
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "tuner.safetensors"]
     assert len(Tuner.from_pretrained("mine").fingerprint.names) == 146
     assert not list((tmp_path / "cache").rglob("*.pth"))
+
+
+@pytest.mark.parametrize("last", ["..", "a b;rm.pth", "x?y=../../z", "..%2f..%2fetc", "n\\..\\x.pth", "z" * 300])
+def test_the_name_of_a_downloaded_file_stays_in_its_folder(last, tmp_path, monkeypatch):
+    """Kind B4 of issue 16: an address is data of others, and a part of it names a file."""
+    monkeypatch.setenv("L2L_CACHE", str(tmp_path))
+    seen: list[Path] = []
+
+    def refused(url: str, target: Path, *_: Any) -> None:
+        seen.append(target)
+        raise FileNotFoundError("offline")
+
+    monkeypatch.setattr(registry, "fetch", refused)
+    address = f"https://example.org/{last.replace(' ', '%20')}"
+    entry = registry.Entry("one", "0" * 64, "m", "MIT", format="published", url=address)
+    with pytest.raises(FileNotFoundError):
+        entry.obtain(lambda *_: None)
+    assert seen[0].parent == tmp_path / "tuners" / "downloads"
+    assert re.fullmatch(r"[\w.-]{13,100}", seen[0].name)

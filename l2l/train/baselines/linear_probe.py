@@ -12,7 +12,7 @@ import torch
 from l2l.methods.base import check_positive
 from l2l.models.load import context_length, kind_of
 from l2l.tasks.base import Row, Task
-from l2l.tasks.encode import encode, pad_rows, padding_id
+from l2l.tasks.encode import encoder_for, pad_rows
 from l2l.tasks.evaluate import Scores
 from l2l.train.baselines import Baseline, BaselineScores, grouping_of
 from l2l.train.inputs import RunInputs
@@ -101,8 +101,8 @@ def features(inputs: RunInputs, rows: Sequence[Row]) -> Features:
     model, device = inputs.model, inputs.model.device
     if kind_of(model) != "causal":
         raise ValueError(f"linear_probe reads causal language models, and this is {type(model).__name__}: use zero_shot")
-    limit, pad = context_length(model, inputs.config.max_length), padding_id(inputs.tokenizer)
-    encoded = encode(inputs.task, rows, inputs.tokenizer, limit)
+    limit, encoder = context_length(model, inputs.config.max_length), encoder_for(model)
+    encoded, pad = encoder.encode(inputs.task, rows, inputs.tokenizer, limit), encoder.pad_id(inputs.tokenizer)
     # The ids before the options, which all options share.
     prompts = [e.options[0].ids[: 1 + min(option.first for option in e.options)] for e in encoded]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
