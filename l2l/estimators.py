@@ -352,7 +352,7 @@ def center_loss(closure: Closure, theta: PerturbedParameters, direction: Directi
         direction: along which the evaluations before and after are made, if there are any; it does not change the loss.
     """
     if theta.update is None:
-        theta.restore()
+        theta.unperturb()
     else:
         theta.perturb(direction or Direction(Key(0), (0.0,) * len(theta.blocks)), 0.0)
     return theta.evaluate(lambda: finite_loss(closure))

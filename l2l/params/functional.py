@@ -321,6 +321,14 @@ class PerturbEngine(ABC):
         """As ``perturb(None, moves)``, but the moves will not be reverted."""
         self.perturb(None, moves)
 
+    def wait(self) -> None:
+        """From now on, writing the weights may wait for :meth:`settle`: no evaluation reads them."""
+        return None
+
+    def settle(self) -> None:
+        """Write what waits: something else than an evaluation is about to read the weights."""
+        return None
+
     @abstractmethod
     def revert(self, moves: Sequence[Move]) -> None:
         """Take back moves that :meth:`perturb` made in this step, the last first."""

@@ -107,11 +107,21 @@ class PerturbedParameters:
             self._engine.perturb(at, self._pending)
             self._pending, self._at = [], at
 
-    def restore(self) -> None:
-        """Restore the unperturbed weights and apply pending moves: the parameters hold exactly theta."""
+    def unperturb(self) -> None:
+        """From now on evaluations see theta. For anything else that reads the parameters, :meth:`restore` them."""
         with defer_interrupt():
             self._engine.perturb(None, self._pending)
             self._pending, self._at = [], None
+
+    def restore(self) -> None:
+        """Restore the unperturbed weights and apply pending moves: the parameters hold exactly theta."""
+        self.unperturb()
+        with defer_interrupt():
+            self._engine.settle()
+
+    def defer_writes(self) -> None:
+        """For a replay, whose losses are known: from now on the parameters are written only where something reads them."""
+        self._engine.wait()
 
     def _check(self, move: Move) -> None:
         """Refuse a move that could not be made whole, before any block moves."""
