@@ -171,9 +171,7 @@ def least_curvature(measured: float, loss: float, epsilon: float, resolution: fl
     return value
 
 
-def update_average(
-    state: CurvatureLRState, measured: float, decay: float, seen: Sequence[float] = ()
-) -> CurvatureLRState:
+def update_average(state: CurvatureLRState, measured: float, decay: float, seen: Sequence[float] = ()) -> CurvatureLRState:
     """The state with one more measurement in its means; ``seen``: signal and noise / b, where it was read from outputs."""
     signal, noise = seen or (0.0, 0.0)
     now = (measured, 1.0, signal, noise)

@@ -79,10 +79,12 @@ class PseuZO(base.CustomEstimator[PseuZOState]):
             kept.append(tuple(there.to(dtype) - here.to(dtype) for here, there, dtype in outputs))
             ages = [evaluator.key.step - step for step in state.steps]
             weights = [
-                self.decay**age * _weighed(pull, change) / self.epsilon
-                for age, change in zip(ages, state.changes, strict=True)
+                self.decay**age * _weighed(pull, change) / self.epsilon for age, change in zip(ages, state.changes, strict=True)
             ]
-            return [_weighed(pull, kept[0]) / self.epsilon, *(x for pair in zip(state.steps, weights, strict=True) for x in pair)]
+            return [
+                _weighed(pull, kept[0]) / self.epsilon,
+                *(x for pair in zip(state.steps, weights, strict=True) for x in pair),
+            ]
 
         slope, *older = evaluator.reading(weigh)
         keys = [Key(evaluator.key.seed, int(step)) for step in older[::2]]

@@ -158,7 +158,9 @@ def plan_many(pieces: Sequence[TensorSlice], terms: Sequence[NoiseTerm]) -> Plan
     scales = round_scales(np.array([term.scales for term in terms], dtype=np.float64)[:, :, 0].T)
     amounts = np.ascontiguousarray(scales.astype(np.float32)[[i for i, *_ in parts]])
     shape = replace(bare.shape, rademacher=terms[0].distribution != "gaussian")
-    return replace(bare, shape=shape, shifts=np.array([count for _, count in runs], dtype=np.uint32), amounts=amounts, keys=keys)
+    return replace(
+        bare, shape=shape, shifts=np.array([count for _, count in runs], dtype=np.uint32), amounts=amounts, keys=keys
+    )
 
 
 def _addresses(tensors: Sequence[torch.Tensor], owners: np.ndarray, at: np.ndarray) -> np.ndarray:

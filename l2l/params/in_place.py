@@ -20,10 +20,10 @@ from l2l.params.engine import Moments, Perturbation, apply_moves, measure, momen
 from l2l.params.functional import PerturbEngine
 
 
-def _mergeable(move: Move) -> bool:
-    """Whether it has the same bits in any traversal: what goes along a basis or an operator, and the bits of one hash, are
-    summed within a traversal and rounded together."""
-    return move.direction.only_noise and move.direction.distribution != "packed_rademacher"
+def merges(direction: Direction) -> bool:
+    """Whether moves along it have the same bits in any traversal: those along a basis or by an operator, and the bits of one
+    hash, are summed within a traversal and rounded together."""
+    return direction.only_noise and direction.distribution != "packed_rademacher"
 
 
 def _moving(moves: Sequence[Move]) -> tuple[bool, ...]:
@@ -73,7 +73,7 @@ class InPlaceEngine(PerturbEngine):
         # The sums are those of the dense noise: with a basis or an operator they do not give the moments.
         summed = across and at is not None and at.direction.centre is not None and at.direction.only_noise
         with torch.no_grad():
-            if self._waiting is None or summed or not all(map(_mergeable, steps)):
+            if self._waiting is None or summed or not all(merges(move.direction) for move in steps):
                 self.settle()
                 self._sums = apply_moves(self._blocks, steps, self._piece, self._dense, at if summed else None)
             else:

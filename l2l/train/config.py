@@ -24,6 +24,7 @@ from l2l.tuners.transfer import Level, check_level
 
 PerturbMode: TypeAlias = Literal["auto", "in_place", "functional"]
 Update: TypeAlias = Literal["auto", "master", "stochastic"]
+Save: TypeAlias = Literal["log", "model", "both"]
 PrefixMode: TypeAlias = Literal["auto", "off", "memory", "disk"]
 
 
@@ -188,7 +189,7 @@ class FineTuneConfig:
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 10
-    """Steps between rows of metrics.csv and TensorBoard; steps.jsonl has every step."""
+    """Steps between rows of metrics.csv and TensorBoard; steps.l2l has every step."""
     max_length: int | None = None
     """Most tokens per row; None: the model's context, at most 2048."""
     loop: Literal["bare", "lightning"] = "bare"
@@ -231,8 +232,9 @@ class FineTuneConfig:
     """``eager``, ``sdpa``, … as transformers names them; None lets it choose."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. It can do whatever you can."""
-    save_model: bool = True
-    """Write the best model to ``out/model``."""
+    save: Save = "both"
+    """What the run leaves of the best weights: ``model``, written to ``out/model``; ``log``, the run log ``out/steps.l2l`` of
+    some 20 bytes a step, from which `l2l replay` and ``l2l.load_model(base, log=...)`` rebuild them; or ``both``."""
     overwrite: bool = False
     """Remove what an earlier run left in ``out``."""
     progress: bool = True
@@ -261,7 +263,7 @@ class FineTuneConfig:
             raise ValueError(f"scheme {self.scheme!r} trains what lies below all layers: leave train_layers out, or use lora")
         if self.stream_layers:
             self._check_streaming()
-        choices = {"perturb": PerturbMode, "update": Update, "prefix_cache": PrefixMode}
+        choices = {"perturb": PerturbMode, "update": Update, "prefix_cache": PrefixMode, "save": Save}
         for name, allowed in ((name, get_args(kind)) for name, kind in choices.items()):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
