@@ -157,6 +157,8 @@ class Substitution:
 
     def take_touched(self) -> dict[int, torch.Tensor]:
         """For each sparse block, rows that were looked up since the last call, sorted, each once."""
+        if not self.sparse:
+            return {}
         nothing = torch.zeros(0, dtype=torch.long)
         found = {i: torch.unique(torch.cat(self._touched.get(i, [nothing]))) for i in self.sparse}
         self._touched = {}
