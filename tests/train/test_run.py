@@ -20,6 +20,7 @@ from l2l.train.config import FineTuneConfig
 from l2l.train.evaluate import EvaluateConfig
 from l2l.train.evaluate import run_evaluation as evaluate
 from l2l.train.inputs import RunInputs
+from l2l.train.runlog import read_run_log
 from l2l.train.trainer import prepare_fine_tuning
 
 TASK = "world_topic"
@@ -77,8 +78,13 @@ def test_the_summary_says_what_ran_on_what_and_what_came_out(done):
 
 
 def test_every_step_is_in_the_run_log_and_in_the_metrics(done):
-    head, *lines = [json.loads(line) for line in steps(done.out).splitlines()]
-    assert head == {"seed": 0, "epsilon": 1e-3, "method": "mezo", "tuner": None}
+    head, lines = read_run_log(done.out)
+    assert {name: head[name] for name in ("seed", "epsilon", "method", "tuner")} == {
+        "seed": 0,
+        "epsilon": 1e-3,
+        "method": "mezo",
+        "tuner": None,
+    }
     assert [line["step"] for line in lines] == list(range(6))
     rows = metrics(done.out)
     assert [int(row["step"]) for row in rows] == list(range(6))
@@ -190,7 +196,7 @@ def test_the_seed_fixes_the_run(done, tmp_path):
     other = fine_tune(tmp_path / "other", save="log", seed=1)
     assert same_bits(weights(same.model), weights(done.model))
     assert steps(same.out) == steps(done.out)
-    assert steps(other.out).splitlines()[1] != steps(done.out).splitlines()[1]
+    assert read_run_log(other.out)[1][0] != read_run_log(done.out)[1][0]
     assert not (same.out / "model").exists()
 
 
@@ -208,7 +214,7 @@ def test_the_learned_method_runs_with_a_tuner_object(tmp_path):
     tuner = l2l.Tuner.for_model(model)
     result = fine_tune(tmp_path, model, method=l2l.ZOFineTuner, tuner=tuner, save="log")
     assert result.summary["method"] == "learned"
-    assert len(json.loads(steps(tmp_path).splitlines()[0])["tuner"]) == 32
+    assert len(read_run_log(tmp_path)[0]["tuner"]) == 32
 
 
 def test_a_finished_run_is_not_run_again(done):
