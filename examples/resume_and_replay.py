@@ -65,6 +65,5 @@ print(f"largest difference to a run that was not killed: {farthest(continued.mod
 log = FOLDER / "whole" / "steps.l2l"
 rebuilt = l2l.load_model("l2l/tiny", log=log)
 moved = farthest(l2l.load_model("l2l/tiny"), whole.model)
-print(
-    f"rebuilt from {log.stat().st_size:,} bytes: off by {farthest(rebuilt, whole.model)}, where training moved by {moved:.1e}"
-)
+size, off = log.stat().st_size, farthest(rebuilt, whole.model)
+print(f"rebuilt from {size:,} bytes: off by {off}, where training moved by {moved:.1e}")

@@ -116,15 +116,12 @@ def rebuild(
     if "first" in header:
         raise ValueError(f"this log begins at step {header['first']}, since an earlier one was lost: it rebuilds no weights")
     known, told = {field.name for field in fields(FineTuneConfig)}, header["config"]
-    config = FineTuneConfig(
-        seed=header["seed"], **{name: told[name] for name in _BUILT if name in known & told.keys()}
-    ).completed()
+    built = {name: told[name] for name in _BUILT if name in known & told.keys()}
+    config = FineTuneConfig(seed=header["seed"], **built).completed()
     if model is None or isinstance(model, str | Path):
-        given = {name: getattr(config, name) for name in ("dtype", "head", "quantize", "seed")} | {
-            "num_labels": header["labels"]
-        }
-        revision = told["revision"] if model in (None, told["model"]) else None
-        model = load.load_model(model or told["model"], **given | {"revision": revision} | options)
+        given: dict[str, Any] = {name: getattr(config, name) for name in ("dtype", "head", "quantize", "seed")}
+        given |= {"num_labels": header["labels"], "revision": told["revision"] if model in (None, told["model"]) else None}
+        model = load.load_model(model or told["model"], **given | options)
     model = setup_scheme(model, config).eval()
     source = (tuner or config.tuner) if header["tuner"] else None
     own = method or _method(header, fitting_tuner(source, model, config.scheme, config.match), model)
@@ -249,9 +246,8 @@ def replay_command(config: ReplayConfig) -> None:
     target = None if config.out is None else Path(config.out)
     if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not an empty directory: choose another --out")
-    number = int(config.to) if (config.to or "").isdigit() else None  # what follows that step may be damaged
-    log = runlog.read_log(path, number)
     to: str | int | None = config.to
+    log = runlog.read_log(path, int(to) if to and to.isdigit() else None)  # what follows that step may be damaged
     if config.undo is not None:
         to = len(log.steps) - config.undo
         if to < 0:

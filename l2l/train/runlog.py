@@ -60,7 +60,7 @@ Side: TypeAlias = float | None
 
 
 def run_header(config: FineTuneConfig, optimizer: ZOOptimizer, model: "PreTrainedModel") -> dict[str, Any]:
-    """What rebuilding the weights needs beside the records, in values of JSON, from the model as it is before the first step."""
+    """What rebuilding the weights needs beside the records, in values of JSON; the model is as before the first step."""
     method = optimizer.method
     found = {"library": version("l2l"), "torch": torch.__version__, "seed": config.seed}
     found |= {"epsilon": getattr(method, "epsilon", None), "method": method_name(method), "method_args": method_args(method)}
@@ -68,7 +68,7 @@ def run_header(config: FineTuneConfig, optimizer: ZOOptimizer, model: "PreTraine
     found |= run_identity(optimizer, model)
     config_fields = {name: getattr(config, name) for name in RECORDED if hasattr(config, name)}
     config_fields["dtype"] = str(model.dtype).removeprefix("torch.")
-    return json.loads(json.dumps(found | {"not_replayable": why_not(config, method), "config": config_fields}))
+    return json.loads(json.dumps(found | {"not_replayable": why_not(config, method), "config": config_fields}, default=repr))
 
 
 def run_identity(optimizer: ZOOptimizer, model: torch.nn.Module) -> dict[str, str | None]:
@@ -89,9 +89,9 @@ def why_not(config: FineTuneConfig, method: Any) -> str:
 
 def tuner_of(method: Any) -> Tuner | None:
     """The tuner of a method, or of one around it."""
-    while method is not None and not isinstance(found := getattr(method, "tuner", None), Tuner):
-        method = getattr(method, "inner", None)
-    return None if method is None else found
+    found = getattr(method, "tuner", None)
+    inner = getattr(method, "inner", None)
+    return found if isinstance(found, Tuner) or inner is None else tuner_of(inner)
 
 
 def tuner_hash(method: Any) -> str | None:
@@ -107,7 +107,8 @@ def tuner_hash(method: Any) -> str | None:
 
 def method_args(method: Any) -> dict[str, Any]:
     """The fields of a method as :func:`l2l.methods.registry.build_method` takes them: by part where it is composed."""
-    own = {field.name: getattr(method, field.name) for field in fields(method) if field.init} if is_dataclass(method) else {}
+    known = [field.name for field in fields(method) if field.init] if is_dataclass(method) else []
+    own = {name: getattr(method, name) for name in known}
     inner = own.pop("inner", None)
     own.pop("tuner", None)
     if inner is None:
@@ -340,15 +341,16 @@ class RunLog:
             write_whole(path, lambda target: target.write_bytes(start + struct.pack("<I", self._checksum)))
             self._file = path.open("ab")
             return
-        first = read_log(path, 0).header.get("first", 0)
-        log = read_log(path, steps := steps - first)
+        first: int = read_log(path, 0).header.get("first", 0)
+        kept = steps - first
+        log = read_log(path, kept)
         changed = [found for found in header_differences(header, log.header) if found[0].split(".")[-1] not in CONTINUED]
-        if changed or len(log.steps) < steps:
+        if changed or len(log.steps) < kept:
             what = f"its {changed[0][0]!r} differs" if changed else f"it ends at step {first + len(log.steps)}, too early"
             raise ValueError(f"run log {str(path)!r} is not that of this run: {what}; move it away to go on without it")
         self._checksum, self._before = log.checksum, log.steps[-1] if log.steps else None
         with path.open("rb+") as file:
-            file.truncate(log.ends[steps])
+            file.truncate(log.ends[kept])
         self._file = path.open("ab")
 
     def append(self, step: StepRecord) -> None:
