@@ -89,9 +89,10 @@ def why_not(config: FineTuneConfig, method: Any) -> str:
 
 def tuner_of(method: Any) -> Tuner | None:
     """The tuner of a method, or of one around it."""
-    found = getattr(method, "tuner", None)
-    inner = getattr(method, "inner", None)
-    return found if isinstance(found, Tuner) or inner is None else tuner_of(inner)
+    found, inner = getattr(method, "tuner", None), getattr(method, "inner", None)
+    if isinstance(found, Tuner):
+        return found
+    return None if inner is None else tuner_of(inner)
 
 
 def tuner_hash(method: Any) -> str | None:
@@ -107,8 +108,8 @@ def tuner_hash(method: Any) -> str | None:
 
 def method_args(method: Any) -> dict[str, Any]:
     """The fields of a method as :func:`l2l.methods.registry.build_method` takes them: by part where it is composed."""
-    known = [field.name for field in fields(method) if field.init] if is_dataclass(method) else []
-    own = {name: getattr(method, name) for name in known}
+    known = [field.name for field in fields(method) if field.init] if is_dataclass(type(method)) else []
+    own: dict[str, Any] = {name: getattr(method, name) for name in known}
     inner = own.pop("inner", None)
     own.pop("tuner", None)
     if inner is None:
