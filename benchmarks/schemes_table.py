@@ -32,7 +32,7 @@ from l2l.train.config import FineTuneConfig
 LEARNED = "learned"
 NO_STEPS: Point = {"lr": 1e-6}
 """Point of runs that take no steps; it has no effect."""
-GIVEN = frozenset({"model", "task", "method", "tuner", "lr", "seed", "out", "data_dir", "overwrite", "progress", "save_model"})
+GIVEN = frozenset({"model", "task", "method", "tuner", "lr", "seed", "out", "data_dir", "overwrite", "progress", "save"})
 """Fields of a run that the script sets."""
 COLUMNS = ("task", "scheme", "method", "lr", "metric", "test", "95 % interval", "train loss", "passes")
 NOTE = (

@@ -66,7 +66,7 @@ def final_losses(out: Path, tasks: list[str], lrs: list[float], seeds: list[int]
             "dev_size": 50,
             "eval_every": steps,
             "checkpoint_every": steps,
-            "save_model": False,
+            "save": "log",
             "progress": False,
         }
         result = l2l.fine_tune(model, task, sparse_embeddings=sparse, out=str(out / name), overwrite=True, **options)

@@ -53,8 +53,8 @@ def main() -> None:
         for step in range(warm_up):
             parts.optimizer.step(parts.closures.at(step))
         model, tokenizer = parts.model, parts.tokenizer  # where the last step left it: dev knows nothing of these rows
-    result = l2l.fine_tune(model, tokenizer=tokenizer, **options, **common, eval_every=options["steps"], save_model=False)
-    _, steps = read_run_log(result.out / "steps.jsonl")
+    result = l2l.fine_tune(model, tokenizer=tokenizer, **options, **common, eval_every=options["steps"], save="log")
+    _, steps = read_run_log(result.out)
     seen = [-mean(side for _, *sides in step["directions"] for side in sides) for step in steps]
     quarter = max(1, len(seen) // 4)
     best = result.summary["best"]

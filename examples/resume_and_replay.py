@@ -1,11 +1,10 @@
-"""Kill a run, continue it to the same bits, and rebuild its weights from the log of one number per step.
+"""Kill a run, continue it to the same bits, and rebuild its weights from its log of a few bytes per step.
 
 Noise is a function of (seed, step, block name, element), never of a generator's state. So a run that continues sees the
-noise that it would have seen, and whoever has the base model, the seed and each step's projected gradient has the weights:
-theta_b -= lr * g * z_b(seed, step) once more, step by step, without data and without forward passes.
+noise that it would have seen, and whoever has the base model and each step's losses has the weights: all steps once more,
+without data and without forward passes.
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 import torch
 
 import l2l
-from l2l.noise import Key, standard_noise
 
 FOLDER, STEPS = Path("runs/examples/resume_and_replay"), 40
 
@@ -63,16 +61,9 @@ continued, whole = train(FOLDER / "killed"), train(FOLDER / "whole")
 print(f"continued to step {continued.summary['steps']}, loss {continued.summary['final_loss']:.4f}")
 print(f"largest difference to a run that was not killed: {farthest(continued.model, whole.model)}")
 
-# Rebuild the weights from the log: its head has the seed, each further line a step with lr and, per direction, the
-# projected gradient and both losses. (The folder's model has the weights of the best step by dev loss, here the last.)
-head, *steps = [json.loads(line) for line in (FOLDER / "whole" / "steps.jsonl").read_text().splitlines()]
-assert whole.summary["best"]["step"] == STEPS - 1
-rebuilt = l2l.load_model("l2l/tiny")
-with torch.no_grad():
-    for step in steps:
-        ((gradient, _, _),) = step["directions"]
-        key = Key(head["seed"], step["step"])
-        for name, block in rebuilt.named_parameters():
-            block.add_(standard_noise(name, key, block.shape), alpha=-step["lr"] * gradient)
+# Rebuild the weights of the best step from the base model and the log, to the last bit: no data, no forward pass.
+log = FOLDER / "whole" / "steps.l2l"
+rebuilt = l2l.load_model("l2l/tiny", log=log)
 moved = farthest(l2l.load_model("l2l/tiny"), whole.model)
-print(f"rebuilt from {len(steps)} numbers: off by {farthest(rebuilt, whole.model):.1e}, where training moved by {moved:.1e}")
+size, off = log.stat().st_size, farthest(rebuilt, whole.model)
+print(f"rebuilt from {size:,} bytes: off by {off}, where training moved by {moved:.1e}")

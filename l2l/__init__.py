@@ -7,9 +7,9 @@ Besides the names imported here, every zeroth-order method is here as a torch op
 from typing import Any
 
 from l2l.meta.run import meta_train as meta_train
-from l2l.models.load import load_model as load_model
 from l2l.models.load import load_tokenizer as load_tokenizer
 from l2l.optim import ZOOptimizer as ZOOptimizer
+from l2l.train.replay import load_model as load_model
 from l2l.train.trainer import FineTuneResult as FineTuneResult
 from l2l.train.trainer import fine_tune as fine_tune
 from l2l.tuners.api import Tuner as Tuner

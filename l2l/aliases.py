@@ -11,6 +11,7 @@ KEYS = {
     "control_every": "curvature_every",
     "draws": "num_directions",
     "normaliser": "normalizer",
+    "save_model": "save",
     "turns": "block_schedule",
     "update": "rule",
     "validation_betas": "validation_step_fractions",
@@ -19,6 +20,10 @@ KEYS = {
 """Old key -> key. A method that has a field of the old name (momentum's ``beta``) keeps it."""
 
 VALUES = {
+    ("save", True): "both",
+    ("save", False): "log",
+    ("save", "true"): "both",
+    ("save", "false"): "log",
     ("perturb", "exact"): "functional",
     ("objective", "published"): "one_step_loss",
     ("objective", "held_out"): "held_out_loss",
@@ -46,7 +51,7 @@ def renamed(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
             if name in given:
                 raise ValueError(f"{key!r} is the old name of {name!r}: give one of them")
             warnings.warn(f"{key!r} is now called {name!r}", FutureWarning, stacklevel=3)
-        fresh = VALUES.get((name, value), value) if isinstance(value, str) else value
+        fresh = VALUES.get((name, value), value) if isinstance(value, str | bool) else value
         if fresh is not value and fresh != value:  # a NaN differs from itself
             warnings.warn(f"{name}={value!r} is now called {fresh!r}", FutureWarning, stacklevel=3)
         found[name] = fresh

@@ -66,6 +66,13 @@ COMMANDS = {
         "PlanConfig",
         "run_plan",
     ),
+    "replay": Command(
+        "rebuild the weights of any step from the run log, or say where two runs part",
+        "train.replay",
+        "ReplayConfig",
+        "replay_command",
+        ("run",),
+    ),
     "evaluate": Command("loss and metric of a model on a task", "train.evaluate", "EvaluateConfig", "evaluate_command"),
     "bench": Command(
         "measure a step beside its two forwards and the textbook loop", "tools.bench", "BenchConfig", "bench_command"

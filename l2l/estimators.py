@@ -49,6 +49,9 @@ class BadLoss(FloatingPointError):
         """Whether it is finite."""
         self.passes = passes
         """Evaluations that its step had made."""
+        self.evaluations: tuple[float, ...] = ()
+        self.readings: tuple[tuple[float, ...], ...] = ()
+        """What these gave, as of :class:`l2l.optim.StepReport`."""
 
 
 @dataclass(frozen=True)
@@ -365,7 +368,7 @@ def center_loss(closure: Closure, theta: PerturbedParameters, direction: Directi
         direction: along which the evaluations before and after are made, if there are any; it does not change the loss.
     """
     if theta.update is None:
-        theta.restore()
+        theta.unperturb()
     else:
         theta.perturb(direction or Direction(Key(0), (0.0,) * len(theta.blocks)), 0.0)
     return theta.evaluate(lambda: finite_loss(closure))

@@ -39,6 +39,7 @@ from l2l.estimators import (
     center_loss,
     directional_statistics,
     loss_along,
+    loss_of,
     pieces_of,
     summed_gradients,
     two_point,
@@ -178,16 +179,13 @@ def least_curvature(measured: float, loss: float, epsilon: float, resolution: fl
     return value
 
 
-def update_average(
-    state: CurvatureLRState, measured: float, decay: float, seen: DirectionalStatistics | None = None
-) -> CurvatureLRState:
-    """The state with one more measurement in its means; ``seen``: what it was read from, where that was outputs."""
-    signal, noise = (None, None) if seen is None else (seen.signal, seen.noise)
-    noise = None if noise is None or seen is None else noise / len(seen.derivatives)
-    now = (measured, 1.0, signal or 0.0, noise or 0.0)
+def update_average(state: CurvatureLRState, measured: float, decay: float, seen: Sequence[float] = ()) -> CurvatureLRState:
+    """The state with one more measurement in its means; ``seen``: signal and noise / b, where it was read from outputs."""
+    signal, noise = seen or (0.0, 0.0)
+    now = (measured, 1.0, signal, noise)
     before = (state.total, state.weight, state.signal, state.noise)
     total, weight, signals, noises = (decay * a + (1 - decay) * b for a, b in zip(before, now, strict=True))
-    return CurvatureLRState(total, weight, state.count + 1, signals, noises, seen is not None)
+    return CurvatureLRState(total, weight, state.count + 1, signals, noises, bool(seen))
 
 
 def learning_rate(step_fraction: float, state: CurvatureLRState) -> float:
@@ -266,6 +264,10 @@ class StepReport:
     """Why the step's update was not made, under a policy of ``on_bad_loss``; ``loss_center`` then is the bad loss."""
     unfit: tuple[str, ...] = ()
     """What evaluations did that makes them unfit for the step: keys of :data:`UNFIT`."""
+    evaluations: tuple[float, ...] = ()
+    """The losses of the step in the order in which they were evaluated. With them and the next, a replay repeats the step."""
+    readings: tuple[tuple[float, ...], ...] = ()
+    """What was read from evaluations beside their losses, in turn."""
 
     @property
     def loss(self) -> float:
@@ -304,19 +306,77 @@ UNFIT = {
 """What a closure may do that its loss does not show -> the warning, which names the remedy."""
 
 
-class _Counter:
-    """Counts the passes of the closures of a step, and notes what makes them unfit for it."""
+@final
+class Logged:
+    """A closure that gives the losses, and the readings, of a step that was logged, in turn: a replay calls no model."""
 
-    def __init__(self, theta: PerturbedParameters) -> None:
+    def __init__(self, losses: Sequence[float], readings: Sequence[Sequence[float]] = ()) -> None:
+        self._losses, self._readings = iter(losses), iter(readings)
+
+    def __call__(self) -> float:
+        return self._next(self._losses)
+
+    def reading(self) -> list[float]:
+        """The next of the readings."""
+        return list(self._next(self._readings))
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing is left; asks once."""
+        return next(self._losses, None) is None and next(self._readings, None) is None
+
+    def _next(self, values: Iterator[Any]) -> Any:
+        found = next(values, None)
+        if found is None:
+            raise ValueError("the step evaluates more often than its record says: the log is of another method or version")
+        return found
+
+
+class _Tape:
+    """Counts the passes of the closures of a step, keeps what they give, in turn: their losses, and what is read beside; and
+    notes what makes them unfit for it."""
+
+    def __init__(self, theta: PerturbedParameters, closure: Closure) -> None:
+        self._logged = closure if isinstance(closure, Logged) else None
         self.passes = 0
         self.unfit: dict[str, None] = {}
         self._device = theta.blocks[0].tensor.device
         self._drawn: list[tuple[torch.Tensor, ...]] = []  # states of the generators after the first two evaluations
+        self.losses: list[float] = []
+        self.readings: list[tuple[float, ...]] = []
+        self._reading = False
 
     def __call__(self, closure: Closure) -> Closure:
+        counted = self._counted(closure)
+
+        def kept() -> ClosureValue:
+            value = counted()
+            if not self._reading:
+                with torch.no_grad():
+                    loss = loss_of(value)
+                if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+                    loss = loss.detach().double().item()
+                if isinstance(loss, int | float):  # whoever has called refuses anything else
+                    self.losses.append(float(loss))
+            return value
+
+        return replace(counted, whole=kept) if isinstance(counted, MicroBatched) else kept
+
+    def reading(self, compute: Callable[[], Sequence[float]]) -> list[float]:
+        """See :class:`l2l.methods.base.LossEvaluator`. Losses inside are no part of the record."""
+        if self._logged is not None:
+            found = self._logged.reading()
+        else:
+            self._reading = True
+            found = list(map(float, compute()))
+            self._reading = False
+        self.readings.append(tuple(found))
+        return found
+
+    def _counted(self, closure: Closure) -> Closure:
         if isinstance(closure, MicroBatched):  # all pieces are one pass
             *others, last = closure.pieces
-            return replace(closure, pieces=(*others, self(last)), whole=None)
+            return replace(closure, pieces=(*others, self._counted(last)), whole=None)
 
         def counted() -> ClosureValue:
             value = closure()
@@ -366,13 +426,13 @@ class _Record:
 
 
 @contextmanager
-def _counting(counter: _Counter) -> Iterator[None]:
-    """Note in the error of a bad loss how many passes had been made."""
+def _recording(tape: _Tape) -> Iterator[None]:
+    """Note in the error of a bad loss the evaluations that had been made."""
     try:
         yield
     except FloatingPointError as error:
         bad = error if isinstance(error, BadLoss) else BadLoss(str(error))
-        bad.passes = counter.passes
+        bad.passes, bad.evaluations, bad.readings = tape.passes, tuple(tape.losses), tuple(tape.readings)
         raise bad from error.__cause__
 
 
@@ -411,19 +471,19 @@ def zo_step(
     Raises:
         FloatingPointError: a loss is not finite. The parameters are back where the step began, as after any other error.
     """
-    counter = _Counter(theta)
-    counted = counter(closure)
+    tape = _Tape(theta, closure)
+    counted = tape(closure)
     record = _Record(theta)
     if curvature_lr is not None:
         counted = record(counted)
 
     def further(number: int) -> Closure:
-        return _evaluated(theta, counted if fresh is None else counter(fresh(number)))
+        return _evaluated(theta, counted if fresh is None else tape(fresh(number)))
 
-    with _counting(counter), theta.step():
+    with _recording(tape), theta.step():
         bend = None
         due = curvature_lr is not None and not curvature_lr_state.from_outputs and curvature_lr.due(key.step)
-        evaluator = base.LossEvaluator(theta, key, counted, lambda direction: direction)
+        evaluator = base.LossEvaluator(theta, key, counted, lambda direction: direction, tape.reading)
         if isinstance(method, base.CustomEstimator) or method.estimator == "one_sided":
             estimates, state = base.run_estimator(method, evaluator, state)
         else:
@@ -437,11 +497,12 @@ def zo_step(
                 estimates = (replace(estimates[0], loss_center=center), *estimates[1:])
         estimates = check(estimates)
         if curvature_lr is not None:
-            statistics = record.statistics(estimates, method.epsilon)
-            if statistics is not None:
-                bend = least_curvature(statistics.curvature_of_step, estimates[0].loss, method.epsilon, curvature_lr.resolution)
+            measured = tape.reading(lambda: _measured(record.statistics(estimates, method.epsilon)))
+            if measured:
+                loss, resolution = estimates[0].loss, curvature_lr.resolution
+                bend = least_curvature(measured[0], loss, method.epsilon, resolution)
                 decay = curvature_lr.decay ** (1 / curvature_lr.every)
-                curvature_lr_state = update_average(curvature_lr_state, bend, decay, statistics)
+                curvature_lr_state = update_average(curvature_lr_state, bend, decay, measured[1:])
             elif curvature_lr_state.from_outputs:  # the closure has changed: a third loss is due at the next step
                 curvature_lr_state = replace(curvature_lr_state, from_outputs=False)
             elif due:
@@ -452,12 +513,20 @@ def zo_step(
                     bend = curvature(*losses, method.epsilon, curvature_lr.resolution)
                     curvature_lr_state = update_average(curvature_lr_state, bend, curvature_lr.decay)
             lr = curvature_lr.rates(lr, curvature_lr_state)
-        context = base.StepContext(key, tuple(lr), _evaluated(theta, counted), further, bend)
+        context = base.StepContext(key, tuple(lr), _evaluated(theta, counted), further, bend, tape.reading)
         following = method.update_(theta, state, estimates, context)
         if weight_decay is not None and any(weight_decay):
             theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
-    report = StepReport(key, estimates, counter.passes, tuple(lr), bend, curvature_lr_state, unfit=tuple(counter.unfit))
-    return following, report
+    report = StepReport(key, estimates, tape.passes, tuple(lr), bend, curvature_lr_state, unfit=tuple(tape.unfit))
+    return following, replace(report, evaluations=tuple(tape.losses), readings=tuple(tape.readings))
+
+
+def _measured(statistics: DirectionalStatistics | None) -> list[float]:
+    """Curvature of the step, signal, and noise of the batch's mean; 0 where they are not known. Empty without outputs."""
+    if statistics is None:
+        return []
+    noise = (statistics.noise or 0.0) / len(statistics.derivatives)
+    return [statistics.curvature_of_step, statistics.signal or 0.0, noise]
 
 
 def _with_all_losses(evaluator: base.LossEvaluator, seen: Estimate, epsilon: float) -> Estimate:
@@ -511,7 +580,8 @@ def first_order_step(
             if weight_decay is not None and any(weight_decay):
                 theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
             following = method.update_(theta, state, gradients, lr)
-    return following, StepReport(key, (), FIRST_ORDER_PASSES, tuple(lr), None, CurvatureLRState(), loss, norm)
+    report = StepReport(key, (), FIRST_ORDER_PASSES, tuple(lr), None, CurvatureLRState(), loss, norm)
+    return following, replace(report, evaluations=(loss,))
 
 
 DEFAULT_LR = 1e-6
@@ -748,6 +818,8 @@ class ZOOptimizer(Optimizer):
             passes = FIRST_ORDER_PASSES if isinstance(self.method, base.FirstOrder) else passes
             rates, seen = (0.0,) * len(self.blocks), self.curvature_lr_state
             self.report = StepReport(key, (), passes, rates, None, seen, loss, math.nan, dropped=str(error))
+            if isinstance(error, BadLoss):  # a replay takes the step again, and drops it again
+                self.report = replace(self.report, evaluations=error.evaluations, readings=error.readings)
 
     def _copy(self) -> dict[str, Any]:
         """Weights, and whatever a step changes beside them, in memory of their own; weights in the host's."""

@@ -39,7 +39,7 @@ PASSED: list[tuple[str, Any, Any]] = [
     *[("lr", kind(0.5), 0.5) for kind in (np.float32, np.float64, torch.tensor, str)],
     *[("lr", 1, 1.0), ("lr", "auto", "auto"), ("lr", np.str_("auto"), "auto"), ("lr", "2e-5", 2e-5)],
     *[("steps", kind(5), 5) for kind in (np.int64, np.int32, np.uint8, torch.tensor, str)],
-    *[("save_model", np.bool_(False), False), ("save_model", torch.tensor(False), False)],
+    *[("overwrite", np.bool_(False), False), ("overwrite", torch.tensor(False), False)],
     *[("out", Path("runs/x"), "runs/x"), ("model", Path("models/x"), "models/x"), ("data_dir", Path("data"), "data")],
     *[("dtype", torch.bfloat16, "bfloat16"), ("device", torch.device("cuda", 1), "cuda:1")],
     *[("train_layers", layers, [1, 2]) for layers in ((1, 2), np.array([1, 2]), range(1, 3), {1, 2})],
@@ -64,7 +64,7 @@ def test_a_configuration_made_of_them_is_plain_yaml_and_is_read_back():
         assert type(config)(**yaml.safe_load(yaml.safe_dump(asdict(config)))) == config
 
 
-WRONG = [("steps", "abc"), ("steps", "2e3"), ("lr", "abc"), ("match", "any"), ("save_model", "maybe"), ("loop", "ring")]
+WRONG = [("steps", "abc"), ("steps", "2e3"), ("lr", "abc"), ("match", "any"), ("overwrite", "maybe"), ("loop", "ring")]
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG)
@@ -104,7 +104,7 @@ def test_a_run_from_python_objects_is_recorded_plainly(tmp_path):
     options: dict[str, Any] = {"steps": np.int64(2), "batch_size": np.int64(2), "train_size": 8, "dev_size": 4, "test_size": 4}
     result = l2l.fine_tune(
         "l2l/tiny", lr=np.float32(1e-3), dtype=torch.float32, device=torch.device("cpu"), out=tmp_path / "run", **options,
-        progress=np.bool_(False), save_model=np.bool_(False), method_args={},
+        progress=np.bool_(False), save="log", method_args={},
     )  # fmt: skip
     recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (recorded["dtype"], recorded["device"], recorded["steps"]) == ("float32", "cpu", 2)

@@ -165,13 +165,13 @@ def test_a_loss_that_is_not_finite_at_step_0_of_meta_training_is_refused(broken_
 
 @pytest.fixture
 def finished(tmp_path, capsys) -> Path:
-    assert main(["fine-tune", *TINY, "--save_model", "false", "--out", str(tmp_path / "done")]) == 0
+    assert main(["fine-tune", *TINY, "--save", "log", "--out", str(tmp_path / "done")]) == 0
     capsys.readouterr()
     return tmp_path / "done"
 
 
 def test_a_directory_that_holds_a_run_is_refused(finished, refused):
-    same = ["fine-tune", *TINY, "--save_model", "false", "--out", str(finished)]
+    same = ["fine-tune", *TINY, "--save", "log", "--out", str(finished)]
     assert "holds this run, finished" in refused(*same)
     assert "holds another run" in refused(*same, "--seed", "5")
     assert "holds another run" in refused("evaluate", "--out", str(finished))

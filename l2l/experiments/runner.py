@@ -184,7 +184,7 @@ def run_trial(trial: Trial) -> "Record":
 
 def execute(trial: Trial) -> dict[str, Any]:
     """Fine-tune as the trial says, unless that was done; the summary."""
-    given = trial.options | {"out": trial.out, "overwrite": True, "progress": False, "save_model": False}
+    given = trial.options | {"out": trial.out, "overwrite": True, "progress": False, "save": "log"}
     said, inspect_task.logger.disabled = inspect_task.logger.disabled, True  # by check_place, once for all trials
     try:
         return trial.summary or fine_tune(**given).summary
@@ -214,10 +214,9 @@ def read_run(trial: Trial) -> Run:
 
 def step_curve(folder: Path) -> Curve:
     """(passes spent, mean of the losses along the step's directions) of each step of a run."""
-    steps, curve = runlog.read_run_log(folder / runlog.NAME)[1], []
+    steps, curve = runlog.read_run_log(folder)[1], []
     for passes, step in zip(accumulate(step["passes"] for step in steps), steps, strict=True):
-        directions = step["directions"] if "directions" in step else step["draws"]  # the name in logs of earlier versions
-        losses = [loss for _, *sides in directions for loss in sides if loss is not None]
+        losses = [loss for _, *sides in step["directions"] for loss in sides if loss is not None]
         curve.append((float(passes), sum(losses) / len(losses) if losses else float(step["loss"])))
     return curve
 

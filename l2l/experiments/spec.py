@@ -43,7 +43,7 @@ EXECUTION_FIELDS = ("overwrite", "processes", "executor", "progress")
 PROTOCOL_FIELDS = {
     *("model", "task", "method", "tuner", "method_args", "out", "data_dir", "steps", "max_passes", "max_seconds"),
     *("batch_size", "max_length", "seed", "train_size", "dev_size", "test_size", "eval_every", "checkpoint_every"),
-    *("log_every", "revision", "save_model", "overwrite", "progress", "step_fraction"),
+    *("log_every", "revision", "save", "overwrite", "progress", "step_fraction"),
 }
 """Fields of a fine-tuning run that the experiment sets alike for all contenders."""
 CONTROLS = {

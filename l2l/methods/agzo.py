@@ -43,6 +43,7 @@ class AGZO(base.CustomEstimator[None]):
     """One-sided steps in the span of the inputs of each linear map."""
 
     info: ClassVar = base.MethodInfo("Lin et al. 2026, arXiv:2601.17261", "0P; in a step r per column of a matrix")
+    not_replayable = "its directions are made of activations"
     counts = ("rank", "iterations")
     rank: int = 1
     """Rank of a matrix's direction, at most the length of its inputs."""

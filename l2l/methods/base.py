@@ -51,6 +51,14 @@ class MethodInfo:
     readable form of ``state_bytes``."""
 
 
+Reading: TypeAlias = Callable[[Callable[[], Sequence[float]]], list[float]]
+
+
+def evaluate_reading(compute: Callable[[], Sequence[float]]) -> list[float]:
+    """The floats that the function computes."""
+    return list(compute())
+
+
 @dataclass(frozen=True)
 class StepContext:
     """What a step gives to an update besides the estimates."""
@@ -64,6 +72,8 @@ class StepContext:
     """``fresh(i)`` is the loss on the i-th further batch of this step, or on this step's own where there is no other."""
     curvature: float | None = None
     """Along the first direction, at the steps where ``lr="auto"`` measures it."""
+    reading: "Reading" = evaluate_reading
+    """As of :class:`LossEvaluator`."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,9 @@ class LossEvaluator:
     transform: Callable[[Direction], Direction]
     """Applied to every direction before evaluation: the wrappers around the method (a tuner's sigma, a mask). The functions
     below apply it; the estimates hold the transformed direction."""
+    reading: "Reading" = evaluate_reading
+    """Gives the floats that a function reads from evaluations beside their losses (from logits, activations, gradients). They
+    are logged: a replay gives them in its place, and calls no closure that the function calls."""
 
     def watched_center(self, watch: Callable[[Closure], Any], first: Direction) -> float:
         """The loss at theta, ``watch`` calling the closure; ``first`` is the first direction that is evaluated next."""
@@ -154,6 +167,8 @@ class Method(ABC, Generic[State]):
     """Whether it makes use of closures that return logits, or losses per example; with a scalar loss it works, less well."""
     default_lr: ClassVar[float | None] = None
     """Learning rate that needs no tuning, where the method sets the length of its steps itself; None: the scheme's."""
+    not_replayable: ClassVar[str] = ""
+    """Why the run log does not rebuild the weights: what is read from evaluations beside losses and logged readings."""
     accumulates: ClassVar[int] = 0
     """How many :func:`accumulators` the state holds, where it holds no other tensors."""
     positive: ClassVar[tuple[str, ...]] = ()
@@ -242,7 +257,7 @@ class Wrapper(CustomEstimator[State]):
     inner: Method[Any]
 
     def __post_init__(self) -> None:
-        flags = ("step_is_normalized", "leaves_span", "differentiates", "reads_outputs", "default_lr")
+        flags = ("step_is_normalized", "leaves_span", "differentiates", "reads_outputs", "default_lr", "not_replayable")
         for name in ("epsilon", "num_directions", "distribution", "estimator", *flags):
             object.__setattr__(self, name, getattr(self.inner, name))
         super().__post_init__()
@@ -288,6 +303,7 @@ class FirstOrder(ABC, Generic[State]):
     differentiates: ClassVar[bool] = True
     step_is_normalized: ClassVar[bool] = False
     default_lr: ClassVar[float | None] = None
+    not_replayable: ClassVar[str] = "its gradients are not kept"
 
     @abstractmethod
     def state_bytes(self, blocks: Blocks) -> int:

@@ -102,7 +102,10 @@ class DiZO(base.Method[DiZOState]):
             ratios = self._search_two_point(set_ratios, losses, theta.blocks, norms, context.key)
         else:
             deltas = {i: here[i] - anchor[i].to(here[i].dtype) for i in norms}
-            ratios = self._search_backward(set_ratios, losses, theta.blocks, norms, deltas)
+            searched = context.reading(
+                lambda: list(self._search_backward(set_ratios, losses, theta.blocks, norms, deltas).values())
+            )
+            ratios = dict(zip(norms, searched, strict=True))
         set_ratios(ratios)
 
     def _search_two_point(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from l2l.estimators import forward_gradient
-from l2l.methods.base import CustomEstimator, Estimates, LossEvaluator, MethodInfo, directions_of
+from l2l.methods.base import CustomEstimator, Direction, Estimate, Estimates, LossEvaluator, MethodInfo, directions_of
 
 
 @final
@@ -27,4 +27,14 @@ class ForwardGrad(CustomEstimator[None]):
 
     def estimate(self, evaluator: LossEvaluator, state: None) -> tuple[Estimates, None]:
         directions = [evaluator.transform(direction) for direction in directions_of(self, evaluator, state)]
-        return tuple(forward_gradient(evaluator.closure, evaluator.theta, direction) for direction in directions), state
+        return tuple(self._derivative(evaluator, direction) for direction in directions), state
+
+    def _derivative(self, evaluator: LossEvaluator, direction: Direction) -> Estimate:
+        evaluator.theta.perturb(direction, 0.0)
+
+        def read() -> tuple[float, float]:
+            found = forward_gradient(evaluator.closure, evaluator.theta, direction)
+            return found.loss_plus, found.projected_gradient
+
+        loss, slope = evaluator.reading(read)
+        return Estimate(direction, loss, None, slope, loss)

@@ -68,20 +68,30 @@ class PseuZO(base.CustomEstimator[PseuZOState]):
         loss_center = bare.watched_center(center.during, u)
         pull = center.gradients()
         loss_plus = replace(bare, closure=lambda: plus.during(evaluator.closure)).along(u, self.epsilon)
-        if [tensor.shape for tensor in center.tensors] != [tensor.shape for tensor in plus.tensors]:
-            slope = (loss_plus - loss_center) / self.epsilon
-            return (Estimate(u, loss_plus, None, slope, loss_center),), replace(state, pulled=())
-        wide = [base.accumulation_dtype(tensor.dtype) for tensor in center.tensors]
-        outputs = zip(center.tensors, plus.tensors, wide, strict=True)
-        changes = tuple(there.to(dtype) - here.to(dtype) for here, there, dtype in outputs)
-        weighted = []
-        for step, change in zip(state.steps, state.changes, strict=True):
-            direction = evaluator.transform(self.direction(blocks, state, Key(evaluator.key.seed, step)))
-            age = evaluator.key.step - step
-            weighted.append((direction, self.decay**age * _weighed(pull, change) / self.epsilon))
-        estimate = Estimate(u, loss_plus, None, _weighed(pull, changes) / self.epsilon, loss_center)
-        steps, all_changes = (evaluator.key.step, *state.steps), (changes, *state.changes)
-        return (estimate,), PseuZOState(steps, all_changes, tuple(weighted))
+        kept: list[tuple[torch.Tensor, ...]] = []  # this step's changes, where there are any
+
+        def weigh() -> list[float]:
+            """The slope, and of each older change its step and weight."""
+            if [tensor.shape for tensor in center.tensors] != [tensor.shape for tensor in plus.tensors]:
+                return [(loss_plus - loss_center) / self.epsilon]
+            wide = [base.accumulation_dtype(tensor.dtype) for tensor in center.tensors]
+            outputs = zip(center.tensors, plus.tensors, wide, strict=True)
+            kept.append(tuple(there.to(dtype) - here.to(dtype) for here, there, dtype in outputs))
+            ages = [evaluator.key.step - step for step in state.steps]
+            weights = [
+                self.decay**age * _weighed(pull, change) / self.epsilon for age, change in zip(ages, state.changes, strict=True)
+            ]
+            return [
+                _weighed(pull, kept[0]) / self.epsilon,
+                *(x for pair in zip(state.steps, weights, strict=True) for x in pair),
+            ]
+
+        slope, *older = evaluator.reading(weigh)
+        keys = [Key(evaluator.key.seed, int(step)) for step in older[::2]]
+        along = (evaluator.transform(self.direction(blocks, state, key)) for key in keys)
+        pulled = tuple(zip(along, older[1::2], strict=True))
+        steps = (evaluator.key.step, *state.steps) if kept else state.steps
+        return (Estimate(u, loss_plus, None, slope, loss_center),), PseuZOState(steps, (*kept, *state.changes), pulled)
 
     def update_(
         self, theta: PerturbedParameters, state: PseuZOState, estimates: Estimates, context: StepContext

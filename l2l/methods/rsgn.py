@@ -70,14 +70,20 @@ class RSGN(base.CustomEstimator[RSGNState]):
         bare = replace(evaluator, transform=lambda direction: direction)
         at = bare.center_outputs()
         plus = [bare.outputs_along(direction, self.epsilon) for direction in directions]
-        seen = directional_statistics(at, plus, None, self.epsilon)
-        state = self._observed(state, seen)
-        signal = max(state.signal / state.weight, self.signal_floor) * seen.curvature_along if state.weight else None
-        unit = 1.0 if at.logits is not None else at.loss**2
-        lengths = subspace_newton(seen, signal, self.damping, self.gain, self.trust * unit)
-        found = zip(directions, plus, seen.mean.tolist(), strict=True)
+
+        def solve() -> list[float]:
+            seen = directional_statistics(at, plus, None, self.epsilon)
+            now = self._observed(state, seen)
+            signal = max(now.signal / now.weight, self.signal_floor) * seen.curvature_along if now.weight else None
+            unit = 1.0 if at.logits is not None else at.loss**2
+            lengths = subspace_newton(seen, signal, self.damping, self.gain, self.trust * unit)
+            return [now.signal, now.weight, *seen.mean.tolist(), *lengths.tolist()]
+
+        signal, weight, *rest = evaluator.reading(solve)
+        slopes, lengths = rest[: len(directions)], rest[len(directions) :]
+        found = zip(directions, plus, slopes, strict=True)
         estimates = tuple(Estimate(u, there.loss, None, slope, at.loss) for u, there, slope in found)
-        return estimates, replace(state, lengths=tuple(lengths.tolist()))
+        return estimates, RSGNState(signal, weight, tuple(lengths))
 
     def _observed(self, state: RSGNState, seen: DirectionalStatistics) -> RSGNState:
         """The state with one more measurement of the signal, where the batch tells it."""

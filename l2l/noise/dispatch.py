@@ -14,13 +14,16 @@ import torch
 from l2l.noise import reference, triton
 from l2l.noise.key import Distribution, Key, standard_deviation
 from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in, runs_of_terms
-from l2l.noise.table import plan
+from l2l.noise.table import plan, plan_many
 
 VARIABLE = "L2L_NOISE"
 """Environment variable that forces a backend."""
 
 BACKENDS = {"native": "cpu", "numba": "cpu", "triton": "cuda"}
 """Fast backends and the device they serve, in order of preference."""
+
+MANY = 8
+"""Terms from which on the native backend adds them all while an element is in a register: a replay merges many steps."""
 
 FAST_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -96,6 +99,11 @@ def add_noise(
         return None if gather is None else reference.total([])
     first = pieces[0]
     backend = active_backend(first.flat.device, first.flat.dtype)
+    plain = store and gather is None and rounding is None and first.master is None and first.into is None
+    kinds = {(term.distribution, len(term.scales[0])) for term in terms} if len(terms) >= MANY and plain else set()
+    if backend == "native" and first.flat.dtype == torch.float32 and kinds in ({("gaussian", 1)}, {("rademacher", 1)}):
+        _module("native").run_plans([plan_many(pieces, terms)])
+        return None
     groups = _grouped(terms)
     # Fast backends take sums of at most one stream, rounded to nearest.
     packed_once = len(terms) == 1 and len(terms[0].scales[0]) == 1

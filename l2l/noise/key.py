@@ -7,6 +7,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 
 Distribution: TypeAlias = Literal["gaussian", "rademacher", "packed_rademacher"]
@@ -86,3 +87,13 @@ def round_scale(scale: float, dtype: torch.dtype) -> float:
     bits = _MANTISSA_BITS[dtype] - INTEGER_BITS
     mantissa, exponent = math.frexp(scale)
     return math.ldexp(round(math.ldexp(mantissa, bits)), exponent - bits)
+
+
+def round_scales(scales: np.ndarray) -> np.ndarray:
+    """:func:`round_scale` of float64 ``scales``, for float32. ValueError where one is not finite, or overflows."""
+    wrong = ~(np.abs(scales) * 2.0**INTEGER_BITS < np.finfo(np.float32).max)
+    if wrong.any():
+        round_scale(float(scales[wrong][0]), torch.float32)
+    bits = _MANTISSA_BITS[torch.float32] - INTEGER_BITS
+    mantissa, exponent = np.frexp(scales)
+    return np.ldexp(np.rint(np.ldexp(mantissa, bits)) + 0.0, exponent - bits)  # + 0.0: -0.0 becomes 0.0, as there

@@ -14,6 +14,7 @@ typedef int32_t i8 __attribute__((vector_size(32)));
 typedef double d8 __attribute__((vector_size(64)));
 typedef float f16 __attribute__((vector_size(64)));
 typedef uint32_t u16 __attribute__((vector_size(64)));
+typedef int32_t s16 __attribute__((vector_size(64)));
 
 typedef struct {
     const void *source; /* read */
@@ -29,7 +30,8 @@ typedef struct job {
     double *sums; /* [chunks][5][8] or NULL */
     const uint32_t *shifts, *amounts; /* [terms], and floats [pieces][terms]: of bits of one hash, in place of streams */
     const struct job *then;           /* the same elements again: chunk by chunk, while they are in the cache */
-    int64_t n, tasks, next, terms;
+    const uint32_t *keys;             /* [pieces][streams][2]: of many streams, in place of two; else NULL */
+    int64_t n, tasks, next, terms, streams; /* of many streams, shifts [streams] are the adds of each, terms all adds */
     int32_t half, first, second, rademacher, rounding; /* first, second: scales used of each stream */
 } job;
 
@@ -166,6 +168,38 @@ INLINE void add_bits(const piece *given, const job *j, int64_t from, int64_t to,
     if (i < to) add_bits_to(p, j, amounts, i, (int)(to - i), s);
 }
 
+/* ---- many streams, each added in turn some times, while the elements are in registers ---- */
+
+INLINE f16 integer_of_16(u16 x, const int rademacher) {
+    if (rademacher) return __builtin_convertvector(1 - 2 * (s16)(x >> 31), f16);
+    u16 pairs = (x & 0xff00ffu) + ((x >> 8) & 0xff00ffu);
+    return __builtin_convertvector((s16)((pairs + (pairs >> 16)) & 0xffffu) - 510, f16);
+}
+
+INLINE void add_many_to(const piece *p, const job *j, const uint32_t *keys, const float *amounts, int64_t i, int size,
+                        const int rademacher) {
+    const u16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const uint32_t at = p->start + (uint32_t)i;
+    f16 value[VECTORS] = {{0}}, u[VECTORS];
+    memcpy(value, (const float *)p->source + i, (size_t)size * 4);
+    for (int64_t k = 0; k < j->streams; k++) {
+        for (int v = 0; v < VECTORS; v++)
+            u[v] = integer_of_16(hash_of_16(at + 16 * (uint32_t)v + lane, keys + 2 * k), rademacher);
+        for (uint32_t a = 0; a < j->shifts[k]; a++, amounts++)
+            for (int v = 0; v < VECTORS; v++) value[v] += *amounts * u[v];
+    }
+    memcpy((float *)p->target + i, value, (size_t)size * 4);
+}
+
+INLINE void add_many(const piece *given, const job *j, int64_t from, int64_t to, const int rademacher) {
+    const piece own = *given, *p = &own;
+    const uint32_t *keys = j->keys + (given - j->pieces) * j->streams * 2;
+    const float *amounts = (const float *)j->amounts + (given - j->pieces) * j->terms;
+    int64_t i = from;
+    for (; i + BLOCK <= to; i += BLOCK) add_many_to(p, j, keys, amounts, i, BLOCK, rademacher);
+    if (i < to) add_many_to(p, j, keys, amounts, i, (int)(to - i), rademacher);
+}
+
 /* ---- with sums: at most one stream; eight lanes, added up as RUN and LANES in reference.py prescribe ---- */
 
 INLINE f8 wide_integer(u8 x, const int rademacher) {
@@ -238,6 +272,10 @@ INLINE void add_in_form(const piece *p, const job *j, int64_t from, int64_t to, 
 #define ADD(FIRST, SECOND, RADEMACHER) add_in_form(p, j, from, to, 0, FIRST, SECOND, RADEMACHER); break
 
 static void part(const piece *p, const job *j, int64_t from, int64_t to) {
+    if (j->streams) {
+        if (j->rademacher) add_many(p, j, from, to, 1); else add_many(p, j, from, to, 0);
+        return;
+    }
     if (j->terms) { add_in_form(p, j, from, to, 1, 0, 0, 0); return; }
     switch (j->first == 0 ? 0 : j->rademacher * 4 + j->first * 2 + j->second - 1) {
     case 0: ADD(0, 0, 0); /* a second stream only follows a first */

@@ -37,8 +37,8 @@ class _Job(ctypes.Structure):
     """The struct ``job`` of ``native.c``: one traversal, shared by all threads that work on it."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("pieces", "sums", "shifts", "amounts", "then")),
-        *((name, ctypes.c_int64) for name in ("n", "tasks", "next", "terms")),
+        *((name, ctypes.c_void_p) for name in ("pieces", "sums", "shifts", "amounts", "then", "keys")),
+        *((name, ctypes.c_int64) for name in ("n", "tasks", "next", "terms", "streams")),
         *((name, ctypes.c_int32) for name in ("half", "first", "second", "rademacher", "rounding")),
     ]
 
@@ -70,8 +70,9 @@ def run_plans(plans: Sequence[Plan]) -> list[np.ndarray]:
 def _job(plan: Plan, sums: np.ndarray | None) -> _Job:
     shape, drawn = plan.shape, (plan.shifts.ctypes.data, plan.amounts.ctypes.data)
     kind = shape.half, shape.first, shape.second, shape.rademacher, shape.stochastic
-    memory = plan.table.ctypes.data, None if sums is None else sums.ctypes.data, *drawn, None
-    return _Job(*memory, len(plan.table), plan.tasks, 0, len(plan.shifts), *kind)
+    keys, streams = (None, 0) if plan.keys is None else (plan.keys.ctypes.data, len(plan.shifts))
+    memory = plan.table.ctypes.data, None if sums is None else sums.ctypes.data, *drawn, None, keys
+    return _Job(*memory, len(plan.table), plan.tasks, 0, plan.amounts.shape[1], streams, *kind)
 
 
 @lru_cache(maxsize=1)

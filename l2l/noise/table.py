@@ -5,12 +5,13 @@ noise of a small tensor, and most tensors of a model are small.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
 
-from l2l.noise.key import Key, round_scale
+from l2l.noise.key import Key, round_scale, round_scales
 from l2l.noise.reference import CHUNK, chunks
 from l2l.noise.slices import WORD, MomentRequest, NoiseTerm, TensorSlice
 
@@ -74,6 +75,8 @@ class Plan:
     """uint32 [terms] of a packed plan: which bit of the hash, of the first stream's words, is each term's sign."""
     amounts: np.ndarray
     """float32 [parts, terms]: what is added of each term, or taken away where its sign is -1."""
+    keys: np.ndarray | None = None
+    """uint32 [parts, streams, 2] words of the streams of :func:`plan_many`, where ``shifts`` are the numbers of adds."""
 
     @property
     def tasks(self) -> int:
@@ -139,6 +142,25 @@ def plan(
     shape = Shape(half and not mastered, first, second, rademacher, stochastic, store, store and mastered, packed)
     drawn = np.array(shifts, dtype=np.uint32), np.array(amounts, dtype=np.float32)[owners]
     return Plan(table, ends, shape, gather is not None, pieces[0].flat.device, *drawn)
+
+
+def plan_many(pieces: Sequence[TensorSlice], terms: Sequence[NoiseTerm]) -> Plan:
+    """The plan of many terms of one distribution, each with one scale: neighbours of one key share a stream.
+
+    Raises:
+        ValueError: a scale is not finite.
+    """
+    bare = plan(pieces, [], None, None, True)
+    parts = [(i, *part) for i, piece in enumerate(pieces) for part in chunks(piece.offset, piece.flat.numel(), WORD)]
+    places = [(pieces[i].name, (pieces[i].offset + at) // WORD) for i, at, _ in parts]
+    runs = [(key, len(list(run))) for key, run in groupby(term.key for term in terms)]
+    keys = np.ascontiguousarray(np.stack([_words(key, places) for key, _ in runs], 1))
+    scales = round_scales(np.array([term.scales for term in terms], dtype=np.float64)[:, :, 0].T)
+    amounts = np.ascontiguousarray(scales.astype(np.float32)[[i for i, *_ in parts]])
+    shape = replace(bare.shape, rademacher=terms[0].distribution != "gaussian")
+    return replace(
+        bare, shape=shape, shifts=np.array([count for _, count in runs], dtype=np.uint32), amounts=amounts, keys=keys
+    )
 
 
 def _addresses(tensors: Sequence[torch.Tensor], owners: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -157,6 +157,8 @@ class Substitution:
 
     def take_touched(self) -> dict[int, torch.Tensor]:
         """For each sparse block, rows that were looked up since the last call, sorted, each once."""
+        if not self.sparse:
+            return {}
         nothing = torch.zeros(0, dtype=torch.long)
         found = {i: torch.unique(torch.cat(self._touched.get(i, [nothing]))) for i in self.sparse}
         self._touched = {}
@@ -323,6 +325,14 @@ class PerturbEngine(ABC):
     def commit(self, moves: Sequence[Move]) -> None:
         """As ``perturb(None, moves)``, but the moves will not be reverted."""
         self.perturb(None, moves)
+
+    def wait(self) -> None:
+        """From now on, writing the weights may wait for :meth:`settle`: no evaluation reads them."""
+        return None
+
+    def settle(self) -> None:
+        """Write what waits: something else than an evaluation is about to read the weights."""
+        return None
 
     @abstractmethod
     def revert(self, moves: Sequence[Move]) -> None:

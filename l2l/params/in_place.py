@@ -2,11 +2,13 @@
 
 Work is done as late as possible, in one traversal: back from the present perturbation, the pending moves, and out to the
 next perturbation. So a step costs three traversals when it must end at the unperturbed weights, and two when the next
-step follows at once.
+step follows at once. Where nothing reads the perturbed weights, as in a replay, traversals wait until the weights are read,
+and those of dense noise alone are then made in one, with the same bits.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import final
 
 import torch
@@ -16,6 +18,21 @@ from l2l.params.blocks import Blocks
 from l2l.params.direction import Direction, Move
 from l2l.params.engine import Moments, Perturbation, apply_moves, measure, moments_of
 from l2l.params.functional import PerturbEngine
+
+
+def merges(direction: Direction) -> bool:
+    """Whether moves along it have the same bits in any traversal: those along a basis or by an operator, and the bits of one
+    hash, are summed within a traversal and rounded together."""
+    return direction.only_noise and direction.distribution != "packed_rademacher"
+
+
+def _moving(moves: Sequence[Move]) -> tuple[bool, ...]:
+    """Which blocks a traversal reads."""
+    return tuple(map(any, zip(*(move.direction.scales(move.amounts) for move in moves), strict=True)))
+
+
+MOST = 4096
+"""Moves that wait at most: their scales and key words, 24 bytes a step, then lie in the cache."""
 
 
 @final
@@ -33,6 +50,9 @@ class InPlaceEngine(PerturbEngine):
         self._sums: Sums | None = None
         self._prepared = False
         self._seen: list[tuple[int, int]] = []  # as the last perturbation left them
+        self._waiting: list[list[Move]] | None = None
+        """Traversals that are still to be made; None: each is made at once."""
+        self._moves = 0
 
     def written(self) -> str | None:
         if self._at is None or (now := self._versions()) == self._seen:
@@ -60,7 +80,15 @@ class InPlaceEngine(PerturbEngine):
         # The sums are those of the dense noise: with a basis or an operator they do not give the moments.
         summed = across and at is not None and at.direction.centre is not None and at.direction.only_noise
         with torch.no_grad():
-            self._sums = apply_moves(self._blocks, steps, self._piece, self._dense, at if summed else None)
+            if self._waiting is None or summed or not all(merges(move.direction) for move in steps):
+                self.settle()
+                self._sums = apply_moves(self._blocks, steps, self._piece, self._dense, at if summed else None)
+            else:
+                self._sums = None
+                self._waiting.append(steps)
+                self._moves += len(steps)
+                if self._moves > MOST:
+                    self.settle()
             if self._sparse:  # a perturbation does not touch these in memory
                 apply_moves(self._blocks, moves, self._piece, self._sparse)
         self._at = at
@@ -68,12 +96,26 @@ class InPlaceEngine(PerturbEngine):
             self._seen = self._versions()
         self._substitution.perturb(at)
 
+    def wait(self) -> None:
+        if not self._sparse:
+            self._waiting = []
+
+    def settle(self) -> None:
+        if not self._waiting:
+            return
+        waiting, self._waiting, self._moves = self._waiting, [], 0
+        with torch.no_grad():
+            for _, run in groupby(waiting, _moving):  # a block that does not move in a traversal is not touched by it
+                merged = [move for moves in run for move in moves]
+                apply_moves(self._blocks, merged, self._piece, self._dense)
+
     def revert(self, moves: Sequence[Move]) -> None:
         self.perturb(None, [replace(move, amounts=tuple(-amount for amount in move.amounts)) for move in reversed(moves)])
 
     def moments(self, direction: Direction, moves: Sequence[Move]) -> Moments | None:
         centre = direction.centre or (0.0,) * len(self._blocks)
         if self._at is None and not moves:
+            self.settle()
             return measure([self._piece(i) for i in range(len(self._blocks))], centre)
         known = self._sums is not None and self._at is not None and self._at.direction == direction
         if not known or self._sparse or any(move.direction != direction for move in moves):

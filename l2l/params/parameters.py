@@ -111,8 +111,8 @@ class PerturbedParameters:
             self._engine.perturb(at, self._pending)
             self._pending, self._at = [], at
 
-    def restore(self) -> None:
-        """Restore the unperturbed weights and apply pending moves: the parameters hold exactly theta.
+    def unperturb(self) -> None:
+        """From now on evaluations see theta. For anything else that reads the parameters, :meth:`restore` them.
 
         Raises:
             RuntimeError: weights were written while they were perturbed; what they hold now is neither.
@@ -126,6 +126,16 @@ class PerturbedParameters:
                 f"block {written!r} was written while the weights were perturbed, inside fused_steps(): call "
                 "optimizer.theta.restore() before writing weights, and write these again"
             )
+
+    def restore(self) -> None:
+        """Restore the unperturbed weights and apply pending moves: the parameters hold exactly theta."""
+        self.unperturb()
+        with defer_interrupt():
+            self._engine.settle()
+
+    def defer_writes(self) -> None:
+        """For a replay, whose losses are known: from now on the parameters are written only where something reads them."""
+        self._engine.wait()
 
     def _check(self, move: Move) -> None:
         """Refuse a move that could not be made whole, before any block moves."""

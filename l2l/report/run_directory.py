@@ -315,7 +315,7 @@ class RunDirectory:
         if needed > room:
             raise ValueError(
                 f"{self.path}: the run takes up to {needed:,} bytes, and {room:,} are free there: make room, choose another "
-                "--out, or, in fine-tuning, leave the model out by --save_model false"
+                "--out, or, in fine-tuning, leave the model out by --save log"
             )
         try:
             folder = tempfile.TemporaryDirectory(dir=place, prefix=UNFINISHED)

@@ -26,6 +26,7 @@ from l2l.tuners.transfer import Level, check_level
 
 PerturbMode: TypeAlias = Literal["auto", "in_place", "functional"]
 Update: TypeAlias = Literal["auto", "master", "stochastic"]
+Save: TypeAlias = Literal["log", "model", "both"]
 PrefixMode: TypeAlias = Literal["auto", "off", "memory", "disk"]
 
 
@@ -194,7 +195,7 @@ class FineTuneConfig(Arguments):
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 10
-    """Steps between rows of metrics.csv and TensorBoard; steps.jsonl has every step."""
+    """Steps between rows of metrics.csv and TensorBoard; steps.l2l has every step."""
     max_length: int | None = None
     """Most tokens per row; None: the model's context, at most 2048."""
     loop: Literal["bare", "lightning"] = "bare"
@@ -237,8 +238,9 @@ class FineTuneConfig(Arguments):
     """``eager``, ``sdpa``, … as transformers names them; None lets it choose."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. It can do whatever you can."""
-    save_model: bool = True
-    """Write the best model to ``out/model``."""
+    save: Save = "both"
+    """What the run leaves of the best weights: ``model``, written to ``out/model``; ``log``, the run log ``out/steps.l2l`` of
+    some 20 bytes a step, from which `l2l replay` and ``l2l.load_model(base, log=...)`` rebuild them; or ``both``."""
     overwrite: bool = False
     """Remove what an earlier run left in ``out``."""
     progress: bool = True

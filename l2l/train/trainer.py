@@ -25,13 +25,13 @@ from l2l.arguments import plain
 from l2l.costs import EvaluationPlan, Expectation, evaluated_rows, expect
 from l2l.estimators import finite_loss
 from l2l.methods.base import FirstOrder
-from l2l.methods.learned import Learned
 from l2l.methods.registry import MethodLike, build_method, check_estimator, method_name, takes_tuner, with_estimator
 from l2l.models import Grouping, compile_decoder, saving
 from l2l.models.load import context_length, freeze_matching, model_identity
 from l2l.models.prefix import TrainLayers, train_only
 from l2l.models.schemes import ADAPTERS, apply_scheme
 from l2l.optim import ZOOptimizer, schedule_factor
+from l2l.params.in_place import merges
 from l2l.report import run_directory
 from l2l.report.console import Bars, growing, plot_panels, print_table, quiet_lightning, smooth
 from l2l.report.memory import PeakMemory
@@ -45,7 +45,7 @@ from l2l.train.config import EVAL_EVERY, CompleteConfig, FineTuneConfig, doubts
 from l2l.train.inputs import Batcher, Closures, RunInputs, load_run_inputs, make_closures
 from l2l.train.objectives import LOSS
 from l2l.train.prefix import FILE, RunPrefix, prepare_prefix
-from l2l.train.runlog import RunLog
+from l2l.train.runlog import NAME, ROWS, RunLog, StepRecord, run_header
 from l2l.tuners import Level, Tuner, compare
 from l2l.tuners.plan import options_line
 
@@ -373,7 +373,8 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
         optimizer.theta.assign(read_tensors(folder.path / BEST))
         last_is_best = done.best_step == done.step - 1
         best = session.score("dev"), last[1] if last_is_best else session.score("test")
-        if config.save_model:
+        session.log.end(done.best_step + 1)
+        if config.save != "log":
             size = sum(tensor.nbytes for tensor in context.model.parameters())
             with session.bars.phase("save", size, 0.0) as advance, growing(folder.path / "model", advance):
                 try:
@@ -399,6 +400,8 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
     folder.finish(summary)
     for name in (FILE, WEIGHTS):
         (folder.path / name).unlink(missing_ok=True)
+    if config.save == "model":
+        (folder.path / NAME).unlink()
     (folder.path / BEST).unlink()  # last: until the run is finished it can be continued
     return FineTuneResult(context.model, summary, folder.path)
 
@@ -421,10 +424,10 @@ def rehearse_end(context: RunContext, folder: RunDirectory) -> None:
     encode(context.task, context.splits.test, context.tokenizer, limit)  # the others are evaluated before the first step
     best = sum(tensor.nbytes for tensor in weights)
     whole = config.scheme not in ADAPTERS
-    model = sum(tensor.nbytes for tensor in (context.model.parameters() if whole else weights)) if config.save_model else 0
+    model = sum(tensor.nbytes for tensor in (context.model.parameters() if whole else weights)) if config.save != "log" else 0
     state = best + run_directory.tensor_bytes(context.optimizer.state_dict())
     with folder.trial(3 * state + 2 * best + model) as target:  # of each file the one before stays until the next is whole
-        if config.save_model:
+        if config.save != "log":
             saving.rehearse(context.model, context.tokenizer, target)
 
 
@@ -533,6 +536,7 @@ class Session:
     def __init__(self, context: RunContext, plan: EvaluationPlan, folder: RunDirectory) -> None:
         self.context, self.config, self.plan, self.folder = context, context.config, plan, folder
         self.progress = Progress()
+        header = run_header(self.config, context.optimizer, context.model)
         self._peak_lr: list[float] = [group["lr"] for group in context.optimizer.param_groups]  # before the schedule
         if folder.resumed:
             _, state = folder.read_checkpoint()
@@ -542,21 +546,9 @@ class Session:
             self._check_best()
         self._bad = context.optimizer.bad_losses.total
         after = self.progress.step - 1 if folder.resumed else None
-        method = context.optimizer.method
-        tuner_hash = None
-        if isinstance(method, Learned):
-            digest, tuner = hashlib.blake2b(digest_size=16), method.tuner
-            for name, value in {**tuner.network.state_dict(), **(tuner.basis or {})}.items():
-                digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
-            tuner_hash = digest.hexdigest()
-        head = {
-            "seed": self.config.seed,
-            "epsilon": None if isinstance(method, FirstOrder) else method.epsilon,
-            "method": self.config.method,
-            "tuner": tuner_hash,
-        }
+        self.log = RunLog(folder.path, header, self.progress.step if folder.resumed else None)
         self.metrics = MetricsLog(folder.path, COLUMNS, after)
-        self.log = RunLog(folder.path, head, after)
+        self._rows: dict[int, bytes] = {}
         before = plan.before + min(1.0, self.share) * (plan.training + plan.during) if folder.resumed else 0.0
         self.bars = Bars(f"{self.config.task} {self.config.method}", plan.whole, before, self.config.progress)
         self._clock = time.perf_counter()
@@ -605,7 +597,8 @@ class Session:
         factor = schedule_factor(self.config.schedule, self.share, self.config.schedule_end)
         for group, lr in zip(self.context.optimizer.param_groups, self._peak_lr, strict=True):
             group["lr"] = lr * factor
-        step = now.step
+        step, theta = now.step, self.context.optimizer.theta
+        restored = step > 0 and theta.displacement.restored and theta.mode == "in_place"
         optimizer.step(closure=closures.at(step), fresh=lambda number: closures.further(step, number))
         report = self.context.optimizer.report
         assert report is not None, "a step leaves a report"
@@ -624,7 +617,8 @@ class Session:
         if "dev_loss" in values or step % self.config.log_every == 0 or bad.total > self._bad:
             self.metrics.log(step, **values, bad_losses=bad.total)
         self._bad = bad.total
-        self.log.append(report)
+        restored = restored and (bool(report.dropped) or any(not merges(estimate.direction) for estimate in report.estimates))
+        self.log.append(StepRecord.of(report, self._peak_lr[0] * factor, self._rows_hash(step), restored))
         if now.step % self.config.checkpoint_every == 0 or self.done:
             self._tick()
             self.log.flush()
@@ -632,6 +626,15 @@ class Session:
             self.folder.write_checkpoint(state | {"progress": dict(vars(now)), "plan": dict(vars(self.plan))})
             self._clock = time.perf_counter()
         return report.loss
+
+    def _rows_hash(self, step: int) -> bytes:
+        """Hash of a step's examples."""
+        batcher = self.context.closures.batcher
+        indices = batcher.indices(step)
+        for i in indices:
+            if i not in self._rows:
+                self._rows[i] = hashlib.blake2b(repr(batcher.examples[i]).encode(), digest_size=16).digest()
+        return hashlib.blake2b(b"".join(self._rows[i] for i in indices), digest_size=ROWS).digest()
 
     def _tick(self) -> None:
         """Count the time since the clock was last set as training time."""

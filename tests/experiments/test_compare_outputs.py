@@ -32,7 +32,7 @@ from l2l.experiments.tables import (
     step_sizes,
     write_records,
 )
-from l2l.train.runlog import NAME
+from l2l.train.runlog import TEXT
 
 ONE, TWO = Cell("tiny", "full", "one"), Cell("tiny", "full", "two")
 LABELS = ["mezo", "dizo", "lozo"]
@@ -170,7 +170,7 @@ def logged(folder: Path, num_directions: list[list[list[float | None]]], loss: f
     folder.mkdir()
     steps = [{"step": k, "lr": 1.0, "passes": 2, "draws": one} for k, one in enumerate(num_directions)]
     steps = [step | ({} if loss is None else {"loss": loss}) for step in steps]
-    (folder / NAME).write_text("".join(json.dumps(line) + "\n" for line in [{"seed": 0}, *steps]))
+    (folder / TEXT).write_text("".join(json.dumps(line) + "\n" for line in [{"seed": 0}, *steps]))
     (folder / "metrics.csv").write_text("step,passes,seconds,dev_loss\n0,2,1.0,\n1,4,3.0,0.5\n")
 
 

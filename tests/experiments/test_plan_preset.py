@@ -123,7 +123,7 @@ def test_a_plan_is_chosen_from_real_runs_continued_and_used_by_fine_tuning(tmp_p
     assert (
         "plan: method" in capsys.readouterr().out and "Training plan" in (tmp_path / "out" / "tuner" / "README.md").read_text()
     )
-    sizes = {"train_size": 16, "dev_size": 8, "test_size": 8, "save_model": False, "progress": False}
+    sizes = {"train_size": 16, "dev_size": 8, "test_size": 8, "save": "log", "progress": False}
     run = l2l.fine_tune(task="world_stars", tuner=tuner, max_passes=8, out=str(tmp_path / "run"), **sizes)
     assert run.summary["method"] == tuner.plan.method and run.summary["config"]["train_layers"] == "top:1"
     with pytest.raises(ValueError, match="has learned from task 'world_job'"):  # as with the tasks of its pool

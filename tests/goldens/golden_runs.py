@@ -26,6 +26,7 @@ from torch.nn import functional
 
 import l2l
 from l2l import cli
+from l2l.train.runlog import read_run_log
 from l2l.tuners.features import RunStatistics
 
 Result: TypeAlias = dict[str, Any]
@@ -206,9 +207,10 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def log_columns(path: Path) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """The head of a run log, and its columns: a value per step, or per direction of every step."""
-    head, *lines = [json.loads(line) for line in path.read_text().splitlines()]
-    directions = [each for line in lines for each in line.get("directions", line.get("draws", []))]  # draws: old logs
+    """The head of a run's log, and its columns: a value per step, or per direction of every step."""
+    header, lines = read_run_log(path)
+    head = {name: header[name] for name in ("seed", "epsilon", "method", "tuner")}
+    directions = [each for line in lines for each in line["directions"]]
     columns = {
         "lr": [line["lr"] for line in lines],
         "projected_gradient": [each[0] for each in directions],
@@ -224,7 +226,7 @@ def log_columns(path: Path) -> tuple[dict[str, Any], dict[str, list[float]]]:
 def fine_tune(options: Mapping[str, Any], out: Path) -> Result:
     command("fine-tune", *flags({**FINE_TUNE, **options, "out": str(out)}))
     summary = json.loads((out / "summary.json").read_text())
-    exact, columns = log_columns(out / "steps.jsonl")
+    exact, columns = log_columns(out)
     columns["initial_loss, final_loss"] = [summary["initial_loss"], summary["final_loss"]]
     columns["dev losses"] = [float(row["dev_loss"]) for row in table(out / "metrics.csv") if row["dev_loss"]]
     result = columns_result(columns, exact | {"total passes": summary["passes"]})

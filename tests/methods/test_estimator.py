@@ -188,7 +188,7 @@ def test_what_is_no_choice_is_refused_in_a_line(method: Method[Any], estimator: 
 
 SMALL: dict[str, Any] = {
     **{"lr": 1e-3, "steps": 3, "batch_size": 4, "train_size": 12, "dev_size": 4, "test_size": 4},
-    **{"log_every": 1, "progress": False, "save_model": False},
+    **{"log_every": 1, "progress": False, "save": "log"},
 }
 
 

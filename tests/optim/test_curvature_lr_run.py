@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import l2l
 from l2l.cli import main
 from l2l.optim import CurvatureLR, schedule_factor
 from l2l.train.config import FineTuneConfig
+from l2l.train.runlog import read_run_log
 
 SMALL: dict[str, Any] = {
     "task": "world_topic",
@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
     "checkpoint_every": 100,
     "log_every": 1,
     "progress": False,
-    "save_model": False,
+    "save": "log",
 }
 
 
@@ -41,7 +41,7 @@ def metrics(out: Path) -> list[dict[str, str]]:
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()[1:]]
+    return read_run_log(out)[1]
 
 
 def test_the_factor_of_each_schedule_falls_from_one_to_its_end():
@@ -58,7 +58,7 @@ def test_under_auto_and_a_schedule_both_loops_do_the_same_bit_for_bit(method, tm
     args = {"interval": 3, "iterations": 1} if method == "dizo" else {}
     options = {"lr": "auto", "schedule": "linear", "method": method, "method_args": args}
     bare, lightning = (fine_tune(tmp_path / loop, loop=loop, **options) for loop in ("bare", "lightning"))
-    assert (bare.out / "steps.jsonl").read_bytes() == (lightning.out / "steps.jsonl").read_bytes()
+    assert (bare.out / "steps.l2l").read_bytes() == (lightning.out / "steps.l2l").read_bytes()
     assert same_bits(weights(bare.model), weights(lightning.model))
 
 

@@ -51,7 +51,7 @@ def test_it_leaves_a_record_a_picture_and_a_line_that_fine_tune_takes(done, tmp_
     assert all(sentence in printed for sentence in summary["reasons"])
     words = shlex.split(summary["command"])
     assert words[:2] == ["l2l", "fine-tune"]
-    small = "--steps 1 --dev_size 4 --test_size 4 --progress false --save_model false --overwrite true"
+    small = "--steps 1 --dev_size 4 --test_size 4 --progress false --save log --overwrite true"
     assert main([*words[1:], "--out", str(tmp_path / "run"), *small.split()]) == 0
     ran = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert ran["lr"] == pytest.approx(summary["lr"], rel=0.05)

@@ -37,7 +37,7 @@ def test_the_summary_has_the_fields_of_a_run_and_the_model_is_as_it_came(method,
     model = l2l.load_model("l2l/tiny")
     before = weights(model)
     result = l2l.fine_tune(model, out=str(tmp_path / "a"), method=method, **SMALL)
-    run = l2l.fine_tune("l2l/tiny", out=str(tmp_path / "b"), steps=1, save_model=False, **SMALL).summary
+    run = l2l.fine_tune("l2l/tiny", out=str(tmp_path / "b"), steps=1, save="log", **SMALL).summary
     assert run.keys() <= result.summary.keys()
     assert run["best"]["test"].keys() == result.summary["best"]["test"].keys()
     assert same_bits(before, weights(model))
@@ -48,7 +48,7 @@ def test_the_summary_has_the_fields_of_a_run_and_the_model_is_as_it_came(method,
 
 def test_zero_shot_is_what_a_run_begins_with(tmp_path):
     found = measured(tmp_path / "a", "zero_shot")
-    run = measured(tmp_path / "b", "mezo", steps=1, save_model=False)
+    run = measured(tmp_path / "b", "mezo", steps=1, save="log")
     assert found["initial_loss"] == found["final_loss"] == run["initial_loss"]
     assert found["passes"] == found["trained_parameters"] == 0
 

@@ -24,7 +24,7 @@ LARGE = 10**12
 """Parameters of a model of which no evaluation is free."""
 RUN: dict[str, Any] = {
     **{"task": "world_topic", "lr": 1e-3, "batch_size": 4, "train_size": 60},
-    **{"progress": False, "save_model": False},
+    **{"progress": False, "save": "log"},
 }
 
 
@@ -113,7 +113,7 @@ def test_every_phase_has_a_bar_and_the_whole_one_too(tmp_path, monkeypatch):
         seen.setdefault(found.description, []).append(found.percentage)
 
     monkeypatch.setattr(Progress, "update", watched)
-    fine_tune(tmp_path, steps=4, eval_every=2, dev_size=40, test_size=40, progress=True, save_model=True)
+    fine_tune(tmp_path, steps=4, eval_every=2, dev_size=40, test_size=40, progress=True, save="both")
     whole = seen.pop("world_topic mezo")
     assert set(seen) >= {"evaluate dev", "evaluate train", "train", "evaluate test"}
     assert all(max(shares) == pytest.approx(100) for shares in seen.values())

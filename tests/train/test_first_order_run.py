@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
     "checkpoint_every": 2,
     "log_every": 1,
     "progress": False,
-    "save_model": False,
+    "save": "log",
 }
 
 
@@ -48,7 +48,7 @@ def test_a_run_descends_and_leaves_the_files_of_any_run(done):
     summary = json.loads((done.out / "summary.json").read_text())
     assert summary["final_loss"] < 0.5 * summary["initial_loss"]
     assert (summary["method"], summary["steps"], summary["passes"]) == ("adamw", 6, 18)
-    assert {"config.yaml", "metrics.csv", "steps.jsonl", "loss.png"} <= {path.name for path in done.out.iterdir()}
+    assert {"config.yaml", "metrics.csv", "steps.l2l", "loss.png"} <= {path.name for path in done.out.iterdir()}
     low, high = summary["best"]["test"]["interval"]
     assert low <= summary["best"]["test"]["value"] <= high
 

@@ -44,7 +44,7 @@ def tuner(tmp_path_factory) -> Path:
 
 def outcome(out: Path) -> tuple[bytes, bytes]:
     """The run log and the final weights."""
-    return (out / "steps.jsonl").read_bytes(), (out / "model" / "model.safetensors").read_bytes()
+    return (out / "steps.l2l").read_bytes(), (out / "model" / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ RUNS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_ends_with_the_same_weights_with_the_cache_wherever_it_lies(run, tmp_path):
     # One batch of every row: each step feeds the rows in the company in which they were computed.
-    options = {"batch_size": 16, "steps": 4, "save_model": False, **RUNS[run]}
+    options = {"batch_size": 16, "steps": 4, "save": "log", **RUNS[run]}
     whole = fine_tune(tmp_path / "off", prefix_cache="off", **options)
     assert whole.summary["prefix_cache"] is None
     assert whole.summary["cache_seconds"] == 0
@@ -136,7 +136,7 @@ def test_a_killed_run_continued_is_the_uninterrupted_run(place, tmp_path):
     for name in ("killed", "whole"):
         assert main([*command, str(tmp_path / name)]) == 0
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for file in ("steps.jsonl", "model/model.safetensors"):
+    for file in ("steps.l2l", "model/model.safetensors"):
         assert (killed / file).read_bytes() == (whole / file).read_bytes()
     summary = json.loads((killed / "summary.json").read_text())
     assert summary["prefix_cache"]["lowest_layer"] == 3
@@ -286,7 +286,7 @@ def entangled() -> Any:
 
 
 def test_layers_that_cannot_be_left_out_are_found_and_said_in_one_line(tmp_path, caplog):
-    options = {"tokenizer": load_tokenizer("l2l/tiny"), "save_model": False, "length_groups": 1, "share_prompts": False}
+    options = {"tokenizer": load_tokenizer("l2l/tiny"), "save": "log", "length_groups": 1, "share_prompts": False}
     with caplog.at_level(logging.WARNING):
         result = fine_tune(tmp_path / "auto", entangled(), **options)
     said = [record.getMessage() for record in caplog.records if "prefix cache" in record.getMessage()]

@@ -21,6 +21,7 @@ from l2l.train.config import FineTuneConfig
 from l2l.train.evaluate import EvaluateConfig
 from l2l.train.evaluate import run_evaluation as evaluate
 from l2l.train.inputs import RunInputs
+from l2l.train.runlog import read_run_log
 from l2l.train.trainer import prepare_fine_tuning
 
 TASK = "world_topic"
@@ -43,7 +44,7 @@ def fine_tune(out: Path, model: Any = "l2l/tiny", **options: Any) -> l2l.FineTun
 
 
 def steps(out: Path) -> bytes:
-    return (out / "steps.jsonl").read_bytes()
+    return (out / "steps.l2l").read_bytes()
 
 
 def metrics(out: Path) -> list[dict[str, str]]:
@@ -61,7 +62,7 @@ def test_a_run_leaves_the_files_it_promises(done):
     left = sorted(entry.name for entry in done.out.iterdir())
     events = [name for name in left if name.startswith("events.out.tfevents.")]
     assert len(events) == 1
-    files = ["config.yaml", "loss.png", "metrics.csv", "model", "steps.jsonl", "summary.json"]
+    files = ["config.yaml", "loss.png", "metrics.csv", "model", "steps.l2l", "summary.json"]
     assert sorted(set(left) - set(events)) == files
     assert (done.out / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -78,8 +79,13 @@ def test_the_summary_says_what_ran_on_what_and_what_came_out(done):
 
 
 def test_every_step_is_in_the_run_log_and_in_the_metrics(done):
-    head, *lines = [json.loads(line) for line in steps(done.out).splitlines()]
-    assert head == {"seed": 0, "epsilon": 1e-3, "method": "mezo", "tuner": None}
+    head, lines = read_run_log(done.out)
+    assert {name: head[name] for name in ("seed", "epsilon", "method", "tuner")} == {
+        "seed": 0,
+        "epsilon": 1e-3,
+        "method": "mezo",
+        "tuner": None,
+    }
     assert [line["step"] for line in lines] == list(range(6))
     rows = metrics(done.out)
     assert [int(row["step"]) for row in rows] == list(range(6))
@@ -187,18 +193,18 @@ def test_a_run_that_only_gets_worse_ends_with_the_weights_it_began_with(tmp_path
 
 
 def test_the_seed_fixes_the_run(done, tmp_path):
-    same = fine_tune(tmp_path / "same", save_model=False)
-    other = fine_tune(tmp_path / "other", save_model=False, seed=1)
+    same = fine_tune(tmp_path / "same", save="log")
+    other = fine_tune(tmp_path / "other", save="log", seed=1)
     assert same_bits(weights(same.model), weights(done.model))
     assert steps(same.out) == steps(done.out)
-    assert steps(other.out).splitlines()[1] != steps(done.out).splitlines()[1]
+    assert read_run_log(other.out)[1][0] != read_run_log(done.out)[1][0]
     assert not (same.out / "model").exists()
 
 
 @pytest.mark.parametrize("method", [l2l.MeZO, MeZO(epsilon=1e-3)], ids=["optimizer", "object"])
 def test_a_method_may_be_given_by_optimizer_or_as_an_object(method, done, tmp_path):
     model = l2l.load_model("l2l/tiny")
-    result = fine_tune(tmp_path, model, method=method, save_model=False)
+    result = fine_tune(tmp_path, model, method=method, save="log")
     assert result.model is model
     assert result.summary["method"] == "mezo"
     assert steps(tmp_path) == steps(done.out)
@@ -207,9 +213,9 @@ def test_a_method_may_be_given_by_optimizer_or_as_an_object(method, done, tmp_pa
 def test_the_learned_method_runs_with_a_tuner_object(tmp_path):
     model = l2l.load_model("l2l/tiny")
     tuner = l2l.Tuner.for_model(model)
-    result = fine_tune(tmp_path, model, method=l2l.ZOFineTuner, tuner=tuner, save_model=False)
+    result = fine_tune(tmp_path, model, method=l2l.ZOFineTuner, tuner=tuner, save="log")
     assert result.summary["method"] == "learned"
-    assert len(json.loads(steps(tmp_path).splitlines()[0])["tuner"]) == 32
+    assert len(read_run_log(tmp_path)[0]["tuner"]) == 32
 
 
 def test_a_finished_run_is_not_run_again(done):

@@ -153,7 +153,7 @@ def test_every_scheme_on_a_model_that_lies_nowhere_as_it_is(change, scheme, toke
     if change == "none":
         model.config._name_or_path = ""
     elif change == "trained":
-        model = fine_tune(tmp_path / "first", model, tokenizer=tokenizer, save_model=False).model
+        model = fine_tune(tmp_path / "first", model, tokenizer=tokenizer, save="log").model
         with torch.no_grad():
             model.model.layers[1].mlp.down_proj.weight.add_(0.1)
     elif change == "resized":

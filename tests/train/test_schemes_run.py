@@ -109,7 +109,7 @@ def test_a_broken_off_run_continued_is_the_whole_run(scheme, tmp_path, monkeypat
             fine_tune(tmp_path / "broken", scheme=scheme)
     continued = fine_tune(tmp_path / "broken", scheme=scheme)
     assert same_bits(parts_of(whole.model)[True], parts_of(continued.model)[True])
-    logs = [(tmp_path / name / "steps.jsonl").read_bytes() for name in ("whole", "broken")]
+    logs = [(tmp_path / name / "steps.l2l").read_bytes() for name in ("whole", "broken")]
     assert logs[0] == logs[1]
     name = "model.safetensors" if scheme == "head" else "adapter_model.safetensors"
     weights = [(tmp_path / run / "model" / name).read_bytes() for run in ("whole", "broken")]
@@ -125,7 +125,7 @@ def test_the_loops_do_the_same_bit_for_bit_under_an_adapter(scheme, tmp_path):
 
 @pytest.mark.parametrize("scheme", daily_slice(SCHEMES, 2))
 def test_a_half_precision_base_is_tuned_without_moving(scheme, tmp_path):
-    result = fine_tune(tmp_path, scheme=scheme, steps=3, dtype="bfloat16", save_model=False)
+    result = fine_tune(tmp_path, scheme=scheme, steps=3, dtype="bfloat16", save="log")
     frozen, trained = parts_of(result.model)
     assert {value.dtype for value in trained.values()} == {torch.bfloat16 if scheme == "head" else torch.float32}
     base = load_model("l2l/tiny", "bfloat16").get_input_embeddings().weight
@@ -157,7 +157,7 @@ def test_learning_rate_and_epsilon_are_the_schemes_and_are_recorded(scheme, lr, 
     assert (config.lr, config.epsilon) == (lr, epsilon)
     given = FineTuneConfig(scheme=scheme, lr=2e-4, epsilon=5e-3)
     assert (given.lr, given.epsilon) == (2e-4, 5e-3)
-    summary = fine_tune(tmp_path, scheme=scheme, steps=1, save_model=False).summary
+    summary = fine_tune(tmp_path, scheme=scheme, steps=1, save="log").summary
     assert (summary["lr"], summary["epsilon"], summary["scheme"]) == (lr, epsilon, scheme)
     assert (summary["config"]["lr"], summary["config"]["epsilon"]) == (lr, epsilon)
     recorded = yaml.safe_load((tmp_path / "config.yaml").read_text())
@@ -190,7 +190,7 @@ def test_values_of_another_scheme_are_doubted(scheme, lr, epsilon, parameters, w
 
 def test_a_run_with_the_learning_rate_of_another_scheme_says_so_in_one_line(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "l2l"):
-        fine_tune(tmp_path, scheme="prefix", lr=1e-6, steps=1, save_model=False)
+        fine_tune(tmp_path, scheme="prefix", lr=1e-6, steps=1, save="log")
     said = [record.message for record in caplog.records if record.name.startswith("l2l.train")]
     assert len(said) == 1
     assert said[0].startswith("lr=1e-06 lies far below what is known to work for scheme 'prefix' here")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from l2l.tasks.evaluate import evaluate
 from l2l.tasks.rows import load_splits
 from l2l.train.config import FineTuneConfig
 from l2l.train.objectives import find_objective, imported
+from l2l.train.runlog import read_run_log
 
 SMALL: dict[str, Any] = {
     "task": "world_topic",
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
     "test_size": 8,
     "log_every": 1,
     "progress": False,
-    "save_model": False,
+    "save": "log",
 }
 ANSWERED = Task(
     name="answered",
@@ -82,7 +82,7 @@ def test_f1_and_exact_match_are_of_what_the_model_generates(monkeypatch):
 
 def test_a_run_on_accuracy_logs_it_and_is_judged_by_it(tmp_path):
     result = fine_tune(tmp_path, objective="accuracy")
-    _, *lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    _, lines = read_run_log(tmp_path)
     sides = [side for line in lines for _, *pair in line["directions"] for side in pair]
     assert all(-1 <= side <= 0 and side * 4 == int(side * 4) for side in sides)
     best = result.summary["best"]

@@ -27,7 +27,7 @@ PLAN = TrainingPlan(
 )
 SMALL: dict[str, Any] = {
     **{"task": "world_topic", "train_size": 16, "dev_size": 8, "test_size": 8},
-    **{"eval_every": 100, "save_model": False, "progress": False},
+    **{"eval_every": 100, "save": "log", "progress": False},
 }
 
 

@@ -39,6 +39,8 @@ class Hybrid(base.Wrapper[Any]):
         base.check_counts(0, layers=self.layers)
         for name in ("leaves_span", "differentiates"):
             object.__setattr__(self, name, getattr(self.inner, name) or self._backward)
+        if self._backward:
+            object.__setattr__(self, "not_replayable", "the gradients of its last layers are not kept")
 
     @property
     def _backward(self) -> bool:

@@ -62,6 +62,8 @@ class Sparse(base.Wrapper[SparseState]):
         base.check_choice("kind", self.kind, ("random", "magnitude", "wanda"))
         base.check_choice("scope", self.scope, ("block", "global"))
         base.check_choice("keep", self.keep, ("largest", "smallest"))
+        if self.kind == "wanda" and self.sparsity:
+            object.__setattr__(self, "not_replayable", "its masks are made of the norms of activations")
 
     @property
     def passes(self) -> float:
