@@ -109,6 +109,7 @@ def load_model(
         raise ValueError(f"device={str(device)!r} and device_map={device_map!r} are both given; leave one out")
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    check_device(device)
     options: dict[str, Any] = {"dtype": DTYPES[dtype], "output_loading_info": True}
     gguf = gguf_path(name_or_path, revision)
     stored = "" if gguf is None else stored_types(gguf)
@@ -160,6 +161,17 @@ def load_model(
         model.config.architectures = [type(model).__name__]
         logger.warning("%s: dequantised from %s to %s", name_or_path, stored, str(DTYPES[dtype]).removeprefix("torch."))
     return (model if device is None else model.to(device)).eval()
+
+
+def check_device(device: torch.device | str | None) -> None:
+    """Raise ValueError unless torch can put tensors on the device."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says it in each of these ways
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        kind = torch.accelerator.current_accelerator(check_available=True) if hasattr(torch, "accelerator") else None
+        there = "cpu" if kind is None else f"cpu, {kind.type}"
+        raise ValueError(f"device={str(device)!r} is none that torch can use here ({why}); there is {there}") from error
 
 
 def gguf_path(name_or_path: str | Path, revision: str | None = None) -> Path | None:
