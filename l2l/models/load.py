@@ -171,7 +171,7 @@ def check_device(device: torch.device | str | None) -> None:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         kind = torch.accelerator.current_accelerator(check_available=True) if hasattr(torch, "accelerator") else None
         there = "cpu" if kind is None else f"cpu, {kind.type}"
-        raise ValueError(f"device={str(device)!r} is none that torch can use here ({why}); there is {there}") from error
+        raise ValueError(f"device={str(device)!r} is none that torch can use here ({why}); use {there}") from error
 
 
 def gguf_path(name_or_path: str | Path, revision: str | None = None) -> Path | None:

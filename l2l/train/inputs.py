@@ -22,7 +22,7 @@ from l2l.estimators import Closure, MicroBatched
 from l2l.methods.base import FirstOrder, Method
 from l2l.models.batching import Grouping
 from l2l.models.heads import TokenQuery
-from l2l.models.load import DTYPES, load_model, load_tokenizer, loading_bar
+from l2l.models.load import DTYPES, check_device, load_model, load_tokenizer, loading_bar
 from l2l.models.streaming import LayerFiles, load_streamed
 from l2l.tasks import BatchLogits, Row, Splits, Task, batch_loss, get_task, load_splits
 from l2l.tasks.base import FileData, HubData
@@ -76,6 +76,7 @@ def load_run_inputs(
     Raises:
         ValueError, FileNotFoundError: one of them cannot be loaded; the message says which.
     """
+    check_device(config.device)
     task = get_task(config.task)
     dev, test = config.dev_size or DEV_ROWS, config.test_size or TEST_ROWS
     splits = load_splits(task, config.data_dir, config.train_size, dev, test, config.seed)
@@ -252,13 +253,18 @@ def fingerprint(inputs: RunInputs, examples: Sequence[Encoded]) -> dict[str, Any
     """
     config, model, splits, task = inputs.config, inputs.model, inputs.splits, inputs.task
     found = {"task": {"label": task.label, "form": task.form, "metric": task.metric}}
-    texts, labels = [(one.options, one.whole, one.pooled) for one in examples], [one.gold for one in examples]
-    found["train rows"] = {"number": len(examples), "texts": digest(texts), "labels": digest(labels)}
+    found["train rows"] = examples_fingerprint(examples)
     found |= {f"{kind} rows": rows_fingerprint(task, getattr(splits, kind)) for kind in ("dev", "test")}
     if ":" in config.objective:  # reads what it likes of a row, and is code outside the package
         rows = json.dumps([[dict(row) for row in part] for part in (splits.train, splits.dev)], sort_keys=True, default=str)
         found["objective"] = {"columns": digest(rows), "source": source_digest(config.objective.partition(":")[0])}
     return found | model_fingerprint(model, inputs.tokenizer, None if inputs.files is None else inputs.files.tensor)
+
+
+def examples_fingerprint(examples: Sequence[Encoded]) -> dict[str, Any]:
+    """Number and digests of rows after encoding, their labels apart."""
+    texts = digest([(one.options, one.whole, one.pooled) for one in examples])
+    return {"number": len(examples), "texts": texts, "labels": digest([one.gold for one in examples])}
 
 
 def rows_fingerprint(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
