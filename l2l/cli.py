@@ -92,9 +92,10 @@ COMMANDS = {
 }
 
 BAD_INPUT = (ValueError, FloatingPointError, OSError, MemoryError, argparse.ArgumentError)
-"""What a user can mend: one line on stderr, exit code 2. So are torch's errors of devices and of memory
-(:func:`_is_bad_input`). Any other exception is a defect and shows its traceback."""
-OF_TORCH = ("OutOfMemoryError", "AcceleratorError")
+"""What a user can mend: one line on stderr, exit code 2. So are :data:`OF_LIBRARIES`. Any other exception is a defect and shows
+its traceback."""
+OF_LIBRARIES = {"torch": ("OutOfMemoryError", "AcceleratorError"), "safetensors": ("SafetensorError",)}
+"""Library -> its errors of devices, of memory, and of files."""
 NO_MEMORY = "DefaultCPUAllocator"
 """In the message of the RuntimeError that torch raises where the CPU's memory is full."""
 
@@ -160,9 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_bad_input(error: Exception) -> bool:
-    torch = sys.modules.get("torch")  # which is imported by the commands that need it
-    of_torch = tuple(getattr(torch, name) for name in OF_TORCH if hasattr(torch, name))
-    return isinstance(error, (*BAD_INPUT, *of_torch)) or (isinstance(error, RuntimeError) and NO_MEMORY in str(error))
+    known: list[Any] = list(BAD_INPUT)
+    for library, names in OF_LIBRARIES.items():  # which are imported by the commands that need them
+        known += [getattr(sys.modules[library], name, BAD_INPUT) for name in names if library in sys.modules]
+    return isinstance(error, tuple(known)) or (isinstance(error, RuntimeError) and NO_MEMORY in str(error))
 
 
 def _line(error: Exception) -> str:

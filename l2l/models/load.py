@@ -31,6 +31,9 @@ EMBEDDED = "l2l/tiny"
 GGUF = ".gguf"
 """How files in the format of llama.cpp end."""
 
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Values of ``device_map`` that name no device."""
+
 logger = logging.getLogger(__name__)
 _EMBEDDED_DIR = Path(__file__).parent / "tiny"
 _LONGEST_DEFAULT = 2048
@@ -110,6 +113,8 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     check_device(device)
+    if isinstance(device_map, str) and device_map not in PLACEMENTS:
+        check_device(device_map)
     options: dict[str, Any] = {"dtype": DTYPES[dtype], "output_loading_info": True}
     gguf = gguf_path(name_or_path, revision)
     stored = "" if gguf is None else stored_types(gguf)
@@ -166,9 +171,10 @@ def load_model(
 def check_device(device: torch.device | str | None) -> None:
     """Raise ValueError unless torch can put tensors on the device."""
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("its tensors have no memory")
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says it in each of these ways
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+        why = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         kind = torch.accelerator.current_accelerator(check_available=True) if hasattr(torch, "accelerator") else None
         there = "cpu" if kind is None else f"cpu, {kind.type}"
         raise ValueError(f"device={str(device)!r} is none that torch can use here ({why}); use {there}") from error

@@ -27,6 +27,7 @@ from typing import Any, final
 
 import torch
 import yaml
+from safetensors import SafetensorError
 
 try:
     import fcntl
@@ -44,7 +45,12 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=UNFINISHED) as folder:
         temporary = Path(folder) / target.name
-        write(temporary)
+        try:
+            write(temporary)
+        except (RuntimeError, SafetensorError) as error:  # of a library's writer, which does not say that the disk is full
+            free = shutil.disk_usage(target.parent).free
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise OSError(f"{target} cannot be written ({line}); {free:,} bytes are free there") from error
         temporary.replace(target)
     return target
 
@@ -94,7 +100,8 @@ SHOWN = 6
 """Differences that a message lists."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF)
 """Errors of file systems without locks."""
-WAY_OUT = "choose another --out, or pass --overwrite true to remove it"
+WAY_OUT_NEW = "choose another --out"
+WAY_OUT = f"{WAY_OUT_NEW}, or pass --overwrite true to remove it"
 
 
 @final
@@ -140,12 +147,16 @@ class RunDirectory:
     def _continues(self) -> bool:
         """Whether the directory holds a checkpoint of this run; ValueError where the run may not write into it."""
         if not self.path.is_dir() and (self.path.exists() or self.path.is_symlink()):
-            raise ValueError(f"{self.path} is not a directory: choose another --out")
+            raise ValueError(f"{self.path} is not a directory: {WAY_OUT_NEW}")
+        if not self.path.exists():
+            above = next(parent for parent in self.path.absolute().parents if parent.exists())
+            if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+                raise ValueError(f"{self.path} cannot be made: {above} is no directory that may be written to: {WAY_OUT_NEW}")
         if not self._entries():
             return False
         earlier = self.recorded(self.path)
         if earlier is None:
-            raise ValueError(f"{self.path} holds files that no run wrote: choose another --out")
+            raise ValueError(f"{self.path} holds files that no run wrote: {WAY_OUT_NEW}")
         if self._overwrite:
             return False
         changes = differences(earlier, _plain(self.config), IMMATERIAL | self._free, self._why)
@@ -176,23 +187,22 @@ class RunDirectory:
         found = self.path.iterdir() if self.path.is_dir() else ()
         return [entry for entry in found if entry.name != LOCK and not entry.name.startswith(UNFINISHED)]
 
-    def identify(self, inputs: dict[str, Any]) -> "RunDirectory":
+    def identify(self, inputs: dict[str, Any], always: bool = False) -> "RunDirectory":
         """Compare what the run reads with what it read when it began; :meth:`create` records it.
 
         Args:
             inputs: plain values, nested: fingerprints of rows, weights, tuner.
+            always: also where there is no checkpoint: what is continued are the parts that are done.
 
         Raises:
             ValueError: it is continued and reads something else; the message names what, old -> new.
         """
         self.inputs = _plain(inputs)
-        if not self.resumed:
-            return self
-        record = _record(self.path)
-        if record is None:
+        record = _record(self.path) if (self.resumed or always) and not self._overwrite else None
+        if record is None and self.resumed:
             logger.warning("%s is missing or damaged: whether the run reads what it read before is unknown", self.path / RUN)
-        elif changes := differences(record["inputs"], self.inputs):
-            named = differences(record["config"], _plain(self.config), IMMATERIAL, self._why)
+        if record is not None and (changes := differences(record["inputs"], self.inputs)):
+            named = differences(record["config"], _plain(self.config), IMMATERIAL)
             raise ValueError(
                 f"{self.path} holds a run that read something else: {_listed(changes + named)}. Choose another --out to run on "
                 "what is there now, or put back what it read to continue it; --overwrite true removes that run"
@@ -332,6 +342,17 @@ def lock_directory(folder: Path) -> int:
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps({"pid": os.getpid(), "host": here}).encode(), 0)
     return file
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Make a folder, and keep other processes out of it inside; BlockingIOError where one is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = lock_directory(folder)
+    try:
+        yield folder
+    finally:
+        unlock_directory(folder, file)
 
 
 def unlock_directory(folder: Path, file: int) -> None:

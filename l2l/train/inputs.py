@@ -8,10 +8,9 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -24,6 +23,7 @@ from l2l.models.batching import Grouping
 from l2l.models.heads import TokenQuery
 from l2l.models.load import DTYPES, check_device, load_model, load_tokenizer, loading_bar
 from l2l.models.streaming import LayerFiles, load_streamed
+from l2l.plugins import load_module
 from l2l.tasks import BatchLogits, Row, Splits, Task, batch_loss, get_task, load_splits
 from l2l.tasks.base import FileData, HubData
 from l2l.tasks.encode import Batch, Encoded, Form, collate
@@ -244,9 +244,10 @@ _CHUNK = 1 << 24
 """Bytes that are hashed at a time."""
 
 
-def fingerprint(inputs: RunInputs, examples: Sequence[Encoded]) -> dict[str, Any]:
+def fingerprint(inputs: RunInputs, examples: Sequence[Encoded], method: object) -> dict[str, Any]:
     """What a run reads, as plain values: of the task and its rows after rendering, the train rows after encoding, the
-    tokenizer's vocabulary, and the model's weights and settings. Where files lie, and columns that no prompt uses, are not in it.
+    tokenizer's vocabulary, the model's weights and settings, and the method with its tuner. Where files lie, and columns that
+    no prompt uses, are not in it.
 
     Args:
         examples: the train rows, encoded.
@@ -257,7 +258,8 @@ def fingerprint(inputs: RunInputs, examples: Sequence[Encoded]) -> dict[str, Any
     found |= {f"{kind} rows": rows_fingerprint(task, getattr(splits, kind)) for kind in ("dev", "test")}
     if ":" in config.objective:  # reads what it likes of a row, and is code outside the package
         rows = json.dumps([[dict(row) for row in part] for part in (splits.train, splits.dev)], sort_keys=True, default=str)
-        found["objective"] = {"columns": digest(rows), "source": source_digest(config.objective.partition(":")[0])}
+        found["objective"] = {"columns": digest(rows), "source": source_digest(config.objective.rpartition(":")[0])}
+    found["method"] = method_fingerprint(method)
     return found | model_fingerprint(model, inputs.tokenizer, None if inputs.files is None else inputs.files.tensor)
 
 
@@ -331,8 +333,8 @@ def tuner_fingerprint(tuner: TunerModel) -> str:
 def source_digest(module: str) -> str | None:
     """Digest of the file that a module was imported from; None where it has none, as in a notebook."""
     try:
-        return digest(Path(inspect.getfile(sys.modules.get(module) or import_module(module))).read_bytes())
-    except (OSError, TypeError, ImportError):
+        return digest(Path(inspect.getfile(sys.modules.get(module) or load_module(module, module))).read_bytes())
+    except (OSError, TypeError, ValueError):
         return None
 
 

@@ -34,14 +34,23 @@ from l2l.models.schemes import ADAPTERS, AdapterBase, apply_scheme, save_adapter
 from l2l.optim import ZOOptimizer, schedule_factor
 from l2l.report.console import Bars, growing, plot_panels, print_table, quiet_lightning, smooth
 from l2l.report.memory import PeakMemory
-from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, Stopped, StopRequest, stop_requests
-from l2l.report.run_directory import read_metrics, read_tensors, write_tensors
+from l2l.report.run_directory import (
+    METRICS,
+    MetricsLog,
+    RunDirectory,
+    Stopped,
+    StopRequest,
+    read_metrics,
+    read_tensors,
+    stop_requests,
+    write_tensors,
+)
 from l2l.tasks import format_interval
 from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores, visits
 from l2l.train.baselines import Baseline, baseline_names, build_baseline
 from l2l.train.config import EVAL_EVERY, CompleteConfig, FineTuneConfig, doubts
-from l2l.train.inputs import NAMES, Batcher, Closures, RunInputs, fingerprint, load_run_inputs, make_closures, method_fingerprint
+from l2l.train.inputs import NAMES, Batcher, Closures, RunInputs, fingerprint, load_run_inputs, make_closures
 from l2l.train.objectives import LOSS
 from l2l.train.prefix import FILE, RunPrefix, prepare_prefix
 from l2l.train.runlog import RunLog
@@ -361,7 +370,7 @@ def identify(context: RunContext, folder: RunDirectory) -> None:
                     "choose another --out"
                 )
     began, out = _BEGAN.setdefault(context.model, {}), str(folder.path.resolve())
-    found = fingerprint(context, context.closures.batcher.examples) | {"method": method_fingerprint(context.optimizer.method)}
+    found = fingerprint(context, context.closures.batcher.examples, context.optimizer.method)
     if folder.resumed and out in began:
         found["model"]["weights"] = began[out]
     folder.identify(found)

@@ -75,9 +75,7 @@ def test_a_killed_run_continued_is_the_uninterrupted_run(run, tuner, uninterrupt
 @pytest.mark.parametrize(
     ("loop", "run"), daily_slice([(loop, run) for loop in ("bare", "lightning") for run in ("mezo", "mezo auto")], 1)
 )
-def test_an_interrupted_run_finishes_its_step_saves_says_so_and_is_continued(
-    loop, run, number, tuner, uninterrupted, tmp_path
-):
+def test_an_interrupted_run_finishes_its_step_saves_says_so_and_is_continued(loop, run, number, tuner, uninterrupted, tmp_path):
     same = command(tmp_path, run, tuner, "--loop", loop, "--checkpoint_every", "1")
     said = break_off_when_saved(same, tmp_path, number)
     step = read_tensors(tmp_path / "checkpoint.pt")["progress"]["step"]
