@@ -30,7 +30,7 @@ def default_lr(name: str) -> float | None:
 
 
 def method_class(name: str) -> type[Method[Any]] | type[FirstOrder[Any]]:
-    """The method class of a name here (``mezo``), of a module elsewhere (``my_package.my_method``) or of a file (``./mine.py``).
+    """The method class of a name here (``mezo``), of a module (``my_package.my_method``), or of a file (``./mine.py``).
 
     Raises:
         ValueError: no such module or file, it cannot be imported, or it does not define exactly one method.
