@@ -15,24 +15,8 @@ import torch
 from l2l import cli
 from l2l.cli import COMMANDS, main
 
-TINY = [
-    "--steps",
-    "1",
-    "--batch_size",
-    "2",
-    "--train_size",
-    "4",
-    "--dev_size",
-    "2",
-    "--test_size",
-    "2",
-    "--progress",
-    "false",
-    "--lr",
-    "1e-3",
-    "--prefix_cache",
-    "off",
-]
+SIZES = "--steps 1 --batch_size 2 --train_size 4 --dev_size 2 --test_size 2 --lr 1e-3 --prefix_cache off --progress false"
+TINY = SIZES.split()
 LONG = "a" * 300
 WITH_OUT = [*("quickstart", "meta-train", "fine-tune", "lr-probe", "meta-evaluate", "compare", "plan", "evaluate", "bench")]
 WITH_OUT += ["estimate", "doctor", "tuners test", "tuners import", "tuners download"]

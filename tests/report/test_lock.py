@@ -52,7 +52,7 @@ def test_a_second_process_is_refused_with_the_first_ones_number_and_machine_and_
     before = (tmp_path / "config.yaml").read_bytes()
     with another_process(tmp_path) as first:
         for overwrite in (False, True):
-            with pytest.raises(BlockingIOError, match=f"process {first} on .* writes into .*: choose another --out, or wait"):
+            with pytest.raises(BlockingIOError, match=rf"process {first} on .* writes into .*: choose another --out, or wait"):
                 RunDirectory(tmp_path, {**CONFIG}, overwrite).create()
         with pytest.raises(BlockingIOError), RunDirectory(tmp_path, CONFIG):
             pass
@@ -79,7 +79,7 @@ def test_of_two_that_begin_in_an_empty_directory_the_later_one_is_refused_even_w
         second.create()
     first.checkpoint.write_bytes(b"state")
     first.release()
-    with pytest.raises(BlockingIOError, match="has written into .* meanwhile: run the same command again"):
+    with pytest.raises(BlockingIOError, match=r"has written into .* meanwhile: run the same command again"):
         second.create()
     RunDirectory(tmp_path / "run", CONFIG).create().finish({})
     with pytest.raises(ValueError, match="holds this run, finished"):

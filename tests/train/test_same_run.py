@@ -42,7 +42,7 @@ class Mine(Method):
 '''
 OBJECTIVE = """
 def score(model, tokenizer, rows):
-    return float(sum(parameter.float().abs().mean() for parameter in model.parameters())) + len(rows)
+    return float(sum(parameter.detach().abs().mean() for parameter in model.parameters())) + len(rows)
 """
 TASK = {
     "task": "moods",
