@@ -170,8 +170,8 @@ def _is_bad_input(error: Exception) -> bool:
 def _line(error: Exception) -> str:
     """The error in one line, with what was added to it on the way."""
     text = str(error) or type(error).__name__
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return " ".join("; ".join([text, *getattr(error, "__notes__", ())]).split())
 
 
