@@ -153,8 +153,8 @@ class FineTuneConfig:
     objective: str = "loss"
     """What training minimises. ``loss``: the task's; ``accuracy`` of the best scored option, ``f1`` or ``exact_match`` of
     generated answers: their negative; or ``package.module:function`` or ``./file.py:function``, called with (model, tokenizer,
-    rows), which returns a float to minimise. All but ``loss`` have no gradient; the best step is then chosen by the objective on
-    dev."""
+    rows), which returns a float to minimise. All but ``loss`` have no gradient; the best step is then chosen by the objective
+    on dev."""
     max_new_tokens: int = 50
     """Most tokens of a generated answer, in training and evaluation."""
     length_groups: int | None = None

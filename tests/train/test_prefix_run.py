@@ -161,7 +161,7 @@ def interrupted(tmp_path: Path, monkeypatch, **options: Any) -> dict[str, Any]:
 def test_a_run_continued_on_other_rows_is_refused(tmp_path, monkeypatch):
     given = interrupted(tmp_path, monkeypatch)
     sst2(tmp_path / "data", "poor")
-    with pytest.raises(ValueError, match="read something else: train rows texts: .*--overwrite true"):
+    with pytest.raises(ValueError, match=r"read something else: train rows texts: .*--overwrite true"):
         l2l.fine_tune(**given)
     (tmp_path / "out" / "run.json").unlink()  # the file has an identity of its own
     with pytest.raises(ValueError, match=r"made from something else: rows .*remove the file, or pass --overwrite true"):
