@@ -198,14 +198,18 @@ class RunDirectory:
             ValueError: it is continued and reads something else; the message names what, old -> new.
         """
         self.inputs = _plain(inputs)
-        record = _record(self.path) if (self.resumed or always) and not self._overwrite else None
-        if record is None and self.resumed:
+        earlier = self.recorded(self.path)
+        if earlier is None or self._overwrite or not (self.resumed or always):
+            return self
+        record, named = _record(self.path), differences(earlier, _plain(self.config), IMMATERIAL)
+        if record is None:
             logger.warning("%s is missing or damaged: whether the run reads what it read before is unknown", self.path / RUN)
-        if record is not None and (changes := differences(record["inputs"], self.inputs)):
-            named = differences(record["config"], _plain(self.config), IMMATERIAL)
+        changes = named if record is None else differences(record["inputs"], self.inputs)
+        if changes:
+            what = _listed(list(dict.fromkeys(changes + named)))
             raise ValueError(
-                f"{self.path} holds a run that read something else: {_listed(changes + named)}. Choose another --out to run on "
-                "what is there now, or put back what it read to continue it; --overwrite true removes that run"
+                f"{self.path} holds a run that read something else: {what}. Choose another --out to run on what is there now, or "
+                "put back what it read to continue it; --overwrite true removes that run"
             )
         return self
 
@@ -214,7 +218,8 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self._take()
         if self._overwrite:
-            for entry in self._entries():  # the directory itself may be a link, or a disk of its own
+            # The directory itself may be a link, or a disk of its own; what tells that it is a run's goes last.
+            for entry in sorted(self._entries(), key=lambda entry: entry.name in (CONFIG, RUN)):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         for stale in self.path.glob(f"{UNFINISHED}*"):
             shutil.rmtree(stale)

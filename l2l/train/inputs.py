@@ -253,7 +253,7 @@ def fingerprint(inputs: RunInputs, examples: Sequence[Encoded], method: object) 
         examples: the train rows, encoded.
     """
     config, model, splits, task = inputs.config, inputs.model, inputs.splits, inputs.task
-    found = {"task": {"label": task.label, "form": task.form, "metric": task.metric}}
+    found: dict[str, Any] = {"task": {"label": task.label, "form": task.form, "metric": task.metric}}
     found["train rows"] = examples_fingerprint(examples)
     found |= {f"{kind} rows": rows_fingerprint(task, getattr(splits, kind)) for kind in ("dev", "test")}
     if ":" in config.objective:  # reads what it likes of a row, and is code outside the package
@@ -375,6 +375,6 @@ def _plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The tensor, or those that a quantised one is made of; none of one without memory."""
     if tensor.is_meta:
         return []
-    if hasattr(tensor, "__tensor_flatten__"):
-        return [part for name in tensor.__tensor_flatten__()[0] for part in _plain_parts(getattr(tensor, name))]
+    if flatten := getattr(tensor, "__tensor_flatten__", None):
+        return [part for name in flatten()[0] for part in _plain_parts(getattr(tensor, name))]
     return [tensor.as_subclass(torch.Tensor).contiguous()]

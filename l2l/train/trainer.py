@@ -156,10 +156,11 @@ def plan_and_run(
         line = f"from the tuner's plan: {options_line(planned)}"
         print(line) if config.progress else logger.info("%s", line)
     complete = config.completed(planned)
-    free, why = LIMITS, {}
+    why: dict[str, str] = {}
     if complete.schedule != "constant":  # its factor is a function of the share of the run that is done
-        free, why = (), dict.fromkeys(LIMITS, f"which the schedule {complete.schedule} depends on")
-    with RunDirectory(config.out, asdict(complete), config.overwrite, {*NAMES, *free}, why) as folder:
+        why |= {name: f"which the schedule {complete.schedule} depends on" for name in LIMITS}
+    free = {*NAMES, *LIMITS} - set(why)
+    with RunDirectory(config.out, asdict(complete), config.overwrite, free, why) as folder:
         if folder.resumed and config.progress:
             print(f"continuing the run in {config.out}")
         return start_fine_tuning(complete, folder, model, tokenizer, method, tuner)

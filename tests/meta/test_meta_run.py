@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import datetime
 import json
-import signal
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
