@@ -208,8 +208,8 @@ class RunDirectory:
         if changes:
             what = _listed(list(dict.fromkeys(changes + named)))
             raise ValueError(
-                f"{self.path} holds a run that read something else: {what}. Choose another --out to run on what is there now, or "
-                "put back what it read to continue it; --overwrite true removes that run"
+                f"{self.path} holds a run that read something else: {what}. Choose another --out to run on what is there now, "
+                "or put back what it read to continue it; --overwrite true removes that run"
             )
         return self
 
