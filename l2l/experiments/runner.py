@@ -134,7 +134,8 @@ def experiment_folder(
         runs = Path(config.runs) if config.runs else folder.path / "runs"
         if runs.exists() and not runs.is_dir():
             raise ValueError(f"runs={config.runs!r} is not a directory: choose another, or leave it out")
-        read: dict[str, Any] = {place.setting.name: dict(place.inputs) for place in places}  # alike under all schemes
+        # Alike under all schemes; tasks by their place, as files are named by where they lie.
+        read = {place.setting.name: {f"task {i}": one for i, one in enumerate(place.inputs.values())} for place in places}
         folder.identify(read, always=True).create()
         with locked(runs):
             yield folder, runs

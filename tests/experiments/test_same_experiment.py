@@ -63,7 +63,7 @@ def test_a_comparison_on_other_rows_is_refused_and_on_moved_ones_repeats_nothing
     shutil.copytree("data", "elsewhere")
     assert compared(monkeypatch, "elsewhere/moods.yaml") == compared(monkeypatch, "./data/moods.yaml") == []
     write_csv(here / "data" / "train.csv", 40, moods=("happy", "sad"))
-    said = r"read something else: tiny data/moods.yaml files train.csv: \w{16} -> \w{16}; .*train rows labels: .*Choose another"
+    said = r"read something else: tiny task 0 files train.csv: \w{16} -> \w{16}; .*train rows labels: .*Choose another"
     page = (here / "out" / "index.html").read_bytes()
     with pytest.raises(ValueError, match=said):
         compared(monkeypatch)
@@ -80,7 +80,7 @@ def test_runs_that_comparisons_share_are_those_of_the_same_rows(here, monkeypatc
 def test_without_its_record_a_comparison_on_another_task_is_refused(here, monkeypatch, caplog):
     compared(monkeypatch)
     (here / "out" / "run.json").unlink()
-    with pytest.raises(ValueError, match="data/moods.yaml -> world_stars"), caplog.at_level(logging.WARNING):
+    with pytest.raises(ValueError, match=r"data/moods\.yaml -> world_stars"), caplog.at_level(logging.WARNING):
         compared(monkeypatch, "world_stars")
     assert "is missing or damaged" in caplog.text
 

@@ -369,7 +369,8 @@ def _plan(config: PlanConfig, executor: Executor, folder: RunDirectory) -> dict[
     screened = config.screen or 1.0
     check_budgets({one.label: budgets[0] * (1.0 if one.control else screened) for one in config.contenders}, costs)
     read = read_inputs(config)
-    runs = folder.identify({**read, "tuner": tuner_fingerprint(tuner)}, always=True).create().path / "runs"
+    named = {f"task {i}": one for i, one in enumerate(read.values())} | {"tuner": tuner_fingerprint(tuner)}
+    runs = folder.identify(named, always=True).create().path / "runs"
     write_json(folder.path / COSTS, {"whole_pass_seconds": unit, "costs": {name: vars(cost) for name, cost in costs.items()}})
     planner = Planner(config, str(freeze(tuner, runs / "_tuners")), runs, executor, unit, costs, read)
     candidates = left = [one for one in config.contenders if not one.control]
