@@ -1,4 +1,4 @@
-"""Kind 1 of issue 16 in meta-training and in experiments: what is continued has read what it reads now, or says what changed."""
+"""Kind 1 of issue 16 in meta-training and experiments: what is continued has read what it reads now, or names what changed."""
 
 from __future__ import annotations
 
