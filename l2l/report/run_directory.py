@@ -421,15 +421,21 @@ class StopRequest:
         """Of the first signal; None: none has come."""
         self.active = False
         """Whether its handlers are set."""
+        self.ignores = False
+        """Whether Ctrl-C is ignored, as in a shell's background jobs."""
+        self._twice = False
 
     def note(self, number: int, frame: object) -> None:
         """The handler of both signals."""
+        if number == signal.SIGINT and self.ignores and not self._twice:
+            return
         if self.number is None:
             self.number = number
             print("\nl2l: finishing the step and saving; once more to stop at once", file=sys.stderr)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:  # as a Ctrl-C, which code that must not be interrupted holds back
+            self._twice = True
             signal.raise_signal(signal.SIGINT)
 
     def install(self) -> None:
@@ -442,10 +448,11 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Inside, signals are noted; except in threads, and in workers that have handlers of their own."""
     request, numbers = StopRequest(), (signal.SIGINT, signal.SIGTERM)
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    main, handler = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGINT)
+    if not main or handler not in (signal.default_int_handler, signal.SIG_IGN):
         yield request
         return
+    request.ignores = handler is signal.SIG_IGN
     before = [(number, signal.getsignal(number)) for number in numbers]
     request.active = True
     request.install()

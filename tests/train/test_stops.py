@@ -96,6 +96,19 @@ def test_a_signal_in_the_last_step_is_heard_and_a_due_checkpoint_is_written_once
     after(tmp_path, monkeypatch, whole)
 
 
+def test_where_ctrl_c_is_ignored_as_in_a_background_job_it_still_is_and_sigterm_is_heard(whole, tmp_path, monkeypatch):
+    happening(monkeypatch, signal.SIGINT, signal.SIGTERM, signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert main(command(tmp_path)) == 143
+        happening(monkeypatch, signal.SIGTERM, signal.SIGTERM)
+        monkeypatch.setattr("test_stops.AT", 3)
+        assert main(command(tmp_path)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    after(tmp_path, monkeypatch, whole)
+
+
 def test_where_somebody_else_handles_signals_and_in_threads_none_is_taken(monkeypatch):
     mine = signal.signal(signal.SIGINT, lambda *_: None)
     try:
