@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -98,14 +99,31 @@ COMMANDS = {
     "methods list": Command("the methods that come with the package", "train.baselines", None, "list_methods"),
 }
 
-BAD_INPUT = (ValueError, FileNotFoundError, FloatingPointError, NotADirectoryError, PermissionError)
-"""What a user can mend: one line on stderr, exit code 2. Any other exception is a defect and shows its traceback."""
+BAD_INPUT = (ValueError, FloatingPointError, OSError, MemoryError, argparse.ArgumentError)
+"""What a user can mend: one line on stderr, exit code 2. So are :data:`OF_LIBRARIES`. Any other exception is a defect and shows
+its traceback."""
+OF_LIBRARIES = {"torch": ("OutOfMemoryError", "AcceleratorError"), "safetensors": ("SafetensorError",)}
+"""Library -> its errors of devices, of memory, and of files."""
+NO_MEMORY = "DefaultCPUAllocator"
+"""In the message of the RuntimeError that torch raises where the CPU's memory is full."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, outside of the steps of a run, which save first (:func:`l2l.report.run_directory.stop_requests`)."""
+
+    number = signal.SIGTERM
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated("terminated; the same command continues from the last checkpoint")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command; the exit code: 0, 2 for bad input, 130 when interrupted (Ctrl-C), 143 when terminated (SIGTERM)."""
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _terminate)
         warnings.formatwarning = lambda message, *_: f"l2l: {message}\n"
     debug, named = "--debug" in words, list[str]()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -132,16 +150,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = _imported(command, command.config)
         options = {name: value for name, value in values.items() if name != "config"}
         _imported(command, command.run)(*([config(**options)] if config else []))
-    except (*BAD_INPUT, argparse.ArgumentError) as error:
+    except BrokenPipeError:  # who reads the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if not _is_bad_input(error):
+            raise
         if debug:
             traceback.print_exc()
         else:
-            print(f"l2l: {_unfit(error, named) or ' '.join(str(error).split())}", file=sys.stderr)
+            print(f"l2l: {_unfit(error, named) or _line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("l2l: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        line = str(stop) or "interrupted; the same command continues from the last checkpoint"
+        print(f"l2l: {line}", file=sys.stderr)
+        return 128 + getattr(stop, "number", signal.SIGINT)
     return 0
+
+
+def _is_bad_input(error: Exception) -> bool:
+    known: list[Any] = list(BAD_INPUT)
+    for library, names in OF_LIBRARIES.items():  # which are imported by the commands that need them
+        known += [getattr(sys.modules[library], name, BAD_INPUT) for name in names if library in sys.modules]
+    return isinstance(error, tuple(known)) or (isinstance(error, RuntimeError) and NO_MEMORY in str(error))
+
+
+def _line(error: Exception) -> str:
+    """The error in one line, with what was added to it on the way."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return " ".join("; ".join([text, *getattr(error, "__notes__", ())]).split())
 
 
 def _imported(command: Command, name: str | None) -> Any:

@@ -42,9 +42,9 @@ def kill_when_saved(arguments: Sequence[str], out: Path) -> None:
     assert not (out / "summary.json").exists()
 
 
-def break_off_when_saved(arguments: Sequence[str], out: Path) -> str:
-    """Run a command until its first checkpoint is there, then Ctrl-C; gives what it said on stderr."""
-    code, _, error = interrupt_when(arguments, (out / "checkpoint.safetensors").is_file, signal.SIGINT)
-    assert code == 130, error
+def break_off_when_saved(arguments: Sequence[str], out: Path, number: signal.Signals = signal.SIGINT) -> str:
+    """Run a command until its first checkpoint is there, then send Ctrl-C, or SIGTERM; gives what it said on stderr."""
+    code, _, error = interrupt_when(arguments, (out / "checkpoint.safetensors").is_file, number)
+    assert code == 128 + number, error
     assert not (out / "summary.json").exists()
     return error

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "l2l"
 LINES, FILES, IMPORT_SHARE = 30_000, 175, 0.06
 """Limits: lines of Python, files of Python, share of the lines that belong to import statements."""
 
-LEAVES = {"noise", "models", "report", "aliases", "arguments"}
+LEAVES = {"noise", "models", "report", "aliases", "arguments", "plugins"}
 """They know nothing of the other parts."""
 METHODS = LEAVES | {"params", "estimators", "tuners", "methods"}
 TRAINING = METHODS | {"tasks", "bad_loss", "optim", "optimizers", "costs"}

@@ -14,16 +14,17 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from itertools import accumulate, product
 from math import ceil
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TypeAlias
@@ -38,11 +39,11 @@ from l2l.models.load import context_length
 from l2l.optim import ZOOptimizer
 from l2l.params import Blocks
 from l2l.report.console import progress_bar
-from l2l.report.run_directory import METRICS, SUMMARY, read_metrics, write_json
+from l2l.report.run_directory import METRICS, SUMMARY, RunDirectory, locked, read_metrics, write_json
 from l2l.tasks import inspect as inspect_task
 from l2l.train import runlog
 from l2l.train.config import DEV_ROWS, EVAL_EVERY, TEST_ROWS, FineTuneConfig
-from l2l.train.inputs import load_run_inputs
+from l2l.train.inputs import NAMES, RunInputs, files_fingerprint, load_run_inputs, model_fingerprint, rows_fingerprint
 from l2l.train.trainer import fine_tune, fitting_tuner, setup_scheme
 from l2l.tuners.api import Tuner
 
@@ -72,8 +73,10 @@ def check_place(
     options = config.run_options(setting, scheme)
     configs = [FineTuneConfig(**{**options, "task": task}).completed() for task in setting.tasks]
     first = load_run_inputs(configs[0])
-    limit = context_length(first.model, setting.max_length)
-    for inputs in (first, *(load_run_inputs(other, first.model, first.tokenizer) for other in configs[1:])):
+    limit, read = context_length(first.model, setting.max_length), dict[str, dict[str, Any]]()
+    for number, (task, other) in enumerate(zip(setting.tasks, configs, strict=True)):
+        inputs = load_run_inputs(other, first.model, first.tokenizer) if number else first
+        read[task] = experiment_inputs(inputs, read.get(setting.tasks[0]))
         if scheme == config.tuning_schemes[0]:  # once for all of them
             inspect_task.warn_of_problems(inputs.task, inputs.splits, first.tokenizer, limit, first.model)
     model = setup_scheme(first.model, configs[0])
@@ -101,7 +104,44 @@ def check_place(
         every = max(1, int(options["max_passes"] / config.evaluations / method.passes)) if many else None
         costs = MethodCosts.of(method, blocks)
         entries[one.label] = Entry(one, dict.fromkeys(setting.tasks, tuner), steps, costs, every)
-    return Place(setting, scheme, entries, left_out)
+    return Place(setting, scheme, entries, left_out, read)
+
+
+def experiment_inputs(inputs: RunInputs, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Fingerprint of what the runs of a task read, whatever their seeds: its files, and a sample of its rows, rendered.
+
+    Args:
+        known: that of another task on the same model, which is not read again.
+    """
+    task, splits = inputs.task, inputs.splits
+    found = {"task": task.label, "files": files_fingerprint(task, inputs.config.data_dir)}
+    found |= {f"{kind} rows": rows_fingerprint(task, getattr(splits, kind)) for kind in ("train", "dev", "test")}
+    of_model = known or model_fingerprint(inputs.model, inputs.tokenizer)
+    return found | {name: of_model[name] for name in ("model", "tokenizer")}
+
+
+@contextmanager
+def experiment_folder(
+    config: ExperimentConfig, places: Sequence[Place], again: bool = False
+) -> Iterator[tuple[RunDirectory, Path]]:
+    """The directory of an experiment and that of its runs, made; no other process writes into them inside.
+
+    Args:
+        again: whether a finished experiment may be taken up again.
+
+    Raises:
+        ValueError: there is another experiment, or one on other models or rows, which are named; nothing is written.
+        BlockingIOError: another process is at work in one of them.
+    """
+    with RunDirectory(config.out, config.recorded, config.overwrite, NAMES, again=again) as folder:
+        runs = Path(config.runs) if config.runs else folder.path / "runs"
+        if runs.exists() and not runs.is_dir():
+            raise ValueError(f"runs={config.runs!r} is not a directory: choose another, or leave it out")
+        # Alike under all schemes; tasks by their place, as files are named by where they lie.
+        read = {place.setting.name: {f"task {i}": one for i, one in enumerate(place.inputs.values())} for place in places}
+        folder.identify(read, always=True).create()
+        with locked(runs):
+            yield folder, runs
 
 
 def _load_tuner(setting: Setting, contender: Contender, held_out: bool) -> Tuner | None:
@@ -145,18 +185,26 @@ class Trial:
         """The summary of the same run where it was done before; None where it was not."""
         path = Path(self.out) / SUMMARY
         found = json.loads(path.read_text()) if path.is_file() else None
-        return found if found and self.options.items() <= found["config"].items() else None
+        decided = {name: value for name, value in self.options.items() if name not in NAMES}  # those are in the folder's name
+        return found if found and decided.items() <= found["config"].items() else None
 
 
-def digest(options: Mapping[str, Any]) -> str:
+def digest(options: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
     """Hash of everything that decides a run's result.
 
     Options at their defaults are left out, so that naming a default gives the same hash. A method defined outside the
-    package is identified by the content of its file, which no version number covers.
+    package is identified by the content of its file, which no version number covers; model and rows by theirs, not by where
+    they lie.
+
+    Args:
+        inputs: fingerprint of what the run reads (:func:`experiment_inputs`).
     """
     always = {name: options[name] for name in ("task", "method", "tuner", "lr", "seed")}
     decided = {"l2l": version("l2l"), "torch": version("torch"), **non_default_options(options), **always}
-    paths = [inspect.getfile(import_module(part)) for part in options["method"].split("+") if "." in part]
+    decided = {name: value for name, value in decided.items() if name not in NAMES} | {"inputs": inputs}
+    if options["tuner"] is not None:
+        decided["tuner"] = Path(options["tuner"]).name  # the hash of its content: see freeze
+    paths = [inspect.getfile(method_class(part)) for part in options["method"].split("+") if "." in part]
     if paths:
         content = b"".join(Path(path).read_bytes() for path in paths)
         decided["source"] = hashlib.blake2b(content, digest_size=8).hexdigest()
@@ -300,7 +348,7 @@ class Runner:
         options |= {"task": cell.task, "method": given.method, "method_args": given.method_args}
         options |= {"tuner": tuner, "seed": seed, **point}
         method = re.sub(r"[^\w.+-]", "_", given.method)
-        name = f"{Path(cell.task).stem}-{cell.scheme}-{method}-s{seed}-{digest(options)}"
+        name = f"{Path(cell.task).stem}-{cell.scheme}-{method}-s{seed}-{digest(options, place.inputs[cell.task])}"
         out = str(self.runs / cell.setting / name)
         head = (cell, place.setting.model, label, given.role, given.method, tuner, seed, tuning, point)
         return Trial(Run(*head, folder=out), options, out)
@@ -352,6 +400,7 @@ def run_locally(processes: int, trials: Sequence[Trial], after_each: Callable[[R
     """An executor: processes of this machine, one thread each; ValueError where one was killed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     records: dict[int, Record] = {}
+    others = active_children()
     with ProcessPoolExecutor(processes, get_context("spawn"), _begin_process) as pool:
         futures = {pool.submit(_run_in_process, trial): number for number, trial in enumerate(trials)}
         try:
@@ -363,7 +412,10 @@ def run_locally(processes: int, trials: Sequence[Trial], after_each: Callable[[R
                 "a process ended in the middle of a run, for want of memory perhaps: the same command continues; with fewer "
                 "--processes each has more"
             ) from error
-        except BaseException:
+        except BaseException as error:
+            for worker in set(active_children()) - set(others) if isinstance(error, KeyboardInterrupt) else ():
+                if worker.pid:  # a signal to this process alone has not reached it
+                    os.kill(worker.pid, signal.SIGINT)
             pool.shutdown(cancel_futures=True)
             raise
     return [records[number] for number in range(len(trials))]

@@ -498,6 +498,7 @@ class Place:
     scheme: SchemeEntry
     entries: Mapping[str, Entry]  # by label
     left_out: Mapping[str, str] = field(default_factory=dict)  # label -> why it does not take part here
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # task -> fingerprint of what its runs read
 
     @property
     def cells(self) -> list[Cell]:

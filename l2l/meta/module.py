@@ -23,9 +23,9 @@ from l2l.noise import Key
 from l2l.optim import CurvatureLR
 from l2l.params import Blocks, PerturbedParameters
 from l2l.report.console import progress_bar, quiet_lightning
-from l2l.report.run_directory import MetricsLog, RunDirectory, read_tensors, write_tensors
+from l2l.report.run_directory import MetricsLog, RunDirectory, StopRequest, read_tensors, stop_requests, write_tensors
 from l2l.tasks.evaluate import evaluate
-from l2l.train.trainer import Steps, fit
+from l2l.train.trainer import Steps, fit, stopped
 from l2l.tuners.features import RunStatistics
 
 MEASURES = ("task", "train_loss", "objective", "loss_after", "trajectory_loss", "sigma_mean", "sigma_cv")
@@ -90,6 +90,8 @@ class MetaTraining(lightning.LightningModule):
         self.memories: list[dict[str, torch.Tensor]] = [{} for _ in inputs.pool]
         """State of the objective by task."""
         self.validations = Validations()
+        self.asked = StopRequest()
+        """Whether a signal has asked the run to stop."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return OPTIMIZERS[self.config.outer_optimizer](self.network.parameters(), lr=self.config.outer_lr)
@@ -118,8 +120,13 @@ class MetaTraining(lightning.LightningModule):
         done = self.global_step
         if done == self.config.steps:
             self._validate(done)
-        elif done % self.config.checkpoint_every == 0:
+        elif done % self.config.checkpoint_every == 0 or self.asked.number is not None:
+            asked = self.asked.number is not None  # asked from here on, it ends after the next step
             self.trainer.save_checkpoint(self.folder.checkpoint)
+            self.trainer.should_stop = asked
+
+    def on_train_start(self) -> None:
+        self.asked.install()
 
     def _log(self, step: int, **values: float) -> None:
         if self.metrics is not None:
@@ -250,10 +257,13 @@ def train(module: MetaTraining) -> None:
     done = state["global_step"]
     module.metrics = MetricsLog(folder.path, (*MEASURES, "validation_loss"), done - 1 if folder.resumed else None)
     try:
-        with quiet_lightning(), progress_bar("meta-train", config.steps, done, config.progress) as module.advance:
+        bar = progress_bar("meta-train", config.steps, done, config.progress)
+        with stop_requests() as module.asked, quiet_lightning(), bar as module.advance:
             off: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
             length: Any = {"max_steps": config.steps, "max_epochs": -1}
             trainer = lightning.Trainer(**length, **off, plugins=[WholeFiles(folder)], accelerator="cpu", devices=1)
             fit(trainer, module, ckpt_path=path and str(path), weights_only=True)
+        if trainer.global_step < config.steps and module.asked.number is not None:
+            raise stopped(f"after outer step {trainer.global_step}", folder, module.asked.number)
     finally:
         module.metrics.close()

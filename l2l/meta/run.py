@@ -18,6 +18,7 @@ from l2l.params import Blocks
 from l2l.params.functional import HALF
 from l2l.report.console import plot_panels, print_table, smooth
 from l2l.report.run_directory import METRICS, RunDirectory, is_whole, read_metrics, read_tensors, write_tensors
+from l2l.train.inputs import NAMES, examples_fingerprint, model_fingerprint, rows_fingerprint, source_digest
 from l2l.tuners.api import Tuner
 from l2l.tuners.diagnostics import movement
 from l2l.tuners.model import Provenance, load_weights
@@ -69,25 +70,40 @@ def run_meta_training(
 
     config = with_defaults(config)
     unused = ("basis", "basis_rank") if config.basis == "none" else ()
-    folder = RunDirectory(config.out, _settings(config, *unused), config.overwrite)
-    measured = folder.path / MEASURED
-    known = folder.resumed and is_whole(measured, "basis and normalizer are measured anew")
-    inputs = prepare_meta_training(config, model, tokenizer, measured if known else None)
-    rehearse_end(inputs.tuner, sum(block.tensor.nbytes for block in Blocks.of(inputs.model)), folder)
-    module = MetaTraining(inputs, config, folder.create())
-    began = time.perf_counter()
-    initial = folder.path / INITIAL
-    if not (folder.resumed and is_whole(initial, "it is written anew, from the weights that the model has")):
-        write_tensors(initial, module.weights())
-    if not known:
-        tuner = inputs.tuner
-        write_tensors(measured, {"basis": tuner.basis or {}, "normaliser": normalizer_config(tuner.normalizer)})
-    try:
-        train(module)
-    finally:
-        module.restart()  # the caller's model gets its initial weights back
-        thaw(inputs.frozen)
-    return _finish(module, folder, time.perf_counter() - began)
+    # No outer step depends on how many there will be.
+    with RunDirectory(config.out, _settings(config, *unused), config.overwrite, {*NAMES, "steps"}) as folder:
+        if folder.resumed and (done := folder.read_checkpoint()[1]["global_step"]) > config.steps:
+            raise ValueError(f"the run in {config.out} has taken {done} steps, and steps={config.steps}: give a larger number")
+        measured = folder.path / MEASURED
+        known = folder.resumed and is_whole(measured, "basis and normalizer are measured anew")
+        inputs = prepare_meta_training(config, model, tokenizer, measured if known else None)
+        folder.identify(_fingerprint(inputs, config))
+        rehearse_end(inputs.tuner, sum(block.tensor.nbytes for block in Blocks.of(inputs.model)), folder)
+        module = MetaTraining(inputs, config, folder.create())
+        began = time.perf_counter()
+        initial = folder.path / INITIAL
+        if not (folder.resumed and is_whole(initial, "it is written anew, from the weights that the model has")):
+            write_tensors(initial, module.weights())
+        if not known:
+            tuner = inputs.tuner
+            write_tensors(measured, {"basis": tuner.basis or {}, "normaliser": normalizer_config(tuner.normalizer)})
+        try:
+            train(module)
+        finally:
+            module.restart()  # the caller's model gets its initial weights back
+            thaw(inputs.frozen)
+        return _finish(module, folder, time.perf_counter() - began)
+
+
+def _fingerprint(inputs: MetaInputs, config: MetaTrainConfig) -> dict[str, Any]:
+    """What the run reads: of every task the train rows, encoded, and the dev rows, rendered; model, tokenizer, objective."""
+    found = model_fingerprint(inputs.model, inputs.tokenizer)
+    for kind, tasks in (("task", inputs.pool), ("validation task", inputs.validation)):
+        for place, one in enumerate(tasks):
+            rows = {"train rows": examples_fingerprint(one.batcher.examples), "dev rows": rows_fingerprint(one.task, one.dev)}
+            found[f"{kind} {place}"] = {"label": one.task.label, **rows}
+    named = {"objective": config.objective, "architecture": config.architecture}
+    return found | {f"{name} source": source_digest(value) for name, value in named.items() if "." in value}
 
 
 def prepare_meta_training(

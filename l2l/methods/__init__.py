@@ -4,11 +4,11 @@ import difflib
 import inspect
 import pkgutil
 from collections.abc import Sequence
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 from l2l.methods.base import FirstOrder, Method
+from l2l.plugins import load_module
 
 _NO_METHODS = ("base", "registry", "wrappers")
 
@@ -30,19 +30,15 @@ def default_lr(name: str) -> float | None:
 
 
 def method_class(name: str) -> type[Method[Any]] | type[FirstOrder[Any]]:
-    """The method class of a name here (``mezo``) or of a module elsewhere (``my_package.my_method``).
+    """The method class of a name here (``mezo``), of a module (``my_package.my_method``), or of a file (``./mine.py``).
 
     Raises:
-        ValueError: no such module, or it does not define exactly one method.
+        ValueError: no such module or file, it cannot be imported, or it does not define exactly one method.
     """
     path = name if "." in name else f"{__name__}.{name}"
     if "." not in name and name not in method_names():
         raise ValueError(f"unknown method {name!r}; known are {known_names(name, method_names())}")
-    try:
-        module = import_module(path)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"method {name!r}: no module {path!r} can be imported") from error
-    return only_class(module, "method", Method, FirstOrder)
+    return only_class(load_module(path, f"method {name!r}"), "method", Method, FirstOrder)
 
 
 def known_names(name: str, known: Sequence[str]) -> str:

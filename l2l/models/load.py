@@ -32,6 +32,9 @@ EMBEDDED = "l2l/tiny"
 GGUF = ".gguf"
 """How files in the format of llama.cpp end."""
 
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Values of ``device_map`` that name no device."""
+
 logger = logging.getLogger(__name__)
 _EMBEDDED_DIR = Path(__file__).parent / "tiny"
 _LONGEST_DEFAULT = 2048
@@ -113,6 +116,9 @@ def load_model(
         raise ValueError(f"device={str(device)!r} and device_map={device_map!r} are both given; leave one out")
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    check_device(device)
+    if isinstance(device_map, str) and device_map not in PLACEMENTS:
+        check_device(device_map)
     options: dict[str, Any] = {"dtype": DTYPES[dtype], "output_loading_info": True}
     gguf = gguf_path(name_or_path, revision)
     stored = "" if gguf is None else stored_types(gguf)
@@ -164,6 +170,18 @@ def load_model(
         model.config.architectures = [type(model).__name__]
         logger.warning("%s: dequantised from %s to %s", name_or_path, stored, str(DTYPES[dtype]).removeprefix("torch."))
     return (model if device is None else model.to(device)).eval()
+
+
+def check_device(device: torch.device | str | None) -> None:
+    """Raise ValueError unless torch can put tensors on the device."""
+    try:
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("its tensors have no memory")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says it in each of these ways
+        why = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        kind = torch.accelerator.current_accelerator(check_available=True) if hasattr(torch, "accelerator") else None
+        there = "cpu" if kind is None else f"cpu, {kind.type}"
+        raise ValueError(f"device={str(device)!r} is none that torch can use here ({why}); use {there}") from error
 
 
 def gguf_path(name_or_path: str | Path, revision: str | None = None) -> Path | None:

@@ -1,24 +1,37 @@
 """The directory of a run: who may write into it, whether it is continued, its scalars in CSV and TensorBoard.
 
-Files are written under another name and renamed, so that each is either complete or not there.
+Files are written under another name and renamed, so that each is either complete or not there. A run is continued where its
+configuration, and what that names (rows, weights), are those of its beginning; one process at a time writes into a directory.
 """
 
 import csv
+import errno
 import hashlib
 import json
 import logging
 import os
 import platform
 import shutil
+import signal
+import socket
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
 import torch
 import yaml
+from safetensors import SafetensorError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +48,12 @@ def write_whole(target: Path, write: Callable[[Path], Any], keep: Path | None = 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=UNFINISHED) as folder:
         temporary = Path(folder) / target.name
-        write(temporary)
+        try:
+            write(temporary)
+        except (RuntimeError, SafetensorError) as error:  # of a library's writer, which does not say that the disk is full
+            free = shutil.disk_usage(target.parent).free
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise OSError(f"{target} cannot be written ({line}); {free:,} bytes are free there") from error
         temporary.chmod(_usual_mode(Path(folder)))
         if keep is not None and target.exists():
             target.replace(keep)
@@ -232,24 +250,50 @@ EARLIER = ".1"
 """In the name of the checkpoint before the last one: ``checkpoint.1.safetensors``."""
 OLD_CHECKPOINT = "checkpoint.pt"
 """Of releases whose checkpoints were pickles."""
+RUN, LOCK = "run.json", ".lock"
+"""What identifies a run that can be continued: its configuration and what it read, with a checksum. Which process writes."""
 LIBRARIES = ("torch", "transformers", "peft", "lightning", "datasets", "safetensors")
+IMMATERIAL = frozenset(
+    ("out", "overwrite", "progress", "log_every", "checkpoint_every", "save", "loop", "processes", "executor")
+)
+"""Fields of a configuration that change how a run is executed and shown, and not what it computes."""
+SHOWN = 6
+"""Differences that a message lists."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF)
+"""Errors of file systems without locks."""
+WAY_OUT_NEW = "choose another --out"
+WAY_OUT = f"{WAY_OUT_NEW}, or pass --overwrite true to remove it"
 
 
 @final
 class RunDirectory:
     """``config.yaml``, ``metrics.csv``, TensorBoard events, ``summary.json``, a picture; a checkpoint while it runs.
 
-    A directory belongs to one configuration. The same configuration again continues where its checkpoint was taken.
+    A directory belongs to one run. The same configuration again, on the same inputs (:meth:`identify`), continues where its
+    checkpoint was taken. As a context manager it keeps other processes out of the directory, until the block ends.
 
     Args:
-        config: plain values; written to ``config.yaml``.
+        config: plain values; written to ``config.yaml``. Paths count as equal where they lead to the same place.
         overwrite: remove what an earlier run left in ``path``.
+        free: fields that may differ from those of the run that is continued, beside :data:`IMMATERIAL`: they change nothing
+            that was computed so far, or name inputs, which :meth:`identify` compares.
+        why: field -> why it may not differ, where that is not plain to see.
+        again: whether a finished run may be taken up again.
 
     Raises:
         ValueError: the directory holds another run, a finished one, or files that no run wrote. Nothing is written.
+        BlockingIOError: another process writes into it.
     """
 
-    def __init__(self, path: str | Path, config: dict[str, Any], overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        config: dict[str, Any],
+        overwrite: bool = False,
+        free: Collection[str] = (),
+        why: Mapping[str, str] | None = None,
+        again: bool = False,
+    ) -> None:
         self.path = Path(path)
         self.checkpoint = self.path / CHECKPOINT
         """Present while the run is not finished."""
@@ -257,38 +301,57 @@ class RunDirectory:
         """The checkpoint before, to which a run goes back where the last one is damaged."""
         self._read: tuple[Path, dict[str, Any]] | None = None
         self.config = config
-        self._overwrite = overwrite
-        self.resumed = False
-        way_out = "choose another --out, or pass --overwrite true to remove it"
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path} is not a directory: choose another --out")
+        self.inputs: dict[str, Any] | None = None
+        self._overwrite, self._free, self._why, self._again = overwrite, frozenset(free), why or {}, again
+        self._unlock: Callable[[], object] | None = None
+        """While other processes are kept out."""
+        self._inside = False
+        self.resumed = self._continues()
+
+    def _continues(self) -> bool:
+        """Whether the directory holds a checkpoint of this run; ValueError where the run may not write into it."""
+        if not self.path.is_dir() and (self.path.exists() or self.path.is_symlink()):
+            raise ValueError(f"{self.path} is not a directory: {WAY_OUT_NEW}")
+        if not self.path.exists():
+            above = next(parent for parent in self.path.absolute().parents if parent.exists())
+            if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+                raise ValueError(f"{self.path} cannot be made: {above} is no directory that may be written to: {WAY_OUT_NEW}")
         if not self._entries():
-            return
+            return False
         earlier = self.recorded(self.path)
         if earlier is None:
-            raise ValueError(f"{self.path} holds files that no run wrote: choose another --out")
-        if overwrite:
+            raise ValueError(f"{self.path} holds files that no run wrote: {WAY_OUT_NEW}")
+        if self._overwrite:
             for name in ("model", "tuner", "data_dir", "task"):
-                given = config.get(name)
+                given = self.config.get(name)
                 if isinstance(given, str) and Path(given).exists() and self.path.resolve() in Path(given).resolve().parents:
                     raise ValueError(
-                        f"--overwrite true would remove the {name} {given!r}, which lies in {self.path}: choose another --out"
+                        f"--overwrite true would remove the {name} {given!r}, which lies in {self.path}: {WAY_OUT_NEW}"
                     )
-            return
-        if earlier != _plain(config):
-            raise ValueError(f"{self.path} holds another run (its {CONFIG} differs): {way_out}")
-        if (self.path / SUMMARY).exists():
-            raise ValueError(f"{self.path} holds this run, finished: {way_out}")
-        self.resumed = self.checkpoint.is_file() or self.earlier.is_file()
-        if not self.resumed and (self.path / OLD_CHECKPOINT).is_file():
+            return False
+        changes = differences(earlier, _plain(self.config), IMMATERIAL | self._free, self._why)
+        if changes:
+            raise ValueError(
+                f"{self.path} holds another run: {_listed(changes)}. Choose another --out, or give the earlier values to "
+                "continue that run, or pass --overwrite true to remove it"
+            )
+        if (self.path / SUMMARY).exists() and not self._again:
+            longer = differences(earlier, _plain(self.config), IMMATERIAL)
+            more = f", which leaves no checkpoint to go on from ({_listed(longer)})" if longer else ""
+            raise ValueError(f"{self.path} holds this run, finished{more}: {WAY_OUT}")
+        resumed = self.checkpoint.is_file() or self.earlier.is_file()
+        if not resumed and (self.path / OLD_CHECKPOINT).is_file():
             raise ValueError(
                 f"{self.path} holds the {OLD_CHECKPOINT} of an older release, a pickle, which is not read: finish the run with "
-                f"that release, or {way_out}"
+                f"that release, or {WAY_OUT}"
             )
+        return resumed
 
     @staticmethod
     def recorded(path: str | Path) -> dict[str, Any] | None:
         """The configuration of the run in a folder; None where no run has written one there."""
+        if (record := _record(Path(path))) is not None:
+            return record["config"]
         try:
             found = yaml.safe_load((Path(path) / CONFIG).read_text())
         except (OSError, ValueError, yaml.YAMLError):  # ValueError: not text
@@ -296,9 +359,35 @@ class RunDirectory:
         return found if isinstance(found, dict) and "out" in found else None
 
     def _entries(self) -> list[Path]:
-        """The files of the directory, without those that a killed process was about to write."""
+        """The files of the directory, without the lock and those that a killed process was about to write."""
         found = self.path.iterdir() if self.path.is_dir() else ()
-        return [entry for entry in found if not entry.name.startswith(UNFINISHED)]
+        return [entry for entry in found if entry.name != LOCK and not entry.name.startswith(UNFINISHED)]
+
+    def identify(self, inputs: dict[str, Any], always: bool = False) -> "RunDirectory":
+        """Compare what the run reads with what it read when it began; :meth:`create` records it.
+
+        Args:
+            inputs: plain values, nested: fingerprints of rows, weights, tuner.
+            always: also where there is no checkpoint: what is continued are the parts that are done.
+
+        Raises:
+            ValueError: it is continued and reads something else; the message names what, old -> new.
+        """
+        self.inputs = _plain(inputs)
+        earlier = self.recorded(self.path)
+        if earlier is None or self._overwrite or not (self.resumed or always):
+            return self
+        record, named = _record(self.path), differences(earlier, _plain(self.config), IMMATERIAL)
+        if record is None:
+            logger.warning("%s is missing or damaged: whether the run reads what it read before is unknown", self.path / RUN)
+        changes = named if record is None else differences(record["inputs"], self.inputs)
+        if changes:
+            what = _listed(list(dict.fromkeys(changes + named)))
+            raise ValueError(
+                f"{self.path} holds a run that read something else: {what}. Choose another --out to run on what is there now, "
+                "or put back what it read to continue it; --overwrite true removes that run"
+            )
+        return self
 
     @contextmanager
     def trial(self, needed: int) -> Iterator[Path]:
@@ -326,12 +415,21 @@ class RunDirectory:
 
     def create(self) -> "RunDirectory":
         """Make the directory and write ``config.yaml``."""
-        if self._overwrite and self._entries():
-            shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
+        self._take()
+        if self._overwrite:
+            # The directory itself may be a link, or a disk of its own; what tells that it is a run's goes last.
+            for entry in sorted(self._entries(), key=lambda entry: entry.name in (CONFIG, RUN)):
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         for stale in self.path.glob(f"{UNFINISHED}*"):
             shutil.rmtree(stale)
-        write_yaml(self.path / CONFIG, _plain(self.config))
+        if self._again:
+            (self.path / SUMMARY).unlink(missing_ok=True)
+        config = _plain(self.config)
+        write_yaml(self.path / CONFIG, config)
+        if self.inputs is not None:
+            record = {"config": config, "inputs": self.inputs}
+            write_json(self.path / RUN, record | {"checksum": _checksum(record)})
         return self
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
@@ -362,7 +460,231 @@ class RunDirectory:
         self._read = None
         for path in (self.earlier, self.checkpoint):
             path.unlink(missing_ok=True)
+        if not self._inside:
+            self.release()
         return target
+
+    def __enter__(self) -> "RunDirectory":
+        self._inside = True
+        if self.path.is_dir() and self._entries():
+            self._take()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._inside = False
+        self.release()
+        if isinstance(error, OSError) and not isinstance(error, BlockingIOError) and self.checkpoint.is_file():
+            error.add_note(f"the last checkpoint in {self.path} is whole: the same command continues from it")
+
+    def _take(self) -> None:
+        """Keep other processes out, unless that is done."""
+        if self._unlock is None:
+            self._unlock = weakref.finalize(self, unlock_directory, self.path, lock_directory(self.path))
+            if self._continues() != self.resumed:
+                self.release()
+                raise BlockingIOError(f"another process has written into {self.path} meanwhile: run the same command again")
+
+    def release(self) -> None:
+        """Let other processes in."""
+        if self._unlock is not None:
+            self._unlock()
+            self._unlock = None
+
+
+def differences(
+    old: Any, new: Any, free: Collection[str] = (), why: Mapping[str, str] | None = None, name: str = ""
+) -> list[str]:
+    """``name: old -> new`` for each of two nested plain values that differ. What one lacks is None.
+
+    Args:
+        free: names that do not count, at any depth.
+        why: name -> what to add in brackets.
+    """
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        pairs = {f"{name} {key}".strip(): key for key in {**old, **new} if key not in free}
+        return [line for path, key in pairs.items() for line in differences(old.get(key), new.get(key), free, why, path)]
+    if old == new or (isinstance(old, str) and isinstance(new, str) and _same_place(old, new)):
+        return []
+    reason = (why or {}).get(name)
+    return [f"{name}: {_short(old)} -> {_short(new)}" + (f" ({reason})" if reason else "")]
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether two paths lead to the same file or folder."""
+    try:
+        return os.path.samefile(os.path.expanduser(one), os.path.expanduser(other))
+    except (OSError, ValueError):
+        return False
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _listed(changes: list[str]) -> str:
+    more = len(changes) - SHOWN
+    return "; ".join(changes[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _checksum(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """Content of ``run.json``; None where there is none, or it is not as it was written."""
+    try:
+        found = json.loads((folder / RUN).read_text())
+        checksum = found.pop("checksum")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return found if checksum == _checksum(found) else None
+
+
+def lock_directory(folder: Path) -> int:
+    """Keep other processes out of a folder; a file descriptor, for :func:`unlock_directory`. The system frees the lock when the
+    process ends, killed too; what it said of itself is then left behind, and does no harm.
+
+    Raises:
+        BlockingIOError: another process has it; the message says which.
+    """
+    path, here = folder / LOCK, socket.gethostname()
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # to be written: network file systems lock no other files
+        try:
+            held = _locked(file)
+            process, host = _holder(file)
+            if held is False or (held is None and host == here and _alive(process)):
+                who = f"process {process} on {host}" if process else "another process"
+                raise BlockingIOError(f"{who} writes into {folder}: choose another --out, or wait until it has ended")
+            if held is None or (path.exists() and os.path.samestat(os.fstat(file), path.stat())):
+                break
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # its holder has removed it meanwhile
+    if host not in ("", here):  # some network file systems lock on each machine by itself
+        logger.warning("process %d on %s did not take its leave of %s: make sure that it has ended", process, host, folder)
+    with suppress(OSError):  # a full disk: the lock holds all the same
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps({"pid": os.getpid(), "host": here}).encode(), 0)
+    return file
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Make a folder, and keep other processes out of it inside; BlockingIOError where one is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = lock_directory(folder)
+    try:
+        yield folder
+    finally:
+        unlock_directory(folder, file)
+
+
+def unlock_directory(folder: Path, file: int) -> None:
+    """Let other processes into a folder."""
+    (folder / LOCK).unlink(missing_ok=True)  # before it is free, so that nobody else's is removed
+    os.close(file)
+
+
+def _holder(file: int) -> tuple[int, str]:
+    """Process and machine that a lock names; 0 and nothing where it names none."""
+    try:
+        found = json.loads(os.read(file, 1000))
+        return int(found["pid"]), str(found["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, ""
+
+
+def _locked(file: int) -> bool | None:
+    """Whether the file could be locked; None on file systems without locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return None
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _alive(process: int) -> bool:
+    """Whether there is such a process on this machine, other than this one."""
+    if process in (0, os.getpid()):
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+class Stopped(KeyboardInterrupt):
+    """A run has ended before its end because it was asked to, at a step's boundary. ``number`` is the signal's."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+@final
+class StopRequest:
+    """What Ctrl-C and SIGTERM have asked for: the first is noted, so that a loop ends at a step's boundary; the next one raises
+    KeyboardInterrupt at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """Of the first signal; None: none has come."""
+        self.active = False
+        """Whether its handlers are set."""
+        self.ignores = False
+        """Whether Ctrl-C is ignored, as in a shell's background jobs."""
+        self._twice = False
+
+    def note(self, number: int, frame: object) -> None:
+        """The handler of both signals."""
+        if number == signal.SIGINT and self.ignores and not self._twice:
+            return
+        if self.number is None:
+            self.number = number
+            print("\nl2l: finishing the step and saving; once more to stop at once", file=sys.stderr)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:  # as a Ctrl-C, which code that must not be interrupted holds back
+            self._twice = True
+            signal.raise_signal(signal.SIGINT)
+
+    def install(self) -> None:
+        """Set the handlers once more where they are active: some libraries replace them."""
+        for number in (signal.SIGINT, signal.SIGTERM) if self.active else ():
+            signal.signal(number, self.note)
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Inside, signals are noted; except in threads, and in workers that have handlers of their own."""
+    request, numbers = StopRequest(), (signal.SIGINT, signal.SIGTERM)
+    main, handler = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGINT)
+    if not main or handler not in (signal.default_int_handler, signal.SIG_IGN):
+        yield request
+        return
+    request.ignores = handler is signal.SIG_IGN
+    before = [(number, signal.getsignal(number)) for number in numbers]
+    request.active = True
+    request.install()
+    try:
+        yield request
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def environment() -> dict[str, Any]:

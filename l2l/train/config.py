@@ -103,10 +103,10 @@ class FineTuneConfig(Arguments):
     task: str = "world_topic"
     """Name of a task; `l2l tasks list` shows them."""
     method: str | None = None
-    """A name of `l2l methods list`, or the path of a module that defines a method. ``a+b+c`` puts a around b around c:
-    ``learned+lozo``, ``sparse+mezo``. Baselines: ``adamw`` and ``sgd`` by backpropagation, which need an ``lr`` of their
-    own; ``zero_shot``, ``icl`` and ``linear_probe``, which take no steps. None: the method of the tuner's plan, else
-    ``learned`` with a tuner and ``mezo`` without."""
+    """A name of `l2l methods list`, or a module that defines a method, by its name or the path of its file. ``a+b+c`` puts a
+    around b around c: ``learned+lozo``, ``sparse+mezo``. Baselines: ``adamw`` and ``sgd`` by backpropagation, which need an
+    ``lr`` of their own; ``zero_shot``, ``icl`` and ``linear_probe``, which take no steps. None: the method of the tuner's
+    plan, else ``learned`` with a tuner and ``mezo`` without."""
     tuner: str | None = None
     """Directory, bundled name or hub id of a tuner. Where it has a plan (`l2l tuners show`), that decides what is left open of
     method, method_args, estimator, num_directions, lr, epsilon, batch_size, schedule, schedule_end and train_layers."""
@@ -115,7 +115,7 @@ class FineTuneConfig(Arguments):
     ``shape``: these under other names, or parts of them; ``kind``: any, its blocks take the sigma of similar ones. A
     size-free tuner serves every model."""
     out: str = "runs/fine-tune"
-    """Directory for the run's files. The same command again continues an interrupted run."""
+    """Directory for the run's files. The same command again continues an interrupted run that would read the same."""
     data_dir: str | None = None
     """Holds ``<task>/{train,validation}.jsonl``; without it rows come from the hub. Embedded tasks need neither."""
     steps: int | None = None
@@ -155,8 +155,9 @@ class FineTuneConfig(Arguments):
     """Most examples per forward pass, to bound memory; the loss is the same up to rounding. None: the whole batch."""
     objective: str = "loss"
     """What training minimises. ``loss``: the task's; ``accuracy`` of the best scored option, ``f1`` or ``exact_match`` of
-    generated answers: their negative; or ``package.module:function``, called with (model, tokenizer, rows), which returns a
-    float to minimise. All but ``loss`` have no gradient; the best step is then chosen by the objective on dev."""
+    generated answers: their negative; or ``package.module:function`` or ``./file.py:function``, called with (model, tokenizer,
+    rows), which returns a float to minimise. All but ``loss`` have no gradient; the best step is then chosen by the objective
+    on dev."""
     max_new_tokens: int = 50
     """Most tokens of a generated answer, in training and evaluation."""
     length_groups: int | None = None

@@ -3,25 +3,35 @@
 Which examples a step gets is a pure function of (rows, batch size, seed, step), so that resuming needs no state.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
 
 from l2l.estimators import Closure, MicroBatched
-from l2l.methods.base import FirstOrder
+from l2l.methods.base import FirstOrder, Method
 from l2l.models.batching import Grouping
 from l2l.models.heads import TokenQuery
-from l2l.models.load import DTYPES, load_model, load_tokenizer, loading_bar
+from l2l.models.load import DTYPES, check_device, load_model, load_tokenizer, loading_bar
 from l2l.models.streaming import LayerFiles, load_streamed
+from l2l.plugins import load_module
 from l2l.tasks import BatchLogits, Row, Splits, Task, batch_loss, get_task, load_splits
+from l2l.tasks.base import FileData, HubData
 from l2l.tasks.encode import Batch, Encoded, Form, collate
 from l2l.tasks.evaluate import Scores, evaluate
 from l2l.train.config import DEV_ROWS, TEST_ROWS, CompleteConfig, FineTuneConfig
 from l2l.train.objectives import LOSS, Objective, find_objective
+from l2l.tuners import normalize, schedule
+from l2l.tuners.model import TunerModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,6 +76,7 @@ def load_run_inputs(
     Raises:
         ValueError, FileNotFoundError: one of them cannot be loaded; the message says which.
     """
+    check_device(config.device)
     task = get_task(config.task)
     dev, test = config.dev_size or DEV_ROWS, config.test_size or TEST_ROWS
     splits = load_splits(task, config.data_dir, config.train_size, dev, test, config.seed)
@@ -221,3 +232,149 @@ def make_closures(inputs: RunInputs, method: object, batcher: Batcher) -> Closur
     objective = find_objective(config.objective, inputs.task, rows[0], *limits, batcher.grouping)
     outputs = config.lr == "auto" or getattr(method, "reads_outputs", False)
     return Closures(inputs.model, inputs.tokenizer, batcher, rows, objective, config.micro_batch, outputs)
+
+
+# What a run has read: fingerprints that are compared where it is continued.
+
+NAMES = frozenset(("model", "revision", "tokenizer", "task", "tasks", "validation_tasks", "tuner", "data_dir"))
+"""Fields of a configuration that name inputs: what is compared is what they name."""
+UNCOMPARED = frozenset(("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache"))
+"""Settings of a model that depend on how it was loaded or saved, beside those whose names begin with an underscore."""
+_CHUNK = 1 << 24
+"""Bytes that are hashed at a time."""
+
+
+def fingerprint(inputs: RunInputs, examples: Sequence[Encoded], method: object) -> dict[str, Any]:
+    """What a run reads, as plain values: of the task and its rows after rendering, the train rows after encoding, the
+    tokenizer's vocabulary, the model's weights and settings, and the method with its tuner. Where files lie, and columns that
+    no prompt uses, are not in it.
+
+    Args:
+        examples: the train rows, encoded.
+    """
+    config, model, splits, task = inputs.config, inputs.model, inputs.splits, inputs.task
+    found: dict[str, Any] = {"task": {"label": task.label, "form": task.form, "metric": task.metric}}
+    found["train rows"] = examples_fingerprint(examples)
+    found |= {f"{kind} rows": rows_fingerprint(task, getattr(splits, kind)) for kind in ("dev", "test")}
+    if ":" in config.objective:  # reads what it likes of a row, and is code outside the package
+        rows = json.dumps([[dict(row) for row in part] for part in (splits.train, splits.dev)], sort_keys=True, default=str)
+        found["objective"] = {"columns": digest(rows), "source": source_digest(config.objective.rpartition(":")[0])}
+    found["method"] = method_fingerprint(method)
+    return found | model_fingerprint(model, inputs.tokenizer, None if inputs.files is None else inputs.files.tensor)
+
+
+def examples_fingerprint(examples: Sequence[Encoded]) -> dict[str, Any]:
+    """Number and digests of rows after encoding, their labels apart."""
+    texts = digest([(one.options, one.whole, one.pooled) for one in examples])
+    return {"number": len(examples), "texts": texts, "labels": digest([one.gold for one in examples])}
+
+
+def rows_fingerprint(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
+    """Number and digests of rows after rendering, their labels apart."""
+    rendered = [task.example(row) for row in rows]
+    texts = digest([(example.prompt, example.options, example.answers) for example in rendered])
+    return {"number": len(rows), "texts": texts, "labels": digest([example.gold for example in rendered])}
+
+
+def model_fingerprint(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", read: Callable[[str], torch.Tensor] | None = None
+) -> dict[str, Any]:
+    """Digests of weights and vocabulary, and the settings of the model's configuration.
+
+    Args:
+        read: gives the weights, by name, that are not in memory.
+    """
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    weights = tensors_digest(read(name) if read and value.is_meta else value for name, value in tensors)
+    settings = {
+        name: value
+        for name, value in json.loads(json.dumps(model.config.to_dict(), default=str)).items()
+        if not name.startswith("_") and name not in UNCOMPARED
+    }
+    special = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    vocabulary = digest((sorted(tokenizer.get_vocab().items()), special))
+    return {"model": {"weights": weights, "settings": settings}, "tokenizer": vocabulary}
+
+
+def method_fingerprint(method: Any) -> dict[str, Any]:
+    """Class and fields of a method, nested; of tuners and tensors a digest; of code outside the package its file's too."""
+    kind, found = type(method), {}
+    for name in (one.name for one in dataclasses.fields(method)):
+        value = getattr(method, name)
+        if isinstance(value, TunerModel):
+            value = tuner_fingerprint(value)
+        elif isinstance(value, Method | FirstOrder):
+            value = method_fingerprint(value)
+        elif isinstance(value, torch.Tensor):
+            value = tensors_digest([value])
+        elif name == "horizon" and not _sees_horizon(method):
+            continue
+        else:
+            value = json.loads(json.dumps(value, default=lambda other: type(other).__name__))
+        found[name] = value
+    outside = {} if kind.__module__.startswith("l2l.") else {"source": source_digest(kind.__module__)}
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", **found, **outside}
+
+
+def _sees_horizon(method: Any) -> bool:
+    """Whether what a method does depends on the number of steps that it plans for."""
+    tuner = getattr(method, "tuner", None)
+    return tuner is None or tuner.feature_set != "paper"  # the paper's features have no share of the run
+
+
+def tuner_fingerprint(tuner: TunerModel) -> str:
+    """Digest of all that decides a tuner's sigma."""
+    settings = [tuner.architecture, tuner.architecture_args, tuner.feature_set]
+    settings += [normalize.normalizer_config(tuner.normalizer), schedule.schedule_config(tuner.block_schedule)]
+    named = {**tuner.network.state_dict(), **(tuner.basis or {})}
+    return digest((json.dumps(settings, sort_keys=True, default=str), list(named), tensors_digest(named.values())))
+
+
+def source_digest(module: str) -> str | None:
+    """Digest of the file that a module was imported from; None where it has none, as in a notebook."""
+    try:
+        return digest(Path(inspect.getfile(sys.modules.get(module) or load_module(module, module))).read_bytes())
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+def files_fingerprint(task: Task, data_dir: str | None) -> dict[str, str]:
+    """Digest of each file that a task's rows come from, by name; empty where they are generated, or of the hub."""
+    paths: Iterable[Path] = ()
+    if isinstance(task.source, FileData):
+        paths = (*task.source.train, *task.source.validation)
+    elif isinstance(task.source, HubData) and data_dir is not None:
+        paths = sorted((Path(data_dir) / task.name).glob("*.jsonl"))
+    return {path.name: digest(path.read_bytes()) for path in paths}
+
+
+def digest(value: object) -> str:
+    """16 digits of bytes, or of the representation of plain values."""
+    content = value if isinstance(value, bytes) else repr(value).encode()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def tensors_digest(tensors: Iterable[torch.Tensor]) -> str:
+    """16 digits of shapes, dtypes and all bits of tensors in their order; tensors that are one are hashed once.
+
+    Unlike :func:`l2l.tuners.fingerprint.weights_hash` it sees the order of the numbers and their last bits, as a run does.
+    """
+    found, seen = hashlib.blake2b(digest_size=8), set()
+    for tensor in tensors:
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        for plain in _plain_parts(tensor.detach()):
+            found.update(f"{plain.dtype} {list(plain.shape)}".encode())
+            for chunk in plain.reshape(-1).view(torch.uint8).split(_CHUNK):
+                found.update(chunk.cpu().numpy().data)
+    return found.hexdigest()
+
+
+def _plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensor, or those that a quantised one is made of; none of one without memory."""
+    if tensor.is_meta:
+        return []
+    if flatten := getattr(tensor, "__tensor_flatten__", None):
+        return [part for name in flatten()[0] for part in _plain_parts(getattr(tensor, name))]
+    return [tensor.as_subclass(torch.Tensor).contiguous()]

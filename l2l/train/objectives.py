@@ -5,11 +5,11 @@ minimised. Malladi et al. 2023, arXiv:2305.17333, Section 3.3, trains on accurac
 
 import inspect
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from l2l.models.batching import Grouping
 from l2l.models.load import context_length
+from l2l.plugins import load_module
 from l2l.tasks import Row, Task, answer_scores
 from l2l.tasks.evaluate import evaluate, generate
 
@@ -87,16 +87,13 @@ def find_objective(
 
 
 def imported(path: str) -> Objective:
-    """The callable that ``package.module:function`` names.
+    """The callable that ``package.module:function`` or ``file.py:function`` names.
 
     Raises:
-        ValueError: there is no such module or function, or it does not take (model, tokenizer, rows).
+        ValueError: there is no such module, file or function, or it does not take (model, tokenizer, rows).
     """
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(import_module(module), name, None)
-    except ImportError as error:
-        raise ValueError(f"objective {path!r}: cannot import {module!r}: {error}") from error
+    module, _, name = path.rpartition(":")
+    found = getattr(load_module(module, f"objective {path!r}"), name, None)
     if not callable(found):
         raise ValueError(f"objective {path!r}: module {module!r} has no function {name!r}")
     try:

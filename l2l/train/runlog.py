@@ -47,8 +47,8 @@ their number, and curvature; whether something has read the weights before the s
 END = 0xFFFF
 """In place of the number of losses: the run has ended."""
 NAN = float("nan")
-CONTINUED = ("library", "torch", "steps")
-"""Of the header: what may change while a run is continued."""
+KEPT = ("seed", "epsilon", "method", "method_args", "perturb", "update", "tuner", "blocks")
+"""Of the header: what must not change while a run is continued. What it reads besides is compared by the run's directory."""
 
 RECORDED = (
     *("model", "revision", "task", "steps", "lr", "step_fraction", "curvature_every", "schedule", "schedule_end", "batch_size"),
@@ -345,7 +345,7 @@ class RunLog:
         first: int = read_log(path, 0).header.get("first", 0)
         kept = steps - first
         log = read_log(path, kept)
-        changed = [found for found in header_differences(header, log.header) if found[0].split(".")[-1] not in CONTINUED]
+        changed = [found for found in header_differences(header, log.header) if found[0].split(".")[0] in KEPT]
         if changed or len(log.steps) < kept:
             what = f"its {changed[0][0]!r} differs" if changed else f"it ends at step {first + len(log.steps)}, too early"
             raise ValueError(f"run log {str(path)!r} is not that of this run: {what}; move it away to go on without it")

@@ -16,6 +16,7 @@ from math import ceil, isfinite
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Literal, final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -35,14 +36,24 @@ from l2l.params.in_place import merges
 from l2l.report import run_directory
 from l2l.report.console import Bars, growing, plot_panels, print_table, quiet_lightning, smooth
 from l2l.report.memory import PeakMemory
-from l2l.report.run_directory import METRICS, MetricsLog, RunDirectory, read_metrics, read_tensors, write_tensors
+from l2l.report.run_directory import (
+    METRICS,
+    MetricsLog,
+    RunDirectory,
+    Stopped,
+    StopRequest,
+    read_metrics,
+    read_tensors,
+    stop_requests,
+    write_tensors,
+)
 from l2l.tasks import format_interval
 from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores, visits
 from l2l.tasks.inspect import warn_of_problems
 from l2l.train.baselines import Baseline, baseline_names, build_baseline
 from l2l.train.config import EVAL_EVERY, CompleteConfig, FineTuneConfig, doubts
-from l2l.train.inputs import Batcher, Closures, RunInputs, load_run_inputs, make_closures
+from l2l.train.inputs import NAMES, Batcher, Closures, RunInputs, fingerprint, load_run_inputs, make_closures
 from l2l.train.objectives import LOSS
 from l2l.train.prefix import FILE, RunPrefix, prepare_prefix
 from l2l.train.runlog import NAME, ROWS, RunLog, StepRecord, run_header
@@ -70,6 +81,8 @@ FASTER = 2
 become less busy."""
 EVALUATED = 32
 """Examples per forward pass of an evaluation."""
+LIMITS = ("steps", "max_passes", "max_seconds")
+"""Fields that end a run: one that is continued may end later, unless its steps depend on where it ends."""
 WORTH_MEASURING = 50
 """Steps from which on a run's time is predicted: measuring the machine takes as long as a few steps."""
 
@@ -152,10 +165,14 @@ def plan_and_run(
         line = f"from the tuner's plan: {options_line(planned)}"
         print(line) if config.progress else logger.info("%s", line)
     complete = config.completed(planned)
-    folder = RunDirectory(config.out, asdict(complete), config.overwrite)
-    if folder.resumed and config.progress:
-        print(f"continuing the run in {config.out}")
-    return start_fine_tuning(complete, folder, model, tokenizer, method, tuner)
+    why: dict[str, str] = {}
+    if complete.schedule != "constant":  # its factor is a function of the share of the run that is done
+        why |= {name: f"which the schedule {complete.schedule} depends on" for name in LIMITS}
+    free = {*NAMES, *LIMITS} - set(why)
+    with RunDirectory(config.out, asdict(complete), config.overwrite, free, why) as folder:
+        if folder.resumed and config.progress:
+            print(f"continuing the run in {config.out}")
+        return start_fine_tuning(complete, folder, model, tokenizer, method, tuner)
 
 
 def _layers_by_budget(
@@ -349,7 +366,37 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
         return _run(context, folder)
 
 
+def identify(context: RunContext, folder: RunDirectory) -> None:
+    """Record what the run reads, or compare it with what it read before; a model that a run of this process was training in
+    this directory counts as the one that it was.
+
+    Raises:
+        ValueError: the run is continued and would read something else, or has gone past the end that it is given now.
+    """
+    if folder.resumed:
+        progress, before = Progress(**folder.read_checkpoint()[1]["progress"]), RunDirectory.recorded(folder.path) or {}
+        for name, done in zip(LIMITS, (progress.step, progress.passes, progress.seconds), strict=True):
+            limit, first = getattr(context.config, name), before.get(name)
+            if limit is not None and limit != first and done > limit:
+                given = "" if first is None else f", as the {first:g} that it began with"
+                raise ValueError(
+                    f"the run in {folder.path} has gone past {name}={limit:g}, to {done:g}: give a larger {name}{given}, or "
+                    "choose another --out"
+                )
+    began, out = _BEGAN.setdefault(context.model, {}), str(folder.path.resolve())
+    found = fingerprint(context, context.closures.batcher.examples, context.optimizer.method)
+    if folder.resumed and out in began:
+        found["model"]["weights"] = began[out]
+    folder.identify(found)
+    began[out] = found["model"]["weights"]
+
+
+_BEGAN: "WeakKeyDictionary[PreTrainedModel, dict[str, str]]" = WeakKeyDictionary()
+"""Model -> directory -> digest of its weights when the run in that directory began."""
+
+
 def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
+    identify(context, folder)
     rehearse_end(context, folder)
     config, expected, prefix = context.config, _expected_costs(context), context.prefix
     if config.progress:
@@ -362,12 +409,14 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
                 steps = plan.steps if config.max_seconds is None else FASTER * plan.steps
                 prefix.build(context, context.closures, steps, folder.path, session.bars)
             session.begin()
-            with session.training() as advance, context.optimizer.theta.fused_steps():
+            with stop_requests() as session.asked, session.training() as advance, context.optimizer.theta.fused_steps():
                 if config.loop == "lightning":
                     _run_lightning(session, advance)
                 else:
-                    while not session.done:
+                    while not session.ended:
                         advance(session.step(context.optimizer))
+            if session.asked.number is not None:
+                raise stopped(f"after step {session.progress.step}", folder, session.asked.number)
         done, optimizer = session.progress, context.optimizer
         last = session.score("train"), session.score("test")
         optimizer.theta.assign(read_tensors(folder.path / BEST))
@@ -404,6 +453,11 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
         (folder.path / NAME).unlink()
     (folder.path / BEST).unlink()  # last: until the run is finished it can be continued
     return FineTuneResult(context.model, summary, folder.path)
+
+
+def stopped(when: str, folder: RunDirectory, number: int) -> Stopped:
+    """The exception of a run that has ended at a step's boundary, as it was asked to, with a checkpoint."""
+    return Stopped(f"stopped {when}; a checkpoint is in {folder.path}, and the same command continues from it", number)
 
 
 def save_run_model(context: RunContext, target: Path) -> None:
@@ -537,6 +591,10 @@ class Session:
         self.context, self.config, self.plan, self.folder = context, context.config, plan, folder
         self.progress = Progress()
         header = run_header(self.config, context.optimizer, context.model)
+        self.asked = StopRequest()
+        """Whether a signal has asked the run to stop."""
+        self.ended = False
+        """Whether no further step is to be taken: the run is done, or was asked to stop and has saved."""
         self._peak_lr: list[float] = [group["lr"] for group in context.optimizer.param_groups]  # before the schedule
         if folder.resumed:
             _, state = folder.read_checkpoint()
@@ -544,6 +602,7 @@ class Session:
             context.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
             self._check_best()
+            self.ended = self.done
         self._bad = context.optimizer.bad_losses.total
         after = self.progress.step - 1 if folder.resumed else None
         self.log = RunLog(folder.path, header, self.progress.step if folder.resumed else None)
@@ -619,7 +678,8 @@ class Session:
         self._bad = bad.total
         restored = restored and (bool(report.dropped) or any(not merges(estimate.direction) for estimate in report.estimates))
         self.log.append(StepRecord.of(report, self._peak_lr[0] * factor, self._rows_hash(step), restored))
-        if now.step % self.config.checkpoint_every == 0 or self.done:
+        self.ended = self.done or self.asked.number is not None  # asked from here on, it ends after the next step
+        if now.step % self.config.checkpoint_every == 0 or self.ended:
             self._tick()
             self.log.flush()
             state = {"weights": self._weights(), "optimizer": self.context.optimizer.state_dict()}
@@ -712,7 +772,7 @@ def _run_lightning(session: Session, advance: Callable[[float], None]) -> None:
     """Run a session's remaining steps under a Lightning trainer."""
     import lightning
 
-    if session.done:
+    if session.ended:
         return
 
     @final
@@ -731,7 +791,10 @@ def _run_lightning(session: Session, advance: Callable[[float], None]) -> None:
 
         def training_step(self, batch: int, batch_idx: int) -> None:
             advance(session.step(self.optimizers()))
-            self.trainer.should_stop = session.done
+            self.trainer.should_stop = session.ended
+
+        def on_train_start(self) -> None:
+            session.asked.install()
 
     with quiet_lightning():
         trainer = lightning.Trainer(

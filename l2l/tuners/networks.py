@@ -8,11 +8,11 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any, Literal, final
 
 import torch
 
+from l2l.plugins import load_module
 from l2l.tuners.features import FEATURES
 
 Start = Literal["random", "mezo"]
@@ -218,10 +218,8 @@ def network_class(architecture: str, trusted: bool = True) -> type[TunerNetwork]
     elif not trusted and path not in (*sys.modules, *os.environ.get(VARIABLE, "").split(",")):
         reason = f"module {path!r} is neither imported nor named in {VARIABLE}"
     else:
-        try:
-            members = vars(import_module(path))  # not getmembers, which imports what a module promises lazily
-        except ModuleNotFoundError as error:
-            raise ValueError(f"unknown tuner architecture {architecture!r}: {error}") from error
+        # not getmembers, which imports what a module promises lazily
+        members = vars(load_module(path, f"unknown tuner architecture {architecture!r}"))
         kinds = [(name, kind) for name, kind in members.items() if isinstance(kind, type) and issubclass(kind, TunerNetwork)]
         kinds = [(name, kind) for name, kind in kinds if not inspect.isabstract(kind)]
         found = [kind for name, kind in kinds if name == chosen or (not chosen and kind.__module__ == path)]

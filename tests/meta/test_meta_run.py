@@ -6,6 +6,7 @@ import csv
 import datetime
 import json
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,14 +158,14 @@ def uninterrupted(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("how", one_of_today(["killed", "interrupted"]))
+@pytest.mark.parametrize("how", one_of_today(["killed", "interrupted", "terminated"]))
 def test_a_run_broken_off_and_continued_is_the_uninterrupted_run(how, uninterrupted, tmp_path):
     same = command(tmp_path, **LONGER)
     if how == "killed":
         kill_when_saved(same, tmp_path)
     else:
-        said = break_off_when_saved(same, tmp_path)
-        assert said == "l2l: interrupted; the same command continues from the last checkpoint\n"
+        said = break_off_when_saved(same, tmp_path, signal.SIGINT if how == "interrupted" else signal.SIGTERM)
+        assert f"a checkpoint is in {tmp_path}, and the same command continues from it\n" in said
     assert 0 < read_tensors(tmp_path / "checkpoint.safetensors")["global_step"] < LONGER["steps"]
     assert main(same) == 0
     assert outcome(tmp_path) == outcome(uninterrupted)

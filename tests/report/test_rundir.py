@@ -35,7 +35,7 @@ def test_the_same_configuration_continues_if_there_is_a_checkpoint(tmp_path):
 
 def test_another_configuration_is_refused(tmp_path):
     RunDirectory(tmp_path, CONFIG).create()
-    with pytest.raises(ValueError, match=r"holds another run \(its config.yaml differs\): .*--overwrite true"):
+    with pytest.raises(ValueError, match=r"holds another run: steps: 3 -> 4\. Choose another --out, .*--overwrite true"):
         RunDirectory(tmp_path, {**CONFIG, "steps": 4})
 
 
@@ -58,6 +58,7 @@ def test_overwriting_removes_what_a_run_left_but_not_before_it_begins(tmp_path):
     folder = RunDirectory(path, {**CONFIG, "steps": 4}, overwrite=True)
     assert (path / "summary.json").exists()
     folder.create()
+    folder.release()
     assert [entry.name for entry in path.iterdir()] == ["config.yaml"]
 
 
@@ -80,7 +81,7 @@ def test_a_broken_configuration_is_a_file_that_no_run_wrote(content, tmp_path):
 def test_what_a_killed_process_was_about_to_write_does_not_count_and_is_removed(tmp_path):
     (tmp_path / ".writing-x1").mkdir()
     (tmp_path / ".writing-x1" / "config.yaml").write_text("out: so")
-    RunDirectory(tmp_path, CONFIG).create()
+    RunDirectory(tmp_path, CONFIG).create().release()
     assert [entry.name for entry in tmp_path.iterdir()] == ["config.yaml"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -70,12 +71,16 @@ def test_a_killed_run_continued_is_the_uninterrupted_run(run, tuner, uninterrupt
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(STEPS))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("loop", "run"), daily_slice([(loop, run) for loop in ("bare", "lightning") for run in ("mezo", "mezo auto")], 1)
 )
-def test_an_interrupted_run_says_so_and_is_continued(loop, run, tuner, uninterrupted, tmp_path):
-    same = command(tmp_path, run, tuner, "--loop", loop)
-    said = break_off_when_saved(same, tmp_path)
-    assert said == "l2l: interrupted; the same command continues from the last checkpoint\n"
+def test_an_interrupted_run_finishes_its_step_saves_says_so_and_is_continued(loop, run, number, tuner, uninterrupted, tmp_path):
+    same = command(tmp_path, run, tuner, "--loop", loop, "--checkpoint_every", "1")
+    said = break_off_when_saved(same, tmp_path, number)
+    step = read_tensors(tmp_path / "checkpoint.safetensors")["progress"]["step"]
+    assert said.splitlines()[-1] == (
+        f"l2l: stopped after step {step}; a checkpoint is in {tmp_path}, and the same command continues from it"
+    )
     assert main(same) == 0
     assert outcome(tmp_path) == uninterrupted(run)

@@ -180,6 +180,9 @@ def interrupted(tmp_path: Path, monkeypatch, **options: Any) -> dict[str, Any]:
 def test_a_run_continued_on_other_rows_is_refused(tmp_path, monkeypatch):
     given = interrupted(tmp_path, monkeypatch)
     sst2(tmp_path / "data", "poor")
+    with pytest.raises(ValueError, match=r"read something else: train rows texts: .*--overwrite true"):
+        l2l.fine_tune(**given)
+    (tmp_path / "out" / "run.json").unlink()  # the file has an identity of its own
     with pytest.raises(ValueError, match=r"made from something else: rows .*remove the file, or pass --overwrite true"):
         l2l.fine_tune(**given)
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
@@ -189,10 +192,11 @@ def test_a_run_continued_on_other_rows_is_refused(tmp_path, monkeypatch):
 def test_a_run_continued_on_other_weights_is_refused(tmp_path, monkeypatch):
     given = interrupted(tmp_path, monkeypatch)
     tiny_random("llama", seed=1, vocab_size=len(load_tokenizer("l2l/tiny"))).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="read something else: model weights: "):
+        l2l.fine_tune(**given)
+    (tmp_path / "out" / "run.json").unlink()  # the file has an identity of its own
     with pytest.raises(ValueError, match="made from something else: weights below"):
         l2l.fine_tune(**given)
-    (tmp_path / "out" / FILE).unlink()  # the way out
-    l2l.fine_tune(**given)
 
 
 def test_a_file_does_not_depend_on_how_many_steps_were_predicted_to_fit_into_the_seconds(tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def test_a_run_leaves_the_files_it_promises(done):
     left = sorted(entry.name for entry in done.out.iterdir())
     events = [name for name in left if name.startswith("events.out.tfevents.")]
     assert len(events) == 1
-    files = ["config.yaml", "loss.png", "metrics.csv", "model", "steps.l2l", "summary.json"]
+    files = ["config.yaml", "loss.png", "metrics.csv", "model", "run.json", "steps.l2l", "summary.json"]
     assert sorted(set(left) - set(events)) == files
     assert (done.out / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from l2l.experiments import stats, tables
-from l2l.experiments.runner import Chosen, Runner, check_all, executor_of
-from l2l.experiments.spec import CompareConfig, MethodCosts
+from l2l.experiments.runner import Chosen, Executor, Runner, check_all, executor_of, experiment_folder
+from l2l.experiments.spec import CompareConfig, MethodCosts, Place
 from l2l.experiments.stats import Cell, Run, RunTable
 from l2l.experiments.tables import draw_all
-from l2l.report.run_directory import CONFIG, SUMMARY, RunDirectory, write_whole
+from l2l.report.run_directory import RunDirectory, write_whole
 
 MARKDOWN, PAGE = "compare.md", "index.html"
 
@@ -23,12 +22,14 @@ def run_comparison(config: CompareConfig) -> dict[str, Any]:
     torch.set_num_threads(1)  # the runs share the processors
     executor = executor_of(config.executor, config.processes)
     checked = check_all(config, config.contenders)
-    path = Path(config.out)
-    earlier = path / CONFIG
-    if not config.overwrite and earlier.is_file() and yaml.safe_load(earlier.read_text()) == config.recorded:
-        (path / SUMMARY).unlink(missing_ok=True)  # a finished comparison, to which may be added
-    folder = RunDirectory(path, config.recorded, config.overwrite).create()
-    runs = Path(config.runs) if config.runs else folder.path / "runs"
+    with experiment_folder(config, checked, again=True) as (folder, runs):  # what is new may be added to a finished one
+        return _compare(config, executor, checked, folder, runs)
+
+
+def _compare(
+    config: CompareConfig, executor: Executor, checked: Sequence[Place], folder: RunDirectory, runs: Path
+) -> dict[str, Any]:
+    path = folder.path
     places = [place.frozen(runs / "_tuners") for place in checked]
     left_out = [
         f"left out of {place.setting.name}, {place.scheme.name}: {label}: {reason}"

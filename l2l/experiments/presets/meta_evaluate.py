@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from l2l.experiments import spec, stats, tables
 from l2l.experiments.controls import build_controls
-from l2l.experiments.runner import Chosen, Runner, check_all, executor_of
+from l2l.experiments.runner import Chosen, Runner, check_all, executor_of, experiment_folder
 from l2l.experiments.spec import MetaEvaluateConfig, Place, SchemeEntry, Setting
 from l2l.experiments.stats import Cell, Run, RunTable
 from l2l.experiments.tables import Table, Text, draw_curves, draw_matrix, finite, mean_curves
@@ -39,19 +39,18 @@ def run_meta_evaluation(config: MetaEvaluateConfig) -> dict[str, Any]:
     tuners = [next(iter(place.entries[judged].tuners.values())) for place in checked]
     if None in tuners:
         raise ValueError(f"contender {judged!r} is to be judged, but names no tuner")
-    folder = RunDirectory(config.out, config.recorded, config.overwrite).create()
-    runs = Path(config.runs) if config.runs else folder.path / "runs"
-    places, missing = [], {}
-    for found, tuner in zip(checked, tuners, strict=True):
-        place = found.frozen(runs / "_tuners")
-        setting, steps, pool = place.setting, place.entries[judged].steps, pool_of(place.setting)
-        built, missing[setting.name] = build_controls(config, setting, tuner, steps, pool, runs / "_tuners")
-        places.append(replace(place, entries={**place.entries, **{one.contender.label: one for one in built}}))
-    runner = Runner(config, executor, places, runs)
-    done = runner.tune()
-    chosen = runner.choose(done)
-    done += runner.table({at: point for at, (point, _) in chosen.items()})
-    return write_verdict(folder, config, places, missing, majority, chosen, done)
+    with experiment_folder(config, checked) as (folder, runs):
+        places, missing = [], {}
+        for found, tuner in zip(checked, tuners, strict=True):
+            place = found.frozen(runs / "_tuners")
+            setting, steps, pool = place.setting, place.entries[judged].steps, pool_of(place.setting)
+            built, missing[setting.name] = build_controls(config, setting, tuner, steps, pool, runs / "_tuners")
+            places.append(replace(place, entries={**place.entries, **{one.contender.label: one for one in built}}))
+        runner = Runner(config, executor, places, runs)
+        done = runner.tune()
+        chosen = runner.choose(done)
+        done += runner.table({at: point for at, (point, _) in chosen.items()})
+        return write_verdict(folder, config, places, missing, majority, chosen, done)
 
 
 def pool_of(setting: Setting) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import torch
 
 from l2l.arguments import Arguments
 from l2l.estimators import finite_loss
-from l2l.experiments.runner import Executor, Trial, digest, executor_of, run_trials
+from l2l.experiments.runner import Executor, Trial, digest, executor_of, experiment_inputs, run_trials
 from l2l.experiments.spec import check_distinct, freeze
 from l2l.experiments.stats import Cell, Curve, Run, mean_by_x
 from l2l.experiments.tables import draw_curves, finite
@@ -32,6 +32,7 @@ from l2l.report.run_directory import METRICS, RunDirectory, read_metrics, write_
 from l2l.tasks import get_task
 from l2l.tasks.tiny_world import HELD_OUT, POOL
 from l2l.train.config import OPEN, CompleteConfig, FineTuneConfig
+from l2l.train.inputs import NAMES, load_run_inputs, tuner_fingerprint
 from l2l.train.trainer import prepare_fine_tuning
 from l2l.tuners import Depth, TrainingPlan, Tuner
 from l2l.tuners.plan import options_line, plan_config, plan_line
@@ -304,6 +305,8 @@ class Planner:
     unit: float
     """Seconds of a pass over the whole model."""
     costs: Mapping[str, Cost]
+    inputs: Mapping[str, Any]
+    """Task -> fingerprint of what its runs read."""
 
     def trial(self, one: Candidate, task: str, seed: int, budget: float) -> Trial:
         """A run at a budget in whole passes."""
@@ -315,7 +318,7 @@ class Planner:
         options = {name: getattr(run, name) for name in names} | {"eval_every": every, "checkpoint_every": every}
         seconds = limit * cost.per_pass * self.unit
         options |= {"max_passes": limit} if config.unit == "passes" else {"max_seconds": seconds}
-        out = str(self.runs / f"{Path(task).stem}-{run.method}-s{seed}-{digest(options)}")
+        out = str(self.runs / f"{Path(task).stem}-{run.method}-s{seed}-{digest(options, self.inputs[task])}")
         head = (Cell("plan", run.scheme, task), run.model, one.label, "", run.method, run.tuner, seed, True, {"lr": run.lr})
         return Trial(Run(*head, folder=out), options, out)
 
@@ -336,6 +339,18 @@ class Planner:
         return scores_of(losses, initial), runs
 
 
+def read_inputs(config: PlanConfig) -> dict[str, Any]:
+    """Task -> fingerprint of what its runs read."""
+    found: dict[str, Any] = {}
+    model = tokenizer = known = None
+    for task in config.pool:
+        run = replace(Candidate({"method": "mezo", "lr": "auto"}, "all").run(config, config.tuner), task=task)
+        inputs = load_run_inputs(run, model, tokenizer)
+        model, tokenizer = inputs.model, inputs.tokenizer
+        known = found[task] = experiment_inputs(inputs, known)
+    return found
+
+
 def run_plan(config: PlanConfig) -> dict[str, Any]:
     """Choose the plan and write the tuner with it; what ``summary.json`` holds.
 
@@ -344,7 +359,11 @@ def run_plan(config: PlanConfig) -> dict[str, Any]:
     """
     torch.set_num_threads(1)  # the runs share the processors
     executor = executor_of("local", config.processes)
-    folder = RunDirectory(config.out, asdict(config), config.overwrite)
+    with RunDirectory(config.out, asdict(config), config.overwrite, NAMES) as folder:
+        return _plan(config, executor, folder)
+
+
+def _plan(config: PlanConfig, executor: Executor, folder: RunDirectory) -> dict[str, Any]:
     recorded = folder.path / COSTS
     known = json.loads(recorded.read_text()) if recorded.is_file() and not config.overwrite else None
     tuner = Tuner.from_pretrained(config.tuner).with_plan(None)
@@ -352,9 +371,11 @@ def run_plan(config: PlanConfig) -> dict[str, Any]:
     budgets = [given if config.unit == "passes" else given / unit for given in config.budgets]
     screened = config.screen or 1.0
     check_budgets({one.label: budgets[0] * (1.0 if one.control else screened) for one in config.contenders}, costs)
-    runs = folder.create().path / "runs"
+    read = read_inputs(config)
+    named = {f"task {i}": one for i, one in enumerate(read.values())} | {"tuner": tuner_fingerprint(tuner)}
+    runs = folder.identify(named, always=True).create().path / "runs"
     write_json(folder.path / COSTS, {"whole_pass_seconds": unit, "costs": {name: vars(cost) for name, cost in costs.items()}})
-    planner = Planner(config, str(freeze(tuner, runs / "_tuners")), runs, executor, unit, costs)
+    planner = Planner(config, str(freeze(tuner, runs / "_tuners")), runs, executor, unit, costs, read)
     candidates = left = [one for one in config.contenders if not one.control]
     controls = [one for one in config.contenders if one.control]
     found: dict[float, dict[str, float]] = {}

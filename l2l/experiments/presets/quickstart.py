@@ -68,7 +68,13 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
         if not config.tune and task not in recipe["best"]:
             known = ", ".join(recipe["best"])
             raise ValueError(f"task {task!r} has no recorded learning rates: take {known}, or find them with --tune true")
-    folder = RunDirectory(config.out, asdict(config), config.overwrite).create()
+    if config.tuner:
+        Tuner.from_pretrained(config.tuner)  # bad input is refused before anything is written
+    with RunDirectory(config.out, asdict(config), config.overwrite) as folder:
+        return _quickstart(config, recipe, folder.create())
+
+
+def _quickstart(config: QuickstartConfig, recipe: dict[str, Any], folder: RunDirectory) -> dict[str, Any]:
     tuner = config.tuner or _learn_tuner(config, recipe["meta"], folder.path / "tuner")
     about = Provenance("l2l/tiny", recipe={"control": "fixed random sigma"})
     drawn = Tuner.for_model(load_model("l2l/tiny"), "table", start="random", provenance=about)

@@ -89,7 +89,11 @@ def run_tuner_test(config: GoNoGoConfig) -> dict[str, Any]:
     The gain is the final training loss with sigma = 1 less that with the tuner, in the mean over seeds. FileNotFoundError
     for an unknown tuner or model; ValueError where the tuner does not fit the model, or ``out`` holds another run.
     """
-    folder = RunDirectory(config.out, asdict(config), config.overwrite)
+    with RunDirectory(config.out, asdict(config), config.overwrite) as folder:
+        return _run(config, folder)
+
+
+def _run(config: GoNoGoConfig, folder: RunDirectory) -> dict[str, Any]:
     given, model = Tuner.from_pretrained(config.tuner), load_model(config.model)
     fitted = given.matched(model, config.match)  # a tuner that does not fit is refused before anything is written
     relation = "any model will do" if given.size_free else f"{(found := compare(given, model)).kind}: {found.message}"

@@ -3,7 +3,6 @@ module that defines it: ``my_package.my_objective``, or a file of this folder by
 
 import difflib
 import inspect
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +11,7 @@ from l2l.meta.objectives.closed_forms import Expected, ExpectedCurvature, LogPro
 from l2l.meta.objectives.evolution import ESFullRun, Evolution
 from l2l.meta.objectives.one_step_loss import HeldOutLoss, OneStepLoss, UnrolledLoss
 from l2l.meta.state import Objective
+from l2l.plugins import load_module
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "one_step_loss": OneStepLoss,
@@ -51,10 +51,7 @@ def _defined_in(name: str) -> type[Objective]:
         near = difflib.get_close_matches(name, OBJECTIVES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown objective {name!r}; known are {', '.join(sorted(OBJECTIVES))}{hint}")
-    try:
-        module = import_module(path)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"objective {name!r}: no module {path!r} can be imported") from error
+    module = load_module(path, f"objective {name!r}")
     classes = [value for _, value in inspect.getmembers(module, inspect.isclass) if value.__module__ == module.__name__]
     found = [value for value in classes if issubclass(value, Objective) and not inspect.isabstract(value)]
     if len(found) != 1:
