@@ -95,7 +95,7 @@ def load_model(
     import transformers
     from transformers.utils.hub import extract_commit_hash
 
-    dtype, num_labels, seed = plain(dtype), plain(num_labels), plain(seed)
+    dtype, num_labels, seed = str(plain(dtype)), plain(num_labels), plain(seed)
     adapter = adapter_base(name_or_path)
     if adapter is not None:
         if head == "auto":

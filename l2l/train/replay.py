@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from l2l.arguments import Arguments
 from l2l.methods import method_names
 from l2l.methods.base import Method
 from l2l.methods.registry import AROUND, build_method
@@ -210,7 +211,7 @@ def load_model(
 
 
 @dataclass(frozen=True)
-class ReplayConfig:
+class ReplayConfig(Arguments):
     """Rebuild the weights of a step of a run from its log; or say where two runs part."""
 
     run: str
@@ -229,6 +230,7 @@ class ReplayConfig:
     """The tuner of a run that has one; None: where the run had it from."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         chosen = [name for name in ("to", "undo", "diff") if getattr(self, name) is not None]
         if len(chosen) > 1:
             raise ValueError(f"{chosen[0]} and {chosen[1]} are both given: leave one out")
