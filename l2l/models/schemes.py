@@ -342,7 +342,7 @@ def check_adapter(model: Any) -> None:
     if isinstance(active, list) and len(active) > 1:
         raise ValueError(
             f"adapters {' and '.join(map(repr, active))} are active together, and one is saved: choose one by "
-            f"model.set_adapter({active[0]!r}), or combine them by model.add_weighted_adapter"
+            f"model.set_adapter({active[0]!r}), or combine them by model.add_weighted_adapter and set the one that it makes"
         )
     if model.active_adapter in ("..", ".") or Path(model.active_adapter).name != model.active_adapter:
         raise ValueError(f"the adapter's name {model.active_adapter!r} is none for a file: give it one without / and ..")
