@@ -14,13 +14,13 @@ import re
 import shutil
 import sys
 import tempfile
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType, ModuleType
 from typing import Any, get_args
 from unittest import mock
 
@@ -42,14 +42,15 @@ from l2l.meta.config import MetaTrainConfig, with_defaults
 from l2l.methods.registry import build_method
 from l2l.models import heads, kinds, load, prefix, schemes, shapes
 from l2l.models.shapes import tiny_random
-from l2l.noise import dispatch
+from l2l.noise import Key, dispatch
 from l2l.optim import ZOOptimizer
-from l2l.params import Blocks, PerturbedParameters
+from l2l.params import Basis, Blocks, Direction, PerturbedParameters
 from l2l.report.run_directory import RunDirectory, lock_directory, unlock_directory
 from l2l.tasks import encode, evaluate, sources, yaml_task
 from l2l.tasks.base import Example, GeneratedData, Task
-from l2l.tools import bench, estimate, lr_probe
-from l2l.train import baselines, prefix as prefix_cache
+from l2l.tools import estimate, lr_probe
+from l2l.train import baselines
+from l2l.train import prefix as prefix_cache
 from l2l.train.config import FineTuneConfig
 from l2l.train.inputs import load_run_inputs
 from l2l.train.replay import ReplayConfig, replay_command
@@ -57,6 +58,7 @@ from l2l.train.runlog import NAME as LOG
 from l2l.train.runlog import read_log
 from l2l.train.trainer import prepare_fine_tuning
 from l2l.tuners import published
+from l2l.tuners.normalize import CurvatureNormalizer, EnergyNormalizer
 
 PACKAGE = Path(__file__).parent.parent / "l2l"
 ADVICE = re.compile(r"--[a-z]|\b(pass|use|set|choose|try)\b")
@@ -135,6 +137,7 @@ def method(name: str, **args: Any) -> Call:
         made.init(Blocks.of(model))
 
     return built
+
 
 def instead(owner: Any, name: str, value: Any, call: Call) -> Call:
     """The call, with a stand-in for an attribute, or for an environment variable."""
@@ -343,6 +346,7 @@ def run(steps: int = 3, out: str = "run", overwrite: bool = False, inputs: str =
 
 def tried(out: str, needed: int) -> Call:
     def trial() -> None:
+        Path(out).mkdir(exist_ok=True)
         with RunDirectory(out, {"out": out}).trial(needed):
             pass
 
@@ -355,8 +359,8 @@ def after(first: Call, call: Call) -> Call:
 
 def once_let_go() -> None:
     """Waits until the run that holds the folder has ended; here the same process holds it, by another file."""
-    unlock_directory(LOCKED.pop())
-    unlock_directory(lock_directory(Path(".")))
+    unlock_directory(Path("."), LOCKED.pop())
+    unlock_directory(Path("."), lock_directory(Path(".")))
 
 
 LOCKED: list[int] = []
@@ -369,7 +373,7 @@ def locked_twice() -> None:
 
 def elsewhere() -> None:
     Path("other").mkdir()
-    unlock_directory(lock_directory(Path("other")))
+    unlock_directory(Path("other"), lock_directory(Path("other")))
 
 
 def placed(asked: str, size: int, memory: int = 1000, disk: int = 1000) -> Call:
@@ -385,7 +389,7 @@ def pickled(out: str, **options: Any) -> Call:
 
     def imported() -> None:
         tiny_random("llama", num_hidden_layers=1).config.save_pretrained("model")
-        layers = [torch.nn.Linear(4, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)]
+        layers = [torch.nn.Linear(5, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1)]
         names = tuner_commands.fingerprint_of("model").names
         torch.save({name: torch.nn.Sequential(*layers) for name in names}, "tuner.pth")
         tuner_commands.import_tuner(tuner_commands.ImportConfig("tuner.pth", "me/model", out, **options))
@@ -393,9 +397,9 @@ def pickled(out: str, **options: Any) -> Call:
     return imported
 
 
-def taken() -> None:
-    Path("taken").mkdir(exist_ok=True)
-    Path("taken/mine").write_text("mine")
+def taken(name: str = "taken") -> None:
+    Path(name).mkdir(exist_ok=True)
+    Path(name, "mine").write_text("mine")
 
 
 def deeper(match: str, freeze: bool = False) -> Call:
@@ -414,7 +418,9 @@ def planned(**scores: dict[str, float]) -> Call:
     """The choice of a plan among two depths, by scores at two budgets."""
     candidates = [plan.Candidate({"method": "learned", "lr": "auto"}, layers) for layers in ("top:1", "all")]
     labels = {"top": candidates[0].label, "all": candidates[1].label}
-    found = {float(at[1:]): {labels[name]: score for name, score in own.items()} for at, own in scores.items()}
+    found = {
+        float(at.removeprefix("passes_")): {labels[name]: score for name, score in own.items()} for at, own in scores.items()
+    }
     return lambda: plan.choose_plan(candidates, found, 4)
 
 
@@ -447,15 +453,34 @@ def compared(**options: Any) -> Call:
     return check
 
 
-def shared(runs: str | None) -> Call:
+def shared(runs: str | None, out: str = "out") -> Call:
     """The directories of a comparison."""
 
     def made() -> None:
         Path("file").write_text("")
-        with runner.experiment_folder(comparison(runs=runs), []):
+        with runner.experiment_folder(comparison(runs=runs, out=out), []):
             pass
 
     return made
+
+
+def both_ways(*names: str) -> Call:
+    """A step along a direction with a basis, or along the low rank of a method, or both."""
+
+    def step() -> None:
+        blocks, key = Blocks.of(torch.nn.Linear(8, 6, bias=False)), Key(1, 2)
+        lozo = build_method("lozo", 1e-3, {}, None, None)
+        basis = Basis({0: torch.eye(8)[:, :2]})
+        found = {
+            "basis": Direction(key, (1.0,), basis=basis, basis_sigma=(1.0,)),
+            "shape": lozo.direction(blocks, lozo.init(blocks), key),
+        }
+        theta = PerturbedParameters(blocks)
+        with theta.step():
+            for name in names:
+                theta.add(found[name], [1e-3])
+
+    return step
 
 
 def importing(module: Any) -> Callable[[str], Any]:
@@ -623,17 +648,19 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
         [prepared(method="forward_grad", objective="loss"), stepped("mezo", lambda model: model().item())],
     ),
     "no candidate has runs that ended at every budget": (  # a stand-in for the runs: their scores
-        planned(_9={"top": 0.1}, _99={"all": 0.2}), [planned(_9={"top": 0.1, "all": 0.3}, _99={"top": 0.3, "all": 0.2})],
+        planned(passes_9={"top": 0.1}, passes_99={}),
+        [planned(passes_9={"top": 0.1, "all": 0.3}, passes_99={"top": 0.3, "all": 0.2})],
     ),
     "is held out: choose plans on tasks of the pool": (planning("world_stars"), [planning("world_topic")]),
     "has no recorded learning rates": (
-        quick("world_plural"), [quick("world_stars", "world_cause"), compared(settings=[{"name": "tiny", "tasks": ["world_plural"]}])],
+        quick("world_trait"),
+        [quick("world_stars", "world_opposite"), compared(settings=[{"name": "tiny", "tasks": ["world_trait"]}])],
     ),
-    "is not a directory: choose another, or leave it out": (shared("file"), [shared("runs"), shared(None)]),
+    "is not a directory: choose another, or leave it out": (shared("file"), [shared("runs"), shared(None, "other")]),
     "executor: ray needs Ray": (
         instead(runner, "import_module", importing(None), lambda: runner.executor_of("ray", 1)),
         [
-            instead(runner, "import_module", importing(types.ModuleType("ray")), lambda: runner.executor_of("ray", 1)),
+            instead(runner, "import_module", importing(ModuleType("ray")), lambda: runner.executor_of("ray", 1)),
             lambda: runner.executor_of("local", 1),
         ],
     ),
@@ -641,7 +668,7 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
         compared(methods=["mezo", {"method": "dizo", "grid": [1e-3]}]),
         [
             compared(methods=["mezo", {"method": "dizo", "grid": [1e-3, 1e-2]}]),
-            compared(methods=["mezo", {"label": "auto", "method": "mezo", "options": {"lr": "auto"}}], step_fraction_grid=[0.1, 0.2]),
+            compared(methods=["mezo", {"label": "a", "method": "mezo", "options": {"lr": "auto"}}]),
         ],
     ),
     "no weight matrix belongs to an nn.Linear": (
@@ -660,14 +687,16 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
         [lambda: [kinds.kind_of_config(tiny_random("llama").config, name) for name in get_args(kinds.Head)]],
     ),
     "quantize is {}": (
-        lambda: load.check_quantize("int3"), [QUANTISED(lambda: [load.check_quantize(name) for name in get_args(load.Quantize)])],
+        lambda: load.check_quantize("int3"),
+        [QUANTISED(lambda: [load.check_quantize(name) for name in get_args(load.Quantize)])],
     ),
     "freezes the weights that scheme 'full' trains": (
         config(quantize="bnb4", scheme="full"),
         [QUANTISED(config(quantize="bnb4", scheme="lora")), config(scheme="full")],
     ),
     "is none that torch can use here": (
-        lambda: l2l.load_model("l2l/tiny", device="abacus"), [lambda: l2l.load_model("l2l/tiny", device="cpu"), prepared(device="cpu")],
+        lambda: l2l.load_model("l2l/tiny", device="abacus"),
+        [lambda: l2l.load_model("l2l/tiny", device="cpu"), prepared(device="cpu")],
     ),
     "tells no figures of its memory": (
         instead(load, "check_device", lambda device: None, estimated("mps")), [estimated("cpu"), estimated()],
@@ -681,18 +710,25 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
     ),
     "needs keys and values of one shape": (
         scheme("prefix", lambda: tiny_random("mamba")),
-        [scheme(name, lambda: tiny_random("mamba")) for name in ("prompt", "lora")],
+        [
+            scheme("prompt", lambda: tiny_random("mamba")),
+            scheme("lora", lambda: tiny_random("mamba"), target_modules=["in_proj", "x_proj"]),
+        ],
     ),
     "names no output head": (scheme("head", headless), [scheme("full", headless), scheme("lora", headless)]),
-    "are active together, and one is saved": (adapters(), [adapters(lambda model: model.set_adapter("first")), adapters(merge)]),
+    "are active together, and one is saved": (
+        adapters(), [adapters(lambda model: model.set_adapter("first")), adapters(merge)],
+    ),
     "peft cannot apply scheme": (
         scheme("lora", lambda: tiny_random("llama"), target_modules=["c_attn"]),
         [scheme("lora", lambda: tiny_random("llama"), target_modules=["q_proj"]), scheme("ia3", lambda: tiny_random("llama"))],
     ),
-    "unknown shape": (lambda: shapes.shape_config("opt-9b-shape"), [lambda: [shapes.shape_config(one) for one in shapes.SHAPES]]),
+    "unknown shape": (
+        lambda: shapes.shape_config("opt-9b-shape"), [lambda: [shapes.shape_config(one) for one in shapes.SHAPES]],
+    ),
     "unknown model type": (lambda: tiny_random("lama"), [lambda: tiny_random("llama")]),
     "is not a noise backend": (noise("cuda9"), [noise(name) for name in ("auto", "reference", *dispatch.BACKENDS)]),
-    "{}={}, but {}; use {}=auto": (
+    "L2L_NOISE={}, but {}; use L2L_NOISE=auto": (
         instead(dispatch, "backend_problem", lambda name: "it is not there", noise("numba")), [noise("auto")],
     ),
     "must be finite and not negative: set it": (
@@ -702,6 +738,7 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
     "the blocks of a zeroth-order optimizer are its model's": (
         of_optimizer(add_group), [of_optimizer(thaw), mezo(groups=[{"match": "vector", "lr": 1e-4}])],
     ),
+    "would move along a basis and a shape": (both_ways("basis", "shape"), [both_ways("basis"), both_ways("shape")]),
     "holds another run": (
         after(run(), run(steps=4)), [run(steps=4, out="other"), run(), run(steps=4, overwrite=True)],
     ),
@@ -709,7 +746,8 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
         after(run(), run(inputs="others")), [run(inputs="others", out="other"), run(), run(inputs="others", overwrite=True)],
     ),
     "cannot be written to": (
-        instead(tempfile, "TemporaryDirectory", read_only, tried("run", 0)), [instead(tempfile, "TemporaryDirectory", read_only, tried("other", 0))],
+        instead(tempfile, "TemporaryDirectory", read_only, tried("run", 0)),
+        [instead(tempfile, "TemporaryDirectory", read_only, tried("other", 0))],
     ),
     "{} writes into {}: choose another --out": (locked_twice, [elsewhere, once_let_go]),
     "--overwrite true would remove the": (
@@ -733,7 +771,8 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
     ),
     "cannot generate text": (answered("bert"), [answered("llama"), answered("t5")]),
     "cannot read {} files": (
-        lambda: sources.check_suffix(Path("notes.txt")), [lambda: [sources.check_suffix(Path(f"a{one}")) for one in sources.SUFFIXES]],
+        lambda: sources.check_suffix(Path("notes.txt")),
+        [lambda: [sources.check_suffix(Path(f"a{one}")) for one in sources.SUFFIXES]],
     ),
     "'doc_to_choice' has no use": (task_file(output_type="generate_until"), [task_file(ANSWERS)]),
     "'data_files' is missing; name": (
@@ -745,7 +784,9 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
     ),
     "is no name; use letters": (task_file(task="a b"), [task_file(task="a_B-2.c")]),
     "is no form of loss": (task_file(form="hinge"), [task_file(form="classification"), task_file(form="lm")]),
-    "have no classification loss": (task_file(ANSWERS, form="classification"), [task_file(ANSWERS, form="lm"), task_file(ANSWERS)]),
+    "have no classification loss": (
+        task_file(ANSWERS, form="classification"), [task_file(ANSWERS, form="lm"), task_file(ANSWERS)],
+    ),
     "must list one metric": (task_file(metric_list=[]), [task_file(metric_list=["acc"])]),
     "is not known for output_type": (
         task_file(metric_list=["bleu"]), [task_file(metric_list=[one]) for one in ("acc", "accuracy")],
@@ -771,10 +812,18 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
     ),
     "is damaged at step": (damaged, [replayed(to="1", out="other")]),
     "the blocks of {} are not known here": (
-        pickled("out"), [pickled("out", model="model"), lambda: [published.known_config(one) for one in published.KNOWN_MODELS]],
+        pickled("out"),
+        [pickled("out", model="model"), lambda: [published.known_config(one) for one in published.KNOWN_MODELS]],
     ),
     "{} exists and is no empty directory: choose another --out": (
         after(taken, pickled("taken", model="model")), [pickled("other", model="model")],
+    ),
+    "the curvature normalizer has no {}": (
+        lambda: CurvatureNormalizer().costs(list(Blocks.of(Quadratic())), False),
+        [
+            lambda: CurvatureNormalizer({"matrix": 1.0, "vector": 2.0}).costs(list(Blocks.of(Quadratic())), False),
+            lambda: EnergyNormalizer().costs(list(Blocks.of(Quadratic())), False),
+        ],
     ),
     "freeze these": (deeper("shape"), [deeper("shape", freeze=True), deeper("kind")]),
 }  # fmt: skip
@@ -789,28 +838,49 @@ ELSEWHERE = {
     "trains layers by budget": (
         "tuners/test_plan.py::test_layers_by_budget_and_streamed_layers_go_together_where_no_whole_pass_is_run"
     ),
-    "has gone past": (
-        "train/test_same_run.py::test_not_where_its_steps_depend_on_the_end_nor_backwards_nor_once_it_has_ended"
-    ),
+    "has gone past": ("train/test_same_run.py::test_not_where_its_steps_depend_on_the_end_nor_backwards_nor_once_it_has_ended"),
     "trace='fisher' draws labels": "meta/test_meta_curvature.py::test_labels_that_cannot_be_drawn_are_refused_with_a_way_out",
     "Choose one by --label": "tuners/test_card.py::test_a_tuner_of_another_name_is_asked_for_and_a_wrong_one_refused",
     "choose by --label": "tuners/test_card.py::test_a_tuner_of_another_name_is_asked_for_and_a_wrong_one_refused",
+    "the licence of this tuner is": (
+        "tuners/test_hub.py::test_a_tuner_of_unknown_licence_is_not_passed_on_unless_the_licence_is_named"
+    ),
+    "prefix cache {}": "train/test_prefix_run.py::test_a_run_continued_on_other_rows_is_refused",
+    "no checkpoint is left": "test_ways_out.py::test_a_folder_of_a_run_is_left_alone_and_another_one_is_taken",
+    "choose another --out": "test_ways_out.py::test_a_folder_of_a_run_is_left_alone_and_another_one_is_taken",
     "the tuner says that its model is": "tuners/test_hub.py::test_a_tuner_whose_model_is_a_directory_is_not_pushed",
 }
 """A piece of the message -> the test, below ``tests``, that takes its ways out, as it has what that needs."""
+
 
 @cache
 def trees() -> list[ast.Module]:
     return [ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))]
 
 
-def texts_in(tree: ast.AST) -> Iterator[str]:
-    """The texts in a piece of code, with ``{}`` for what is filled in."""
+def texts_in(tree: ast.AST, named: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+    """The texts in a piece of code, with ``{}`` for what is filled in, but for the texts that have a name."""
     for inner in ast.walk(tree):
         if isinstance(inner, ast.JoinedStr):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in inner.values)
+            yield "".join(filled(part, named) for part in inner.values)
         elif isinstance(inner, ast.Constant) and isinstance(inner.value, str):
             yield inner.value
+
+
+def filled(part: ast.expr, named: Mapping[str, str]) -> str:
+    if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name):
+        return named.get(part.value.id, "{}")
+    return str(part.value) if isinstance(part, ast.Constant) else "{}"
+
+
+def named_in(tree: ast.AST) -> dict[str, str]:
+    """The texts that have a name of their own in a module, as a way out that several messages share."""
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.JoinedStr | ast.Constant):
+            for target, text in zip(map(ast.unparse, node.targets), texts_in(node.value, found), strict=False):
+                found[target] = text if found.get(target, text) == text else "{}"
+    return found
 
 
 def texts() -> Iterator[str]:
@@ -819,11 +889,17 @@ def texts() -> Iterator[str]:
         yield from texts_in(tree)
 
 
-def messages() -> Iterator[str]:
+@cache
+def messages() -> list[str]:
+    return list(templates())
+
+
+def templates() -> Iterator[str]:
     """The templates of all messages of errors that the package raises."""
     for tree in trees():
+        named = named_in(tree)
         for node in ast.walk(tree):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and (found := list(texts_in(node.exc))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and (found := list(texts_in(node.exc, named))):
                 yield max(found, key=len)
 
 
@@ -879,22 +955,46 @@ def test_a_process_that_ended_leaves_what_is_done(here, monkeypatch):
     assert Killed.left == 0, "the run that was done is not repeated"
 
 
-def test_a_folder_of_a_run_is_left_alone_and_another_one_is_taken(tmp_path):
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path):
-        with pytest.raises(ValueError, match="choose another --out"):
-            RunDirectory(out, {"out": str(out)})
-    assert RunDirectory(tmp_path / "other", {"out": "x"}).create().path.is_dir()
+def finished() -> None:
+    RunDirectory("run", {"steps": 3, "out": "run"}).create().finish({})
+
+
+def broken() -> None:
+    """A run both of whose checkpoints are damaged."""
+    after(run(), run())()
+    for file in Path("run").glob("*.safetensors"):
+        file.write_bytes(b"nothing")
+    RunDirectory("run", {"steps": 3, "out": "run"}).read_checkpoint()
+
+
+FOLDERS: dict[str, Call] = {
+    "is not a directory: choose another --out": after(lambda: Path("run").write_text(""), run()),
+    "holds files that no run wrote: choose another --out": after(lambda: taken("run"), run()),
+    "cannot be made: .*: choose another --out": after(lambda: Path("file").write_text(""), run(out="file/run")),
+    "holds this run, finished: choose another --out, or pass --overwrite true": after(finished, run()),
+    "no checkpoint is left: .*; choose another --out, or pass --overwrite true to begin again": broken,
+}
+
+
+@pytest.mark.parametrize("said", FOLDERS)
+def test_a_folder_of_a_run_is_left_alone_and_another_one_is_taken(said, here):
+    with pytest.raises(ValueError, match=said):
+        FOLDERS[said]()
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    run(out="other")()
+    assert all(path.read_bytes() == content for path, content in before.items())
+    if "--overwrite" in said:
+        run(overwrite=True)()
 
 
 def test_every_message_that_advises_has_a_case():
-    known = {*CASES, *ELSEWHERE, "choose another --out"}  # which the test above takes
+    known = {*CASES, *ELSEWHERE}
     without = [text for text in messages() if ADVICE.search(text) and not any(piece in text for piece in known)]
     assert not without, "an advice that no test takes: give it a case"
 
 
 def test_no_case_is_of_a_message_or_a_test_that_is_gone():
-    all_messages = list(messages())
+    all_messages = messages()
     assert not [piece for piece in {*CASES, *ELSEWHERE} if not any(piece in text for text in all_messages)]
     for place in ELSEWHERE.values():
         file, _, name = place.partition("::")
@@ -902,7 +1002,9 @@ def test_no_case_is_of_a_message_or_a_test_that_is_gone():
 
 
 def test_no_advice_begins_with_what_destroys_work():
-    first = re.compile(r"[:;,.] (?:(?:pass )?--overwrite true|(?i:remove|delete) (?:the|that|this) (?:file|folder|directory|run))")
+    first = re.compile(
+        r"[:;,.] (?:(?:pass )?--overwrite true|(?i:remove|delete) (?:the|that|this) (?:file|folder|directory|run))"
+    )
     for text in messages():
         found = first.search(text)
         assert found is None or ADVICE.search(text[: found.start()]), text

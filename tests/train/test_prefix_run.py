@@ -263,7 +263,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_half_file(tmp_path, monkeypatch)
         ({"train_layers": "last"}, "must be all, top:5"),
         ({"scheme": "prompt"}, "trains what lies below all layers: leave train_layers out, or use lora"),
         ({"sparse_embeddings": True}, "train_layers='top:1' trains no word embedding"),
-        ({"prefix_cache": "ram"}, "use one of auto, off, memory, disk"),
+        ({"prefix_cache": "ram"}, "must be one of auto, off, memory, disk"),
         ({"freeze": r"layers\.3|norm"}, "nothing would be trained"),
     ],
 )
