@@ -184,6 +184,13 @@ def check_device(device: torch.device | str | None) -> None:
         raise ValueError(f"device={str(device)!r} is none that torch can use here ({why}); use {there}") from error
 
 
+def check_measured(device: str | None) -> None:
+    """Raise ValueError unless torch can use the device, and tells what memory is in use there."""
+    check_device(device)
+    if torch.device(device or "cpu").type not in ("cpu", "cuda"):
+        raise ValueError(f"device={device!r} tells no figures of its memory; use cpu")
+
+
 def gguf_path(name_or_path: str | Path, revision: str | None = None) -> Path | None:
     """The file of a model in the gguf format, fetched where the hub's ``owner/name/file.gguf`` is given; None for others.
 

@@ -519,7 +519,7 @@ def read_rows(path: Path, made_from: Mapping[str, str]) -> dict[bytes, torch.Ten
     Raises:
         ValueError: the file is not readable, or was made from something else; the message says what has changed.
     """
-    way_out = "remove the file, or pass --overwrite true to start over"
+    way_out = "choose another --out, or move the file away, so that it is computed anew"
     try:
         with safe_open(path, "pt") as file:
             found = file.metadata() or {}

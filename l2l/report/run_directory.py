@@ -403,8 +403,8 @@ class RunDirectory:
         room = shutil.disk_usage(place).free + sum(path.stat().st_size for path in self.path.glob("*.safetensors"))
         if needed > room:
             raise ValueError(
-                f"{self.path}: the run takes up to {needed:,} bytes, and {room:,} are free there: make room, choose another "
-                "--out, or, in fine-tuning, leave the model out by --save log"
+                f"{self.path}: the run takes up to {needed:,} bytes, and {room:,} are free there: choose another "
+                "--out, make room, or, in fine-tuning, leave the model out by --save log"
             )
         try:
             folder = tempfile.TemporaryDirectory(dir=place, prefix=UNFINISHED)

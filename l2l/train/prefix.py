@@ -143,8 +143,8 @@ class RunPrefix:
             if error.errno != errno.ENOSPC:
                 raise
             raise ValueError(
-                f"the disk of {target.parent} is full: the prefix cache takes {self.size:,} bytes there; make room, or choose "
-                "an --out on another disk, fewer rows, or prefix_cache memory or off"
+                f"the disk of {target.parent} is full: the prefix cache takes {self.size:,} bytes there; choose an --out on "
+                "another disk, fewer rows, or prefix_cache memory or off, or make room"
             ) from error
 
     def costs(self) -> dict[str, Any]:

@@ -384,7 +384,7 @@ def test_a_stale_file_is_refused_with_what_has_changed(change, words, tmp_path):
         batch.input_ids[0, 0] += 1
     context = 32 if "context" in words else 64
     now = prefix_identity(model, trace_layers(model), cache.lowest, plan_fills(model, [batch]), context)
-    with pytest.raises(ValueError, match=f"was made from something else: .*{words}.*; remove the file"):
+    with pytest.raises(ValueError, match=f"was made from something else: .*{words}.*; choose another"):
         read_rows(path, now)
 
 
@@ -397,5 +397,5 @@ def test_weights_above_may_change_and_a_file_of_another_kind_is_refused(tmp_path
         model.lm_head.weight.zero_()
     assert prefix_identity(model, trace_layers(model), 2, plan_fills(model, [batch]), 64) == identity
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match=r"is not readable.*remove the file"):
+    with pytest.raises(ValueError, match=r"is not readable.*move the file away"):
         read_rows(path, identity)

@@ -183,10 +183,12 @@ def test_a_run_continued_on_other_rows_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"read something else: train rows texts: .*--overwrite true"):
         l2l.fine_tune(**given)
     (tmp_path / "out" / "run.json").unlink()  # the file has an identity of its own
-    with pytest.raises(ValueError, match=r"made from something else: rows .*remove the file, or pass --overwrite true"):
+    with pytest.raises(ValueError, match=r"made from something else: rows .*choose another --out, or move the file away"):
         l2l.fine_tune(**given)
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
-    l2l.fine_tune(**given, overwrite=True)  # the way out
+    l2l.fine_tune(**{**given, "out": str(tmp_path / "other")})  # the ways out
+    (tmp_path / "out" / FILE).rename(tmp_path / "moved")
+    l2l.fine_tune(**given)
 
 
 def test_a_run_continued_on_other_weights_is_refused(tmp_path, monkeypatch):
@@ -246,7 +248,10 @@ def test_a_full_disk_is_one_error_and_leaves_no_half_file(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r"disk of .* is full: the prefix cache takes [\d,]+ bytes .*prefix_cache memory"):
         fine_tune(tmp_path / "run", prefix_cache="disk")
     assert {path.name for path in (tmp_path / "run").iterdir() if FILE in path.name or path.name.startswith(".")} == set()
-    fine_tune(tmp_path / "other", prefix_cache="memory")  # a way out
+    for place in ("memory", "off"):  # ways out
+        fine_tune(tmp_path / place, prefix_cache=place)
+    monkeypatch.setattr(Path, "open", opened)  # stands in for another disk
+    fine_tune(tmp_path / "other", prefix_cache="disk")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +263,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_half_file(tmp_path, monkeypatch)
         ({"train_layers": "last"}, "must be all, top:5"),
         ({"scheme": "prompt"}, "trains what lies below all layers: leave train_layers out, or use lora"),
         ({"sparse_embeddings": True}, "train_layers='top:1' trains no word embedding"),
-        ({"prefix_cache": "ram"}, "use one of auto, off, memory, disk"),
+        ({"prefix_cache": "ram"}, "must be one of auto, off, memory, disk"),
         ({"freeze": r"layers\.3|norm"}, "nothing would be trained"),
     ],
 )
