@@ -156,14 +156,18 @@ def _check(header: dict[str, Any], optimizer: ZOOptimizer, model: "PreTrainedMod
         raise ValueError("the adapter begins with other values than the run's, which was made with torch {header['torch']}")
 
 
-def replay(log: runlog.Log, optimizer: ZOOptimizer, steps: int) -> None:
+def replay(log: runlog.Log, optimizer: ZOOptimizer, steps: int, at_once: bool = False) -> None:
     """Take the first ``steps`` of a run again; theta must be where the run began.
+
+    Args:
+        at_once: write the parameters in every step, so that the optimizer may take other steps afterwards.
 
     Raises:
         ValueError: a step comes out otherwise than its record says: the optimizer is not the run's.
     """
     theta = optimizer.theta
-    theta.defer_writes()
+    if not at_once:
+        theta.defer_writes()
     with theta.fused_steps():
         for number, step in enumerate(log.steps[:steps]):
             if step.restored:
