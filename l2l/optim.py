@@ -48,7 +48,7 @@ from l2l.methods import base
 from l2l.noise import Key
 from l2l.params import Block, Blocks, PerturbedParameters
 from l2l.params.blocks import Attachment
-from l2l.params.engine import defer_interrupt
+from l2l.params.parameters import check_factors
 from l2l.report.memory import available_bytes
 
 LearningRate: TypeAlias = float | Literal["auto"]
@@ -513,10 +513,13 @@ def zo_step(
                     bend = curvature(*losses, method.epsilon, curvature_lr.resolution)
                     curvature_lr_state = update_average(curvature_lr_state, bend, curvature_lr.decay)
             lr = curvature_lr.rates(lr, curvature_lr_state)
+        decays = weight_decay is not None and any(weight_decay)
+        factors = [1 - rate * decay for rate, decay in zip(lr, weight_decay or [], strict=True)] if decays else []
+        check_factors(factors)
         context = base.StepContext(key, tuple(lr), _evaluated(theta, counted), further, bend, tape.reading)
         following = method.update_(theta, state, estimates, context)
-        if weight_decay is not None and any(weight_decay):
-            theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
+        if decays:
+            theta.shrink(factors)
     report = StepReport(key, estimates, tape.passes, tuple(lr), bend, curvature_lr_state, unfit=tuple(tape.unfit))
     return following, replace(report, evaluations=tuple(tape.losses), readings=tuple(tape.readings))
 
@@ -576,10 +579,9 @@ def first_order_step(
             for gradient in gradients.values():
                 gradient.mul_(limit / norm)
             norm = limit
-        with defer_interrupt():  # blocks and state change together
-            if weight_decay is not None and any(weight_decay):
-                theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
-            following = method.update_(theta, state, gradients, lr)
+        if weight_decay is not None and any(weight_decay):
+            theta.shrink([1 - rate * decay for rate, decay in zip(lr, weight_decay, strict=True)])
+        following = method.update_(theta, state, gradients, lr)
     report = StepReport(key, (), FIRST_ORDER_PASSES, tuple(lr), None, CurvatureLRState(), loss, norm)
     return following, replace(report, evaluations=(loss,))
 
@@ -779,10 +781,31 @@ class ZOOptimizer(Optimizer):
             check_scheduled_lr("lr", float(group["lr"]))
         decay = [float(group["weight_decay"]) if p.ndim > 1 else 0.0 for group, p in pairs]
         key = Key(self.seed, self.steps_done)
-        check = StepCheck(self.on_bad_loss, self.bad_losses)
-        if self.on_bad_loss.back:
-            self._copies = [*self._copies[-self.on_bad_loss.back :], self._copy()]
+        check, copies = StepCheck(self.on_bad_loss, self.bad_losses), self._copies
         graded = any(block.tensor.grad is not None for block in self.blocks)
+        try:
+            with self.theta.until_counted():
+                if self.on_bad_loss.back:
+                    self._copies = [*copies[-self.on_bad_loss.back :], self._copy()]
+                self._take(closure, key, lr, decay, fresh, check)
+                self.steps_done += 1
+                copies = self._copies
+        finally:
+            self._copies = copies  # a step that was not counted leaves none
+        assert self.report is not None, "a step leaves a report"
+        self._advise(self.report, not graded and any(block.tensor.grad is not None for block in self.blocks))
+        return self.report.loss
+
+    def _take(
+        self,
+        closure: Closure,
+        key: Key,
+        lr: Sequence[float],
+        decay: Sequence[float],
+        fresh: Callable[[int], Closure] | None,
+        check: StepCheck,
+    ) -> None:
+        """Take the step, or drop it; it then is final."""
         try:
             if isinstance(self.method, base.FirstOrder):
                 stepped = first_order_step(closure, self.theta, self.method, self.method_state, key, lr, decay, check.judge)
@@ -800,26 +823,25 @@ class ZOOptimizer(Optimizer):
         else:
             self.method_state, self.report = stepped
             self.curvature_lr_state, self.bad_losses = self.report.curvature_lr_state, check.seen
-        assert self.report is not None, "a step leaves a report"
-        self.steps_done += 1
-        self.theta.raise_deferred_interrupt()
-        self._advise(self.report, not graded and any(block.tensor.grad is not None for block in self.blocks))
-        return self.report.loss
 
     def _drop(self, error: FloatingPointError, key: Key) -> None:
         """Leave out the step that failed, and go back where the policy says so."""
         counted = dropped(self.bad_losses, error, bool(self.on_bad_loss.back))
-        with defer_interrupt():
-            if self.on_bad_loss.back:
-                self._go_back(self._copies[0])
-                self._copies = []
-            self.bad_losses = counted
-            loss, passes = (error.loss, error.passes) if isinstance(error, BadLoss) else (math.nan, 0)
-            passes = FIRST_ORDER_PASSES if isinstance(self.method, base.FirstOrder) else passes
-            rates, seen = (0.0,) * len(self.blocks), self.curvature_lr_state
-            self.report = StepReport(key, (), passes, rates, None, seen, loss, math.nan, dropped=str(error))
-            if isinstance(error, BadLoss):  # a replay takes the step again, and drops it again
-                self.report = replace(self.report, evaluations=error.evaluations, readings=error.readings)
+        back = self._copies[0] if self.on_bad_loss.back else None
+        state = None if back is None else _restored(self.method_state, back["method"])
+        self.theta.final()
+        if back is not None:
+            self.theta.assign(back["weights"])
+            self.theta.load_extra_state(back["masters"])
+            self.method_state, self.curvature_lr_state = state, CurvatureLRState(**back["curvature"])
+            self._copies = []
+        self.bad_losses = counted
+        loss, passes = (error.loss, error.passes) if isinstance(error, BadLoss) else (math.nan, 0)
+        passes = FIRST_ORDER_PASSES if isinstance(self.method, base.FirstOrder) else passes
+        rates, seen = (0.0,) * len(self.blocks), self.curvature_lr_state
+        self.report = StepReport(key, (), passes, rates, None, seen, loss, math.nan, dropped=str(error))
+        if isinstance(error, BadLoss):  # a replay takes the step again, and drops it again
+            self.report = replace(self.report, evaluations=error.evaluations, readings=error.readings)
 
     def _copy(self) -> dict[str, Any]:
         """Weights, and whatever a step changes beside them, in memory of their own; weights in the host's."""
@@ -828,12 +850,6 @@ class ZOOptimizer(Optimizer):
         copied = ({name: x.to("cpu", copy=True) for name, x in some.items()} for some in (tensors, masters))
         state, seen = deepcopy(_plain(self.method_state)), asdict(self.curvature_lr_state)
         return dict(zip(("weights", "masters"), copied, strict=True)) | {"method": state, "curvature": seen}
-
-    def _go_back(self, copy: Mapping[str, Any]) -> None:
-        self.theta.assign(copy["weights"])
-        self.theta.load_extra_state(copy["masters"])
-        self.method_state = _restored(self.method_state, deepcopy(copy["method"]))
-        self.curvature_lr_state = CurvatureLRState(**copy["curvature"])
 
     def _advise(self, report: StepReport, backward: bool) -> None:
         """Warn, once each, of what the step has shown."""

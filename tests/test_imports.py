@@ -16,15 +16,16 @@ PACKAGE = Path(__file__).parent.parent / "l2l"
 LINES, FILES, IMPORT_SHARE = 36_000, 190, 0.06
 """Limits: lines of Python, files of Python, share of the lines that belong to import statements."""
 
-LEAVES = {"noise", "models", "report", "aliases", "arguments", "plugins"}
+LEAVES = {"noise", "models", "report", "aliases", "arguments", "interrupts", "plugins"}
 """They know nothing of the other parts."""
 METHODS = LEAVES | {"params", "estimators", "tuners", "methods"}
 TRAINING = METHODS | {"tasks", "bad_loss", "optim", "optimizers", "costs"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in LEAVES},
+    "noise": {"interrupts"},
     "models": {"arguments"},
     "tasks": {"arguments", "models", "report"},
-    "params": {"noise"},
+    "params": {"noise", "interrupts"},
     "estimators": {"noise", "params"},
     "tuners": LEAVES | {"params"},
     "methods": LEAVES | {"params", "estimators", "tuners"},

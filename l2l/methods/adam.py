@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
+import torch
 from torch import Tensor
 
 from l2l.methods.base import Blocks, Estimates, Method, MethodInfo, PerturbedParameters, StepContext, accumulators, gradient
@@ -26,9 +27,11 @@ class AdamState:
 
 def adam_step_(rule: Any, state: AdamState, index: int, found: Tensor) -> Tensor:
     """Update the means of a block, in place, with its gradient; what it moves by per lr / (1 - beta1^(steps + 1))."""
+    out = torch.empty_like(found)  # before anything changes: what wants memory may fail
     mean = state.mean[index].lerp_(found, 1 - rule.beta1)
     square = state.square[index].mul_(rule.beta2).addcmul_(found, found, value=1 - rule.beta2)
-    return mean / square.sqrt().div_(math.sqrt(1 - rule.beta2 ** (state.steps + 1))).add_(rule.eps)
+    root = torch.sqrt(square, out=out).div_(math.sqrt(1 - rule.beta2 ** (state.steps + 1))).add_(rule.eps)
+    return torch.div(mean, root, out=out)
 
 
 @final

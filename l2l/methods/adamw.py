@@ -43,7 +43,11 @@ class AdamW(base.FirstOrder[AdamState]):
     def update_(
         self, theta: PerturbedParameters, state: AdamState, gradients: MutableMapping[int, Tensor], lr: Sequence[float]
     ) -> AdamState:
-        for index in sorted(gradients):
-            delta = adam_step_(self, state, index, gradients.pop(index).to(state.mean[index].dtype))
-            theta.add_dense({index: delta}, -lr[index] / (1 - self.beta1 ** (state.steps + 1)))
+        def delta(index: int) -> Tensor:
+            moved = adam_step_(self, state, index, gradients[index].to(state.mean[index].dtype))
+            del gradients[index]
+            return moved
+
+        unbiased = 1 - self.beta1 ** (state.steps + 1)
+        theta.add_dense_each(delta, {index: -lr[index] / unbiased for index in sorted(gradients)})
         return replace(state, steps=state.steps + 1)

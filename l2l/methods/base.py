@@ -147,7 +147,7 @@ class Method(ABC, Generic[State]):
     """Abstract zeroth-order method. States are frozen dataclasses of tensors and numbers, or None: they are saved as is.
 
     Tensors of a state may be changed in place by an update, but only once nothing can fail any more: after the last
-    evaluation, and after ``theta.restore()`` where a direction is made of them.
+    evaluation, after ``theta.restore()`` where a direction is made of them, and after ``theta.final()``.
 
     Raises:
         ValueError: epsilon is not positive and finite, num_directions not a whole number from 1, or a name unknown.

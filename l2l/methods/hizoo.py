@@ -12,13 +12,14 @@ Under a tuner z is taken before its sigma: H is of the noise, not of the scale. 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, final
 
 import torch
 
+from l2l.interrupts import complete
 from l2l.methods import base
 from l2l.methods.base import Block, Blocks, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
-from l2l.params.engine import defer_interrupt
 from l2l.params.operators import plain
 
 
@@ -71,14 +72,16 @@ class HiZOO(base.CustomEstimator[HiZOOState]):
 
     def update_(self, theta: PerturbedParameters, state: HiZOOState, estimates: Estimates, context: StepContext) -> HiZOOState:
         theta.restore()  # with the H of the evaluation, before H changes
-        with torch.no_grad(), defer_interrupt():
-            if self.smooth:
-                for index in range(len(theta.blocks)):
-                    self._update_curvature_(state.curvature[index], theta.blocks, index, estimates)
-            base.descend(theta, estimates, context.lr)
+        base.descend(theta, estimates, context.lr)  # noted now, made at the end of the step, with the H that follows
+        if self.smooth:
+            theta.final()
+            changed = partial(self._update_curvature_, state.curvature, theta.blocks, estimates)
+            with torch.no_grad():
+                complete(partial(changed, index) for index in range(len(theta.blocks)))
         return state
 
-    def _update_curvature_(self, curvature: torch.Tensor, blocks: Blocks, index: int, estimates: Estimates) -> None:
+    def _update_curvature_(self, curvatures: Sequence[torch.Tensor], blocks: Blocks, estimates: Estimates, index: int) -> None:
+        curvature = curvatures[index]
         moving = [estimate for estimate in estimates if estimate.direction.sigma[index]]
         if not moving:
             return  # no estimate perturbed this block

@@ -62,17 +62,20 @@ class LOZOM(base.Method[LOZOMState]):
         def delta(index: int) -> Tensor:
             momentum, block = state.momenta[index], blocks[index]
             if not new.covers(index):
-                return momentum.mul_(self.beta).add_(base.gradient(blocks, index, estimates), alpha=1 - self.beta)
-            right = new.right(block, self.distribution)
+                found = base.gradient(blocks, index, estimates)  # before momentum changes: what wants memory may fail
+                return momentum.mul_(self.beta).add_(found, alpha=1 - self.beta)
+            right, carried = new.right(block, self.distribution), momentum
             if now.step != state.since:
-                carried = product(right.t(), old.right(block, self.distribution).t()).div_(len(right))
-                momentum.copy_(product(momentum, carried))
-            momentum.mul_(self.beta)
+                between = product(right.t(), old.right(block, self.distribution).t()).div_(len(right))
+                carried = product(momentum, between)
+            mean = carried * self.beta
             for estimate in estimates:  # + (1 - beta) * mean(g * U), U as long as it was in the evaluation
                 weight = (1 - self.beta) / len(estimates) * estimate.projected_gradient
                 scale = estimate.direction.factor * estimate.direction.sigma[index]
-                momentum.add_(new.left(block, estimate.direction.key, self.distribution), alpha=weight * scale)
-            return product(momentum, right).div_(math.sqrt(self.rank)).view(block.tensor.shape)
+                mean.add_(new.left(block, estimate.direction.key, self.distribution), alpha=weight * scale)
+            moved = product(mean, right).div_(math.sqrt(self.rank)).view(block.tensor.shape)
+            momentum.copy_(mean)
+            return moved
 
         theta.add_dense_each(delta, [-rate for rate in context.lr])
         return LOZOMState(state.momenta, now.step)

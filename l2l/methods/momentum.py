@@ -38,7 +38,8 @@ class Momentum(Method[MomentumState]):
         self, theta: PerturbedParameters, state: MomentumState, estimates: Estimates, context: StepContext
     ) -> MomentumState:
         def delta(index: int) -> Tensor:
-            return state.buffer[index].mul_(self.momentum).add_(gradient(theta.blocks, index, estimates))
+            found = gradient(theta.blocks, index, estimates)  # before the buffer changes: what wants memory may fail
+            return state.buffer[index].mul_(self.momentum).add_(found)
 
         theta.add_dense_each(delta, [-rate for rate in context.lr])
         return state

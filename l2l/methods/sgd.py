@@ -42,9 +42,9 @@ class SGD(base.FirstOrder[SGDState]):
     def update_(
         self, theta: PerturbedParameters, state: SGDState, gradients: MutableMapping[int, Tensor], lr: Sequence[float]
     ) -> SGDState:
-        for index in sorted(gradients):
+        def delta(index: int) -> Tensor:
             gradient = gradients.pop(index)
-            if self.momentum:
-                gradient = state.momentum[index].mul_(self.momentum).add_(gradient)
-            theta.add_dense({index: gradient}, -lr[index])
+            return state.momentum[index].mul_(self.momentum).add_(gradient) if self.momentum else gradient
+
+        theta.add_dense_each(delta, {index: -lr[index] for index in sorted(gradients)})
         return state

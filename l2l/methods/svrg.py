@@ -17,7 +17,6 @@ import torch
 
 from l2l.methods import base
 from l2l.methods.base import Blocks, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
-from l2l.params.engine import defer_interrupt
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,9 @@ class SVRG(base.CustomEstimator[SVRGState]):
             total = estimate.projected_gradient + sum(other.projected_gradient for other in others)
             full.append(replace(estimate, projected_gradient=total / self.anchor_batches))
         theta.restore()
-        with torch.no_grad(), defer_interrupt():
+        base.descend(theta, full, context.lr)  # noted now, made at the end of the step
+        theta.final()
+        with torch.no_grad():
             for anchor, block in zip(state.anchor, theta.blocks, strict=True):
                 anchor.copy_(block.tensor)
-        base.descend(theta, full, context.lr)
         return SVRGState(state.anchor, context.key.step, tuple(estimate.projected_gradient for estimate in full))

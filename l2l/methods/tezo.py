@@ -115,13 +115,16 @@ class TeZO(base.Method[TeZOState]):
             block, means = blocks[index], [mean[index] for mean in state.means]
             low_rank = shape.covers(index)
             found = shape.mean_weights(block, index, estimates) if low_rank else base.gradient(blocks, index, estimates)
-            for mean, beta, value in zip(means, self.betas, (found, found * found), strict=False):
-                mean.mul_(beta).add_(value, alpha=1 - beta)
+            values = zip(means, self.betas, (found, found * found), strict=False)
+            following = [(mean * beta).add_(value, alpha=1 - beta) for mean, beta, value in values]
+            moved = following
             if low_rank:
                 u, v = shape.sides(block, index, self.distribution)
-                means = [product(u**power * mean, v**power) for power, mean in enumerate(means, 1)]
-            moved = means[0] if len(means) == 1 else means[0] / means[1].sqrt().add_(self.delta)
-            return moved.view(block.tensor.shape)
+                moved = [product(u**power * mean, v**power) for power, mean in enumerate(following, 1)]
+            step = moved[0] if len(moved) == 1 else moved[0] / moved[1].sqrt().add_(self.delta)
+            for mean, value in zip(means, following, strict=True):  # last: what wants memory may fail
+                mean.copy_(value)
+            return step.view(block.tensor.shape)
 
         theta.add_dense_each(delta, [-rate for rate in context.lr])
         return state

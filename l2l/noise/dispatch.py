@@ -4,13 +4,14 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 
+from l2l.interrupts import complete
 from l2l.noise import reference, triton
 from l2l.noise.key import Distribution, Key, standard_deviation
 from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in, runs_of_terms
@@ -136,13 +137,16 @@ def _add_by_kind(
 ) -> Sums | None:
     """One call for the pieces of each device and dtype."""
     found = Sums(*(np.zeros(len(pieces)) for _ in range(5)))
-    for kind in kinds:
+
+    def added(kind: tuple[Any, ...]) -> None:
         chosen = [i for i, piece in enumerate(pieces) if _kind(piece) == kind]
         some = [NoiseTerm(t.key, [t.scales[i] for i in chosen], t.distribution) for t in terms]
         part = gather and MomentRequest([gather.restoring[i] for i in chosen], [gather.centre[i] for i in chosen])
         sums = add_noise([pieces[i] for i in chosen], some, part, rounding, store)
         for name, values in {} if sums is None else vars(sums).items():
             getattr(found, name)[chosen] = values
+
+    complete(partial(added, kind) for kind in kinds)
     return found if gather is not None else None
 
 

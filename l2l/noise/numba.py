@@ -1,7 +1,7 @@
 """The CPU backend for machines without a C compiler. Its kernels, in ``numba_kernel``, are compiled by numba."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from threading import Lock
@@ -9,6 +9,7 @@ from threading import Lock
 import numpy as np
 import torch
 
+from l2l.interrupts import complete
 from l2l.noise.reference import LANES
 from l2l.noise.table import PLACES, Plan
 
@@ -30,7 +31,7 @@ def available() -> str | None:
 
 def run_plans(plans: Sequence[Plan]) -> list[np.ndarray]:
     """Carries out the plans in turn; lane sums of each piece's chunks, [chunks, 5, LANES] each, where one wants them."""
-    return [lanes for plan in plans for lanes in _run(plan)]
+    return [lanes for found in complete(partial(_run, plan) for plan in plans) for lanes in found]
 
 
 def _run(plan: Plan) -> list[np.ndarray]:

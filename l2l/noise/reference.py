@@ -12,10 +12,12 @@ to nearest or stochastically.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
+from l2l.interrupts import complete
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
 from l2l.noise.slices import WORD, MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in, runs_of_terms
 
@@ -121,42 +123,47 @@ def add_noise(
         id(term): [tuple(round_scale(s, p.flat.dtype) for s in own) for own, p in zip(term.scales, pieces, strict=True)]
         for term in terms
     }
-    found = [np.zeros((0, 5, LANES)) for _ in pieces]
-    for i, piece in enumerate(pieces):
-        rows, exact = [], computed_in(piece.flat.dtype)
-        for at, size in chunks(piece.offset, piece.flat.numel()):
-            span, place = slice(at, at + size), (piece.offset + at, size, piece.flat.device)
-            value = (piece.flat if piece.master is None else piece.master)[span].to(exact, copy=True)
-            u = torch.zeros_like(value)  # of the first term, for sums
-            for packed, run in runs_of_terms(terms):
-                common, summed = packed and _hashed(piece.name, packed, *place), None
-                for term in run:
-                    x = _hashed(piece.name, term.key, *place) if common is None else common
-                    noise = _integers_of(x, term.distribution, term.key.hashed_by(term.distribution)[1]).to(exact)
-                    u = noise if term is terms[0] else u
-                    for scale in scales[id(term)][i]:
-                        if packed is None:
-                            value.add_(noise, alpha=scale)
-                        else:
-                            summed = noise * scale if summed is None else summed.add_(noise, alpha=scale)
-                if summed is not None:
-                    value.add_(summed)
-            if piece.master is not None and store:
-                piece.master[span] = value
-            if rounding is not None and piece.flat.dtype == torch.bfloat16:
-                # Up or down with the probability that makes it right on average; what is not finite stays.
-                bits = value.view(torch.int32) + _hashed(piece.name, rounding, *place).bitwise_and(0xFFFF)
-                rounded = bits.bitwise_and_(-0x10000).view(torch.float32)
-                value = torch.where(torch.isfinite(value), rounded, value)
-            if store:
-                (piece.flat if piece.into is None else piece.into)[span] = value
-            if gather is not None:
-                if piece.master is None:
-                    value = value.to(piece.flat.dtype).to(exact)  # the sums are those of what is written
-                rows.append(_lane_sums(value, u, round_scale(gather.restoring[i], exact), gather.centre[i]))
-        if rows:
-            found[i] = np.stack(rows)
-    return total(found) if gather is not None else None
+
+    def added(i: int, at: int, size: int) -> np.ndarray | None:
+        """Of one chunk, written last of all; its sums."""
+        piece, exact, lanes = pieces[i], computed_in(pieces[i].flat.dtype), None
+        span, place = slice(at, at + size), (piece.offset + at, size, piece.flat.device)
+        value = (piece.flat if piece.master is None else piece.master)[span].to(exact, copy=True)
+        u = torch.zeros_like(value)  # of the first term, for sums
+        for packed, run in runs_of_terms(terms):
+            common, summed = packed and _hashed(piece.name, packed, *place), None
+            for term in run:
+                x = _hashed(piece.name, term.key, *place) if common is None else common
+                noise = _integers_of(x, term.distribution, term.key.hashed_by(term.distribution)[1]).to(exact)
+                u = noise if term is terms[0] else u
+                for scale in scales[id(term)][i]:
+                    if packed is None:
+                        value.add_(noise, alpha=scale)
+                    else:
+                        summed = noise * scale if summed is None else summed.add_(noise, alpha=scale)
+            if summed is not None:
+                value.add_(summed)
+        stored = value
+        if rounding is not None and piece.flat.dtype == torch.bfloat16:
+            # Up or down with the probability that makes it right on average; what is not finite stays.
+            bits = value.view(torch.int32) + _hashed(piece.name, rounding, *place).bitwise_and(0xFFFF)
+            rounded = bits.bitwise_and_(-0x10000).view(torch.float32)
+            stored = torch.where(torch.isfinite(value), rounded, value)
+        if gather is not None:  # the sums are those of what is written
+            seen = stored.to(piece.flat.dtype).to(exact) if piece.master is None else stored
+            lanes = _lane_sums(seen, u, round_scale(gather.restoring[i], exact), gather.centre[i])
+        if piece.master is not None and store:
+            piece.master[span] = value
+        if store:
+            (piece.flat if piece.into is None else piece.into)[span] = stored
+        return lanes
+
+    places = [(i, *span) for i, piece in enumerate(pieces) for span in chunks(piece.offset, piece.flat.numel())]
+    lanes = complete(partial(added, *place) for place in places)
+    if gather is None:
+        return None
+    of_piece = [[own for (i, *_), own in zip(places, lanes, strict=True) if i == k] for k in range(len(pieces))]
+    return total([np.stack(own) if own else np.zeros((0, 5, LANES)) for own in of_piece])
 
 
 def _lane_sums(value: torch.Tensor, u: torch.Tensor, restoring: float, centre: float) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 
+from l2l.interrupts import complete
 from l2l.noise.reference import CHUNK, LANES, RUN
 from l2l.noise.table import Plan
 
@@ -35,7 +36,7 @@ def run_plans(plans: Sequence[Plan]) -> list[np.ndarray]:
 
     Without sums nothing waits for the device.
     """
-    return [lanes for plan in plans for lanes in _run(plan)]
+    return [lanes for found in complete(partial(_run, plan) for plan in plans) for lanes in found]
 
 
 def _run(made: Plan) -> list[np.ndarray]:

@@ -9,48 +9,19 @@ with V^T is the BLAS library's: equal in every run on one machine with one numbe
 elsewhere. To +epsilon, on to -epsilon and back are the same product times 1, -2 and 1, exactly.
 """
 
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import final
 
 import numpy as np
 import torch
 
+from l2l.interrupts import complete
 from l2l.noise import Key, MomentRequest, NoiseTerm, Sums, TensorSlice, add_noise, computed_in
 from l2l.params.blocks import Block, Blocks
 from l2l.params.direction import Direction, Move, basis_name, full_precision, low_rank_noise
-
-
-@contextmanager
-def defer_interrupt(late: list[object] | None = None) -> Iterator[None]:
-    """Hold a Ctrl-C back until the traversal is done: half a traversal could not be undone.
-
-    Args:
-        late: receives an interrupt that arrives, instead of its being raised at the end; see :func:`raise_deferred`.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[object] = [] if late is None else late
-    previous = signal.signal(signal.SIGINT, lambda _signal, frame: arrived.append(frame))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)
-        if arrived and late is None:
-            raise_deferred(arrived)
-
-
-def raise_deferred(arrived: list[object]) -> None:
-    """Raise the interrupts that were held back."""
-    if arrived:
-        arrived.clear()
-        signal.raise_signal(signal.SIGINT)
-
 
 RUN = 2**20
 """Elements of half-precision rows that are widened at a time: memory of a few MiB, whatever the block's size."""
@@ -81,15 +52,20 @@ class Part:
                 add(chosen := weights[self.rows], 0)
                 weights.index_copy_(0, self.rows, chosen)
 
-    def widened(self, flat: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first of the rows, the rows [count, n] with the part added, in full precision), some at a time."""
+    def widened(self, flat: torch.Tensor) -> Iterator[Callable[[], tuple[int, torch.Tensor]]]:
+        """Functions that give (first of the rows, the rows [count, n] with the part added, in full precision), some at a
+        time."""
         weights, add, count = flat.view(-1, self.width), self.open(), max(1, RUN // self.width)
-        for at in range(0, self.height, count):
+
+        def widen(at: int) -> tuple[int, torch.Tensor]:
             span = slice(at, min(at + count, self.height))
             wide = weights[span if self.rows is None else self.rows[span]].to(computed_in(flat.dtype), copy=True)
             with full_precision(flat.device):
                 add(wide, at)
-            yield at, wide
+            return at, wide
+
+        for at in range(0, self.height, count):
+            yield partial(widen, at)
 
 
 Moments = tuple[tuple[float, float], ...]
@@ -132,7 +108,8 @@ def measure(
     plain = [k for k in range(len(pieces)) if k not in parts]
     gather(plain, [pieces[k] for k in plain])
     for k, part in parts.items():
-        for at, wide in part.widened(pieces[k].flat):
+        for widen in part.widened(pieces[k].flat):
+            at, wide = widen()
             gather([k], [TensorSlice(wide.view(-1), pieces[k].name, pieces[k].offset + at * wide.shape[1])])
     return moments_of(totals, [piece.flat.numel() for piece in pieces], centre, [0.0] * len(pieces))
 
@@ -267,20 +244,26 @@ def add_part(
         terms: dense noise, with the scales of one piece, which are those of every other; none where there is none.
         into: [rows * n] the copy that the pieces are written to, all of it; None: the block itself is moved.
     """
+
+    def rounded(widen: Callable[[], tuple[int, torch.Tensor]]) -> None:
+        at, wide = widen()
+        if part.rows is None:
+            some = [_read_from(wide.view(-1), pieces[0], at * part.width)]
+        else:
+            some = [_read_from(row, pieces[at + k]) for k, row in enumerate(wide)]
+        add_noise(some, _for_each(terms, len(some)), rounding=rounding)
+
     if whole.master is None and rounds(whole):
-        for at, wide in part.widened(whole.flat):
-            if part.rows is None:
-                some = [_read_from(wide.view(-1), pieces[0], at * part.width)]
-            else:
-                some = [_read_from(row, pieces[at + k]) for k, row in enumerate(wide)]
-            add_noise(some, _for_each(terms, len(some)), rounding=rounding)
+        complete(partial(rounded, widen) for widen in part.widened(whole.flat))
         return
+    writes: list[Callable[[], object]] = []
     if whole.master is not None:
-        part.add_to(whole.master)
+        writes.append(partial(part.add_to, whole.master))
     if terms or into is not None or whole.master is not None:
-        add_noise(pieces, _for_each(terms, len(pieces)))
+        writes.append(partial(add_noise, pieces, _for_each(terms, len(pieces))))
     if whole.master is None:
-        part.add_to(whole.flat if into is None else into, packed=into is not None)
+        writes.append(partial(part.add_to, whole.flat if into is None else into, packed=into is not None))
+    complete(writes)
 
 
 def copy_blocks(pieces: Sequence[TensorSlice], term: NoiseTerm, parts: Mapping[int, Part]) -> None:
@@ -338,9 +321,9 @@ def apply_moves(
     sparse = {i for move in moves for i in move.rows}
     whole = [i for i in chosen if i not in sparse]
     parts = parts_of(blocks, moves, whole)
-    for i in sparse & set(chosen):
-        for move in moves:
-            _move_rows(blocks, piece(i), move, i, rounding)
+    writes: list[Callable[[], object]] = [
+        partial(_move_rows, blocks, piece(i), move, i, rounding) for i in sparse & set(chosen) for move in moves
+    ]
     scales = [move.direction.scales(move.amounts) for move in moves]
     gather = None
     if at is not None:
@@ -353,16 +336,16 @@ def apply_moves(
         apart = [i for i in parts if rounds(piece(i))]
         for i in apart:
             own = [move.term([i]) for move in moves] if i in whole else []
-            add_part(piece(i), [piece(i)], parts.pop(i), own, rounding)
+            writes.append(partial(add_part, piece(i), [piece(i)], parts.pop(i), own, rounding))
         whole = [i for i in whole if i not in apart]
     terms = [
         NoiseTerm(move.direction.key, [(own[i],) for i in whole], move.direction.distribution)
         for move, own in zip(moves, scales, strict=True)
     ]
-    sums = add_noise([piece(i) for i in whole], terms, gather, rounding)
-    for i, part in parts.items():
-        part.add_to(piece(i).flat)
-    return sums
+    sums: list[Sums | None] = []
+    writes.append(lambda: sums.append(add_noise([piece(i) for i in whole], terms, gather, rounding)))
+    complete([*writes, *(partial(part.add_to, piece(i).flat) for i, part in parts.items())])
+    return sums[0]
 
 
 def _move_rows(blocks: Blocks, whole: TensorSlice, move: Move, index: int, rounding: Key | None) -> None:

@@ -13,11 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from l2l.interrupts import complete
 from l2l.noise import Key, NoiseTerm, TensorSlice, add_noise
 from l2l.noise.reference import add_noise as reference_add_noise
 from l2l.params import engine
@@ -457,9 +459,9 @@ class FunctionalEngine(PerturbEngine):
                     master = self._masters.get(i)
                     self._kept[i] = (block.flat.clone(), None if master is None else master.clone())
             nearest = [i for i in range(len(self._blocks)) if i not in self._stochastic]
-            engine.apply_moves(self._blocks, moving, self._piece, nearest)
             rounding = self._last_key.with_draw(ROUNDING)
-            engine.apply_moves(self._blocks, moving, self._piece, self._stochastic, rounding=rounding)
+            written = partial(engine.apply_moves, self._blocks, moving, self._piece)
+            complete([partial(written, nearest), partial(written, self._stochastic, rounding=rounding)])
             self._seen = self._versions()
 
     def revert(self, moves: Sequence[Move]) -> None:

@@ -8,11 +8,13 @@ and those of dense noise alone are then made in one, with the same bits.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import final
 
 import torch
 
+from l2l.interrupts import complete
 from l2l.noise import Sums, TensorSlice, prepare_memory, round_scale
 from l2l.params.blocks import Blocks
 from l2l.params.direction import Direction, Move
@@ -82,15 +84,17 @@ class InPlaceEngine(PerturbEngine):
         with torch.no_grad():
             if self._waiting is None or summed or not all(merges(move.direction) for move in steps):
                 self.settle()
-                self._sums = apply_moves(self._blocks, steps, self._piece, self._dense, at if summed else None)
-            else:
+                wanted = at if summed else None
+                writes = [lambda: apply_moves(self._blocks, steps, self._piece, self._dense, wanted)]
+                if self._sparse:  # a perturbation does not touch these in memory
+                    writes.append(lambda: apply_moves(self._blocks, moves, self._piece, self._sparse))
+                self._sums = complete(writes)[0]
+            else:  # nothing is sparse
                 self._sums = None
                 self._waiting.append(steps)
                 self._moves += len(steps)
                 if self._moves > MOST:
                     self.settle()
-            if self._sparse:  # a perturbation does not touch these in memory
-                apply_moves(self._blocks, moves, self._piece, self._sparse)
         self._at = at
         if at is not None:
             self._seen = self._versions()
@@ -104,10 +108,10 @@ class InPlaceEngine(PerturbEngine):
         if not self._waiting:
             return
         waiting, self._waiting, self._moves = self._waiting, [], 0
+        # a block that does not move in a traversal is not touched by it
+        merged = [[move for moves in run for move in moves] for _, run in groupby(waiting, _moving)]
         with torch.no_grad():
-            for _, run in groupby(waiting, _moving):  # a block that does not move in a traversal is not touched by it
-                merged = [move for moves in run for move in moves]
-                apply_moves(self._blocks, merged, self._piece, self._dense)
+            complete(partial(apply_moves, self._blocks, moves, self._piece, self._dense) for moves in merged)
 
     def revert(self, moves: Sequence[Move]) -> None:
         self.perturb(None, [replace(move, amounts=tuple(-amount for amount in move.amounts)) for move in reversed(moves)])

@@ -1,17 +1,19 @@
 """The parameters of a model, their perturbation, and the updates that are still to be written into memory."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar, final
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from l2l.interrupts import complete, defer_interrupt, raise_deferred
 from l2l.noise import round_scale
 from l2l.params.blocks import Blocks
 from l2l.params.direction import Basis, Direction, Move
-from l2l.params.engine import Moments, Perturbation, defer_interrupt, raise_deferred
+from l2l.params.engine import Moments, Perturbation
 from l2l.params.functional import HALF, FunctionalEngine, PerturbEngine
 from l2l.params.in_place import InPlaceEngine
 
@@ -44,7 +46,8 @@ class PerturbedParameters:
     """Parameters theta, perturbed by ``distance * u`` along one direction at a time, and moved along directions.
 
     Whatever is raised inside :meth:`step`, theta is back where the step began when it leaves: bit for bit with
-    ``functional``; with ``in_place`` within one rounding per traversal, and one more along a basis.
+    ``functional``; with ``in_place`` within one rounding per traversal, and one more along a basis. From :meth:`final` on a
+    step is made whatever happens, and what arrives waits until it is counted.
 
     Args:
         perturb: ``in_place`` (float32 and float64 only), ``functional`` (evaluations read perturbed copies), or ``auto``:
@@ -91,6 +94,7 @@ class PerturbedParameters:
         self._added: list[Move] = []
         self._rows: dict[int, torch.Tensor] = {}
         self._late: list[object] = []
+        self._finality: ExitStack | None = None
         self._undo: Callable[[], None] | None = None
         self._shrunk: tuple[float, ...] | None = None
         self._inside = self._fused = False
@@ -186,32 +190,39 @@ class PerturbedParameters:
         Raises:
             ValueError: a factor is not positive; no block has moved then.
         """
-        wrong = [factor for factor in factors if not factor > 0]
-        if wrong:
-            raise ValueError(f"weights would shrink by the factor {wrong[0]}: lr * weight_decay must be below 1")
-        with defer_interrupt(self._late):
-            self._finish()
-            self._multiply(tuple(factors))
+        check_factors(factors)
+        self._finish()
+        self._multiply(tuple(factors))
 
     def add_dense(self, deltas: Mapping[int, torch.Tensor], scale: float) -> None:
-        """Add ``scale * delta`` to the blocks listed: a first-order step. Not undone."""
+        """Add ``scale * delta`` to the blocks listed: a first-order step. The step is final with it."""
         self._shift(deltas.__getitem__, dict.fromkeys(deltas, scale))
 
-    def add_dense_each(self, delta: Callable[[int], torch.Tensor], scales: Sequence[float]) -> None:
+    def add_dense_each(self, delta: Callable[[int], torch.Tensor], scales: Sequence[float] | Mapping[int, float]) -> None:
         """Add ``scales[b] * delta(b)`` to each block, one after the other: a step that lies along no direction.
 
-        ``delta`` is called once per block with its index, at the unperturbed weights; interrupts are deferred meanwhile, so
-        what it changes of a method's state changes together with the weights. Not undone.
+        ``delta`` is called with the index of a block, at the unperturbed weights, and again where it has raised; so what it
+        changes of a method's state it changes once nothing can fail any more. The step is final with the first block.
 
         Raises:
             ValueError: embeddings are sparse: such a step has no rows.
         """
         if self._engine.touched():
             raise ValueError("sparse_embeddings needs a method that moves along its directions: leave it off")
-        self._shift(delta, dict(enumerate(scales)))
+        self._shift(delta, scales if isinstance(scales, Mapping) else dict(enumerate(scales)))
 
     def _shift(self, delta: Callable[[int], torch.Tensor], scales: Mapping[int, float]) -> None:
-        self._rewrite({i: lambda w, i=i, by=by: w.add_(self._transform(i, delta(i)), alpha=by) for i, by in scales.items()})
+        made: dict[int, torch.Tensor] = {}  # of the present block: whatever fails after it, it is not asked for again
+
+        def moved(weights: torch.Tensor, index: int, by: float) -> torch.Tensor:
+            if index not in made:
+                made.clear()
+                made[index] = delta(index)
+            return weights.add_(self._transform(index, made[index]), alpha=by)
+
+        self.restore()
+        self.final()
+        self._rewrite({i: lambda w, i=i, by=by: moved(w, i, by) for i, by in scales.items()})
 
     @contextmanager
     def transform_dense_updates(self, change: Change) -> Iterator[None]:
@@ -264,31 +275,51 @@ class PerturbedParameters:
         self._check_alone()
         if self._engine.written() is not None:
             self.restore()  # raises
-        self._begin(inside=True)
+        outer = self._finality
+        with ExitStack() as own:
+            try:
+                self._finality = outer or own
+                self._begin(inside=True)
+                self._engine.begin()
+                self._engine.touched()  # rows that a step which failed had looked up are not this step's
+                yield self
+                self.final()
+                if not self._fused or self.mode == "functional":
+                    self._finish()
+            except BaseException:
+                with defer_interrupt():  # a second Ctrl-C waits as well
+                    self._roll_back()
+                    self._inside = False
+                    self.restore()
+                raise
+            finally:
+                self._begin(inside=False)
+                self._engine.finish()
+                self._finality = outer
+
+    @contextmanager
+    def until_counted(self) -> Iterator[None]:
+        """Around a step and its recording: what a final step held back is raised when both are done."""
         try:
-            self._engine.begin()
-            self._engine.touched()  # rows that a step which failed had looked up are not this step's
-            yield self
-        except BaseException:
-            with defer_interrupt():  # a second Ctrl-C waits as well
-                self._roll_back()
-                self._inside = False
-                self.restore()
-            raise
-        else:
-            if not self._fused or self.mode == "functional":
-                self._finish()
+            with ExitStack() as self._finality:
+                yield
         finally:
-            self._begin(inside=False)
-            self._engine.finish()
+            self._finality = None
+        self.raise_deferred_interrupt()
+
+    def final(self) -> None:
+        """From here on the step is made whatever happens: interrupts, and errors of its writes, wait until it is counted."""
+        if self._finality is not None:
+            self._finality.enter_context(defer_interrupt(self._late))
 
     def _begin(self, inside: bool) -> None:
         self._added, self._undo, self._shrunk, self._rows, self._inside = [], None, None, {}, inside
 
     def _finish(self) -> None:
-        """Make the step final. An interrupt that arrives meanwhile waits for :meth:`raise_deferred_interrupt`."""
+        """Make the step final, and write it."""
+        self.final()
         with defer_interrupt(self._late):
-            self._engine.commit(self._pending)
+            complete([lambda: self._engine.commit(self._pending)])
             self._pending, self._at = [], None
             self._engine.finish()
 
@@ -396,5 +427,11 @@ class PerturbedParameters:
         """Write blocks otherwise than along a direction, from the unperturbed weights."""
         self.restore()
         with torch.no_grad(), defer_interrupt():
-            for index, change in changes.items():
-                self._engine.rewrite(index, change)
+            complete(partial(self._engine.rewrite, index, change) for index, change in changes.items())
+
+
+def check_factors(factors: Sequence[float]) -> None:
+    """Raise ValueError, naming the first factor of weight decay that is not positive."""
+    wrong = [factor for factor in factors if not factor > 0]
+    if wrong:
+        raise ValueError(f"weights would shrink by the factor {wrong[0]}: lr * weight_decay must be below 1")

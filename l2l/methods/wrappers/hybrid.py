@@ -16,7 +16,6 @@ import torch
 from l2l.estimators import ClosureValue, loss_of, pieces_of, summed_gradients
 from l2l.methods import base
 from l2l.methods.base import Blocks, Closure, Direction, Estimates, Key, LossEvaluator, PerturbedParameters, StepContext
-from l2l.params.engine import defer_interrupt
 from l2l.params.operators import Group, layer_groups_of, layers
 
 
@@ -94,9 +93,7 @@ class Hybrid(base.Wrapper[Any]):
         last = sorted(self.last(theta.blocks)) if self._backward else []
         gradients = self._gradients(theta, last, context.closure) if last else {}
         following = self.inner.update_(theta, state, estimates, context)
-        with defer_interrupt():
-            for index in sorted(gradients):
-                theta.add_dense({index: gradients.pop(index)}, -context.lr[index] * self.fo_lr)
+        theta.add_dense_each(gradients.pop, {index: -context.lr[index] * self.fo_lr for index in sorted(gradients)})
         return following
 
     def _gradients(self, theta: PerturbedParameters, last: Sequence[int], closure: Closure) -> dict[int, torch.Tensor]:
