@@ -845,7 +845,6 @@ ELSEWHERE = {
     "the licence of this tuner is": (
         "tuners/test_hub.py::test_a_tuner_of_unknown_licence_is_not_passed_on_unless_the_licence_is_named"
     ),
-    "prefix cache {}": "train/test_prefix_run.py::test_a_run_continued_on_other_rows_is_refused",
     "no checkpoint is left": "test_ways_out.py::test_a_folder_of_a_run_is_left_alone_and_another_one_is_taken",
     "choose another --out": "test_ways_out.py::test_a_folder_of_a_run_is_left_alone_and_another_one_is_taken",
     "the tuner says that its model is": "tuners/test_hub.py::test_a_tuner_whose_model_is_a_directory_is_not_pushed",
