@@ -453,7 +453,9 @@ class RunDirectory:
         for stale in place.glob(f"{mine}*"):  # of a killed process: it may lie outside the directory, which was not yet made
             if not _alive(int(stale.name.removeprefix(mine).partition("-")[0])):
                 shutil.rmtree(stale)
-        room = shutil.disk_usage(place).free + sum(path.stat().st_size for path in self.path.glob("*.safetensors"))
+        room = shutil.disk_usage(place).free + sum(
+            path.stat().st_size for path in self.path.glob("*.safetensors") if path.is_file()
+        )
         if needed > room:
             raise ValueError(
                 f"{self.path}: the run takes up to {needed:,} bytes, and {room:,} are free there: choose another "
@@ -478,6 +480,8 @@ class RunDirectory:
             shutil.rmtree(stale)
         if self.resumed and (record := _record(self.path)) is not None and _settings(self.path) != record["config"]:
             logger.warning("%s is missing or damaged, or another run's: it is written anew", self.path / CONFIG)
+        if not self.resumed and (self.path / METRICS).exists():
+            logger.warning("neither %s nor %s is left: the run begins anew", self.checkpoint, self.earlier)
         if self._again:
             (self.path / SUMMARY).unlink(missing_ok=True)
         config = _plain(self.config)

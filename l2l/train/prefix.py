@@ -87,7 +87,7 @@ class RunPrefix:
         finally:
             self.cache.sheet = b""
 
-    def build(self, inputs: RunInputs, closures: Closures, steps: int, folder: Path, bars: Bars) -> None:
+    def build(self, inputs: RunInputs, closures: Closures, steps: int, folder: run_directory.RunDirectory, bars: Bars) -> None:
         """Plan the rows, which are computed when they are met; or compute them now where the layers below are in files, or the
         states go to disk, or map those that this run wrote there before it was interrupted. The cache must be attached.
 
@@ -95,13 +95,13 @@ class RunPrefix:
             inputs: whose splits are those that are evaluated.
             steps: that the run may take; rows of later ones are computed whole, unless they come again.
 
-        What an earlier run left is named in a line, and computed anew, where it is damaged, or of other rows, weights or
+        What the run left there is named in a line, and computed anew, where it is gone, damaged, or of other rows, weights or
         settings.
 
         Raises:
             ValueError: the disk is full.
         """
-        began, cache, target = time.perf_counter(), self.cache, folder / FILE
+        began, cache, target = time.perf_counter(), self.cache, folder.path / FILE
         if self.files is None and self.place != "disk":
             self.fills = _planned(inputs, closures, inputs.config.steps)
             cache.pinned = self.place == "pinned"
@@ -115,7 +115,7 @@ class RunPrefix:
             if self.place == "disk":
                 read = None if self.files is None else self.files.tensor
                 identity = prefix.prefix_identity(cache.model, self.trace, cache.lowest, self.fills, self.context, read)
-                if not (target.exists() and self._read(target, identity)):
+                if not ((folder.resumed or target.exists()) and self._read(target, identity)):
                     self._write(target, identity, advance)
                     cache.rows = read_rows(target, identity)
             else:

@@ -409,7 +409,7 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
         with PeakMemory(context.model.device) as peak:
             if prefix is not None:
                 steps = plan.steps if config.max_seconds is None else FASTER * plan.steps
-                prefix.build(context, context.closures, steps, folder.path, session.bars)
+                prefix.build(context, context.closures, steps, folder, session.bars)
             session.begin()
             with stop_requests() as session.asked, session.training() as advance, context.optimizer.theta.fused_steps():
                 if config.loop == "lightning":
