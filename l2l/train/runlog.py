@@ -400,7 +400,8 @@ class RunLog:
 
 def read_run_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Header and steps of a run's log as plain values: ``step``, ``lr``, ``passes``, ``directions`` (projected gradient, and
-    the losses on both sides, of each), ``curvature`` where it was measured, and of a step without directions ``loss``.
+    the losses on both sides, of each), ``curvature`` where it was measured, and of a step without directions ``loss``; of a step
+    whose update ``on_bad_loss`` left out, ``dropped``: True, and the bad loss.
 
     Logs of earlier versions (``steps.jsonl``) are read without a last line that a crash cut short.
     """
@@ -409,10 +410,13 @@ def read_run_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         head, *steps = [json.loads(line) for line in lines]
         return head, [{"directions" if key == "draws" else key: value for key, value in step.items()} for step in steps]
     log = read_log(folder / NAME)
-    return log.header, [_plain(number, step) for number, step in enumerate(log.steps, log.header.get("first", 0))]
+    first_order = log.header["epsilon"] is None
+    return log.header, [_plain(number, step, first_order) for number, step in enumerate(log.steps, log.header.get("first", 0))]
 
 
-def _plain(number: int, step: StepRecord) -> dict[str, Any]:
+def _plain(number: int, step: StepRecord, first_order: bool) -> dict[str, Any]:
     found = {"step": number, "lr": step.rate, "passes": step.passes, "directions": [list(e) for e in step.estimates]}
-    found |= {} if step.estimates else {"loss": step.losses[-1] if step.losses else NAN}
+    bad = [loss for loss in step.losses if not math.isfinite(loss)] or [max(step.losses, default=NAN)]
+    found |= {} if step.estimates else {"loss": bad[0]}
+    found |= {"dropped": True} if not step.estimates and not (first_order and step.losses) else {}
     return found | ({} if step.curvature is None else {"curvature": step.curvature})

@@ -6,7 +6,10 @@ The kind of fault: weights are all that a run leaves, and they cannot be checked
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import random
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -21,11 +24,15 @@ from fake_hub import running
 
 import l2l
 from l2l.cli import main
+from l2l.estimators import MicroBatched
 from l2l.noise import dispatch
 from l2l.optim import ZOOptimizer
 from l2l.train import runlog
+from l2l.train.config import FineTuneConfig
+from l2l.train.inputs import Closures
 from l2l.train.replay import find_log, replay
-from l2l.train.runlog import RunLog, StepRecord, read_log
+from l2l.train.runlog import RunLog, StepRecord, read_log, run_header
+from l2l.train.trainer import RunContext, prepare_fine_tuning
 
 TIED, STEPS = PROBLEMS[-1], 8
 SMALL: dict[str, Any] = {
@@ -73,6 +80,43 @@ def test_every_method_is_replayed_to_the_bit_or_says_why_not(case: MethodCase, t
     replay(read_log(tmp_path / runlog.NAME), optimizer_for(case, again, TIED, seed=3), STEPS)
     assert same_bits(weights(model), weights(again))
     assert not same_bits(weights(model), weights(TiedLM()))
+
+
+BAD = {2: float("nan"), 9: float("inf"), 18: 1e4, 21: float("nan")}
+"""Step -> what its losses are multiplied by; from the 17th step on a large one explodes."""
+POLICIES = ("skip", "clip", "rollback:3")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("case", daily_slice(METHODS, 4, [case for case in METHODS if named(case) == "mezo"], named))
+def test_steps_that_were_dropped_clipped_or_rolled_back_are_replayed(case: MethodCase, policy: str, tmp_path):
+    """NaN of a step that had evaluated a part of its losses, an infinity, and a spike."""
+    model, again = TiedLM(), TiedLM()
+    optimizer = optimizer_for(case, model, TIED, seed=3, on_bad_loss=policy)
+    if optimizer.method.not_replayable:
+        return
+    log, calls = RunLog(tmp_path, {"epsilon": optimizer.method.epsilon}), 0
+
+    def closure() -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return model() * (BAD.get(optimizer.steps_done, 1.0) if calls > (optimizer.steps_done != 21) else 1.0)
+
+    with optimizer.theta.fused_steps():
+        for _ in range(24):
+            calls, restored = 0, optimizer.steps_done > 0 and optimizer.theta.displacement.restored
+            optimizer.step(closure)
+            assert optimizer.report is not None
+            log.append(StepRecord.of(optimizer.report, optimizer.param_groups[0]["lr"], b"abc", restored))
+    log.close()
+    other = optimizer_for(case, again, TIED, seed=3, on_bad_loss=policy)
+    replay(read_log(tmp_path / runlog.NAME), other, 24)
+    assert same_bits(weights(model), weights(again))
+    assert repr(other.bad_losses) == repr(optimizer.bad_losses)
+    assert optimizer.bad_losses.nonfinite == 3
+    dropped = [step["step"] for step in runlog.read_run_log(tmp_path)[1] if "dropped" in step]
+    assert dropped in ([2, 9, 21], [2, 9, 18, 21])
+    assert (18 in dropped) == (policy != "clip" and optimizer.bad_losses.exploding > 0)
 
 
 @pytest.mark.parametrize("case", [case for case in METHODS if case.name in ("mezo", "adam", "learned", "fzoo")], ids=named)
@@ -128,6 +172,64 @@ def test_a_model_loaded_from_the_log_is_the_one_that_the_run_gave(run: str, tune
     loaded = l2l.load_model("l2l/tiny", log=tmp_path / "run")
     assert same_bits(saved_weights(result.model), saved_weights(loaded))
     assert main(["replay", str(tmp_path / "run"), "--to", "last"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("run", "policy"),
+    daily_slice(
+        [
+            (run, policy)
+            for run in ("mezo", "mezo auto", "learned auto", "rsgn", "bfloat16", "micro-batches")
+            for policy in POLICIES
+        ],
+        2,
+        [("mezo", "rollback:3"), ("mezo auto", "skip")],
+    ),
+)
+def test_a_run_with_bad_losses_is_rebuilt_and_its_log_says_which_steps_were_dropped(
+    run: str, policy: str, tuner: l2l.Tuner, tmp_path, monkeypatch
+):
+    """The run is interrupted between the bad steps, and continued."""
+    at, interrupt = Closures.at, 14
+
+    def value(given: Any, factor: float) -> Any:
+        return (given[0] * factor, given[1]) if isinstance(given, tuple) else given * factor
+
+    def broken(self: Closures, number: int) -> Any:
+        if number == interrupt:
+            raise KeyboardInterrupt
+        closure, factor = at(self, number), BAD.get(number)
+        if factor is None or not isinstance(closure, MicroBatched):
+            return closure if factor is None else lambda: value(closure(), factor)
+        return replace(closure, pieces=[lambda piece=piece: value(piece(), factor) for piece in closure.pieces])
+
+    monkeypatch.setattr(Closures, "at", broken)
+    options = SMALL | RUNS[run] | {"steps": 24, "on_bad_loss": policy, "save": "log", "out": str(tmp_path / "run")}
+    held = tuner.save_pretrained(tmp_path / "tuner") if "learned" in str(options.get("method")) else None
+    given: dict[str, Any] = {"tuner": str(held)} if held else {}
+    with pytest.raises(KeyboardInterrupt):
+        l2l.fine_tune("l2l/tiny", **options, **given)
+    interrupt = None
+    result = l2l.fine_tune("l2l/tiny", **options, **given)
+    monkeypatch.undo()
+    assert same_bits(saved_weights(result.model), saved_weights(l2l.load_model("l2l/tiny", log=tmp_path / "run")))
+    assert main(["replay", str(tmp_path / "run"), "--to", "last"]) == 0
+    steps = runlog.read_run_log(tmp_path / "run")[1]
+    dropped = {step["step"]: step["loss"] for step in steps if step.get("dropped")}
+    assert {2, 9, 21} <= dropped.keys() <= BAD.keys()
+    assert not any(math.isfinite(dropped[number]) for number in (2, 9, 21))
+    bad = result.summary["bad_losses"]
+    assert bad["nonfinite"] == 3 and len(dropped) == bad["skipped"] + bad["rollbacks"]
+    assert all(step["directions"] for step in steps if "dropped" not in step)
+
+
+def test_the_log_of_a_first_order_run_says_which_steps_were_dropped(tmp_path, monkeypatch):
+    at = Closures.at
+    monkeypatch.setattr(Closures, "at", lambda self, n: (lambda: at(self, n)() * BAD[n]) if n in BAD else at(self, n))
+    out = fine_tuned(tmp_path / "run", method="adamw", lr=1e-4, on_bad_loss="skip")
+    steps = runlog.read_run_log(out)[1]
+    assert [step["step"] for step in steps if step.get("dropped")] == [2]
+    assert [math.isfinite(step["loss"]) for step in steps] == [True, True, False, True, True, True]
 
 
 def fine_tuned(out: Path, **options: Any) -> Path:
@@ -309,6 +411,72 @@ def test_twenty_thousand_steps_of_mezo_take_less_than_half_a_megabyte(tmp_path):
         log.close()
         size = (tmp_path / runlog.NAME).stat().st_size
         assert size < (400_000 if schedule == "constant" else 500_000)
+
+
+def synthetic(folder: Path, steps: int, measured: int = 0) -> tuple[int, float]:
+    """The log of a run on l2l/tiny: some real steps, whose losses go on as synthetic ones. Bytes of the log, and seconds of
+    processor time of a real step, the first five left out."""
+    context = prepared(steps)
+    optimizer, draw, losses = context.optimizer, random.Random(0), [2.0]
+    log, began = RunLog(folder, run_header(context.config, optimizer, context.model)), 0.0
+    record = StepRecord((), 1e-4, b"abc", 2, (), 1e-4)
+    with optimizer.theta.fused_steps():
+        for step in range(measured):
+            began = time.process_time() if step == 5 else began
+            optimizer.step(context.closures.at(step))
+            assert optimizer.report is not None
+            log.append(record := StepRecord.of(optimizer.report, 1e-4, b"abc"))
+            losses += record.losses
+    of_run = (time.process_time() - began) / max(1, measured - 5)
+    for _ in range(measured, steps):
+        center = draw.choice(losses)
+        pair = tuple(float(torch.tensor(center + draw.gauss(0, 1e-3))) for _ in range(2))
+        log.append(replace(record, losses=pair, estimates=runlog.implied(pair, 1e-3)))
+    log.end(steps)
+    log.close()
+    return (folder / runlog.NAME).stat().st_size, of_run
+
+
+def prepared(steps: int) -> RunContext:
+    return prepare_fine_tuning(FineTuneConfig(steps=steps, lr=1e-4, progress=False))
+
+
+def rebuilt(folder: Path, steps: int) -> tuple[dict[str, torch.Tensor], float]:
+    """The weights of a replay, and its processor time."""
+    context, log = prepared(steps), read_log(folder / runlog.NAME)
+    began = time.process_time()
+    replay(log, context.optimizer, steps)
+    return weights(context.model), time.process_time() - began
+
+
+@pytest.mark.slow
+def test_a_replay_of_twenty_thousand_steps_is_twenty_times_faster_than_the_run(tmp_path, capsys):
+    """Processor time of both on one thread, in this process; the run's is that of steps of ``l2l fine-tune`` as it comes."""
+    steps = 20_000
+    with computed_by("auto", 1):
+        size, of_run = synthetic(tmp_path, steps, 40)
+        found, seconds = rebuilt(tmp_path, steps)
+    ratio = of_run * steps / seconds
+    with capsys.disabled():
+        print(
+            f"\n{steps} steps, {size} bytes: {1e3 * of_run:.2f} ms a step, replayed in {1e3 * seconds / steps:.3f} ms: {ratio:.0f} x"
+        )
+    assert all(value.isfinite().all() for value in found.values())
+    assert size <= 500_000
+    assert ratio >= 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_backends_give_the_bytes_of_the_first_for_a_language_model(backend: str, tmp_path):
+    """On more than a chunk, and with hundreds of steps in one traversal where the backend can."""
+    if problem := dispatch.backend_problem(backend):
+        pytest.skip(problem)
+    synthetic(tmp_path, 100)
+    with computed_by("auto", 2):
+        expected, _ = rebuilt(tmp_path, 100)
+    with computed_by(backend, 1):
+        assert same_bits(rebuilt(tmp_path, 100)[0], expected)
 
 
 def test_a_log_that_is_continued_ends_where_its_checkpoint_does(tmp_path):
