@@ -118,7 +118,7 @@ def tuned(scheme: str = "lora", tuner: Any = "l2l-tiny", **options: Any) -> Call
     given = {**SMALL, "method": "learned", "scheme": scheme, **options}
 
     def prepare() -> None:
-        found = tuner() if callable(tuner) else l2l.Tuner.from_pretrained(tuner)
+        found: Any = tuner() if callable(tuner) else l2l.Tuner.from_pretrained(tuner)
         context = prepare_fine_tuning(FineTuneConfig(**given), tuner=found)
         context.optimizer.step(context.closures.at(0))
 
@@ -298,10 +298,10 @@ def on_answers(**options: Any) -> Call:
     return lambda: prepared(task=written(ANSWERS), **options)()
 
 
-def baseline(name: str, fields_: dict[str, Any] | None = None, family: str | None = None, **options: Any) -> Call:
+def baseline(name: str, task: str | dict[str, Any] = "world_topic", family: str | None = None) -> Call:
     def measure() -> None:
-        task = options.pop("task", "world_topic") if fields_ is None else written(fields_)
-        given = FineTuneConfig(**{**SMALL, "max_new_tokens": 2, **options}, task=task).completed()
+        file = task if isinstance(task, str) else written(task)
+        given = FineTuneConfig(**SMALL, max_new_tokens=2, task=file).completed()
         model = None if family is None else words(family)
         baselines.build_baseline(name, {}).measure(load_run_inputs(given, model, None if model is None else tokenizer_()))
 
@@ -469,7 +469,7 @@ def both_ways(*names: str) -> Call:
 
     def step() -> None:
         blocks, key = Blocks.of(torch.nn.Linear(8, 6, bias=False)), Key(1, 2)
-        lozo = build_method("lozo", 1e-3, {}, None, None)
+        lozo: Any = build_method("lozo", 1e-3, {}, None, Quadratic())
         basis = Basis({0: torch.eye(8)[:, :2]})
         found = {
             "basis": Direction(key, (1.0,), basis=basis, basis_sigma=(1.0,)),
@@ -798,6 +798,9 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
     "try smaller epsilons": (probed(1e-2, 3e-2, 1e-1, loss=near), [probed(1e-4, 3e-4, 1e-3, loss=near)]),
     "linear_probe needs the same options": (
         baseline("linear_probe", task="world_cause"), [baseline(name, task="world_cause") for name in ("zero_shot", "icl")],
+    ),
+    "use zero_shot or icl": (
+        baseline("linear_probe", ANSWERS), [baseline(name, ANSWERS) for name in ("zero_shot", "icl")],
     ),
     "linear_probe reads causal language models": (baseline("linear_probe", family="t5"), [baseline("zero_shot", family="t5")]),
     "compares options, and task": (

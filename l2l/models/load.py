@@ -119,7 +119,7 @@ def load_model(
     check_device(device)
     if isinstance(device_map, str) and device_map not in PLACEMENTS:
         check_device(device_map)
-    options: dict[str, Any] = {"dtype": DTYPES[dtype], "output_loading_info": True}
+    options: dict[str, Any] = {"dtype": DTYPES[str(dtype)], "output_loading_info": True}
     gguf = gguf_path(name_or_path, revision)
     stored = "" if gguf is None else stored_types(gguf)
     if gguf is not None and quantize != "none":
@@ -128,7 +128,7 @@ def load_model(
             "to which the dequantised model was saved"
         )
     if quantize != "none":
-        options["quantization_config"] = quantization_config(quantize, DTYPES[dtype])
+        options["quantization_config"] = quantization_config(quantize, DTYPES[str(dtype)])
         device_map, device = device_map or str(device or "cpu"), None  # quantised layers cannot be moved afterwards
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -168,7 +168,7 @@ def load_model(
         model.config._name_or_path = str(gguf if local else name_or_path)
         model.config._commit_hash = None if local else extract_commit_hash(str(gguf), None)
         model.config.architectures = [type(model).__name__]
-        logger.warning("%s: dequantised from %s to %s", name_or_path, stored, str(DTYPES[dtype]).removeprefix("torch."))
+        logger.warning("%s: dequantised from %s to %s", name_or_path, stored, str(DTYPES[str(dtype)]).removeprefix("torch."))
     return (model if device is None else model.to(device)).eval()
 
 
