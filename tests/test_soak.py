@@ -111,6 +111,7 @@ def check_same(out: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # a few minutes on a machine that does nothing else
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_at_random_instants_and_repeated_it_is_the_uninterrupted_run(name, tmp_path, capsys):
     arguments, whole = COMMANDS[name].split(), tmp_path / "whole" / "run"
@@ -149,6 +150,5 @@ def test_killed_at_random_instants_and_repeated_it_is_the_uninterrupted_run(name
         runs += 1
     with capsys.disabled():
         met = ", ".join(f"{phase} {count}" for phase, count in phases.most_common())
-        print(
-            f"\n{name}: {kills} kills in {runs} runs of {start:.1f} + {train:.1f} + {end:.1f} s, each ended as the uninterrupted one: {met}"
-        )
+        life = f"{start:.1f} + {train:.1f} + {end:.1f} s"
+        print(f"\n{name}: {kills} kills in {runs} runs of {life}, each ended as the uninterrupted one: {met}")
