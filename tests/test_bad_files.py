@@ -19,7 +19,7 @@ SIZES = "--steps 1 --batch_size 2 --train_size 4 --dev_size 2 --test_size 2 --lr
 TINY = SIZES.split()
 LONG = "a" * 300
 WITH_OUT = [*("quickstart", "meta-train", "fine-tune", "lr-probe", "meta-evaluate", "compare", "plan", "evaluate", "bench")]
-WITH_OUT += ["estimate", "doctor", "tuners test", "tuners import", "tuners download"]
+WITH_OUT += ["estimate", "doctor", "replay", "tuners test", "tuners import", "tuners download"]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def line(there, capsys) -> Callable[..., str]:
 
 def needed(command: str) -> list[str]:
     """Arguments that a command cannot do without."""
-    given = {"tuners test": ["l2l-tiny"], "plan": ["--tuner", "l2l-tiny"], "tuners download": ["l2l-tiny"]}
+    given = {"tuners test": ["l2l-tiny"], "plan": ["--tuner", "l2l-tiny"], "tuners download": ["l2l-tiny"], "replay": ["run"]}
     given["tuners import"] = ["file", "--base_model", "facebook/opt-125m"]
     return [*command.split(), *given.get(command, [])]
 

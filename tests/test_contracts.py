@@ -208,7 +208,11 @@ def live_storages() -> dict[int, int]:
     """Bytes of every tensor memory alive, by address."""
     gc.collect()
     plain = (Tensor, nn.Parameter)  # those that a compiler traces with have no memory
-    tensors = [value for value in gc.get_objects() if type(value) in plain and value.device.type != "meta"]
+    tensors = [
+        value
+        for value in gc.get_objects()
+        if type(value) in plain and value.device.type != "meta" and value.layout == torch.strided
+    ]
     return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
 
 

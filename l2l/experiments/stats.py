@@ -263,7 +263,7 @@ def point_size(point: Point) -> float:
 def choose(runs: Sequence[Run]) -> Point:
     """The point of lowest dev loss (infinite where it is no number); of ties the lowest learning rate, then the first."""
     if not runs:
-        raise ValueError("there is nothing to choose from: no tuning run")
+        raise ValueError("no tuning run tells of a step size")
     return min(runs, key=lambda run: (inf if isnan(run.dev_loss) else run.dev_loss, point_size(run.point))).point
 
 

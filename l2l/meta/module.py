@@ -23,7 +23,7 @@ from l2l.noise import Key
 from l2l.optim import CurvatureLR
 from l2l.params import Blocks, PerturbedParameters
 from l2l.report.console import progress_bar, quiet_lightning
-from l2l.report.run_directory import MetricsLog, RunDirectory, StopRequest, read_tensors, stop_requests, write_tensors
+from l2l.report.run_directory import MetricsLog, RunDirectory, StopRequest, stop_requests
 from l2l.tasks.evaluate import evaluate
 from l2l.train.trainer import Steps, fit, stopped
 from l2l.tuners.features import RunStatistics
@@ -184,7 +184,7 @@ class MetaTraining(lightning.LightningModule):
 
     def restart(self) -> None:
         """Put the model back to its initial weights, with velocity zero. Tuner and run statistics stay."""
-        self.theta.assign(read_tensors(self.folder.path / INITIAL))
+        self.theta.assign(self.folder.read(INITIAL))
         for value in self.velocity.values():
             value.zero_()
 
@@ -197,12 +197,12 @@ class MetaTraining(lightning.LightningModule):
         if not self.inputs.validation:
             return
         found = self.validations
-        write_tensors(self.folder.path / THETA, self.weights())
+        self.folder.write(THETA, self.weights())
         if found.mezo is None:
             found.mezo = self._validation_loss(MeZO(epsilon=self.config.epsilon))
         steps = self.config.validation_steps if self.method.horizon else None
         loss = self._validation_loss(replace(self.method, horizon=steps))
-        self.theta.assign(read_tensors(self.folder.path / THETA))
+        self.theta.assign(self.folder.read(THETA))
         found.history.append((step, loss))
         if loss < found.best_loss or not found.best_weights:
             found.best_step, found.best_loss = step, loss
@@ -220,7 +220,7 @@ class MetaTraining(lightning.LightningModule):
 
         def loss_after(task: PoolTask, lr: float, curvature_lr: CurvatureLR | None) -> float:
             """Dev loss; infinite if the run diverged. All methods see the same batches and noise."""
-            self.theta.assign(read_tensors(self.folder.path / INITIAL))
+            self.theta.assign(self.folder.read(INITIAL))
             batches = ((task.loss(model, task.batcher.at(step)), Key(config.seed, step)) for step in steps)
             try:
                 for _ in inner_steps(self.theta, method, method.init(self.theta.blocks), batches, lr, curvature_lr):
@@ -239,6 +239,7 @@ class MetaTraining(lightning.LightningModule):
             "histories": [vars(history) for history in self.histories],
             "memories": self.memories,
             "judgement": dict(vars(self.validations)),
+            "metrics": None if self.metrics is None else self.metrics.extent,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -253,9 +254,10 @@ class MetaTraining(lightning.LightningModule):
 def train(module: MetaTraining) -> None:
     """Run the remaining outer steps under a Lightning trainer."""
     config, folder = module.config, module.folder
-    path, state = folder.read_checkpoint() if folder.resumed else (None, {"global_step": 0})
-    done = state["global_step"]
-    module.metrics = MetricsLog(folder.path, (*MEASURES, "validation_loss"), done - 1 if folder.resumed else None)
+    path, state = folder.read_checkpoint() if folder.resumed else (None, {})
+    done: int = state.get("global_step", 0)
+    after, known = (done - 1, state[STATE].get("metrics")) if folder.resumed else (None, None)
+    module.metrics = MetricsLog(folder.path, (*MEASURES, "validation_loss"), after, known)
     try:
         bar = progress_bar("meta-train", config.steps, done, config.progress)
         with stop_requests() as module.asked, quiet_lightning(), bar as module.advance:

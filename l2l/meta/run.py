@@ -17,7 +17,7 @@ from l2l.models.prefix import train_only
 from l2l.params import Blocks
 from l2l.params.functional import HALF
 from l2l.report.console import plot_panels, print_table, smooth
-from l2l.report.run_directory import METRICS, RunDirectory, is_whole, read_metrics, read_tensors, write_tensors
+from l2l.report.run_directory import METRICS, RunDirectory, read_metrics, read_tensors
 from l2l.train.inputs import NAMES, examples_fingerprint, model_fingerprint, rows_fingerprint, source_digest
 from l2l.tuners.api import Tuner
 from l2l.tuners.diagnostics import movement
@@ -71,22 +71,21 @@ def run_meta_training(
     config = with_defaults(config)
     unused = ("basis", "basis_rank") if config.basis == "none" else ()
     # No outer step depends on how many there will be.
-    with RunDirectory(config.out, _settings(config, *unused), config.overwrite, {*NAMES, "steps"}) as folder:
+    free, passing = {*NAMES, "steps"}, (INITIAL, THETA, MEASURED)
+    with RunDirectory(config.out, _settings(config, *unused), config.overwrite, free, passing=passing) as folder:
         if folder.resumed and (done := folder.read_checkpoint()[1]["global_step"]) > config.steps:
             raise ValueError(f"the run in {config.out} has taken {done} steps, and steps={config.steps}: give a larger number")
-        measured = folder.path / MEASURED
-        known = folder.resumed and is_whole(measured, "basis and normalizer are measured anew")
-        inputs = prepare_meta_training(config, model, tokenizer, measured if known else None)
+        known = folder.resumed and folder.is_whole(MEASURED, "basis and normalizer are measured anew")
+        inputs = prepare_meta_training(config, model, tokenizer, folder.path / MEASURED if known else None)
         folder.identify(_fingerprint(inputs, config))
         rehearse_end(inputs.tuner, sum(block.tensor.nbytes for block in Blocks.of(inputs.model)), folder)
         module = MetaTraining(inputs, config, folder.create())
         began = time.perf_counter()
-        initial = folder.path / INITIAL
-        if not (folder.resumed and is_whole(initial, "it is written anew, from the weights that the model has")):
-            write_tensors(initial, module.weights())
+        if not (folder.resumed and folder.is_whole(INITIAL, "it is written anew, from the weights that the model has")):
+            folder.write(INITIAL, module.weights())
         if not known:
             tuner = inputs.tuner
-            write_tensors(measured, {"basis": tuner.basis or {}, "normaliser": normalizer_config(tuner.normalizer)})
+            folder.write(MEASURED, {"basis": tuner.basis or {}, "normaliser": normalizer_config(tuner.normalizer)})
         try:
             train(module)
         finally:
@@ -195,8 +194,6 @@ def _finish(module: "MetaTraining", folder: RunDirectory, seconds: float) -> Tun
     movements = {"median": sorted(moved)[len(moved) // 2], "largest": max(moved)}
     summary = {**results, "validations": found.history, "movement": movements, "seconds": round(seconds, 2)}
     folder.finish(summary | {"steps": config.steps, "blocks": len(moved), "config": asdict(config)})
-    for name in (INITIAL, THETA, MEASURED):  # last: until the run is finished it can be resumed
-        (folder.path / name).unlink(missing_ok=True)
     return tuner
 
 

@@ -95,7 +95,7 @@ def load_model(
     import transformers
     from transformers.utils.hub import extract_commit_hash
 
-    dtype, num_labels, seed = plain(dtype), plain(num_labels), plain(seed)
+    dtype, num_labels, seed = str(plain(dtype)), plain(num_labels), plain(seed)
     adapter = adapter_base(name_or_path)
     if adapter is not None:
         if head == "auto":
@@ -182,6 +182,13 @@ def check_device(device: torch.device | str | None) -> None:
         kind = torch.accelerator.current_accelerator(check_available=True) if hasattr(torch, "accelerator") else None
         there = "cpu" if kind is None else f"cpu, {kind.type}"
         raise ValueError(f"device={str(device)!r} is none that torch can use here ({why}); use {there}") from error
+
+
+def check_measured(device: str | None) -> None:
+    """Raise ValueError unless torch can use the device, and tells what memory is in use there."""
+    check_device(device)
+    if torch.device(device or "cpu").type not in ("cpu", "cuda"):
+        raise ValueError(f"device={device!r} tells no figures of its memory; use cpu")
 
 
 def gguf_path(name_or_path: str | Path, revision: str | None = None) -> Path | None:

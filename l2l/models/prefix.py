@@ -19,12 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import chain
-from pathlib import Path
 from typing import Any, TypeAlias, final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -272,7 +269,7 @@ class Fill:
     """Columns of each row, without the padding on its right."""
 
 
-_KEY_BYTES = 16
+KEY_BYTES = 16
 _ROW_ARGUMENTS = {"input_ids", "attention_mask", "position_ids"}
 _NEUTRAL_ARGUMENTS = {"use_cache", "labels", "logits_to_keep", "return_dict"}
 """They change nothing in the layers."""
@@ -298,7 +295,7 @@ def row_keys(inputs: Mapping[str, Any], sheet: bytes = b"") -> tuple[tuple[bytes
         parts = [ids[row, :length], seen[row, :length] if mask.ndim == 2 else seen[row, :length, :length]]
         parts += [] if positions is None else [positions[row, :length]]
         content = bytes([mask.ndim, len(parts)]) + b"".join(part.numpy().tobytes() for part in parts)
-        keys.append(hashlib.blake2b(content, digest_size=_KEY_BYTES, person=sheet).digest())
+        keys.append(hashlib.blake2b(content, digest_size=KEY_BYTES, person=sheet).digest())
     return tuple(keys), lengths
 
 
@@ -443,12 +440,10 @@ class PrefixCache:
         self.rows.update(zip(fill.keys, states.split(fill.lengths), strict=True))
 
 
-# On disk: one safetensors file of keys, lengths and states; its metadata says what they were made from.
-
-_FORMAT = "1"
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_FORMAT = "2"
+"""Of rows that are kept on disk."""
 _CHUNK = 2**26
-"""Bytes that are hashed or written at a time."""
+"""Bytes that are hashed at a time."""
 
 
 def prefix_identity(
@@ -486,48 +481,3 @@ def prefix_identity(
         "weights below": weights.hexdigest(),
         "rows": rows.hexdigest(),
     }
-
-
-def write_rows(
-    path: Path, fills: Sequence[Fill], states: Iterable[torch.Tensor], trace: LayerTrace, made_from: Mapping[str, str]
-) -> None:
-    """Write states [tokens, D], given fill by fill, so that no more than those of one fill are in memory."""
-    lengths = torch.tensor([length for fill in fills for length in fill.lengths])
-    keys = torch.frombuffer(bytearray(b"".join(key for fill in fills for key in fill.keys)), dtype=torch.uint8)
-    tokens = int(lengths.sum())
-    shapes = {
-        "keys": ("U8", [len(lengths), _KEY_BYTES], keys.numel()),
-        "lengths": ("I64", [len(lengths)], 8 * len(lengths)),
-        "states": (_DTYPES[trace.dtype], [tokens, trace.width], tokens * trace.width * trace.dtype.itemsize),
-    }
-    header: dict[str, Any] = {"__metadata__": dict(made_from)}
-    end = 0
-    for name, (kind, shape, size) in shapes.items():
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for part in chain((keys, lengths), states):
-            file.write(part.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-
-
-def read_rows(path: Path, made_from: Mapping[str, str]) -> dict[bytes, torch.Tensor]:
-    """Rows of a file, mapped into memory: what is read of them is loaded then, and may be let go again.
-
-    Raises:
-        ValueError: the file is not readable, or was made from something else; the message says what has changed.
-    """
-    way_out = "remove the file, or pass --overwrite true to start over"
-    try:
-        with safe_open(path, "pt") as file:
-            found = file.metadata() or {}
-            keys, lengths, states = (file.get_tensor(name) for name in ("keys", "lengths", "states"))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"prefix cache {path} is not readable ({error}): {way_out}") from error
-    pairs = ((name, found.get(name), value) for name, value in made_from.items())
-    changed = [f"{name} ({there} there, {now} now)" for name, there, now in pairs if there != now]
-    if changed:
-        raise ValueError(f"prefix cache {path} was made from something else: {', '.join(changed)}; {way_out}")
-    return {key.numpy().tobytes(): rows for key, rows in zip(keys, states.split(lengths.tolist()), strict=True)}

@@ -92,7 +92,8 @@ def apply_scheme(model: Any, scheme: str = "full", args: Mapping[str, Any] | Non
         return _train_head(model)
     from peft import get_peft_model
 
-    task_type = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}.get(kind_of(model))  # None keeps its forward
+    generates = hasattr(model, "prepare_inputs_for_generation")
+    task_type = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}.get(kind_of(model)) if generates else None  # keeps forward
     with seeded(seed):
         start = _start(model, scheme, args)
         options = {**_DEFAULTS[scheme], **_model_fields(model, scheme, args, start), "task_type": task_type, **args}
@@ -194,7 +195,7 @@ def _start(model: Any, scheme: str, args: Mapping[str, Any]) -> torch.Tensor | N
     if len(found) < len(kept) or len({tuple(value.shape) for value in found}) != 1:
         raise ValueError(
             f"scheme 'prefix' needs keys and values of one shape in every layer, which {type(model).__name__} does not "
-            "keep: use prompt or lora"
+            "keep: use prompt, or lora with scheme_args.target_modules"
         )
     return torch.stack(found)
 
@@ -342,7 +343,7 @@ def check_adapter(model: Any) -> None:
     if isinstance(active, list) and len(active) > 1:
         raise ValueError(
             f"adapters {' and '.join(map(repr, active))} are active together, and one is saved: choose one by "
-            f"model.set_adapter({active[0]!r}), or combine them by model.add_weighted_adapter"
+            f"model.set_adapter({active[0]!r}), or combine them by model.add_weighted_adapter and set the one that it makes"
         )
     if model.active_adapter in ("..", ".") or Path(model.active_adapter).name != model.active_adapter:
         raise ValueError(f"the adapter's name {model.active_adapter!r} is none for a file: give it one without / and ..")

@@ -7,8 +7,10 @@ configuration, and what that names (rows, weights), are those of its beginning; 
 import csv
 import errno
 import hashlib
+import io
 import json
 import logging
+import math
 import os
 import platform
 import shutil
@@ -18,9 +20,11 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, final
 
@@ -107,12 +111,13 @@ _CHUNK = 1 << 22
 """Bytes read at a time for a checksum."""
 
 
-def write_tensors(target: Path, value: Any, keep: Path | None = None) -> Path:
+def write_tensors(target: Path, value: Any, keep: Path | None = None, run: str = "") -> Path:
     """Write nested tensors and plain values, whole: floats, integers and types of containers come back exactly.
 
     Args:
         value: tensors, None, bool, int, float and str, in any nesting of dictionaries, lists and tuples.
         keep: see :func:`write_whole`.
+        run: identity of the run that the file is of.
 
     Raises:
         TypeError: something else is in it; the message says where. Nothing is written.
@@ -120,35 +125,64 @@ def write_tensors(target: Path, value: Any, keep: Path | None = None) -> Path:
     tensors: dict[str, torch.Tensor] = {}
     tree = _to_tree(value, "", tensors, {})
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)  # each begins at a multiple of its item's size
-    metadata = {"name": target.name, "sha256": _UNSET, "value": json.dumps(tree, separators=(",", ":"))}
-    header: dict[str, Any] = {"__metadata__": metadata}
+    metadata = {"name": target.name, "run": run, "value": json.dumps(tree, separators=(",", ":"))}
+    shapes = {name: (tensors[name].dtype, list(tensors[name].shape)) for name in order}
+    return write_whole(target, lambda path: write_sealed(path, shapes, (tensors[name] for name in order), metadata), keep)
+
+
+def write_sealed(
+    path: Path,
+    shapes: Mapping[str, tuple[torch.dtype, list[int]]],
+    parts: Iterable[torch.Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a safetensors file with a checksum over every byte of it.
+
+    Args:
+        shapes: name -> dtype and shape, in the order in the file.
+        parts: the tensors in that order, each in as many parts as one likes, so that they need not be in memory together.
+    """
+    header: dict[str, Any] = {"__metadata__": {"sha256": _UNSET, **metadata}}
     end = 0
-    for name in order:
-        begin, end = end, end + tensors[name].nbytes
-        header[name] = {"dtype": DTYPES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    for name, (dtype, shape) in shapes.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-
-    def write(path: Path) -> None:
-        digest = hashlib.sha256()
-        with path.open("wb") as file:
-            parts = (tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data for name in order)
-            for part in (len(text).to_bytes(8, "little"), text, *parts):
-                file.write(part)
-                digest.update(part)
-            file.seek(8 + text.index(_UNSET.encode()))
-            file.write(digest.hexdigest().encode())
-
-    return write_whole(target, write, keep)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        data = (part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data for part in parts)
+        for piece in chain((len(text).to_bytes(8, "little"), text), data):
+            file.write(piece)
+            digest.update(piece)
+        file.seek(8 + text.index(_UNSET.encode()))
+        file.write(digest.hexdigest().encode())
 
 
-def read_tensors(path: Path) -> Any:
+def read_tensors(path: Path, run: str = "") -> Any:
     """Read what :func:`write_tensors` wrote; nothing in the file is executed.
+
+    Args:
+        run: identity of the run that the file must be of; of any where it is empty.
+
+    Raises:
+        ValueError: the file is not there, cut short, changed in any bit, another one under this name, or another run's.
+    """
+    tensors, metadata = read_sealed(path)
+    if metadata.get("name") not in (path.name, path.name.replace(EARLIER, "")):
+        raise ValueError(f"{path} is not readable: it is a {metadata.get('name')} under another name")
+    if run and metadata["run"] not in (run, ""):
+        raise ValueError(f"{path} is not readable: it is of another run, or what the run reads has changed")
+    return _from_tree(json.loads(metadata["value"]), tensors)
+
+
+def read_sealed(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that :func:`write_sealed` wrote.
 
     Tensors are mapped, not loaded: what is copied into a model's weights takes no second copy in memory.
 
     Raises:
-        ValueError: the file is not there, cut short, changed in any bit, or another one under this name.
+        ValueError: the file is not there, cut short, or changed in any bit.
     """
     try:
         size = path.stat().st_size
@@ -167,15 +201,13 @@ def read_tensors(path: Path) -> Any:
                 digest.update(chunk)
         if digest.hexdigest() != metadata["sha256"]:
             raise ValueError("its checksum is another one")
-        if metadata["name"] not in (path.name, path.name.replace(EARLIER, "")):
-            raise ValueError(f"it is a {metadata['name']} under another name")
         data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[8 + len(text) :]
         named = {code: dtype for dtype, code in DTYPES.items()}
         tensors = {
             name: data[slice(*entry["data_offsets"])].view(named[entry["dtype"]]).view(entry["shape"])
             for name, entry in header.items()
         }
-        return _from_tree(json.loads(metadata["value"]), tensors)
+        return tensors, metadata
     except FileNotFoundError as error:
         raise ValueError(f"{path} is not readable: there is no such file") from error
     except UNREADABLE as error:
@@ -183,15 +215,14 @@ def read_tensors(path: Path) -> Any:
         raise ValueError(f"{path} is not readable: {known}") from error
 
 
-def is_whole(path: Path, otherwise: str) -> bool:
-    """Whether :func:`read_tensors` reads the file. Where it is there and damaged, a line says what is done ``otherwise``."""
+def _run_of(path: Path) -> str:
+    """The run that a file of tensors says to be of; empty where it names none. The file may be damaged."""
     try:
-        read_tensors(path)
-    except ValueError as error:
-        if path.exists():
-            logger.warning("%s; %s", error, otherwise)
-        return False
-    return True
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return str(json.loads(file.read(min(length, path.stat().st_size)))["__metadata__"]["run"])
+    except UNREADABLE:
+        return ""
 
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
@@ -279,6 +310,7 @@ class RunDirectory:
             that was computed so far, or name inputs, which :meth:`identify` compares.
         why: field -> why it may not differ, where that is not plain to see.
         again: whether a finished run may be taken up again.
+        passing: names of files beside the checkpoints that are there only until the run has finished.
 
     Raises:
         ValueError: the directory holds another run, a finished one, or files that no run wrote. Nothing is written.
@@ -293,15 +325,19 @@ class RunDirectory:
         free: Collection[str] = (),
         why: Mapping[str, str] | None = None,
         again: bool = False,
+        passing: Collection[str] = (),
     ) -> None:
         self.path = Path(path)
         self.checkpoint = self.path / CHECKPOINT
         """Present while the run is not finished."""
         self.earlier = self.checkpoint.with_stem(self.checkpoint.stem + EARLIER)
         """The checkpoint before, to which a run goes back where the last one is damaged."""
+        self._passing = [self.earlier, self.checkpoint, *(self.path / name for name in passing)]
         self._read: tuple[Path, dict[str, Any]] | None = None
         self.config = config
         self.inputs: dict[str, Any] | None = None
+        self.run = ""
+        """Identity of the run, from :meth:`identify` on, of a run that is continued from the start: its files carry it."""
         self._overwrite, self._free, self._why, self._again = overwrite, frozenset(free), why or {}, again
         self._unlock: Callable[[], object] | None = None
         """While other processes are kept out."""
@@ -336,6 +372,7 @@ class RunDirectory:
                 "continue that run, or pass --overwrite true to remove it"
             )
         if (self.path / SUMMARY).exists() and not self._again:
+            self._tidy()
             longer = differences(earlier, _plain(self.config), IMMATERIAL)
             more = f", which leaves no checkpoint to go on from ({_listed(longer)})" if longer else ""
             raise ValueError(f"{self.path} holds this run, finished{more}: {WAY_OUT}")
@@ -345,18 +382,26 @@ class RunDirectory:
                 f"{self.path} holds the {OLD_CHECKPOINT} of an older release, a pickle, which is not read: finish the run with "
                 f"that release, or {WAY_OUT}"
             )
+        self.run = (_record(self.path) or {}).get("run", "") if resumed else ""
         return resumed
+
+    def _tidy(self) -> None:
+        """Remove what the process that finished this run had no time to remove, unless one is about to."""
+        if any(path.exists() for path in (*self._passing, *self.path.glob(f"{UNFINISHED}*"), self.path / LOCK)):
+            with suppress(OSError), locked(self.path):
+                self._drop()
+
+    def _drop(self) -> None:
+        for path in self._passing:
+            path.unlink(missing_ok=True)
+        for stale in self.path.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(stale)
 
     @staticmethod
     def recorded(path: str | Path) -> dict[str, Any] | None:
         """The configuration of the run in a folder; None where no run has written one there."""
-        if (record := _record(Path(path))) is not None:
-            return record["config"]
-        try:
-            found = yaml.safe_load((Path(path) / CONFIG).read_text())
-        except (OSError, ValueError, yaml.YAMLError):  # ValueError: not text
-            return None
-        return found if isinstance(found, dict) and "out" in found else None
+        record = _record(Path(path))
+        return _settings(Path(path)) if record is None else record["config"]
 
     def _entries(self) -> list[Path]:
         """The files of the directory, without the lock and those that a killed process was about to write."""
@@ -374,12 +419,16 @@ class RunDirectory:
             ValueError: it is continued and reads something else; the message names what, old -> new.
         """
         self.inputs = _plain(inputs)
+        known, free = self.run, IMMATERIAL | self._free
+        settings = {name: value for name, value in _plain(self.config).items() if name not in free}
+        self.run = known or _checksum([settings, self.inputs])
         earlier = self.recorded(self.path)
         if earlier is None or self._overwrite or not (self.resumed or always):
             return self
         record, named = _record(self.path), differences(earlier, _plain(self.config), IMMATERIAL)
         if record is None:
-            logger.warning("%s is missing or damaged: whether the run reads what it read before is unknown", self.path / RUN)
+            logger.warning("%s is missing or damaged, or another run's: it is written anew", self.path / RUN)
+            self._read = None  # as it was read before the run was known
         changes = named if record is None else differences(record["inputs"], self.inputs)
         if changes:
             what = _listed(list(dict.fromkeys(changes + named)))
@@ -400,14 +449,20 @@ class RunDirectory:
             ValueError: nothing can be written there, or there is not so much room.
         """
         place = next(path for path in (self.path, *self.path.absolute().parents) if path.is_dir())
-        room = shutil.disk_usage(place).free + sum(path.stat().st_size for path in self.path.glob("*.safetensors"))
+        mine = f"{UNFINISHED}{_checksum(str(self.path.absolute()))}-"
+        for stale in place.glob(f"{mine}*"):  # of a killed process: it may lie outside the directory, which was not yet made
+            if not _alive(int(stale.name.removeprefix(mine).partition("-")[0])):
+                shutil.rmtree(stale)
+        room = shutil.disk_usage(place).free + sum(
+            path.stat().st_size for path in self.path.glob("*.safetensors") if path.is_file()
+        )
         if needed > room:
             raise ValueError(
-                f"{self.path}: the run takes up to {needed:,} bytes, and {room:,} are free there: make room, choose another "
-                "--out, or, in fine-tuning, leave the model out by --save log"
+                f"{self.path}: the run takes up to {needed:,} bytes, and {room:,} are free there: choose another "
+                "--out, make room, or, in fine-tuning, leave the model out by --save log"
             )
         try:
-            folder = tempfile.TemporaryDirectory(dir=place, prefix=UNFINISHED)
+            folder = tempfile.TemporaryDirectory(dir=place, prefix=f"{mine}{os.getpid()}-")
         except OSError as error:
             raise ValueError(f"{self.path} cannot be written to ({error}): choose another --out") from error
         with folder as name:
@@ -423,43 +478,75 @@ class RunDirectory:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         for stale in self.path.glob(f"{UNFINISHED}*"):
             shutil.rmtree(stale)
+        if self.resumed and (record := _record(self.path)) is not None and _settings(self.path) != record["config"]:
+            logger.warning("%s is missing or damaged, or another run's: it is written anew", self.path / CONFIG)
+        if not self.resumed and (self.path / METRICS).exists():
+            logger.warning("neither %s nor %s is left: the run begins anew", self.checkpoint, self.earlier)
         if self._again:
             (self.path / SUMMARY).unlink(missing_ok=True)
         config = _plain(self.config)
         write_yaml(self.path / CONFIG, config)
         if self.inputs is not None:
-            record = {"config": config, "inputs": self.inputs}
+            record = {"config": config, "inputs": self.inputs, "run": self.run}
             write_json(self.path / RUN, record | {"checksum": _checksum(record)})
         return self
 
+    def write(self, name: str, value: Any, keep: Path | None = None) -> Path:
+        """:func:`write_tensors`, as a file of this run."""
+        return write_tensors(self.path / name, value, keep, self.run)
+
+    def read(self, name: str) -> Any:
+        """:func:`read_tensors`; ValueError where the file is another run's, too."""
+        return read_tensors(self.path / name, self.run)
+
+    def is_whole(self, name: str, otherwise: str) -> bool:
+        """Whether :meth:`read` reads the file. Where a run is continued and it does not, a line says what is done
+        ``otherwise``."""
+        try:
+            self.read(name)
+        except ValueError as error:
+            if self.resumed:
+                logger.warning("%s; %s", error, otherwise)
+            return False
+        return True
+
     def write_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the state of the run; the last checkpoint becomes the earlier one."""
-        write_tensors(self.checkpoint, state, keep=self.earlier)
+        self.write(CHECKPOINT, state, self.earlier)
 
-    def read_checkpoint(self) -> tuple[Path, dict[str, Any]]:
+    def read_checkpoint(self, check: Callable[[dict[str, Any]], object] = bool) -> tuple[Path, dict[str, Any]]:
         """The newest checkpoint that is whole, and its state; says in a line where that is the earlier one.
+
+        Args:
+            check: called when it is first read; raises ValueError where the run cannot go on from there.
 
         Raises:
             ValueError: there is none.
         """
         if self._read is None:
-            try:
-                self._read = self.checkpoint, read_tensors(self.checkpoint)
-            except ValueError as error:
-                way_out = "choose another --out, or pass --overwrite true to begin again"
+            reasons: list[str] = []
+            for path in (self.checkpoint, self.earlier):
                 try:
-                    self._read = self.earlier, read_tensors(self.earlier)
-                except ValueError as second:
-                    raise ValueError(f"no checkpoint is left: {error}, and {second}; {way_out}") from error
-                logger.warning("%s; continuing from the one before, %s", error, self.earlier.name)
+                    state = self.read(path.name)
+                    check(state)
+                except ValueError as error:
+                    reasons.append(str(error))
+                    continue
+                for reason in reasons:
+                    logger.warning("%s; continuing from the one before, %s", reason, path.name)
+                self._read = path, state
+                break
+            else:
+                why = ", and ".join(dict.fromkeys(reasons))
+                way_out = "choose another --out, or pass --overwrite true to begin again"
+                raise ValueError(f"no checkpoint is left: {why}; {way_out}")
         return self._read
 
     def finish(self, summary: dict[str, Any]) -> Path:
-        """Write ``summary.json`` and drop the checkpoints."""
+        """Write ``summary.json``, then drop the checkpoints and the files of an unfinished run."""
         target = write_json(self.path / SUMMARY, {**summary, "environment": environment()})
         self._read = None
-        for path in (self.earlier, self.checkpoint):
-            path.unlink(missing_ok=True)
+        self._drop()
         if not self._inside:
             self.release()
         return target
@@ -533,14 +620,24 @@ def _checksum(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
+def _settings(folder: Path) -> dict[str, Any] | None:
+    """Content of ``config.yaml``; None where it is not that of a run."""
+    try:
+        found = yaml.safe_load((folder / CONFIG).read_text())
+    except (OSError, ValueError, yaml.YAMLError):  # ValueError: not text
+        return None
+    return found if isinstance(found, dict) and "out" in found else None
+
+
 def _record(folder: Path) -> dict[str, Any] | None:
-    """Content of ``run.json``; None where there is none, or it is not as it was written."""
+    """Content of ``run.json``; None where there is none, it is not as it was written, or all files there are another run's."""
     try:
         found = json.loads((folder / RUN).read_text())
         checksum = found.pop("checksum")
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
-    return found if checksum == _checksum(found) else None
+    named = {_run_of(path) for path in folder.glob("*.safetensors")} - {""}
+    return found if checksum == _checksum(found) and (not named or found.get("run") in named) else None
 
 
 def lock_directory(folder: Path) -> int:
@@ -709,30 +806,45 @@ class MetricsLog:
 
     Args:
         after: keep only the rows up to this step of what an interrupted run wrote; None starts a new file.
+        known: :attr:`extent` at that step: a file that is damaged up to there is named, and its readable rows are kept.
     """
 
-    def __init__(self, folder: Path, columns: tuple[str, ...], after: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, columns: tuple[str, ...], after: int | None = None, known: Sequence[int] | None = None
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.columns = ("step", *columns)
         path = folder / METRICS
-        rows = read_metrics(path) if after is not None and path.exists() else []
+        content = path.read_bytes() if after is not None and path.is_file() else b""
+        if known is not None and [len(content[: known[0]]), zlib.crc32(content[: known[0]])] != list(known):
+            logger.warning("%s is missing or damaged: the rows of it that are readable are kept", path)
+        rows = [row for row in _parsed(content.decode(errors="replace"), self.columns) if int(row["step"]) <= (after or 0)]
 
         def write(target: Path) -> None:
             with target.open("w", newline="") as file:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
-                writer.writerows(row for row in rows if after is not None and int(row["step"]) <= after)
+                writer.writerows(rows)
 
         write_whole(path, write)
+        self._extent = len(content := path.read_bytes()), zlib.crc32(content)
         self._file = path.open("a", newline="")
-        self._rows = csv.DictWriter(self._file, self.columns)
         self._board = SummaryWriter(str(folder), purge_step=None if after is None else after + 1)
+
+    @property
+    def extent(self) -> list[int]:
+        """Bytes of the file, and their checksum."""
+        return list(self._extent)
 
     def log(self, step: int, **values: float) -> None:
         """One row."""
-        self._rows.writerow({"step": step, **values})
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self.columns).writerow({"step": step, **values})
+        line = text.getvalue()
+        self._file.write(line)
         self._file.flush()
+        self._extent = self._extent[0] + len(line), zlib.crc32(line.encode(), self._extent[1])
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
@@ -747,3 +859,14 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [row for row in rows if None not in row.values() and row["step"].isdigit()]
+
+
+def _parsed(text: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The lines of a ``metrics.csv`` that are rows: a step, and a number or nothing in each other column."""
+    for line in text.splitlines():
+        values = line.split(",")
+        if len(values) == len(columns) and values[0].isascii() and values[0].isdigit():
+            with suppress(ValueError):
+                for value in filter(None, values):
+                    float(value)
+                yield dict(zip(columns, values, strict=True))

@@ -209,8 +209,8 @@ def findings(
         limit: most tokens per row.
         model: name of the tokenizer's model, for messages.
     """
-    examples = _texts(task, [*train, *test], tokenizer)
-    parts = examples[: len(train)], examples[len(train) :]
+    parts = _texts(task, train, tokenizer), _texts(task, test, tokenizer)
+    examples = [*parts[0], *parts[1]]
     lengths = sorted(len(one.prefix) + len(one.prompt) + max(map(len, one.options)) for one in examples)
     known = {one.example.prompt for one in parts[0]}
     facts: dict[str, Any] = {

@@ -26,7 +26,7 @@ from l2l.methods.base import Method, check_counts
 from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.methods.rsgn import RSGN
-from l2l.models.load import DTYPES, context_length, load_model
+from l2l.models.load import DTYPES, check_measured, context_length, load_model
 from l2l.models.prefix import Fill, PrefixCache, check_train_layers, row_keys, trace_layers, train_only
 from l2l.models.shapes import SHAPES, shape_config
 from l2l.noise import Key, NoiseTerm, TensorSlice, active_backend, add_noise, standard_deviation
@@ -121,15 +121,7 @@ class BenchConfig(Arguments):
             raise ValueError(f"answer_tokens={self.answer_tokens} must be below length={self.length}")
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}; use one of {', '.join(DTYPES)}")
-        try:
-            device = self.torch_device
-        except RuntimeError as error:
-            raise ValueError(f"device {self.device!r} is unknown to torch; use cpu or cuda") from error
-        if device.type not in ("cpu", "cuda"):
-            raise ValueError(f"device {self.device!r} is not measured; use cpu or cuda")
-        found = torch.cuda.device_count()
-        if device.type == "cuda" and (device.index or 0) >= found:
-            raise ValueError(f"device {self.device!r} is not there (CUDA devices found: {found}); use cpu")
+        check_measured(self.device)
 
     @property
     def torch_device(self) -> torch.device:

@@ -10,7 +10,7 @@ from l2l import costs
 from l2l.arguments import Arguments
 from l2l.methods.base import check_counts
 from l2l.methods.registry import declared_method
-from l2l.models.load import DTYPES
+from l2l.models.load import DTYPES, check_measured
 from l2l.models.prefix import check_train_layers, trace_layers, train_only
 from l2l.noise import active_backend
 from l2l.params import Blocks
@@ -80,14 +80,8 @@ def run_estimate(config: EstimateConfig) -> dict[str, Any]:
     if config.dtype not in DTYPES:
         raise ValueError(f"dtype {config.dtype!r} is not one of {', '.join(DTYPES)}")
     folder = RunDirectory(config.out, asdict(config), config.overwrite) if config.out else None
-    try:
-        device, dtype = torch.device(config.device or "cpu"), DTYPES[config.dtype]
-    except RuntimeError as error:
-        raise ValueError(f"device {config.device!r} is unknown: use cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {config.device!r} is not there: torch sees no CUDA device; leave --device out for the CPU")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {config.device!r} cannot be measured: use cpu or cuda")
+    check_measured(config.device)
+    device, dtype = torch.device(config.device or "cpu"), DTYPES[config.dtype]
     model = costs.meta_model(costs.config_of(config.model, config.revision), dtype)
     most: Any = getattr(model.config, "max_position_embeddings", None)
     if isinstance(most, int) and config.length > most:

@@ -10,7 +10,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -24,9 +24,9 @@ from l2l.models import prefix
 from l2l.models.heads import TokenQuery
 from l2l.models.load import context_length
 from l2l.models.streaming import LayerFiles
+from l2l.report import run_directory
 from l2l.report.console import Advance, Bars
 from l2l.report.memory import available_bytes
-from l2l.report.run_directory import write_whole
 from l2l.tasks.base import Row
 from l2l.tasks.evaluate import evaluation_batches
 from l2l.train.config import CompleteConfig
@@ -87,7 +87,7 @@ class RunPrefix:
         finally:
             self.cache.sheet = b""
 
-    def build(self, inputs: RunInputs, closures: Closures, steps: int, folder: Path, bars: Bars) -> None:
+    def build(self, inputs: RunInputs, closures: Closures, steps: int, folder: run_directory.RunDirectory, bars: Bars) -> None:
         """Plan the rows, which are computed when they are met; or compute them now where the layers below are in files, or the
         states go to disk, or map those that this run wrote there before it was interrupted. The cache must be attached.
 
@@ -95,10 +95,13 @@ class RunPrefix:
             inputs: whose splits are those that are evaluated.
             steps: that the run may take; rows of later ones are computed whole, unless they come again.
 
+        What the run left there is named in a line, and computed anew, where it is gone, damaged, or of other rows, weights or
+        settings.
+
         Raises:
-            ValueError: what an earlier run left is of other rows, weights or settings; or the disk is full.
+            ValueError: the disk is full.
         """
-        began, cache, target = time.perf_counter(), self.cache, folder / FILE
+        began, cache, target = time.perf_counter(), self.cache, folder.path / FILE
         if self.files is None and self.place != "disk":
             self.fills = _planned(inputs, closures, inputs.config.steps)
             cache.pinned = self.place == "pinned"
@@ -112,9 +115,9 @@ class RunPrefix:
             if self.place == "disk":
                 read = None if self.files is None else self.files.tensor
                 identity = prefix.prefix_identity(cache.model, self.trace, cache.lowest, self.fills, self.context, read)
-                if not target.exists():
+                if not ((folder.resumed or target.exists()) and self._read(target, identity)):
                     self._write(target, identity, advance)
-                cache.rows = prefix.read_rows(target, identity)
+                    cache.rows = read_rows(target, identity)
             else:
                 for fill, states in self._computed(advance):
                     cache.keep(fill, states.cpu().pin_memory() if self.place == "pinned" else states)
@@ -135,16 +138,24 @@ class RunPrefix:
                     advance(1 / self.cache.lowest)
         yield from ((fill, torch.cat([self.cache.rows[key] for key in fill.keys])) for fill in self.fills)
 
+    def _read(self, target: Path, identity: dict[str, str]) -> bool:
+        try:
+            self.cache.rows = read_rows(target, identity)
+        except ValueError as error:
+            logger.warning("prefix cache %s; it is computed anew", error)
+            return False
+        return True
+
     def _write(self, target: Path, identity: dict[str, str], advance: Advance) -> None:
         states = (found for _, found in self._computed(advance))
         try:
-            write_whole(target, lambda path: prefix.write_rows(path, self.fills, states, self.trace, identity))
+            run_directory.write_whole(target, lambda path: write_rows(path, self.fills, states, self.trace, identity))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             raise ValueError(
-                f"the disk of {target.parent} is full: the prefix cache takes {self.size:,} bytes there; make room, or choose "
-                "an --out on another disk, fewer rows, or prefix_cache memory or off"
+                f"the disk of {target.parent} is full: the prefix cache takes {self.size:,} bytes there; choose an --out on "
+                "another disk, fewer rows, or prefix_cache memory or off, or make room"
             ) from error
 
     def costs(self) -> dict[str, Any]:
@@ -156,6 +167,40 @@ class RunPrefix:
         """For the summary."""
         found = {"place": self.place, "lowest_layer": self.cache.lowest, "layers": len(self.trace.layers)}
         return found | {"rows": len(self.cache.rows), "bytes": self.size}
+
+
+def write_rows(
+    path: Path,
+    fills: Sequence[prefix.Fill],
+    states: Iterable[torch.Tensor],
+    trace: prefix.LayerTrace,
+    made_from: Mapping[str, str],
+) -> None:
+    """Write keys, lengths and states [tokens, D] of rows; states are given fill by fill, so that no more than those of one fill
+    are in memory. The metadata says what they were made from."""
+    lengths = torch.tensor([length for fill in fills for length in fill.lengths])
+    keys = torch.frombuffer(bytearray(b"".join(key for fill in fills for key in fill.keys)), dtype=torch.uint8)
+    shapes = {
+        "lengths": (lengths.dtype, list(lengths.shape)),  # first: each begins at a multiple of its item's size
+        "states": (trace.dtype, [int(lengths.sum()), trace.width]),
+        "keys": (keys.dtype, [len(lengths), prefix.KEY_BYTES]),
+    }
+    run_directory.write_sealed(path, shapes, chain((lengths,), states, (keys,)), made_from)
+
+
+def read_rows(path: Path, made_from: Mapping[str, str]) -> dict[bytes, torch.Tensor]:
+    """Rows of a file, mapped into memory: what is read of them is loaded then, and may be let go again.
+
+    Raises:
+        ValueError: the file is not readable, changed in any bit, or was made from something else; the message says what.
+    """
+    tensors, found = run_directory.read_sealed(path)
+    pairs = ((name, found.get(name), value) for name, value in made_from.items())
+    changed = [f"{name} ({there} there, {now} now)" for name, there, now in pairs if there != now]
+    if changed:
+        raise ValueError(f"{path} was made from something else: {', '.join(changed)}")
+    rows = tensors["states"].split(tensors["lengths"].tolist())
+    return {key.numpy().tobytes(): states for key, states in zip(tensors["keys"], rows, strict=True)}
 
 
 def prepare_prefix(inputs: RunInputs, closures: Closures, loss: float | None) -> RunPrefix | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from l2l.arguments import Arguments
 from l2l.methods import method_names
 from l2l.methods.base import Method
 from l2l.methods.registry import AROUND, build_method
@@ -155,14 +156,18 @@ def _check(header: dict[str, Any], optimizer: ZOOptimizer, model: "PreTrainedMod
         raise ValueError("the adapter begins with other values than the run's, which was made with torch {header['torch']}")
 
 
-def replay(log: runlog.Log, optimizer: ZOOptimizer, steps: int) -> None:
+def replay(log: runlog.Log, optimizer: ZOOptimizer, steps: int, at_once: bool = False) -> None:
     """Take the first ``steps`` of a run again; theta must be where the run began.
+
+    Args:
+        at_once: write the parameters in every step, so that the optimizer may take other steps afterwards.
 
     Raises:
         ValueError: a step comes out otherwise than its record says: the optimizer is not the run's.
     """
     theta = optimizer.theta
-    theta.defer_writes()
+    if not at_once:
+        theta.defer_writes()
     with theta.fused_steps():
         for number, step in enumerate(log.steps[:steps]):
             if step.restored:
@@ -210,7 +215,7 @@ def load_model(
 
 
 @dataclass(frozen=True)
-class ReplayConfig:
+class ReplayConfig(Arguments):
     """Rebuild the weights of a step of a run from its log; or say where two runs part."""
 
     run: str
@@ -229,6 +234,7 @@ class ReplayConfig:
     """The tuner of a run that has one; None: where the run had it from."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         chosen = [name for name in ("to", "undo", "diff") if getattr(self, name) is not None]
         if len(chosen) > 1:
             raise ValueError(f"{chosen[0]} and {chosen[1]} are both given: leave one out")

@@ -47,8 +47,8 @@ their number, and curvature; whether something has read the weights before the s
 END = 0xFFFF
 """In place of the number of losses: the run has ended."""
 NAN = float("nan")
-KEPT = ("seed", "epsilon", "method", "method_args", "perturb", "update", "tuner", "blocks")
-"""Of the header: what must not change while a run is continued. What it reads besides is compared by the run's directory."""
+KEPT = ("run", "seed", "epsilon", "method", "method_args", "perturb", "update", "tuner", "blocks")
+"""Of the header: what must not change while a run is continued; ``run`` is the identity of the run and of what it reads."""
 
 RECORDED = (
     *("model", "revision", "task", "steps", "lr", "step_fraction", "curvature_every", "schedule", "schedule_end", "batch_size"),
@@ -318,6 +318,28 @@ def header_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list
     return found
 
 
+def check_log(folder: Path, header: Mapping[str, Any], steps: int) -> tuple[Log, int] | None:
+    """The log of an interrupted run, and how many of its records lead to step ``steps``; None where there is none, or one that
+    begins later. What follows is not looked at.
+
+    Raises:
+        ValueError: it is damaged up to there, too short, or that of a run with another header.
+    """
+    path, way_out = folder / NAME, "move it away to go on without it"
+    if not path.exists():
+        return None
+    try:
+        kept = steps - read_log(path, 0).header.get("first", 0)
+        log = read_log(path, max(kept, 0))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}; {way_out}") from error
+    changed = [name for name, *_ in header_differences(header, log.header) if name.split(".")[0] in KEPT]
+    if changed or len(log.steps) < kept:
+        what = f"its {changed[0]!r} differs" if changed else f"it ends at step {steps - kept + len(log.steps)}, too early"
+        raise ValueError(f"run log {str(path)!r} is not that of this run: {what}; {way_out}")
+    return None if kept < 0 else (log, kept)
+
+
 @final
 class RunLog:
     """Appends a record per step.
@@ -327,28 +349,27 @@ class RunLog:
         steps: keep so many records of the log of an interrupted run; None starts a new one.
 
     Raises:
-        ValueError, FileNotFoundError: the log to continue is damaged, missing, too short or of another run.
+        ValueError: see :func:`check_log`.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any], steps: int | None = None) -> None:
         path, self._epsilon = folder / NAME, header["epsilon"]
-        if steps and not path.exists():
+        found = check_log(folder, header, steps) if steps else None
+        if steps and found is None:
             logger.warning("%s is gone: a new one begins at step %d, and rebuilds no weights", path, steps)
-            header, steps = {**header, "first": steps}, None
-        if steps is None:
+            header = {**header, "first": steps}
+        if found is None:
             text = json.dumps({"version": VERSION, **header}, separators=(",", ":")).encode()
             start = MAGIC + struct.pack("<I", len(text)) + text
             self._checksum, self._before = zlib.crc32(start), None
             write_whole(path, lambda target: target.write_bytes(start + struct.pack("<I", self._checksum)))
             self._file = path.open("ab")
             return
-        first: int = read_log(path, 0).header.get("first", 0)
-        kept = steps - first
-        log = read_log(path, kept)
-        changed = [found for found in header_differences(header, log.header) if found[0].split(".")[0] in KEPT]
-        if changed or len(log.steps) < kept:
-            what = f"its {changed[0][0]!r} differs" if changed else f"it ends at step {first + len(log.steps)}, too early"
-            raise ValueError(f"run log {str(path)!r} is not that of this run: {what}; move it away to go on without it")
+        log, kept = found
+        try:
+            read_log(path)
+        except ValueError as error:
+            logger.warning("%s; the steps from %d on are taken again and written anew", error, steps)
         self._checksum, self._before = log.checksum, log.steps[-1] if log.steps else None
         with path.open("rb+") as file:
             file.truncate(log.ends[kept])

@@ -43,9 +43,7 @@ from l2l.report.run_directory import (
     Stopped,
     StopRequest,
     read_metrics,
-    read_tensors,
     stop_requests,
-    write_tensors,
 )
 from l2l.tasks import format_interval
 from l2l.tasks.encode import collate, encoder_for
@@ -56,7 +54,7 @@ from l2l.train.config import EVAL_EVERY, CompleteConfig, FineTuneConfig, doubts
 from l2l.train.inputs import NAMES, Batcher, Closures, RunInputs, fingerprint, load_run_inputs, make_closures
 from l2l.train.objectives import LOSS
 from l2l.train.prefix import FILE, RunPrefix, prepare_prefix
-from l2l.train.runlog import NAME, ROWS, RunLog, StepRecord, run_header
+from l2l.train.runlog import NAME, ROWS, RunLog, StepRecord, check_log, read_log, run_header
 from l2l.tuners import Level, Tuner, compare
 from l2l.tuners.plan import options_line
 
@@ -169,7 +167,8 @@ def plan_and_run(
     if complete.schedule != "constant":  # its factor is a function of the share of the run that is done
         why |= {name: f"which the schedule {complete.schedule} depends on" for name in LIMITS}
     free = {*NAMES, *LIMITS} - set(why)
-    with RunDirectory(config.out, asdict(complete), config.overwrite, free, why) as folder:
+    passing = (BEST, FILE, WEIGHTS, *([NAME] if config.save == "model" else []))
+    with RunDirectory(config.out, asdict(complete), config.overwrite, free, why, passing=passing) as folder:
         if folder.resumed and config.progress:
             print(f"continuing the run in {config.out}")
         return start_fine_tuning(complete, folder, model, tokenizer, method, tuner)
@@ -371,9 +370,17 @@ def identify(context: RunContext, folder: RunDirectory) -> None:
     this directory counts as the one that it was.
 
     Raises:
-        ValueError: the run is continued and would read something else, or has gone past the end that it is given now.
+        ValueError: the run is continued and would read something else, or has gone past the end that it is given now; or no
+            checkpoint, or log up to it, is whole.
     """
+    began, out = _BEGAN.setdefault(context.model, {}), str(folder.path.resolve())
+    found = fingerprint(context, context.closures.batcher.examples, context.optimizer.method)
+    if folder.resumed and out in began:
+        found["model"]["weights"] = began[out]
+    folder.identify(found)
     if folder.resumed:
+        header = run_header(context.config, context.optimizer, context.model) | {"run": folder.run}
+        folder.read_checkpoint(lambda state: check_log(folder.path, header, state["progress"]["step"]))
         progress, before = Progress(**folder.read_checkpoint()[1]["progress"]), RunDirectory.recorded(folder.path) or {}
         for name, done in zip(LIMITS, (progress.step, progress.passes, progress.seconds), strict=True):
             limit, first = getattr(context.config, name), before.get(name)
@@ -383,11 +390,6 @@ def identify(context: RunContext, folder: RunDirectory) -> None:
                     f"the run in {folder.path} has gone past {name}={limit:g}, to {done:g}: give a larger {name}{given}, or "
                     "choose another --out"
                 )
-    began, out = _BEGAN.setdefault(context.model, {}), str(folder.path.resolve())
-    found = fingerprint(context, context.closures.batcher.examples, context.optimizer.method)
-    if folder.resumed and out in began:
-        found["model"]["weights"] = began[out]
-    folder.identify(found)
     began[out] = found["model"]["weights"]
 
 
@@ -407,7 +409,7 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
         with PeakMemory(context.model.device) as peak:
             if prefix is not None:
                 steps = plan.steps if config.max_seconds is None else FASTER * plan.steps
-                prefix.build(context, context.closures, steps, folder.path, session.bars)
+                prefix.build(context, context.closures, steps, folder, session.bars)
             session.begin()
             with stop_requests() as session.asked, session.training() as advance, context.optimizer.theta.fused_steps():
                 if config.loop == "lightning":
@@ -419,7 +421,7 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
                 raise stopped(f"after step {session.progress.step}", folder, session.asked.number)
         done, optimizer = session.progress, context.optimizer
         last = session.score("train"), session.score("test")
-        optimizer.theta.assign(read_tensors(folder.path / BEST))
+        optimizer.theta.assign(folder.read(BEST))
         last_is_best = done.best_step == done.step - 1
         best = session.score("dev"), last[1] if last_is_best else session.score("test")
         session.log.end(done.best_step + 1)
@@ -447,11 +449,6 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
     summary = _summary(context, last, best, done.best_step, done.seconds, peak.bytes, figures)
     draw_curves(folder.path, config.objective)
     folder.finish(summary)
-    for name in (FILE, WEIGHTS):
-        (folder.path / name).unlink(missing_ok=True)
-    if config.save == "model":
-        (folder.path / NAME).unlink()
-    (folder.path / BEST).unlink()  # last: until the run is finished it can be continued
     return FineTuneResult(context.model, summary, folder.path)
 
 
@@ -489,7 +486,7 @@ def keep_weights(session: "Session", error: Exception) -> ValueError:
     """The error of a model that could not be saved at the end of its run, once its weights lie in a file of their own."""
     target = session.folder.path / WEIGHTS
     try:
-        session.write_weights(target)
+        session.write_weights(WEIGHTS)
     except (OSError, TypeError):
         target = session.folder.path / BEST
     line = " ".join(str(error).split()) or type(error).__name__
@@ -590,23 +587,24 @@ class Session:
     def __init__(self, context: RunContext, plan: EvaluationPlan, folder: RunDirectory) -> None:
         self.context, self.config, self.plan, self.folder = context, context.config, plan, folder
         self.progress = Progress()
-        header = run_header(self.config, context.optimizer, context.model)
+        header = run_header(self.config, context.optimizer, context.model) | {"run": folder.run}
         self.asked = StopRequest()
         """Whether a signal has asked the run to stop."""
         self.ended = False
         """Whether no further step is to be taken: the run is done, or was asked to stop and has saved."""
         self._peak_lr: list[float] = [group["lr"] for group in context.optimizer.param_groups]  # before the schedule
+        state: dict[str, Any] = {}
         if folder.resumed:
             _, state = folder.read_checkpoint()
+            self.progress = Progress(**state["progress"])
+            self._check_best(header, state["weights"])
             context.optimizer.theta.assign(state["weights"])
             context.optimizer.load_state_dict(state["optimizer"])
-            self.progress = Progress(**state["progress"])
-            self._check_best()
             self.ended = self.done
         self._bad = context.optimizer.bad_losses.total
         after = self.progress.step - 1 if folder.resumed else None
         self.log = RunLog(folder.path, header, self.progress.step if folder.resumed else None)
-        self.metrics = MetricsLog(folder.path, COLUMNS, after)
+        self.metrics = MetricsLog(folder.path, COLUMNS, after, state.get("metrics"))
         self._rows: dict[int, bytes] = {}
         before = plan.before + min(1.0, self.share) * (plan.training + plan.during) if folder.resumed else 0.0
         self.bars = Bars(f"{self.config.task} {self.config.method}", plan.whole, before, self.config.progress)
@@ -683,7 +681,8 @@ class Session:
             self._tick()
             self.log.flush()
             state = {"weights": self._weights(), "optimizer": self.context.optimizer.state_dict()}
-            self.folder.write_checkpoint(state | {"progress": dict(vars(now)), "plan": dict(vars(self.plan))})
+            state |= {"progress": dict(vars(now)), "plan": dict(vars(self.plan)), "metrics": self.metrics.extent}
+            self.folder.write_checkpoint(state)
             self._clock = time.perf_counter()
         return report.loss
 
@@ -733,18 +732,31 @@ class Session:
             value = scores.loss if objective is None else objective
         if value < self.progress.best_dev_loss:
             self.progress.best_dev_loss, self.progress.best_step = value, step
-            self.write_weights(self.folder.path / BEST)
+            self.write_weights(BEST)
 
-    def write_weights(self, target: Path) -> None:
-        """Write the trained tensors by name."""
-        write_tensors(target, self._weights())
+    def write_weights(self, name: str) -> None:
+        """Write the trained tensors by name, as a file of the run's directory."""
+        self.folder.write(name, self._weights())
 
-    def _check_best(self) -> None:
-        """Where the best weights of a run that is continued are lost, begin anew to choose them."""
-        now, target = self.progress, self.folder.path / BEST
-        if not run_directory.is_whole(target, f"the best step is chosen anew, from step {self.progress.step - 1} on"):
-            self.write_weights(target)
+    def _check_best(self, header: Mapping[str, Any], last: Mapping[str, torch.Tensor]) -> None:
+        """Where the best weights of a run that is continued are lost, rebuild them from its log; the model is as before the
+        first step. Where that is impossible, begin anew to choose them, from the ``last`` ones."""
+        from l2l.train.replay import replay  # which stands on this module
+
+        now, path = self.progress, self.folder.path / NAME
+        log = read_log(path, now.best_step + 1) if path.exists() else None
+        if log is not None:
+            lost = "first" in log.header or log.header["not_replayable"] or log.header["trained"] != header["trained"]
+            log = None if lost else log
+        anew = f"the best step is chosen anew, from step {now.step - 1} on"
+        if self.folder.is_whole(BEST, anew if log is None else f"rebuilt from {NAME}"):
+            return
+        if log is None:
+            self.folder.write(BEST, dict(last))
             now.best_step, now.best_dev_loss = now.step - 1, float("inf")
+        else:
+            replay(log, self.context.optimizer, now.best_step + 1, at_once=True)
+            self.write_weights(BEST)
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """The trained tensors by name, unperturbed; they share memory with the model."""

@@ -111,6 +111,7 @@ def test_labels_that_cannot_be_drawn_are_refused_with_a_way_out():
     model = Bowl()
     with pytest.raises(ValueError, match=r"trace='fisher' draws labels.*use 'hutchinson'"):
         LogProgressRate()(point_on(model, tuner_of(model), sampled=None))
+    LogProgressRate(trace="hutchinson")(point_on(model, tuner_of(model), sampled=None))
 
 
 def test_traces_inside_a_basis_of_all_directions_are_those_of_the_blocks(tiny):

@@ -204,6 +204,6 @@ def test_a_run_takes_estimator_and_directions_however_its_method_is_named(method
 def test_a_run_refuses_it_before_it_loads_a_model(method: str, tmp_path: Path):
     with pytest.raises(ValueError, match="estimator='one_sided' is no choice with method"):
         l2l.fine_tune("no/such-model", "world_topic", method, out=str(tmp_path / "a"), estimator="one_sided", **SMALL)
-    with pytest.raises(ValueError, match="estimator='sideways' must be one of"):
+    with pytest.raises(ValueError, match="estimator='sideways' must be two_sided, one_sided or left out"):
         l2l.fine_tune("no/such-model", "world_topic", "mezo", out=str(tmp_path / "b"), estimator="sideways", **SMALL)
     assert not any(tmp_path.iterdir())

@@ -206,7 +206,7 @@ def test_what_peft_cannot_do_is_one_clear_error():
         apply_scheme(tiny_random("mamba"), "ia3")
     with pytest.raises(ValueError, match="needs keys and values of one shape in every layer"):
         apply_scheme(tiny_random("mamba"), "prefix")
-    with pytest.raises(ValueError, match="carries an adapter already"):
+    with pytest.raises(ValueError, match="has an adapter already"):
         apply_scheme(apply_scheme(base(), "lora"), "ia3")
 
 

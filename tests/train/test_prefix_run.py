@@ -182,11 +182,12 @@ def test_a_run_continued_on_other_rows_is_refused(tmp_path, monkeypatch):
     sst2(tmp_path / "data", "poor")
     with pytest.raises(ValueError, match=r"read something else: train rows texts: .*--overwrite true"):
         l2l.fine_tune(**given)
-    (tmp_path / "out" / "run.json").unlink()  # the file has an identity of its own
-    with pytest.raises(ValueError, match=r"made from something else: rows .*remove the file, or pass --overwrite true"):
+    (tmp_path / "out" / "run.json").unlink()  # the checkpoint has its identity, too
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors .* what the run reads has changed.*--overwrite true"):
         l2l.fine_tune(**given)
     assert (tmp_path / "out" / "checkpoint.safetensors").exists()
-    l2l.fine_tune(**given, overwrite=True)  # the way out
+    l2l.fine_tune(**{**given, "out": str(tmp_path / "other")})  # the ways out
+    l2l.fine_tune(**given, overwrite=True)
 
 
 def test_a_run_continued_on_other_weights_is_refused(tmp_path, monkeypatch):
@@ -194,9 +195,20 @@ def test_a_run_continued_on_other_weights_is_refused(tmp_path, monkeypatch):
     tiny_random("llama", seed=1, vocab_size=len(load_tokenizer("l2l/tiny"))).save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="read something else: model weights: "):
         l2l.fine_tune(**given)
-    (tmp_path / "out" / "run.json").unlink()  # the file has an identity of its own
-    with pytest.raises(ValueError, match="made from something else: weights below"):
+    (tmp_path / "out" / "run.json").unlink()  # the checkpoint has its identity, too
+    with pytest.raises(ValueError, match="what the run reads has changed"):
         l2l.fine_tune(**given)
+
+
+def test_a_cache_of_other_rows_is_computed_anew(tmp_path, monkeypatch, caplog):
+    """As where a run is killed before its first checkpoint, and its rows change meanwhile."""
+    given = interrupted(tmp_path, monkeypatch)
+    for path in (tmp_path / "out").glob("checkpoint*"):
+        path.unlink()
+    sst2(tmp_path / "data", "poor")
+    found = l2l.fine_tune(**given).summary
+    assert "prefix_cache.safetensors was made from something else: rows " in caplog.text
+    assert found["final_loss"] == l2l.fine_tune(**given | {"out": str(tmp_path / "other")}).summary["final_loss"]
 
 
 def test_a_file_does_not_depend_on_how_many_steps_were_predicted_to_fit_into_the_seconds(tmp_path, monkeypatch):
@@ -246,7 +258,10 @@ def test_a_full_disk_is_one_error_and_leaves_no_half_file(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r"disk of .* is full: the prefix cache takes [\d,]+ bytes .*prefix_cache memory"):
         fine_tune(tmp_path / "run", prefix_cache="disk")
     assert {path.name for path in (tmp_path / "run").iterdir() if FILE in path.name or path.name.startswith(".")} == set()
-    fine_tune(tmp_path / "other", prefix_cache="memory")  # a way out
+    for place in ("memory", "off"):  # ways out
+        fine_tune(tmp_path / place, prefix_cache=place)
+    monkeypatch.setattr(Path, "open", opened)  # stands in for another disk
+    fine_tune(tmp_path / "other", prefix_cache="disk")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +273,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_half_file(tmp_path, monkeypatch)
         ({"train_layers": "last"}, "must be all, top:5"),
         ({"scheme": "prompt"}, "trains what lies below all layers: leave train_layers out, or use lora"),
         ({"sparse_embeddings": True}, "train_layers='top:1' trains no word embedding"),
-        ({"prefix_cache": "ram"}, "use one of auto, off, memory, disk"),
+        ({"prefix_cache": "ram"}, "must be one of auto, off, memory, disk"),
         ({"freeze": r"layers\.3|norm"}, "nothing would be trained"),
     ],
 )

@@ -317,7 +317,9 @@ def test_not_where_its_steps_depend_on_the_end_nor_backwards_nor_once_it_has_end
     assert "runs/b holds another run: steps: 4 -> 6 (which the schedule cosine depends on). Choose another --out" in line
     broken_off(*command(*planned, out="runs/c"))
     assert "method horizon: 4 -> 6" in refusal(*command(*planned, "--steps", "6", out="runs/c"), out="runs/c")
-    assert "has gone past steps=1, to 2" in refusal(*command("--steps", "1"))
+    line = refusal(*command("--steps", "1"))
+    assert "has gone past steps=1, to 2: give a larger steps, as the 4 that it began with, or choose another --out" in line
+    assert main(command()) == main(command("--steps", "1", out="runs/other")) == 0
     line = refusal(*command("--steps", "6", out="runs/whole"), out="runs/whole")
     assert "finished, which leaves no checkpoint to go on from (steps: 4 -> 6)" in line
 

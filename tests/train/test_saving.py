@@ -317,7 +317,12 @@ def test_a_test_row_that_cannot_be_encoded_is_found_before_the_first_step(tmp_pa
 def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
-    refused("l2l/tiny", tmp_path / "run", r"the run takes up to [\d,]+ bytes, and 10,000 are free there: make room")
+    refused("l2l/tiny", tmp_path / "run", r"the run takes up to [\d,]+ bytes, and 10,000 are free there: choose another --out")
+    with pytest.raises(ValueError) as caught:
+        fine_tune(tmp_path / "run")
+    free = int(caught.value.args[0].partition("up to ")[2].partition(" bytes")[0].replace(",", "")) - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    fine_tune(tmp_path / "log", save="log")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     fine_tune(tmp_path / "run")
 

@@ -222,7 +222,7 @@ def test_fields_that_mean_nothing_under_a_scheme_are_refused(tmp_path):
         fine_tune(tmp_path, scheme="prefix", compile=True)
     with pytest.raises(ValueError, match="quantize='bnb4' freezes the weights that scheme 'full' trains"):
         FineTuneConfig(quantize="bnb4")
-    with pytest.raises(ValueError, match="quantize is 'int3'"):
+    with pytest.raises(ValueError, match="quantize='int3' must be one of none"):
         FineTuneConfig(scheme="lora", quantize="int3")  # pyright: ignore[reportArgumentType]
 
 

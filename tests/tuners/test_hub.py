@@ -13,6 +13,7 @@ import yaml
 from cases import TiedLM
 from fake_hub import FakeHub, running
 
+from l2l.cli import main
 from l2l.params import Blocks
 from l2l.tuners import sources as registry
 from l2l.tuners.api import Tuner
@@ -148,10 +149,12 @@ def test_without_a_network_a_push_is_one_clear_error(hub: FakeHub, monkeypatch: 
 
 
 @pytest.mark.parametrize("base", ["/home/me/model", "../model"])
-def test_a_tuner_whose_model_is_a_directory_is_not_pushed(hub: FakeHub, base: str):
+def test_a_tuner_whose_model_is_a_directory_is_not_pushed(hub: FakeHub, base: str, tmp_path: Path):
     tuner = Tuner.for_model(TiedLM(), provenance=Provenance(base))
     with pytest.raises(ValueError, match=rf"its model is '{base}', a directory .* `l2l tuners card DIR --base_model ID`"):
         tuner.push_to_hub("me/tiny")
+    folder = str(tuner.save_pretrained(tmp_path / "tuner"))
+    assert main(["tuners", "card", folder, "--base_model", "me/model"]) == main(["tuners", "push", folder, "me/tiny"]) == 0
 
 
 def test_a_private_repository_stays_private(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -67,7 +67,7 @@ def run_quickstart(config: QuickstartConfig) -> dict[str, Any]:
             raise ValueError(f"task {task!r} serves meta-training: the comparison needs held-out tasks")
         if not config.tune and task not in recipe["best"]:
             known = ", ".join(recipe["best"])
-            raise ValueError(f"task {task!r} has no recorded learning rates: take {known}, or find them with --tune true")
+            raise ValueError(f"task {task!r} has no recorded learning rates: take {known}, or `l2l compare`, which finds them")
     if config.tuner:
         Tuner.from_pretrained(config.tuner)  # bad input is refused before anything is written
     with RunDirectory(config.out, asdict(config), config.overwrite) as folder:

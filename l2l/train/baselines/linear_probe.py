@@ -85,8 +85,9 @@ def fixed_options(task: Task, rows: Sequence[Row]) -> tuple[str, ...]:
     """
     found = {task.example(row).options for row in rows}
     if task.metric != "accuracy" or len(found) != 1:
+        own = "differ" if task.metric == "accuracy" else "are none: it generates answers"
         raise ValueError(
-            f"linear_probe needs the same options for every row, and those of task {task.name!r} differ: use zero_shot or icl"
+            f"linear_probe needs the same options for every row, and those of task {task.name!r} {own}; use zero_shot or icl"
         )
     return found.pop()
 
