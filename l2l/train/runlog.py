@@ -400,8 +400,8 @@ class RunLog:
 
 def read_run_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Header and steps of a run's log as plain values: ``step``, ``lr``, ``passes``, ``directions`` (projected gradient, and
-    the losses on both sides, of each), ``curvature`` where it was measured, and of a step without directions ``loss``; of a step
-    whose update ``on_bad_loss`` left out, ``dropped``: True, and the bad loss.
+    the losses on both sides, of each), ``curvature`` where it was measured, and of a step without directions ``loss``. A step
+    whose update ``on_bad_loss`` left out has ``dropped``: True, and as ``loss`` the bad one.
 
     Logs of earlier versions (``steps.jsonl``) are read without a last line that a crash cut short.
     """

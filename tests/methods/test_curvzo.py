@@ -134,6 +134,7 @@ def test_the_budget_falls_towards_few_sensitive_blocks_and_rises_towards_many():
     assert 0.1 <= uneven.budget < even.budget <= 0.8
 
 
+@pytest.mark.filterwarnings("ignore:no loss has changed")
 def test_a_loss_without_slope_breaks_nothing():
     model = TiedLM()
     optimizer = ZOOptimizer(model, CurvZO(adapt=2), LR)

@@ -85,6 +85,7 @@ def test_every_method_is_replayed_to_the_bit_or_says_why_not(case: MethodCase, t
 BAD = {2: float("nan"), 9: float("inf"), 18: 1e4, 21: float("nan")}
 """Step -> what its losses are multiplied by; from the 17th step on a large one explodes."""
 POLICIES = ("skip", "clip", "rollback:3")
+BROKEN = ("mezo", "mezo auto", "learned auto", "rsgn", "dizo on accuracy", "bfloat16", "micro-batches", "lightning")
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -177,11 +178,7 @@ def test_a_model_loaded_from_the_log_is_the_one_that_the_run_gave(run: str, tune
 @pytest.mark.parametrize(
     ("run", "policy"),
     daily_slice(
-        [
-            (run, policy)
-            for run in ("mezo", "mezo auto", "learned auto", "rsgn", "bfloat16", "micro-batches")
-            for policy in POLICIES
-        ],
+        [(run, policy) for run in BROKEN for policy in POLICIES],
         2,
         [("mezo", "rollback:3"), ("mezo auto", "skip")],
     ),
@@ -458,9 +455,8 @@ def test_a_replay_of_twenty_thousand_steps_is_twenty_times_faster_than_the_run(t
         found, seconds = rebuilt(tmp_path, steps)
     ratio = of_run * steps / seconds
     with capsys.disabled():
-        print(
-            f"\n{steps} steps, {size} bytes: {1e3 * of_run:.2f} ms a step, replayed in {1e3 * seconds / steps:.3f} ms: {ratio:.0f} x"
-        )
+        per_step = f"{1e3 * of_run:.2f} ms a step, replayed in {1e3 * seconds / steps:.3f} ms"
+        print(f"\n{steps} steps, {size} bytes: {per_step}, {ratio:.0f} times faster")
     assert all(value.isfinite().all() for value in found.values())
     assert size <= 500_000
     assert ratio >= 20

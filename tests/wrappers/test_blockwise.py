@@ -229,6 +229,7 @@ def blockwise(**args: Any) -> Blockwise:
             lambda: Blockwise(HiZOO(), apply="at once"),
             "apply='at once' takes a step of the method inside for every group",
         ),
+        (lambda: Blockwise(Sign(), apply="at once"), "which one that leaves its directions could not take back"),
     ],
 )
 def test_bad_values_are_refused(make: Any, message: str):

@@ -63,15 +63,12 @@ class Blockwise(base.Wrapper[BlockwiseState]):
         state = self.inner.init(blocks)
         if self.apply == "at once" and self.inner.estimator == "one_sided":
             raise ValueError("apply='at once' moves theta between groups: use two_sided estimates, which share no loss")
-        if self.apply == "at once" and self.inner.leaves_span:
-            raise ValueError(
-                "apply='at once' evaluates after groups have moved, and a step that changes coordinates one by one could not be "
-                "taken back where an evaluation fails: use apply='after'"
-            )
-        if self.apply == "at once" and (isinstance(self.inner, base.CustomEstimator) or state is not None):
+        stateful = isinstance(self.inner, base.CustomEstimator) or state is not None
+        if self.apply == "at once" and (stateful or self.inner.leaves_span):
             raise ValueError(
                 "apply='at once' takes a step of the method inside for every group, which one with a state or an estimator of "
-                "its own would mistake for steps: use apply='after', or put it outside (learned+blockwise+mezo)"
+                "its own would mistake for steps, and which one that leaves its directions could not take back: use "
+                "apply='after', or put it outside (learned+blockwise+mezo)"
             )
         return BlockwiseState(state)
 
