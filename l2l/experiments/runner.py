@@ -348,7 +348,7 @@ class Runner:
         options |= {"task": cell.task, "method": given.method, "method_args": given.method_args}
         options |= {"tuner": tuner, "seed": seed, **point}
         method = re.sub(r"[^\w.+-]", "_", given.method)
-        name = f"{Path(cell.task).stem}-{cell.scheme}-{method}-s{seed}-{digest(options, place.inputs[cell.task])}"
+        name = f"{Path(cell.task).stem}-{cell.scheme}-{method}-s{seed}-{digest(options, place.inputs.get(cell.task, {}))}"
         out = str(self.runs / cell.setting / name)
         head = (cell, place.setting.model, label, given.role, given.method, tuner, seed, tuning, point)
         return Trial(Run(*head, folder=out), options, out)

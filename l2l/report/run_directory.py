@@ -560,7 +560,11 @@ class RunDirectory:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._inside = False
         self.release()
-        if isinstance(error, OSError) and not isinstance(error, BlockingIOError) and self.checkpoint.is_file():
+        if (
+            isinstance(error, OSError)
+            and not isinstance(error, BlockingIOError)
+            and (self.checkpoint.is_file() or self.earlier.is_file())
+        ):
             error.add_note(f"the last checkpoint in {self.path} is whole: the same command continues from it")
 
     def _take(self) -> None:

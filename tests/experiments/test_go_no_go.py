@@ -72,7 +72,7 @@ def test_both_have_the_same_seeds_passes_and_step_control():
     [
         ({"seeds": 1}, "gives no interval"),
         ({"passes": 0}, "passes"),
-        ({"match": "near"}, "match is 'near'; use one of"),
+        ({"match": "near"}, "match='near' must be one of"),
     ],
 )
 def test_a_test_that_makes_no_sense_is_refused(wrong: dict[str, object], message: str):

@@ -75,7 +75,7 @@ def test_a_held_out_task_without_recorded_learning_rates_is_refused_before_anyth
     assert main(["quickstart", *SHORT, "--tasks", f"[{task}]", "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert repr(task) in line
-    assert "--tune true" in line
+    assert "`l2l compare`" in line
     assert not (tmp_path / "out").exists()
 
 

@@ -74,7 +74,16 @@ def test_a_run_leaves_a_tuner_and_the_files_it_promises(done):
     left = {entry.name for entry in out.iterdir()}
     events = {name for name in left if name.startswith("events.out.tfevents.")}
     assert len(events) == 1
-    files = {"README.md", "config.json", "config.yaml", "meta.png", "metrics.csv", "summary.json", "tuner.safetensors"}
+    files = {
+        "README.md",
+        "config.json",
+        "config.yaml",
+        "meta.png",
+        "metrics.csv",
+        "run.json",
+        "summary.json",
+        "tuner.safetensors",
+    }
     assert left - events == files
     assert (out / "meta.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     loaded = l2l.Tuner.from_pretrained(out)

@@ -96,8 +96,8 @@ def test_a_block_that_is_not_looked_at_keeps_its_curvature():
     u: Direction = optimizer.report.estimates[0].direction
     still = Direction(u.key, (0.0, *u.sigma[1:]), shape=u.shape)
     seen = type(optimizer.report.estimates[0])(still, 3.0, 3.1, -50.0, 3.0)
-    for index, h in enumerate(state.curvature):
-        method._update_curvature_(h, optimizer.blocks, index, (seen,))
+    for index in range(len(state.curvature)):
+        method._update_curvature_(state.curvature, optimizer.blocks, (seen,), index)
     assert torch.equal(before[0], state.curvature[0])
     assert not torch.equal(before[1], state.curvature[1])
 

@@ -115,8 +115,12 @@ def test_the_closure_sees_theta_moved_by_epsilon_either_way():
     assert seen[0].std().item() == pytest.approx(1e-2, rel=0.5)
 
 
+FRAMES = 13
+"""Of the step, what counts and records its evaluations, what completes writes that fail, and the engine."""
+
+
 @pytest.mark.skipif(backend_problem("native") is not None, reason="no C compiler here")
-def test_at_most_eight_frames_lie_between_the_optimizers_step_and_the_kernel(monkeypatch: pytest.MonkeyPatch):
+def test_few_frames_lie_between_the_optimizers_step_and_the_kernel(monkeypatch: pytest.MonkeyPatch):
     depths, genuine = [], native.library()
     assert genuine is not None
 
@@ -140,7 +144,7 @@ def test_at_most_eight_frames_lie_between_the_optimizers_step_and_the_kernel(mon
     with optimizer.theta.fused_steps():
         for _ in range(2):
             optimizer.step(model)
-    assert len(depths) == 4 and max(depths) <= 8
+    assert len(depths) == 4 and max(depths) <= FRAMES
 
 
 def test_a_learning_rate_of_zero_moves_nothing_and_a_negative_one_is_refused():

@@ -64,5 +64,5 @@ def test_length_groups_must_be_a_positive_number_or_left_out(config):
 )
 def test_a_word_that_is_no_choice_is_named_with_the_choices(field, choices):
     assert getattr(FineTuneConfig(), field) == "auto"
-    with pytest.raises(ValueError, match=f"{field} is 'fast'; use one of {choices}"):
+    with pytest.raises(ValueError, match=f"{field}='fast' must be one of {choices}"):
         FineTuneConfig(**{field: "fast"})

@@ -62,6 +62,6 @@ def test_a_run_trains_evaluates_and_saves_a_model_of_its_kind(saved, tmp_path, f
 def test_what_a_kind_cannot_do_is_said_before_anything_is_written(saved, tmp_path):
     with pytest.raises(ValueError, match="needs a causal language model, but the model is a RobertaForMaskedLM"):
         l2l.fine_tune(str(saved / "roberta"), TASK, scheme="prefix", out=str(tmp_path / "out"), progress=False)
-    with pytest.raises(ValueError, match="head is 'encoder'; use one of auto, causal"):
+    with pytest.raises(ValueError, match="head='encoder' must be one of auto, causal"):
         l2l.fine_tune(str(saved / "roberta"), TASK, head="encoder", out=str(tmp_path / "out"), progress=False)
     assert not (tmp_path / "out").exists()

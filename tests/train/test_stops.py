@@ -92,7 +92,7 @@ def test_a_signal_in_the_last_step_is_heard_and_a_due_checkpoint_is_written_once
     happening(monkeypatch, signal.SIGTERM)
     assert main(command(tmp_path)) == 143
     checkpoints = [name for name in written if name.startswith("checkpoint")]
-    assert len(checkpoints) == 4 * len(set(checkpoints))
+    assert checkpoints.count("checkpoint.safetensors") == 4
     after(tmp_path, monkeypatch, whole)
 
 

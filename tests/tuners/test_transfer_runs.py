@@ -137,7 +137,7 @@ def test_adapters_are_refused_with_the_way_out_and_take_the_sigma_of_similar_blo
 def test_an_unknown_level_is_refused(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run(places, tmp_path / "out", "exact", "--match", "loose") == 2
     assert "loose" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="match is 'loose'; use one of exact, shape, kind"):
+    with pytest.raises(ValueError, match="match='loose' must be one of exact, shape, kind"):
         FineTuneConfig(match="loose")  # pyright: ignore[reportArgumentType]
 
 
