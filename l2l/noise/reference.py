@@ -162,7 +162,8 @@ def add_noise(
     lanes = complete(partial(added, *place) for place in places)
     if gather is None:
         return None
-    of_piece = [[own for (i, *_), own in zip(places, lanes, strict=True) if i == k] for k in range(len(pieces))]
+    summed = [(i, own) for (i, *_), own in zip(places, lanes, strict=True) if own is not None]
+    of_piece = [[own for i, own in summed if i == k] for k in range(len(pieces))]
     return total([np.stack(own) if own else np.zeros((0, 5, LANES)) for own in of_piece])
 
 
