@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def run(arguments: list[str], said: Path) -> None:
     os._exit(code)
 
 
-def started(arguments: list[str], said: Path) -> multiprocessing.process.BaseProcess:
+def started(arguments: list[str], said: Path) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["l2l.cli", "l2l.meta.run", "l2l.meta.module", "l2l.train.trainer", "l2l.tools.doctor"])
     process = context.Process(target=run, args=(arguments, said))
@@ -60,7 +61,7 @@ def started(arguments: list[str], said: Path) -> multiprocessing.process.BasePro
     return process
 
 
-def wait(process: multiprocessing.process.BaseProcess, out: Path, names: tuple[str, ...], seconds: float) -> float:
+def wait(process: BaseProcess, out: Path, names: tuple[str, ...], seconds: float) -> float:
     """Until the process has ended or written one of the files, and so many seconds more; gives when it wrote."""
     began, deadline = time.time() - 0.01, time.monotonic() + PATIENCE
     while names and process.exitcode is None and not any(written_since(out / name, began) for name in names):
