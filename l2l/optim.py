@@ -366,9 +366,15 @@ class _Tape:
         """See :class:`l2l.methods.base.LossEvaluator`. Losses inside are no part of the record."""
         if self._logged is not None:
             found = self._logged.reading()
+            if len(found) == 1 and math.isnan(found[0]):
+                raise BadLoss("a loss, or what was made of it, was not finite when the step was logged")
         else:
             self._reading = True
-            found = list(map(float, compute()))
+            try:
+                found = list(map(float, compute()))
+            except FloatingPointError:
+                self.readings.append((math.nan,))  # a replay drops the step at the same place
+                raise
             self._reading = False
         self.readings.append(tuple(found))
         return found

@@ -140,7 +140,7 @@ class Faults:
             elif self.placement.kind == "signal":
                 stack.enter_context(self.lines())
             elif self.placement.kind == "between":
-                kind = type(optimizer.method)
+                kind: Any = type(optimizer.method)
                 patch.setattr(kind, "update_", self.before(kind.update_, "update"))
                 patch.setattr(StepCheck, "judge", self.before(StepCheck.judge, "judge"))
                 if isinstance(optimizer.method, l2l.methods.base.Method):
@@ -291,9 +291,10 @@ def run(placement: Placement) -> str:
         assert placement.kind == "kernel"
         placement.kind = "allocation"
         return run(placement)
-    faults = Faults(placement, int(placement.where * counting.seen))
+    chosen = int(placement.where * counting.seen)
+    faults = Faults(placement, chosen)
     if counting.places:
-        placement.at = f"{faults.chosen} of {counting.seen}, {counting.places[faults.chosen]}"
+        placement.at = f"{chosen} of {counting.seen}, {counting.places[chosen]}"
 
     raised: BaseException | None = None
     with optimizer.theta.fused_steps() if placement.fused else nullcontext():

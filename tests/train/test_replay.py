@@ -89,14 +89,16 @@ BROKEN = ("mezo", "mezo auto", "learned auto", "rsgn", "dizo on accuracy", "bflo
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("case", daily_slice(METHODS, 4, [case for case in METHODS if named(case) == "mezo"], named))
+@pytest.mark.parametrize(
+    "case", daily_slice(METHODS, 4, [case for case in METHODS if case.name in ("mezo", "forward_grad")], named)
+)
 def test_steps_that_were_dropped_clipped_or_rolled_back_are_replayed(case: MethodCase, policy: str, tmp_path):
     """NaN of a step that had evaluated a part of its losses, an infinity, and a spike."""
     model, again = TiedLM(), TiedLM()
     optimizer = optimizer_for(case, model, TIED, seed=3, on_bad_loss=policy)
     if optimizer.method.not_replayable:
         return
-    log, calls = RunLog(tmp_path, {"epsilon": optimizer.method.epsilon}), 0
+    log, calls = RunLog(tmp_path, {"epsilon": getattr(optimizer.method, "epsilon", None)}), 0
 
     def closure() -> torch.Tensor:
         nonlocal calls
@@ -163,6 +165,7 @@ def saved_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.filterwarnings("ignore:no loss has changed")  # the accuracy of few rows may stay what it is
 @pytest.mark.parametrize("run", daily_slice(RUNS, 4, ["mezo auto"]))
 def test_a_model_loaded_from_the_log_is_the_one_that_the_run_gave(run: str, tuner: l2l.Tuner, tmp_path):
     options = SMALL | RUNS[run]
@@ -196,9 +199,9 @@ def test_a_run_with_bad_losses_is_rebuilt_and_its_log_says_which_steps_were_drop
     def broken(self: Closures, number: int) -> Any:
         if number == interrupt:
             raise KeyboardInterrupt
-        closure, factor = at(self, number), BAD.get(number)
-        if factor is None or not isinstance(closure, MicroBatched):
-            return closure if factor is None else lambda: value(closure(), factor)
+        closure, factor = at(self, number), BAD.get(number, 1.0)
+        if not isinstance(closure, MicroBatched):
+            return lambda: value(closure(), factor)
         return replace(closure, pieces=[lambda piece=piece: value(piece(), factor) for piece in closure.pieces])
 
     monkeypatch.setattr(Closures, "at", broken)
@@ -222,8 +225,8 @@ def test_a_run_with_bad_losses_is_rebuilt_and_its_log_says_which_steps_were_drop
 
 
 def test_the_log_of_a_first_order_run_says_which_steps_were_dropped(tmp_path, monkeypatch):
-    at = Closures.at
-    monkeypatch.setattr(Closures, "at", lambda self, n: (lambda: at(self, n)() * BAD[n]) if n in BAD else at(self, n))
+    at: Any = Closures.at
+    monkeypatch.setattr(Closures, "at", lambda self, number: lambda: at(self, number)() * BAD.get(number, 1.0))
     out = fine_tuned(tmp_path / "run", method="adamw", lr=1e-4, on_bad_loss="skip")
     steps = runlog.read_run_log(out)[1]
     assert [step["step"] for step in steps if step.get("dropped")] == [2]
