@@ -20,7 +20,7 @@ from l2l.methods.mezo import MeZO
 from l2l.train.config import FineTuneConfig
 from l2l.train.evaluate import EvaluateConfig
 from l2l.train.evaluate import run_evaluation as evaluate
-from l2l.train.inputs import RunInputs
+from l2l.train.inputs import RunInputs, tuner_fingerprint
 from l2l.train.runlog import read_run_log
 from l2l.train.trainer import prepare_fine_tuning
 
@@ -127,7 +127,7 @@ def test_seconds_alone_end_a_run_and_evaluations_do_not_count(loop, tmp_path):
     result = fine_tune(tmp_path, steps=None, max_seconds=0.2, eval_every=5, loop=loop)
     summary, seconds = result.summary, [float(row["seconds"]) for row in metrics(tmp_path)]
     assert summary["config"]["steps"] is None and summary["steps"] == len(seconds) > 2
-    assert seconds[-2] < 0.2 <= seconds[-1] == pytest.approx(summary["train_seconds"], abs=0.01)
+    assert seconds[-2] < 0.2 <= seconds[-1] <= summary["train_seconds"] + 0.005  # rounded; the writing of a row comes after it
     assert summary["evaluate_seconds"] > 0 == summary["cache_seconds"]
     assert summary["dev_loss"] == summary["best"]["dev"]["loss"]
     assert metrics(tmp_path)[-1]["dev_loss"]
@@ -215,7 +215,7 @@ def test_the_learned_method_runs_with_a_tuner_object(tmp_path):
     tuner = l2l.Tuner.for_model(model)
     result = fine_tune(tmp_path, model, method=l2l.ZOFineTuner, tuner=tuner, save="log")
     assert result.summary["method"] == "learned"
-    assert len(read_run_log(tmp_path)[0]["tuner"]) == 32
+    assert read_run_log(tmp_path)[0]["tuner"] == tuner_fingerprint(tuner)
 
 
 def test_a_finished_run_is_not_run_again(done):
