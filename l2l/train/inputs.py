@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -244,13 +244,14 @@ _CHUNK = 1 << 24
 """Bytes that are hashed at a time."""
 
 
-def fingerprint(inputs: RunInputs, examples: Sequence[Encoded], method: object) -> dict[str, Any]:
+def fingerprint(inputs: RunInputs, examples: Sequence[Encoded], method: object, weights: Mapping[str, str]) -> dict[str, Any]:
     """What a run reads, as plain values: of the task and its rows after rendering, the train rows after encoding, the
     tokenizer's vocabulary, the model's weights and settings, and the method with its tuner. Where files lie, and columns that
     no prompt uses, are not in it.
 
     Args:
         examples: the train rows, encoded.
+        weights: of :func:`weights_digests`.
     """
     config, model, splits, task = inputs.config, inputs.model, inputs.splits, inputs.task
     found: dict[str, Any] = {"task": {"label": task.label, "form": task.form, "metric": task.metric}}
@@ -260,7 +261,7 @@ def fingerprint(inputs: RunInputs, examples: Sequence[Encoded], method: object) 
         rows = json.dumps([[dict(row) for row in part] for part in (splits.train, splits.dev)], sort_keys=True, default=str)
         found["objective"] = {"columns": digest(rows), "source": source_digest(config.objective.rpartition(":")[0])}
     found["method"] = method_fingerprint(method)
-    return found | model_fingerprint(model, inputs.tokenizer, None if inputs.files is None else inputs.files.tensor)
+    return found | model_fingerprint(model, inputs.tokenizer, weights)
 
 
 def examples_fingerprint(examples: Sequence[Encoded]) -> dict[str, Any]:
@@ -276,16 +277,31 @@ def rows_fingerprint(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
     return {"number": len(rows), "texts": texts, "labels": digest([example.gold for example in rendered])}
 
 
+def weights_digests(
+    model: torch.nn.Module, trained: Sequence[torch.Tensor] = (), read: Callable[[str], torch.Tensor] | None = None
+) -> dict[str, str]:
+    """Digests of the trained weights, of the other parameters, and of the buffers.
+
+    Args:
+        read: gives the tensors, by name, that are not in memory.
+    """
+    mine = set(map(id, trained))
+
+    def digest_of(named: Iterable[tuple[str, torch.Tensor]]) -> str:
+        return tensors_digest(read(name) if read and value.is_meta else value for name, value in named if id(value) not in mine)
+
+    others = digest_of(model.named_parameters()), digest_of(model.named_buffers())
+    return dict(zip(("trained", "frozen", "buffers"), (tensors_digest(trained), *others), strict=True))
+
+
 def model_fingerprint(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", read: Callable[[str], torch.Tensor] | None = None
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", weights: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Digests of weights and vocabulary, and the settings of the model's configuration.
 
     Args:
-        read: gives the weights, by name, that are not in memory.
+        weights: of :func:`weights_digests`, where they are known.
     """
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    weights = tensors_digest(read(name) if read and value.is_meta else value for name, value in tensors)
     settings = {
         name: value
         for name, value in json.loads(json.dumps(model.config.to_dict(), default=str)).items()
@@ -293,7 +309,7 @@ def model_fingerprint(
     }
     special = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
     vocabulary = digest((sorted(tokenizer.get_vocab().items()), special))
-    return {"model": {"weights": weights, "settings": settings}, "tokenizer": vocabulary}
+    return {"model": {"weights": digest(weights or weights_digests(model)), "settings": settings}, "tokenizer": vocabulary}
 
 
 def method_fingerprint(method: Any) -> dict[str, Any]:

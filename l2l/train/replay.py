@@ -27,6 +27,7 @@ from l2l.optim import Logged, ZOOptimizer
 from l2l.report import run_directory
 from l2l.train import runlog
 from l2l.train.config import FineTuneConfig
+from l2l.train.inputs import weights_digests
 from l2l.train.trainer import fitting_tuner, setup_scheme
 from l2l.tuners import Tuner
 
@@ -144,7 +145,8 @@ def _method(header: dict[str, Any], tuner: Tuner | None, model: "PreTrainedModel
 
 def _check(header: dict[str, Any], optimizer: ZOOptimizer, model: "PreTrainedModel") -> None:
     """Raise ValueError where model or tuner are not those that the run began with."""
-    now = runlog.run_identity(optimizer, model)
+    weights = weights_digests(model, [block.tensor for block in optimizer.blocks])
+    now = runlog.run_identity(optimizer, model, weights)
     base, differs = header["config"]["model"], {name for name, value in now.items() if header[name] not in (value, None)}
     if "tuner" in differs:
         raise ValueError("this tuner is another than the run's: its weights have another hash")

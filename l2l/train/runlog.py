@@ -16,7 +16,7 @@ import logging
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from l2l.methods.registry import AROUND, method_name
 from l2l.optim import StepReport, ZOOptimizer
 from l2l.report.run_directory import write_whole
 from l2l.train.config import FineTuneConfig
+from l2l.train.inputs import tuner_fingerprint
 from l2l.tuners import Tuner
 
 if TYPE_CHECKING:
@@ -59,25 +60,29 @@ RECORDED = (
 Side: TypeAlias = float | None
 
 
-def run_header(config: FineTuneConfig, optimizer: ZOOptimizer, model: "PreTrainedModel") -> dict[str, Any]:
-    """What rebuilding the weights needs beside the records, in values of JSON; the model is as before the first step."""
+def run_header(
+    config: FineTuneConfig, optimizer: ZOOptimizer, model: "PreTrainedModel", weights: Mapping[str, str]
+) -> dict[str, Any]:
+    """What rebuilding the weights needs beside the records, in values of JSON; the model is as before the first step.
+
+    Args:
+        weights: of :func:`l2l.train.inputs.weights_digests`.
+    """
     method = optimizer.method
     found = {"library": version("l2l"), "torch": torch.__version__, "seed": config.seed}
     found |= {"epsilon": getattr(method, "epsilon", None), "method": method_name(method), "method_args": method_args(method)}
     found |= {"perturb": optimizer.theta.mode, "update": optimizer.theta.update, "labels": model.config.num_labels}
-    found |= run_identity(optimizer, model)
+    found |= run_identity(optimizer, model, weights)
     config_fields = {name: getattr(config, name) for name in RECORDED if hasattr(config, name)}
     config_fields["dtype"] = str(model.dtype).removeprefix("torch.")
     return json.loads(json.dumps(found | {"not_replayable": why_not(config, method), "config": config_fields}, default=repr))
 
 
-def run_identity(optimizer: ZOOptimizer, model: torch.nn.Module) -> dict[str, str | None]:
-    """Hashes of the tuner, the blocks' names, the trained weights and the frozen ones; None where some are not in memory."""
-    mine = {id(block.tensor) for block in optimizer.blocks}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in mine]
-    frozen = None if any(parameter.is_meta for parameter in others) else tensors_hash(others)
-    found = {"tuner": tuner_hash(optimizer.method), "blocks": names_hash(optimizer.blocks.names)}
-    return found | {"trained": tensors_hash([block.tensor for block in optimizer.blocks]), "frozen": frozen}
+def run_identity(optimizer: ZOOptimizer, model: torch.nn.Module, weights: Mapping[str, str]) -> dict[str, str | None]:
+    """Digests of the tuner, the blocks' names, the trained weights and the frozen ones; None where some are not in memory."""
+    tuner, missing = tuner_of(optimizer.method), any(parameter.is_meta for parameter in model.parameters())
+    found = {"tuner": None if tuner is None else tuner_fingerprint(tuner), "blocks": names_hash(optimizer.blocks.names)}
+    return found | {"trained": weights["trained"], "frozen": None if missing else weights["frozen"]}
 
 
 def why_not(config: FineTuneConfig, method: Any) -> str:
@@ -95,17 +100,6 @@ def tuner_of(method: Any) -> Tuner | None:
     return None if inner is None else tuner_of(inner)
 
 
-def tuner_hash(method: Any) -> str | None:
-    """Hash of the weights of a method's tuner; None where it has none."""
-    tuner = tuner_of(method)
-    if tuner is None:
-        return None
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in {**tuner.network.state_dict(), **(tuner.basis or {})}.items():
-        digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def method_args(method: Any) -> dict[str, Any]:
     """The fields of a method as :func:`l2l.methods.registry.build_method` takes them: by part where it is composed."""
     known = [field.name for field in fields(method) if field.init] if is_dataclass(type(method)) else []
@@ -121,16 +115,6 @@ def method_args(method: Any) -> dict[str, Any]:
 def names_hash(names: Sequence[str]) -> str:
     """How many names there are, and their hash."""
     return f"{len(names)} {hashlib.blake2b(chr(10).join(names).encode(), digest_size=16).hexdigest()}"
-
-
-def tensors_hash(tensors: Iterable[torch.Tensor]) -> str:
-    """Hash of the bits of tensors in their order, with dtypes and shapes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        bits = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(bits.data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,16 @@ from l2l.tasks.evaluate import Scores, visits
 from l2l.tasks.inspect import warn_of_problems
 from l2l.train.baselines import Baseline, baseline_names, build_baseline
 from l2l.train.config import EVAL_EVERY, CompleteConfig, FineTuneConfig, doubts
-from l2l.train.inputs import NAMES, Batcher, Closures, RunInputs, fingerprint, load_run_inputs, make_closures
+from l2l.train.inputs import (
+    NAMES,
+    Batcher,
+    Closures,
+    RunInputs,
+    fingerprint,
+    load_run_inputs,
+    make_closures,
+    weights_digests,
+)
 from l2l.train.objectives import LOSS
 from l2l.train.prefix import FILE, RunPrefix, prepare_prefix
 from l2l.train.runlog import NAME, ROWS, RunLog, StepRecord, check_log, read_log, run_header
@@ -365,21 +374,23 @@ def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult
         return _run(context, folder)
 
 
-def identify(context: RunContext, folder: RunDirectory) -> None:
+def identify(context: RunContext, folder: RunDirectory) -> dict[str, Any]:
     """Record what the run reads, or compare it with what it read before; a model that a run of this process was training in
-    this directory counts as the one that it was.
+    this directory counts as the one that it was. Gives the header of the run log.
 
     Raises:
         ValueError: the run is continued and would read something else, or has gone past the end that it is given now; or no
             checkpoint, or log up to it, is whole.
     """
     began, out = _BEGAN.setdefault(context.model, {}), str(folder.path.resolve())
-    found = fingerprint(context, context.closures.batcher.examples, context.optimizer.method)
+    read = None if context.files is None else context.files.tensor
+    weights = weights_digests(context.model, [block.tensor for block in context.optimizer.blocks], read)
+    found = fingerprint(context, context.closures.batcher.examples, context.optimizer.method, weights)
     if folder.resumed and out in began:
         found["model"]["weights"] = began[out]
     folder.identify(found)
+    header = run_header(context.config, context.optimizer, context.model, weights) | {"run": folder.run}
     if folder.resumed:
-        header = run_header(context.config, context.optimizer, context.model) | {"run": folder.run}
         folder.read_checkpoint(lambda state: check_log(folder.path, header, state["progress"]["step"]))
         progress, before = Progress(**folder.read_checkpoint()[1]["progress"]), RunDirectory.recorded(folder.path) or {}
         for name, done in zip(LIMITS, (progress.step, progress.passes, progress.seconds), strict=True):
@@ -391,6 +402,7 @@ def identify(context: RunContext, folder: RunDirectory) -> None:
                     "choose another --out"
                 )
     began[out] = found["model"]["weights"]
+    return header
 
 
 _BEGAN: "WeakKeyDictionary[PreTrainedModel, dict[str, str]]" = WeakKeyDictionary()
@@ -398,13 +410,13 @@ _BEGAN: "WeakKeyDictionary[PreTrainedModel, dict[str, str]]" = WeakKeyDictionary
 
 
 def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
-    identify(context, folder)
+    header = identify(context, folder)
     rehearse_end(context, folder)
     config, expected, prefix = context.config, _expected_costs(context), context.prefix
     if config.progress:
         print(expected.line(config.steps, config.max_passes, config.max_seconds))
     context, plan = plan_evaluations(context, expected, folder)
-    session = Session(context, plan, folder.create())
+    session = Session(context, plan, folder.create(), header)
     with session.bars, closing(session):
         with PeakMemory(context.model.device) as peak:
             if prefix is not None:
@@ -584,10 +596,9 @@ class Progress:
 class Session:
     """Runs steps, evaluates, keeps the best weights, writes checkpoints, and resumes from one exactly."""
 
-    def __init__(self, context: RunContext, plan: EvaluationPlan, folder: RunDirectory) -> None:
+    def __init__(self, context: RunContext, plan: EvaluationPlan, folder: RunDirectory, header: dict[str, Any]) -> None:
         self.context, self.config, self.plan, self.folder = context, context.config, plan, folder
         self.progress = Progress()
-        header = run_header(self.config, context.optimizer, context.model) | {"run": folder.run}
         self.asked = StopRequest()
         """Whether a signal has asked the run to stop."""
         self.ended = False

@@ -29,7 +29,7 @@ from l2l.noise import dispatch
 from l2l.optim import ZOOptimizer
 from l2l.train import runlog
 from l2l.train.config import FineTuneConfig
-from l2l.train.inputs import Closures
+from l2l.train.inputs import Closures, weights_digests
 from l2l.train.replay import find_log, replay
 from l2l.train.runlog import RunLog, StepRecord, read_log, run_header
 from l2l.train.trainer import RunContext, prepare_fine_tuning
@@ -419,7 +419,8 @@ def synthetic(folder: Path, steps: int, measured: int = 0) -> tuple[int, float]:
     processor time of a real step, the first five left out."""
     context = prepared(steps)
     optimizer, draw, losses = context.optimizer, random.Random(0), [2.0]
-    log, began = RunLog(folder, run_header(context.config, optimizer, context.model)), 0.0
+    weights = weights_digests(context.model, [block.tensor for block in optimizer.blocks])
+    log, began = RunLog(folder, run_header(context.config, optimizer, context.model, weights)), 0.0
     record = StepRecord((), 1e-4, b"abc", 2, (), 1e-4)
     with optimizer.theta.fused_steps():
         for step in range(measured):
