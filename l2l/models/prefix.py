@@ -275,11 +275,11 @@ _NEUTRAL_ARGUMENTS = {"use_cache", "labels", "logits_to_keep", "return_dict"}
 """They change nothing in the layers."""
 
 
-def row_keys(inputs: Mapping[str, Any], sheet: bytes = b"") -> tuple[tuple[bytes, ...], tuple[int, ...]]:
+def row_keys(inputs: Mapping[str, Any], namespace: bytes = b"") -> tuple[tuple[bytes, ...], tuple[int, ...]]:
     """A digest of each row's tokens, mask and positions, and how many columns it has without the padding on its right.
 
     Args:
-        sheet: at most 16 bytes; the same row has another key on another sheet.
+        namespace: at most 16 bytes; the same row has another key in another namespace.
         inputs: ``input_ids`` [R, T]; ``attention_mask`` [R, T], or additive [R, 1, T, T], where padding is a column that
             attends to nothing but itself; ``position_ids`` [R, T] where the model is given them.
     """
@@ -295,16 +295,16 @@ def row_keys(inputs: Mapping[str, Any], sheet: bytes = b"") -> tuple[tuple[bytes
         parts = [ids[row, :length], seen[row, :length] if mask.ndim == 2 else seen[row, :length, :length]]
         parts += [] if positions is None else [positions[row, :length]]
         content = bytes([mask.ndim, len(parts)]) + b"".join(part.numpy().tobytes() for part in parts)
-        keys.append(hashlib.blake2b(content, digest_size=KEY_BYTES, person=sheet).digest())
+        keys.append(hashlib.blake2b(content, digest_size=KEY_BYTES, person=namespace).digest())
     return tuple(keys), lengths
 
 
-def plan_fills(model: torch.nn.Module, batches: Iterable[TokenQuery], sheet: bytes = b"") -> list[Fill]:
-    """What to compute so that these batches are known on a sheet: each distinct row once, with those of its first batch."""
+def plan_fills(model: torch.nn.Module, batches: Iterable[TokenQuery], namespace: bytes = b"") -> list[Fill]:
+    """What to compute so that these batches are known in a namespace: each distinct row once, with those of its first batch."""
     known: set[bytes] = set()
     fills = []
     for batch in batches:
-        keys, lengths = row_keys(forward_inputs(model, batch.input_ids, batch.attention_mask), sheet)
+        keys, lengths = row_keys(forward_inputs(model, batch.input_ids, batch.attention_mask), namespace)
         new = [row for row, key in enumerate(keys) if key not in known and keys.index(key) == row]
         if new:
             chosen = slice(None) if len(new) == len(keys) else new
@@ -345,7 +345,7 @@ class PrefixCache:
         when that is."""
         self.pinned = False
         """Whether states that are computed when they are met go to page-locked memory of the host."""
-        self.sheet = b""
+        self.namespace = b""
         """Of the rows of passes from now on (:func:`row_keys`)."""
         self.seconds = 0.0
         """Of computing rows when they were first met."""
@@ -374,7 +374,7 @@ class PrefixCache:
         rows = {"input_ids", "attention_mask"} <= given <= _ROW_ARGUMENTS | _NEUTRAL_ARGUMENTS
         if self._call is not None or args or not rows or kwargs.get("use_cache") is not False:
             return
-        keys, _ = row_keys(kwargs, self.sheet)
+        keys, _ = row_keys(kwargs, self.namespace)
         for key in keys:
             if key not in self.rows and key in self.planned:
                 began = time.perf_counter()

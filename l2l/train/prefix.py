@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 FILE = "prefix_cache.safetensors"
 """In the run's directory, while the run is not finished."""
 REPORTED = b"reported train"
-"""The sheet of the train rows that are evaluated: in batches of their own, long before the steps come to most of them."""
+"""The namespace of the train rows that are evaluated: in batches of their own, long before the steps come to most of them."""
 SHARE = 0.5
 """Of the memory, or disk, that is free: at most so much is taken without being asked for. The rest is the steps'."""
 
@@ -81,11 +81,11 @@ class RunPrefix:
     @contextmanager
     def reported(self) -> Iterator[None]:
         """While train rows are evaluated: their batches have states of their own."""
-        self.cache.sheet = REPORTED
+        self.cache.namespace = REPORTED
         try:
             yield
         finally:
-            self.cache.sheet = b""
+            self.cache.namespace = b""
 
     def build(self, inputs: RunInputs, closures: Closures, steps: int, folder: run_directory.RunDirectory, bars: Bars) -> None:
         """Plan the rows, which are computed when they are met; or compute them now where the layers below are in files, or the
