@@ -2,12 +2,12 @@
 
 python benchmarks/real_llm.py --model DIR --data_dir DIR --tuner smollm2-135m --tasks sst2,trec --out runs/real-llm
 
-The budget of a run is counted in forward passes of the whole model over a batch, whose seconds on one thread are measured: a
-pass over the top layers costs its measured share, and the hidden states that it keeps are paid for. So runs end after a fixed
-number of passes of their own, whatever else the machine does, and give the same figures again. A contender with a grid of n
-learning rates tries each on the first seed with the n-th part of the budget; the best of these trials is its figure with tuning
-counted. With the best rate it then runs at the whole budget over all seeds: its figure without. Runs that are done are not
-repeated; with ``--report`` nothing is run, and the table is of what there is.
+The budget of a run, in seconds or in forward passes of the whole model over a batch, becomes a number of passes of its own by
+what these take on one thread, which is measured once: a pass over the top layers costs its share, and the hidden states that it
+keeps are paid for. So runs end where other work of the machine has no influence, and give the same figures again. A contender
+with a grid of n learning rates tries each on the first seed with the n-th part of the budget; the best of these trials is its
+figure with tuning counted. With the best rate it then runs at the whole budget over all seeds: its figure without. Runs that
+are done are not repeated; with ``--report`` nothing is run, and the table is of what there is.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 from time import thread_time
@@ -25,7 +25,8 @@ import torch
 
 from l2l.estimators import finite_loss
 from l2l.experiments.presets.plan import Cost
-from l2l.experiments.runner import Trial, digest, executor_of, read_run, run_trials
+from l2l.experiments.runner import Trial, digest, executor_of, experiment_inputs, read_run, run_trials
+from l2l.experiments.spec import freeze
 from l2l.experiments.stats import Cell, Run
 from l2l.methods import default_lr
 from l2l.methods.registry import declared_method
@@ -77,6 +78,8 @@ class Bench:
 
     given: argparse.Namespace
     contenders: Mapping[str, Contender]
+    read: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Task -> fingerprint of what its runs read, as far as it is known."""
 
     @property
     def folder(self) -> Path:
@@ -85,35 +88,56 @@ class Bench:
 
     def options(self, label: str, task: str) -> dict[str, Any]:
         """Of its runs; their end, seed and learning rate left out."""
-        given, own = self.given, dict(self.contenders[label].options)
+        own = dict(self.contenders[label].options)
         if "tuner" in own:  # what its plan says, in words: a run of the same options is not repeated
             plan = Tuner.from_pretrained(own["tuner"]).plan
             assert plan is not None, "a tuner without a plan has numbers to choose"
-            own = {**plan.options, "train_layers": plan.train_layers(given.budget), **own}
-        sizes = {"train_size": given.train_size, "dev_size": given.dev_size, "test_size": given.test_size}
-        return {"model": given.model, "data_dir": given.data_dir, "batch_size": BATCH, "task": task, **sizes, **own}
+            own = {**plan.options, "train_layers": plan.train_layers(self.budget(task)), **own}
+        return {**self.shared(task), **own}
 
-    def cost(self, label: str, task: str) -> tuple[Cost, float]:
-        """What its runs cost, in passes of the whole model, and the seconds of such a pass; measured once."""
-        file, options = self.folder / "costs.json", self.options(label, task)
+    def shared(self, task: str) -> dict[str, Any]:
+        """Options of all runs on a task."""
+        given = self.given
+        sizes = {"train_size": given.train_size, "dev_size": given.dev_size, "test_size": given.test_size}
+        return {"model": given.model, "data_dir": given.data_dir, "batch_size": BATCH, "task": task, **sizes}
+
+    def budget(self, task: str) -> float:
+        """Of a run, in forward passes of the whole model."""
+        return self.given.budget if self.given.unit == "passes" else self.given.budget / self.whole(task)
+
+    def whole(self, task: str) -> float:
+        """Seconds of a pass of the whole model on one thread; measured once."""
+        return self.timed(task, "all")
+
+    def timed(self, task: str, layers: str) -> float:
+        """Seconds of a pass over the layers that are trained; measured once."""
+        file = self.folder / "costs.json"
         known = json.loads(file.read_text()) if file.is_file() else {}
+        name = f"{task} {layers}"
+        if name not in known:
+            known[name] = pass_seconds(prepare({**self.shared(task), "train_layers": layers}))
+            write_json(file, known)
+        return known[name]
+
+    def inputs(self, task: str) -> dict[str, Any]:
+        """Fingerprint of what the runs of a task read."""
+        if task not in self.read:
+            self.read[task] = experiment_inputs(prepare(self.shared(task)))
+        return self.read[task]
+
+    def cost(self, label: str, task: str) -> Cost:
+        """What its runs cost, in passes of the whole model; of a pass over the top layers it is measured."""
+        options = self.options(label, task)
+        if options["method"] == "adamw":
+            return Cost(BACKWARD, 0.0, 1.0, math.inf)
         layers = str(options.get("train_layers", "all"))
-        for name in ("all", layers):
-            if f"{task} {name}" not in known:
-                known[f"{task} {name}"] = pass_seconds(prepare({**options, "train_layers": name}))
-        if f"{task} rows" not in known:
-            known[f"{task} rows"] = len(prepare(options).splits.train)
-        write_json(file, known)
-        unit = known[f"{task} all"]
-        share = min(1.0, known[f"{task} {layers}"] / unit)
-        if options.get("method") == "adamw":
-            return Cost(BACKWARD, 0.0, 1.0, math.inf), unit
-        passes, epoch = passes_of(options), known[f"{task} rows"] / BATCH
-        return Cost(share, (1 - share) * epoch, passes, epoch * passes), unit
+        share = min(1.0, self.timed(task, layers) / self.whole(task))
+        passes, epoch = passes_of(options), self.inputs(task)["train rows"]["number"] / BATCH
+        return Cost(share, (1 - share) * epoch, passes, epoch * passes)
 
     def trial(self, label: str, task: str, budget: float, seed: int, lr: float | None, tuning: bool = False) -> Trial:
         """A run at a budget in whole passes."""
-        one, (cost, _) = self.contenders[label], self.cost(label, task)
+        one, cost = self.contenders[label], self.cost(label, task)
         passes = cost.limit(budget)
         every = max(1, math.ceil(passes / cost.passes / (1 if tuning else one.evaluations)))
         options: dict[str, Any] = {"tuner": None, **self.options(label, task), "seed": seed}
@@ -121,7 +145,7 @@ class Bench:
         options["lr"] = options.get("lr", default_lr(options["method"])) if lr is None else lr
         if tuning:
             options["test_size"] = 1
-        out = str(self.folder / "runs" / f"{task}-{options['method']}-s{seed}-{digest(options)}")
+        out = str(self.folder / "runs" / f"{task}-{options['method']}-s{seed}-{digest(options, self.inputs(task))}")
         where = Cell("real-llm", "full", task), self.given.model, label, "", options["method"], options["tuner"]
         return Trial(Run(*where, seed, tuning, {"lr": lr}, folder=out), options, out)
 
@@ -139,7 +163,7 @@ def passes_of(options: Mapping[str, Any]) -> float:
     args = dict(options.get("method_args") or {})
     if options.get("num_directions"):
         args["num_directions"] = options["num_directions"]
-    return declared_method(options["method"].removeprefix("learned+"), args, torch.nn.Linear(2, 2)).passes
+    return declared_method(options["method"], args, torch.nn.Linear(2, 2)).passes
 
 
 def pass_seconds(context: RunContext) -> float:
@@ -191,12 +215,12 @@ def rows_of(
         own = {seed: run for (where, whose, seed), run in runs.items() if (where, whose) == (task, label)}
         if not own:
             continue
-        cost, _ = bench.cost(label, task)
+        cost = bench.cost(label, task)
         reach = []
         for seed, run in own.items():
             mezo = runs.get((task, "MeZO", seed))
             if mezo is not None and not run.diverged and not mezo.diverged:
-                reach.append(cost_to_reach(mezo.dev_loss, curve(run, cost)) / bench.given.budget)
+                reach.append(cost_to_reach(mezo.dev_loss, curve(run, cost)) / bench.budget(task))
         trial = tuned.get((task, label))
         losses = [run.dev_loss for run in own.values()]
         found.append(
@@ -235,7 +259,9 @@ def main() -> None:
     parser.add_argument("--tuner", help="a tuner with a plan, to judge")
     parser.add_argument("--tasks", required=True, help="separated by commas")
     parser.add_argument("--contenders", default="MeZO", help="labels separated by semicolons, beside the tuner")
-    parser.add_argument("--budget", type=float, default=150.0, help="of a run, in forward passes of the whole model")
+    parser.add_argument("--budget", type=float, default=300.0, help="of a run")
+    what = "of the budget; seconds are those of one thread, by what a pass takes, and become a number of passes"
+    parser.add_argument("--unit", choices=("passes", "seconds"), default="seconds", help=what)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train_size", type=int, default=1000)
     parser.add_argument("--dev_size", type=int, default=200)
@@ -247,6 +273,9 @@ def main() -> None:
     torch.set_num_threads(1)
     known = contenders(given.tuner)
     labels = [*(["tuner"] if given.tuner else []), *filter(None, given.contenders.split(";"))]
+    if given.tuner:
+        given.tuner = str(freeze(Tuner.from_pretrained(given.tuner), Path(given.out) / "tuners"))
+        known = contenders(given.tuner)
     bench = Bench(given, {label: known[label] for label in labels})
     execute = executor_of("local", given.processes)
 
@@ -259,7 +288,7 @@ def main() -> None:
     tuning = []
     for task in tasks:
         for label, one in bench.contenders.items():
-            tuning += [bench.trial(label, task, given.budget / len(one.grid), 0, lr, True) for lr in one.grid]
+            tuning += [bench.trial(label, task, bench.budget(task) / len(one.grid), 0, lr, True) for lr in one.grid]
     tuned = chosen(done(tuning, "learning rates"))
     runs: dict[tuple[str, str, int], Run] = {}
     for seed in range(given.seeds):
@@ -268,13 +297,14 @@ def main() -> None:
             for label, one in bench.contenders.items():
                 trial = tuned.get((task, label))
                 if trial or not one.grid:
-                    trials.append(bench.trial(label, task, given.budget, seed, trial.point["lr"] if trial else None))
+                    trials.append(bench.trial(label, task, bench.budget(task), seed, trial.point["lr"] if trial else None))
         for run in done(trials, f"seed {seed}"):
             runs[run.cell.task, run.contender, run.seed] = run
     rows = [row for task in tasks for row in rows_of(bench, task, tuned, runs)]
-    units = {task: bench.cost(labels[0], task)[1] for task in tasks}
-    write_json(bench.folder / "table.json", {"budget": given.budget, "seconds of a whole pass": units, "rows": rows})
-    print_table(f"dev loss at the cost of {given.budget:g} passes of the whole model", rows)
+    units = {task: bench.whole(task) for task in tasks}
+    figures = {"budget": given.budget, "unit": given.unit, "seconds of a whole pass": units, "rows": rows}
+    write_json(bench.folder / "table.json", figures)
+    print_table(f"dev loss at the cost of {given.budget:g} {given.unit} of the whole model on one thread", rows)
     print("seconds of a whole pass: " + ", ".join(f"{task} {seconds:.2f}" for task, seconds in units.items()))
 
 
