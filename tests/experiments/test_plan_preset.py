@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from compared import Here
 
@@ -97,6 +98,17 @@ def test_a_candidate_that_cannot_run_is_refused_before_anything_is_written(tmp_p
     with pytest.raises(ValueError, match="asks for 99 layers"):
         plan.run_plan(config)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_fresh_tuner_has_the_sigma_of_mezo_and_is_given_by_a_word(tmp_path, monkeypatch):
+    tuner = plan.base_tuner(PlanConfig(**SMALL, tuner="fresh"))
+    assert tuner.plan is None and tuner.architecture == "table" and tuner.provenance.base_model == "l2l/tiny"
+    assert torch.equal(tuner.network(torch.zeros(len(tuner.fingerprint.names), 3)), torch.ones(len(tuner.fingerprint.names)))
+    monkeypatch.setattr(plan, "_shortest", lambda run, device: run())
+    monkeypatch.setattr(plan, "executor_of", lambda name, processes: Here())
+    plan.run_plan(PlanConfig(**{**SMALL, "controls": [], "screen": 0.0}, tuner="fresh", out=str(tmp_path)))
+    made = Tuner.from_pretrained(tmp_path / "tuner")
+    assert made.plan is not None and made.plan.depths == (Depth(0, "top:1"),) and made.architecture == "table"
 
 
 def test_a_plan_is_chosen_from_real_runs_continued_and_used_by_fine_tuning(tmp_path, monkeypatch, capsys):

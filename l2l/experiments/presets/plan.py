@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from time import perf_counter, thread_time
 from typing import Any, Literal, TypeAlias, final
 
@@ -25,7 +26,7 @@ from l2l.experiments.tables import draw_curves, finite
 from l2l.meta.config import task_list
 from l2l.methods.base import check_counts, check_positive
 from l2l.methods.registry import takes_tuner
-from l2l.models.load import EMBEDDED
+from l2l.models.load import EMBEDDED, load_model
 from l2l.models.prefix import TrainLayers, plan_fills
 from l2l.report.console import print_table
 from l2l.report.run_directory import METRICS, RunDirectory, read_metrics, write_json
@@ -34,10 +35,11 @@ from l2l.tasks.tiny_world import HELD_OUT, POOL
 from l2l.train.config import OPEN, CompleteConfig, FineTuneConfig
 from l2l.train.inputs import NAMES, load_run_inputs, tuner_fingerprint
 from l2l.train.trainer import prepare_fine_tuning
-from l2l.tuners import Depth, TrainingPlan, Tuner
+from l2l.tuners import Depth, Provenance, TrainingPlan, Tuner
 from l2l.tuners.plan import options_line, plan_config, plan_line
 
 COSTS, PICTURE, TUNER = "costs.json", "plan.png", "tuner"
+FRESH = "fresh"
 TIMED = 5
 """Passes of which the shortest counts: other work of the machine only makes a pass longer."""
 Scores: TypeAlias = Mapping[str, float]
@@ -49,7 +51,8 @@ class PlanConfig(Arguments):
     """Choose a tuner's training plan: method, step size, batch and layers to train by budget, on tasks of its pool."""
 
     tuner: str = "l2l-tiny"
-    """Directory, bundled name or hub id. It is left as it is: the one with the plan is written to ``out/tuner``."""
+    """Directory, bundled name or hub id; or ``fresh``: a table of the model's blocks whose sigma is 1, MeZO's. It is left as it
+    is: the one with the plan is written to ``out/tuner``."""
     model: str = "l2l/tiny"
     """``l2l/tiny``, a directory, or a hub id."""
     tasks: list[str] | str = field(default_factory=list)
@@ -363,11 +366,22 @@ def run_plan(config: PlanConfig) -> dict[str, Any]:
         return _plan(config, executor, folder)
 
 
+def base_tuner(config: PlanConfig) -> Tuner:
+    """The tuner that gets the plan, without one."""
+    if config.tuner != FRESH:
+        return Tuner.from_pretrained(config.tuner).with_plan(None)
+    return Tuner.for_model(load_model(config.model), "table", provenance=Provenance(config.model), start="mezo")
+
+
 def _plan(config: PlanConfig, executor: Executor, folder: RunDirectory) -> dict[str, Any]:
     recorded = folder.path / COSTS
     known = json.loads(recorded.read_text()) if recorded.is_file() and not config.overwrite else None
-    tuner = Tuner.from_pretrained(config.tuner).with_plan(None)
-    unit, costs = measure_costs(config, config.tuner) if known is None else _known_costs(known)
+    tuner = base_tuner(config)
+    if known is None:
+        with TemporaryDirectory() as temporary:
+            unit, costs = measure_costs(config, str(tuner.save_pretrained(Path(temporary) / TUNER)))
+    else:
+        unit, costs = _known_costs(known)
     budgets = [given if config.unit == "passes" else given / unit for given in config.budgets]
     screened = config.screen or 1.0
     check_budgets({one.label: budgets[0] * (1.0 if one.control else screened) for one in config.contenders}, costs)
