@@ -49,6 +49,11 @@ def progress() -> Any:
     return load_script("block_progress")
 
 
+@pytest.fixture(scope="module")
+def scales() -> Any:
+    return load_script("scale_gain")
+
+
 @pytest.fixture
 def page(monkeypatch, tmp_path, capsys) -> Callable[..., str]:
     """Runs a script that writes a page; the page, which it prints too."""
@@ -208,3 +213,25 @@ def test_an_unknown_objective_is_named_before_anything_is_measured(objectives: A
     with pytest.raises(ValueError, match="did you mean 'expected'"):
         objectives.main()
     assert not (tmp_path / "found.json").exists()
+
+
+def test_a_scale_gains_by_the_share_of_gradient_over_that_of_curvature(scales: Any):
+    good, bad = torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.ones(2, 2)
+    own = {"useful": (good, torch.ones(2, 2)), "idle": (torch.zeros(2, 2), bad)}
+    found = scales.gains(own, own)
+    assert scales.shares(own) == 4 / 8
+    assert found["block, G/F"] == found[scales.ORACLE] == pytest.approx(2.0, rel=0.01)  # all but the floor is in one block
+    assert found["element, 1/F^.5"] == pytest.approx(1.0)  # equal curvature everywhere: MeZO
+    assert found["mask, top 10.0% by g^2"] == pytest.approx(4 / 6 / (4 / 8))  # ties keep two of one block, and all of the other
+    assert scales.mask(0.5, False, good, bad, 0.0).tolist() == good.clamp(max=1).tolist()
+    assert scales.row_by_column(good, bad, 0.1).tolist() == pytest.approx([[2**0.5, 0.1**0.5]] * 2)
+
+
+def test_scale_gain_measures_every_task_and_point_and_a_basis_after_the_first(scales: Any, tmp_path: Path):
+    given = ["--tasks", "world_topic", "world_job", "--points", "0", "2", "--batches", "1", "--batch_size", "4"]
+    rows = scales.main([*given, "--out", str(tmp_path)])["rows"]
+    assert [(row["task"], row["point"]) for row in rows] == [(t, p) for t in ("world_topic", "world_job") for p in (0, 2)]
+    assert all(0 < row["basis: of F"] < 1 for row in rows if row["point"])
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    assert scales.main([*given, "--out", str(tmp_path)])["rows"] == rows
+    assert made == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}, "nothing is measured twice"
