@@ -224,7 +224,7 @@ def test_a_scale_gains_by_the_share_of_gradient_over_that_of_curvature(scales: A
     assert found["element, 1/F^.5"] == pytest.approx(1.0)  # equal curvature everywhere: MeZO
     assert found["mask, top 10.0% by g^2"] == pytest.approx(4 / 6 / (4 / 8))  # ties keep two of one block, and all of the other
     assert scales.mask(0.5, False, good, bad, 0.0).tolist() == good.clamp(max=1).tolist()
-    assert scales.row_by_column(good, bad, 0.1).tolist() == pytest.approx([[2**0.5, 0.1**0.5]] * 2)
+    torch.testing.assert_close(scales.row_by_column(good, bad, 0.1), torch.tensor([[2**0.5, 0.1**0.5]] * 2))
 
 
 def test_scale_gain_measures_every_task_and_point_and_a_basis_after_the_first(scales: Any, tmp_path: Path):
