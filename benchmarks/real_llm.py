@@ -62,7 +62,7 @@ def contenders(tuner: str | None) -> dict[str, Contender]:
         "MeZO, top 5": Contender({"method": "mezo", "train_layers": "top:5"}, GRID, 10),
         "DiZO": Contender({"method": "dizo"}, GRID),
         "LOZO": Contender({"method": "lozo"}, GRID),
-        "FZOO": Contender({"method": "fzoo"}, tuple(20 * rate for rate in GRID)),
+        "FZOO": Contender({"method": "fzoo"}, tuple(60 * rate for rate in GRID)),
         "SubZero+": Contender({"method": "subzero_plus"}, GRID),
         "ES": Contender({"method": "es"}, GRID),
         "rsgn, all layers": Contender({"method": "rsgn"}, (), 4),

@@ -665,7 +665,7 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
         ],
     ),
     "would choose among {} step sizes": (
-        compared(methods=["mezo", {"method": "dizo", "grid": [1e-3]}]),
+        compared(methods=["mezo", {"method": "dizo", "grid": [1e-4, 1e-3, 1e-2]}]),
         [
             compared(methods=["mezo", {"method": "dizo", "grid": [1e-3, 1e-2]}]),
             compared(methods=["mezo", {"label": "a", "method": "mezo", "options": {"lr": "auto"}}]),

@@ -140,7 +140,7 @@ class Contender(Arguments):
     """Options to choose among together with the learning rate; not for tuners, which must not have more tries than what
     they are compared with."""
     grid: list[float] = field(default_factory=list)
-    """Its own learning rates (values of step_fraction under ``lr: auto``), as many as all others have. Empty: the shared
+    """Its own learning rates (values of step_fraction under ``lr: auto``), one or as many as others have. Empty: the shared
     ones, for a method with a default of its own in the same ratios around that. For ``l2l compare`` only."""
     scale: float = 1.0
     """Factor of the shared learning rates: methods whose step is normalized, say, need another magnitude. For
@@ -363,7 +363,7 @@ class CompareConfig(ExperimentConfig):
         """Every contender, in order.
 
         ValueError where there is none, two have one label, a method takes no steps, an exclusion or the baseline is
-        unknown, or one would choose among more step sizes than another.
+        unknown, or two would choose among different numbers of step sizes.
         """
         given = self.methods.split(",") if isinstance(self.methods, str) else self.methods
         entries = [Contender(method=entry.strip()) if isinstance(entry, str) else entry for entry in given]
@@ -391,9 +391,10 @@ class CompareConfig(ExperimentConfig):
             raise ValueError(f"baseline is {self.baseline!r}, the label of no method; there are {', '.join(found)}")
         for setting in self.settings:
             sizes = {label: len(self.points(setting, self.tuning_schemes[0], entry)) for label, entry in found.items()}
-            common = Counter(sizes.values()).most_common(1)[0][0]
+            choices = Counter(size for size in sizes.values() if size > 1)  # a contender of one step size has no choice
+            common = choices.most_common(1)[0][0] if choices else 1
             for label, size in sizes.items():
-                if size != common:
+                if size not in (1, common):
                     raise ValueError(
                         f"method {label!r} would choose among {size} step sizes and others among {common} in setting "
                         f"{setting.name!r}: tuning effort must be equal, so give it {common} (grid, or step_fraction_grid "

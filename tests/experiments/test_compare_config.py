@@ -61,7 +61,7 @@ def test_bad_configurations_are_refused_and_named(given, said, tmp_path):
         ({"methods": "all", "exclude": ["dizzo"]}, "did you mean 'dizo'"),
         ({"baseline": "adam"}, "'adam'"),
         ({"methods": ["mezo", {"method": "dizo", "grid": [1e-4, 1e-3, 1e-2]}]}, "'dizo' would choose among 3"),
-        ({"methods": ["mezo", "dizo", AUTO], "step_fraction_grid": [0.1]}, "'auto' would choose among 1"),
+        ({"methods": ["mezo", "dizo", AUTO], "step_fraction_grid": [0.1, 0.2, 0.3]}, "'auto' would choose among 3"),
         ({"grid": [1e-4, 1e-4]}, "twice"),
         ({"methods": ["mzo"]}, "did you mean 'mezo'"),
         ({"methods": ["nowhere.to_be_found"]}, "nowhere.to_be_found"),
@@ -137,3 +137,19 @@ def test_estimator_and_directions_are_options_of_a_contender(tmp_path: Path):
     assert set(place.entries) == {"mezo", "one-sided mezo"}
     with pytest.raises(ValueError, match="estimator='one_sided' is no choice with method 'fzoo'"):
         check_all(small(tmp_path, methods=["mezo", fzoo]))
+
+
+def test_a_contender_of_one_step_size_takes_part_and_runs_no_trials(tmp_path):
+    config = small(tmp_path, methods=["mezo", {"label": "planned", "method": "fzoo", "grid": [1e-2]}])
+    (place, *_) = check_all(config)
+    asked: list[runner.Trial] = []
+
+    def executor(trials, after):
+        asked.extend(trials)
+        raise KeyboardInterrupt
+
+    planned = runner.Runner(config, executor, [place], tmp_path)
+    assert [len(planned.points(place, label)) for label in ("mezo", "planned")] == [len(config.grid), 1]
+    with pytest.raises(KeyboardInterrupt):
+        planned.tune()
+    assert {trial.head.contender for trial in asked} == {"mezo"}

@@ -15,7 +15,8 @@ from l2l.experiments.presets.quickstart import RECIPE, QuickstartConfig
 from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
 
 SHORT = shlex.split("--seeds 1 --passes 16 --meta-steps 4 --progress false --processes 1")
-METHODS = ["mezo", "dizo", "learned", "random sigma"]
+TUNED = ["mezo", "dizo"]
+METHODS = [*TUNED, "learned", "random sigma"]
 FIELDS = {"task", "method", "lr", "seed", "passes", "final_loss", "accuracy", "seconds"}
 
 
@@ -31,11 +32,16 @@ def test_it_leaves_results_of_every_method_on_two_held_out_tasks(done):
     results = summary["results"]
     tasks = QuickstartConfig().tasks
     assert [(r["task"], r["method"]) for r in results] == [(task, method) for task in tasks for method in METHODS]
-    recorded = yaml.safe_load(RECIPE.read_text())["best"]
+    recipe = yaml.safe_load(RECIPE.read_text())
     for result in results:
         assert result.keys() >= FIELDS
-        assert result["lr"] == recorded[result["task"]][result["method"]]
-        assert (result["seed"], result["passes"]) == (0, 16)
+        config = json.loads((Path(result["run"]) / "summary.json").read_text())["config"]
+        if result["method"] in TUNED:
+            assert (result["lr"], config["schedule"]) == (recipe["best"][result["task"]][result["method"]], "constant")
+        else:  # one plan for every task
+            assert (config["method"], result["lr"]) == (recipe["plan"]["method"], recipe["plan"]["lr"])
+            assert config["schedule"] == recipe["plan"]["options"]["schedule"] == "linear"
+        assert result["seed"] == 0 and 16 <= result["passes"] < 16 + 9, "a run ends with the step that spends its passes"
         assert 0 < result["final_loss"] < 20
         assert 0 <= result["accuracy"] <= 1
         assert (Path(result["run"]) / "summary.json").is_file()
@@ -79,11 +85,11 @@ def test_a_held_out_task_without_recorded_learning_rates_is_refused_before_anyth
     assert not (tmp_path / "out").exists()
 
 
-def test_the_recipe_has_a_learning_rate_of_its_grid_for_every_task_and_method():
+def test_the_recipe_has_a_learning_rate_of_its_grid_for_every_task_and_tuned_method():
     recipe = yaml.safe_load(RECIPE.read_text())
     assert set(recipe["best"]) >= set(QuickstartConfig().tasks)
     for best in recipe["best"].values():
-        assert sorted(best) == sorted(METHODS)
+        assert list(best) == TUNED
         assert set(best.values()) <= set(recipe["grid"])
 
 
@@ -94,6 +100,6 @@ def test_tuning_runs_the_whole_grid_and_writes_the_best(tmp_path):
     assert main(["quickstart", *SHORT, "--tune", "true", "--tuner", tuner, "--out", str(out)]) == 0
     recipe = yaml.safe_load(RECIPE.read_text())
     best = yaml.safe_load((out / "best_lr.yaml").read_text())["best"]
-    assert all(sorted(best[task]) == sorted(METHODS) for task in QuickstartConfig().tasks)
+    assert all(sorted(best[task]) == sorted(TUNED) for task in QuickstartConfig().tasks)
     results = json.loads((out / "summary.json").read_text())["results"]
-    assert len(results) == len(QuickstartConfig().tasks) * len(METHODS) * len(recipe["grid"])
+    assert len(results) == len(QuickstartConfig().tasks) * len(TUNED) * len(recipe["grid"])

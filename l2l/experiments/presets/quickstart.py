@@ -79,14 +79,15 @@ def _quickstart(config: QuickstartConfig, recipe: dict[str, Any], folder: RunDir
     about = Provenance("l2l/tiny", recipe={"control": "fixed random sigma"})
     drawn = Tuner.for_model(load_model("l2l/tiny"), "table", start="random", provenance=about)
     control = str(drawn.save_pretrained(folder.path / "random-sigma"))
+    planned = {"method": recipe["plan"]["method"], "options": recipe["plan"]["options"], "grid": [recipe["plan"]["lr"]]}
     compared = CompareConfig(
         out=config.out,
         settings=[Setting("l2l-tiny", tasks=config.tasks)],
         methods=[
             Contender("mezo", "mezo"),
             Contender("dizo", "dizo"),
-            Contender("learned", "learned", tuner=tuner),
-            Contender("random sigma", "learned", tuner=control),
+            Contender("learned", tuner=tuner, **planned),
+            Contender("random sigma", tuner=control, **planned),
         ],
         grid=recipe["grid"],
         passes=config.passes or recipe["passes"],
@@ -103,7 +104,8 @@ def _quickstart(config: QuickstartConfig, recipe: dict[str, Any], folder: RunDir
         print(text)
     else:
         cells = product(place.cells, place.entries)
-        done = runner.table({(cell, label): {"lr": recipe["best"][cell.task][label]} for cell, label in cells})
+        tuned, own = recipe["best"], recipe["plan"]["lr"]
+        done = runner.table({(cell, label): {"lr": tuned[cell.task].get(label, own)} for cell, label in cells})
         results = [run_summary(run) for run in done]
         print_table(f"held-out tasks, {config.seeds} seeds, mean ± standard deviation", table(results))
         panels: dict[str, dict[str, Curve]] = {}  # dev loss against forward passes, and against seconds
