@@ -16,7 +16,7 @@ import logging
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ import torch
 
 from l2l.methods.registry import AROUND, method_name
 from l2l.optim import StepReport, ZOOptimizer
+from l2l.params.blocks import tensors_hash
 from l2l.report.run_directory import write_whole
 from l2l.train.config import FineTuneConfig
 from l2l.tuners import Tuner
@@ -121,16 +122,6 @@ def method_args(method: Any) -> dict[str, Any]:
 def names_hash(names: Sequence[str]) -> str:
     """How many names there are, and their hash."""
     return f"{len(names)} {hashlib.blake2b(chr(10).join(names).encode(), digest_size=16).hexdigest()}"
-
-
-def tensors_hash(tensors: Iterable[torch.Tensor]) -> str:
-    """Hash of the bits of tensors in their order, with dtypes and shapes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        bits = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(bits.data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
