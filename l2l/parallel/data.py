@@ -42,15 +42,15 @@ class DataParallel:
         self._before += self._now
         self._step, self._calls, self._now = step, 0, []
 
-    def exchange(self, own: bytes) -> list[bytes]:
-        """What each rank gives at this place, in the order of ranks.
+    def exchange(self, own: bytes, kind: str = "step") -> list[bytes]:
+        """What each rank gives at this place, in the order of ranks; ``kind``: as what its bytes are counted.
 
         Raises:
             RankError: see :meth:`Ranks.collect`.
         """
         ranks, place = self.ranks, f"{self._step}.{self._calls}"
         self._calls += 1
-        ranks.post(f"{place}.{ranks.rank}", own)
+        ranks.post(f"{place}.{ranks.rank}", own, kind)
         self._now.append(f"{place}.{ranks.rank}")
         found = [own if r == ranks.rank else ranks.collect(f"{place}.{r}", r) for r in range(ranks.size)]
         ranks.delete(self._before)  # all have sent something of this step, and so have read all of the one before
@@ -94,7 +94,7 @@ class DataParallel:
         Raises:
             ValueError: they differ; the message names the step and the ranks.
         """
-        raise_where_different(self.exchange(checksum(optimizer)), optimizer.steps_done)
+        raise_where_different(self.exchange(checksum(optimizer), "checksum"), optimizer.steps_done)
 
 
 CHECKSUM = 8

@@ -148,5 +148,7 @@ class Answers:
         at = self._theta.displacement
         point, value = next(self._coming, (None, 0.0))
         if point is None or point.place != Point(at.direction, at.distance).place:
-            raise ValueError("the step evaluates elsewhere than was planned: spread methods of fixed points; use --parallel data")
+            raise ValueError(
+                "the step evaluates elsewhere than was planned: spread methods of fixed points; use --parallel data"
+            )
         return value

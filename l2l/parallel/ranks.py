@@ -7,12 +7,12 @@ the launcher's; else rank 0 has it, or the process group that the program has ma
 
 import os
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, final
 
-import torch
 import torch.distributed
 
 LONGEST = 0.02
@@ -29,6 +29,10 @@ FAREWELL = 10.0
 
 class RankError(ConnectionError):
     """Another rank is gone, has failed, or does not answer."""
+
+
+class RunFinished(Exception):
+    """Rank 0 has finished the run."""
 
 
 @final
@@ -51,22 +55,16 @@ class Ranks:
             raise ValueError(f"RANK={rank} must be at least 0 and below WORLD_SIZE={size}: set both as torchrun does")
         self.rank, self.size, self.timeout = rank, size, timeout
         self._store, self._prefix = store, f"l2l{attempt}/"
-        self.sent = 0
-        """Bytes of values that were posted: losses, mostly."""
+        self.sent: Counter[str] = Counter()
+        """Bytes of values that were posted, by what they are: ``step``, ``log``, ``checksum``."""
         self.overhead = 0
         """Bytes of the keys beside them, of those that were asked for, too."""
 
-    def post(self, key: str, value: bytes) -> None:
+    def post(self, key: str, value: bytes, kind: str = "step") -> None:
         """Put a value under a key, for all to read."""
-        self.sent += len(value)
+        self.sent[kind] += len(value)
         self.overhead += len(key)
         self._call("set", self._prefix + key, value)
-
-    def append(self, key: str, value: bytes) -> None:
-        """Add to the value under a key."""
-        self.sent += len(value)
-        self.overhead += len(key)
-        self._call("append", self._prefix + key, value)
 
     def add(self, key: str, amount: int) -> int:
         """Add to the number under a key; gives the sum."""
@@ -94,59 +92,79 @@ class Ranks:
             source: the rank it is awaited from, which an error then names.
 
         Raises:
-            RankError: it has not come in time, its source has failed, or the run has ended meanwhile.
+                RankError: it has not come in time, its source has failed, or rank 0 has ended the run with an error.
+            RunFinished: rank 0 has finished the run.
         """
+        self.first_of([key], source, timeout)
+        return self.read(key)
+
+    def first_of(self, keys: Sequence[str], source: int | None = None, timeout: float | None = None) -> str:
+        """The first of some keys under which there is a value, once there is; arguments and errors as of :meth:`collect`."""
         limit, began, looks = self.timeout if timeout is None else timeout, time.monotonic(), 0
-        while not self.there(key):
+        while True:
+            for key in keys:
+                if self.there(key):
+                    return key
             waited = time.monotonic() - began
             if waited > limit:
-                who = "a rank" if source is None else f"rank {source}"
+                who = "another rank" if source is None else f"rank {source}"
                 raise RankError(
-                    f"{who} has not sent {key!r} for {waited:.0f} s: start it again, or end all ranks and run the same "
+                    f"{who} has not sent {keys[0]!r} for {waited:.0f} s: start it again, or end all ranks and run the same "
                     "command again; a slow one gets more time with --rank_timeout"
                 )
             if looks % 8 == 7:
                 self.check(source)
             looks += 1
             time.sleep(min(LONGEST, SHARE * waited))
-        return self.read(key)
 
     def check(self, source: int | None = None) -> None:
-        """Raise RankError where rank ``source`` has failed, or rank 0 has ended the run."""
+        """Raise what :meth:`collect` raises where rank ``source`` has failed, or rank 0 has ended the run."""
         if source is not None and self.there(f"{FAILED}.{source}"):
             raise RankError(f"rank {source} has failed: {self.read(f'{FAILED}.{source}').decode()}")
         if self.rank and self.there(END):
-            raise RankError(f"rank 0 has ended the run: {self.read(END).decode() or 'it is finished'}")
-
-    def ended(self) -> bool:
-        """Whether rank 0 has ended the run as it should."""
-        return self.there(END) and not self.read(END)
+            text = self.read(END).decode()
+            raise RankError(f"rank 0 has ended the run: {text}") if text else RunFinished
 
     def fail(self, error: BaseException) -> None:
         """Tell the others why this rank ends."""
         line = " ".join(str(error).split()) or type(error).__name__
         with suppress(RankError):  # where the store is gone, so are those who could read it
-            self.post(END if self.rank == 0 else f"{FAILED}.{self.rank}", line.encode())
+            self.post(END if self.rank == 0 else f"{FAILED}.{self.rank}", line.encode(), END)
 
-    def end(self, others: Sequence[int]) -> None:
-        """Rank 0: the run is finished. Waits a while until the others have read it, as the store may go with this process."""
-        self.post(END, b"")
-        deadline = time.monotonic() + FAREWELL
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Around what this rank does: the others are told of an error."""
+        try:
+            yield
+        except BaseException as error:
+            self.fail(error)
+            raise
+
+    def end(self, others: Sequence[int]) -> dict[int, bytes]:
+        """Rank 0: the run is finished. Waits a while until the others have read it, as the store may go with this process; gives
+        what they said, :meth:`leave`."""
+        self.post(END, b"", END)
+        deadline, found = time.monotonic() + FAREWELL, {}
         for other in others:
             while not self.there(f"{BYE}.{other}") and time.monotonic() < deadline:
                 time.sleep(LONGEST)
+            if self.there(f"{BYE}.{other}"):
+                found[other] = self.read(f"{BYE}.{other}")
+        return found
 
-    def leave(self) -> None:
+    def leave(self, word: bytes) -> None:
         """Another rank: it has read that the run is finished."""
         with suppress(RankError):
-            self.post(f"{BYE}.{self.rank}", b"")
+            self.post(f"{BYE}.{self.rank}", word, END)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         try:
             return getattr(self._store, name)(*arguments)
         except (torch.distributed.DistError, RuntimeError) as error:
             line = str(error).splitlines()[0]
-            raise RankError(f"the store of the run is gone, with rank 0 or the launcher: start all ranks again ({line})") from error
+            raise RankError(
+                f"the store of the run is gone, with rank 0 or the launcher: start all ranks again ({line})"
+            ) from error
 
 
 def ranks_of_environment(timeout: float = 1800.0) -> Ranks | None:
@@ -157,7 +175,7 @@ def ranks_of_environment(timeout: float = 1800.0) -> Ranks | None:
     Raises:
         ValueError: one of these variables is missing, or no number.
     """
-    names = "RANK WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
+    names = ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
     given = {name: os.environ.get(name) for name in names}
     if given["RANK"] is None or given["WORLD_SIZE"] in (None, "1"):
         return None
