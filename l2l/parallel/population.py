@@ -13,6 +13,7 @@ Evolution strategies scale like this: Salimans et al. 2017, arXiv:1703.03864, wh
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn, final
 
@@ -78,10 +79,8 @@ def plan_points(optimizer: ZOOptimizer) -> tuple[Point, ...]:
 
     key, rates = Key(optimizer.seed, optimizer.steps_done), (0.0,) * len(theta.blocks)
     own = theta, method, optimizer.method_state, key, rates, None, None, optimizer.curvature_lr, optimizer.curvature_lr_state
-    try:
+    with suppress(_Planned):
         zo_step(noted, *own, check=stop)
-    except _Planned:
-        pass
     measured = 1 if optimizer.curvature_lr is not None else 0  # a third loss, at some steps
     if not method.passes <= len(points) <= method.passes + measured:  # further ones belong to the update
         raise ValueError(adaptive)
@@ -148,7 +147,5 @@ class Answers:
         at = self._theta.displacement
         point, value = next(self._coming, (None, 0.0))
         if point is None or point.place != Point(at.direction, at.distance).place:
-            raise ValueError(
-                "the step evaluates elsewhere than was planned: spread methods of fixed points; use --parallel data"
-            )
+            raise ValueError("the step evaluates elsewhere than was planned, as this method does: use --parallel data")
         return value

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any, final
 
 import torch.distributed
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 LONGEST = 0.02
 """Seconds between two looks at a key that has been awaited for long."""
@@ -141,8 +142,8 @@ class Ranks:
             raise
 
     def end(self, others: Sequence[int]) -> dict[int, bytes]:
-        """Rank 0: the run is finished. Waits a while until the others have read it, as the store may go with this process; gives
-        what they said, :meth:`leave`."""
+        """Rank 0: the run is finished. Waits a while until the others have read it, as the store may go with this process; what
+        they said, :meth:`leave`."""
         self.post(END, b"", END)
         deadline, found = time.monotonic() + FAREWELL, {}
         for other in others:
@@ -163,7 +164,7 @@ class Ranks:
         except (torch.distributed.DistError, RuntimeError) as error:
             line = str(error).splitlines()[0]
             raise RankError(
-                f"the store of the run is gone, with rank 0 or the launcher: start all ranks again ({line})"
+                f"the store of the run is gone, with rank 0 or the launcher: run the same command again on all ranks ({line})"
             ) from error
 
 
@@ -190,7 +191,7 @@ def ranks_of_environment(timeout: float = 1800.0) -> Ranks | None:
     limit = timedelta(seconds=CONNECT)
     options: dict[str, Any] = {"is_master": own, "timeout": limit, "wait_for_workers": False, "multi_tenant": True}
     try:
-        store = torch.distributed.TCPStore(given["MASTER_ADDR"] or "", port, **options)
+        store = TCPStore(given["MASTER_ADDR"] or "", port, **options)
     except torch.distributed.DistError as error:
         line = str(error).splitlines()[0]
         raise RankError(f"no store of the run at {given['MASTER_ADDR']}:{port}: start rank 0 first ({line})") from error

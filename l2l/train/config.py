@@ -241,9 +241,10 @@ class FineTuneConfig(Arguments):
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. It can do whatever you can."""
     parallel: Parallel | None = None
-    """How the processes that ``torchrun`` has started share a run. ``data``: each evaluates its part of every batch, in pieces of
-    ``micro_batch``, and they exchange the losses; ``population``: each evaluates some of the ``num_directions`` of a step on the
-    whole batch, and late or dead ones are left out. None: ``data`` where there are several. Rank 0 writes. See docs/scale.md."""
+    """How the processes that ``torchrun`` has started share a run. ``data``: each evaluates its part of every batch, in pieces
+    of ``micro_batch`` (by default one for each), and they exchange the losses; ``population``: each evaluates some of the
+    ``num_directions`` of a step on the whole batch, and late or dead ones are left out. None: ``data`` where there are several.
+    Rank 0 writes. See docs/scale.md."""
     checksum_every: int = 100
     """Steps between comparisons of the weights of all processes, to the last bit."""
     rank_timeout: float | None = None

@@ -1,11 +1,11 @@
 """A run of several processes: rank 0 leads, writes and evaluates; the others follow, and write nothing.
 
-All begin with the same weights, which each loads by itself, and with the run log, which rank 0 keeps in the ranks' store as well
-as in its file. Whoever joins, late or again after it was killed, replays the log, and so has the weights of the present step.
+All begin with the same weights, which each loads by itself, and with the run log, which rank 0 tells the others as it writes it.
+Whoever joins, late or again after it was killed, replays the log, and so has the weights of the present step.
 
 - ``data`` (:mod:`l2l.parallel.data`): rank 0 tells the learning rate of each step; all evaluate their pieces of each batch.
-- ``population`` (:mod:`l2l.parallel.population`): rank 0 says who is there, collects what they have evaluated, leaves out who has
-  not answered in time, and tells the step's record, by which the others take the step. Workers join and leave at any step.
+- ``population`` (:mod:`l2l.parallel.population`): rank 0 says who is there, collects what they have evaluated, leaves out who
+  has not answered in time, and tells the step's record, by which the others take the step. Workers join and leave at any step.
 """
 
 import json
@@ -151,8 +151,8 @@ class Lead(ABC):
 
 
 def sent_figures(ranks: Ranks, steps: int) -> dict[str, float]:
-    """Bytes that a rank has sent: of values per step, of their keys and those asked for per step, and of all checksums; of rank 0
-    per step for the log as well."""
+    """Bytes that a rank has sent: of values per step, of their keys and of those asked for per step, of all checksums, and of
+    the log per step."""
     sent, count = ranks.sent, max(steps, 1)
     figures = {"per_step": sent["step"] / count, "keys_per_step": ranks.overhead / count, "checksums": sent["checksum"]}
     return figures | ({"log_per_step": sent["log"] / count} if sent["log"] else {})
@@ -211,7 +211,7 @@ class PopulationLead(Lead):
         parts = deal(points, len(workers))
         mine = evaluate_points(closure, theta, [points[i] for i in parts[0]])
         values = dict(zip(parts[0], mine, strict=True))
-        deadline, sums = time.monotonic() + self.ranks.timeout, [own]
+        deadline = time.monotonic() + self.ranks.timeout
         for worker, part in zip(workers[1:], parts[1:], strict=True):
             try:
                 content = self.ranks.collect(f"{step}.{worker}", worker, max(0.0, deadline - time.monotonic()))

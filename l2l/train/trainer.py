@@ -253,7 +253,8 @@ def start_fine_tuning(
     tuner: Tuner | str | None = None,
     ranks: Ranks | None = None,
 ) -> FineTuneResult:
-    """Prepare a run and run it, with the other ranks where there are some, or measure a baseline that takes no steps (:mod:`l2l.train.baselines`).
+    """Prepare a run and run it, with the other ranks where there are some, or measure a baseline that takes no steps
+    (:mod:`l2l.train.baselines`).
 
     Raises:
         ValueError, FileNotFoundError, FloatingPointError: as :func:`fine_tune`.
@@ -389,8 +390,8 @@ def fitting_tuner(
 
 
 def run_fine_tuning(context: RunContext, folder: RunDirectory, ranks: Ranks | None = None) -> FineTuneResult:
-    """Train, evaluate and write; with ``ranks``, lead their steps. An interrupted run continues from its checkpoint and ends with
-    the same weights."""
+    """Train, evaluate and write; with ``ranks``, lead their steps. An interrupted run continues from its checkpoint and ends
+    with the same weights."""
     lead = None if ranks is None else several.lead_of(ranks, context.config, context.model.device)
     with nullcontext() if context.prefix is None else context.prefix.cache.attached():
         return _run(context, folder, lead)
