@@ -63,9 +63,9 @@ def _check_answers(address: str) -> None:
         raise ValueError("it is not host:port")
 
 
-def resources(device: str | None) -> dict[str, float]:
-    """What a process on the cluster reserves: a processor, and a GPU where its device is one."""
-    return {"num_cpus": 1, "num_gpus": 1 if (device or "").startswith("cuda") else 0}
+def resources(device: str | None, threads: int = 1) -> dict[str, float]:
+    """What a process on the cluster reserves: a processor for each thread, and a GPU where its device is one."""
+    return {"num_cpus": threads, "num_gpus": 1 if (device or "").startswith("cuda") else 0}
 
 
 def enter(folder: str) -> None:

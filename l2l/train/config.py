@@ -245,6 +245,15 @@ class FineTuneConfig(Arguments):
     of ``micro_batch`` (by default one for each), and they exchange the losses; ``population``: each evaluates some of the
     ``num_directions`` of a step on the whole batch, and late or dead ones are left out. None: ``data`` where there are several.
     Rank 0 writes. See docs/scale.md."""
+    executor: Literal["local", "ray"] = "local"
+    """Where the workers of a population are. ``ray``: processes of a Ray cluster, which evaluate all of it, while this process
+    writes; ``local``: the ranks that ``torchrun`` starts, if there are any."""
+    ray_address: str | None = None
+    """Of the cluster: ``host:port`` on one of its machines, ``auto``, or ``ray://host:port`` from elsewhere; ``local``: one
+    that is started on this machine. None: that of ``RAY_ADDRESS``, else ``local``. All machines need the same files."""
+    workers: int = 2
+    """Processes of the cluster, each with as many processors as this process has threads (``OMP_NUM_THREADS``), and with a GPU
+    where ``device`` is one. One that is lost is replaced."""
     checksum_every: int = 100
     """Steps between comparisons of the weights of all processes, to the last bit."""
     rank_timeout: float | None = None
@@ -281,7 +290,7 @@ class FineTuneConfig(Arguments):
             raise ValueError(f"scheme {self.scheme!r} trains what lies below all layers: leave train_layers out, or use lora")
         if self.stream_layers:
             self._check_streaming()
-        counts = "train_size checkpoint_every log_every curvature_every checksum_every"
+        counts = "train_size checkpoint_every log_every curvature_every checksum_every workers"
         optional = ["length_groups", "steps", "max_passes", "num_directions", "batch_size", "dev_size", "test_size"]
         optional = [name for name in (*optional, "eval_every") if getattr(self, name) is not None]
         check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", *optional)})

@@ -443,7 +443,8 @@ def take_again(optimizer: ZOOptimizer, step: StepRecord, number: int, population
 def read_run_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Header and steps of a run's log as plain values: ``step``, ``lr``, ``passes``, ``directions`` (projected gradient, and
     the losses on both sides, of each), ``curvature`` where it was measured, and of a step without directions ``loss``. A step
-    whose update ``on_bad_loss`` left out has ``dropped``: True, and as ``loss`` the bad one.
+    whose update ``on_bad_loss`` left out has ``dropped``: True, and as ``loss`` the bad one. A step of a population without all
+    its directions has ``left_out``: their numbers.
 
     Logs of earlier versions (``steps.jsonl``) are read without a last line that a crash cut short.
     """
@@ -453,7 +454,11 @@ def read_run_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         return head, [{"directions" if key == "draws" else key: value for key, value in step.items()} for step in steps]
     log = read_log(folder / NAME)
     first_order = log.header["epsilon"] is None
-    return log.header, [_plain(number, step, first_order) for number, step in enumerate(log.steps, log.header.get("first", 0))]
+    found = [_plain(number, step, first_order) for number, step in enumerate(log.steps, log.header.get("first", 0))]
+    if log.header["config"].get("parallel") == POPULATION:
+        for plain, step in zip(found, log.steps, strict=True):
+            plain |= {"left_out": list(map(int, step.readings[0]))} if step.readings and step.readings[0] else {}
+    return log.header, found
 
 
 def _plain(number: int, step: StepRecord, first_order: bool) -> dict[str, Any]:

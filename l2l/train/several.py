@@ -1,7 +1,7 @@
 """A run of several processes: rank 0 leads, writes and evaluates; the others follow, and write nothing.
 
-All begin with the same weights, which each loads by itself, and with the run log, which rank 0 tells the others as it writes it.
-Whoever joins, late or again after it was killed, replays the log, and so has the weights of the present step.
+All begin with the same weights, which each loads by itself, and with the run log, which rank 0 tells the others as it writes
+it. Whoever joins, late or again after it was killed, replays the log, and so has the weights of the present step.
 
 - ``data`` (:mod:`l2l.parallel.data`): rank 0 tells the learning rate of each step; all evaluate their pieces of each batch.
 - ``population`` (:mod:`l2l.parallel.population`): rank 0 says who is there, collects what they have evaluated, leaves out who
@@ -15,16 +15,18 @@ import os
 import struct
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import torch
 
+from l2l.estimators import Closure, ClosureValue
 from l2l.methods.base import FirstOrder
 from l2l.optim import ZOOptimizer
 from l2l.parallel.data import CHECKSUM, DataParallel, checksum, raise_where_different
-from l2l.parallel.population import LEAST, Answers, deal, evaluate_points, members_of, plan_points
+from l2l.parallel.population import LEAST, Answers, Point, deal, evaluate_points, members_of, plan_points
 from l2l.parallel.ranks import FAILED, RankError, Ranks, RunFinished, ranks_of_environment
 from l2l.parallel.values import pack, unpack
 from l2l.report.run_directory import stop_requests
@@ -66,13 +68,19 @@ def enlist(config: CompleteConfig) -> tuple[Ranks | None, CompleteConfig]:
     Raises:
         ValueError: what the configuration asks for is of one process; the message says how to go on.
     """
-    timeout = config.rank_timeout or (POPULATION_TIMEOUT if config.parallel == POPULATION else DATA_TIMEOUT)
-    ranks = ranks_of_environment(timeout)
-    if ranks is None:
+    on_ray = config.executor == "ray"
+    if on_ray and config.parallel != POPULATION:
+        raise ValueError(
+            f"executor='ray' shares the directions of a step, and parallel is {config.parallel!r}: use --parallel population "
+            "with --num_directions, or torchrun, which starts the ranks of --parallel data"
+        )
+    ranks = None if on_ray else ranks_of_environment(timeout_of(config))
+    if ranks is None and not on_ray:
         if config.parallel == POPULATION:
             raise ValueError(
                 "parallel='population' needs several processes, and this is one: start it with torchrun --nproc_per_node 2 -m "
-                "l2l fine-tune ..., or leave parallel out and use --perturb functional, which gives the same weights"
+                "l2l fine-tune ..., or on a cluster with --executor ray, or leave parallel out and use --perturb functional, "
+                "which gives the same weights"
             )
         return None, config
     mode = config.parallel or "data"
@@ -80,15 +88,21 @@ def enlist(config: CompleteConfig) -> tuple[Ranks | None, CompleteConfig]:
         raise ValueError(f"method {config.method!r} takes no steps that ranks could share: run it in one process")
     if config.stream_layers or config.prefix_cache == "disk" or config.loop == "lightning":
         name = "stream_layers" if config.stream_layers else "loop" if config.loop == "lightning" else "prefix_cache"
-        raise ValueError(f"{name}={getattr(config, name)!r} is of one process, and here are {ranks.size}: leave it out")
-    changes: dict[str, Any] = {"parallel": mode, "progress": config.progress and ranks.rank == 0}
+        raise ValueError(f"{name}={getattr(config, name)!r} is of one process, and here are several: leave it out")
+    functional = {"perturb": "functional"} if mode == POPULATION and config.perturb == "auto" else {}
+    if ranks is None:
+        return None, replace(config, **functional)
+    changes: dict[str, Any] = {"parallel": mode, "progress": config.progress and ranks.rank == 0, **functional}
     if config.device == "cuda" and "LOCAL_RANK" in os.environ:
         changes["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
     if mode == "data" and config.micro_batch is None:
         changes["micro_batch"] = math.ceil(config.batch_size / ranks.size)
-    if mode == POPULATION and config.perturb == "auto":
-        changes["perturb"] = "functional"
     return ranks, replace(config, **changes)
+
+
+def timeout_of(config: CompleteConfig) -> float:
+    """Seconds that another process is waited for."""
+    return config.rank_timeout or (POPULATION_TIMEOUT if config.parallel == POPULATION else DATA_TIMEOUT)
 
 
 def check_shareable(config: CompleteConfig, optimizer: ZOOptimizer) -> None:
@@ -110,24 +124,18 @@ def check_shareable(config: CompleteConfig, optimizer: ZOOptimizer) -> None:
 
 
 class Lead(ABC):
-    """What rank 0 does around its own run."""
+    """What the process that writes the files does around its own run."""
 
-    def __init__(self, ranks: Ranks, config: CompleteConfig) -> None:
-        self.ranks, self._every = ranks, config.checksum_every
-        self._step: int | None = None  # of the next record, once the log is there
-
-    def tell(self, content: bytes) -> None:
-        """What :class:`l2l.train.runlog.RunLog` tells: the log as it is in the beginning, then record by record."""
-        if self._step is None:
-            self.ranks.post(LOG, content, "log")
-            self._step = len(parse_log(content, LOG).steps)
-        else:
-            self.ranks.post(f"{self._step}.{RECORD}", content, "log")
-            self._step += 1
+    def __init__(self, config: CompleteConfig) -> None:
+        self._every = config.checksum_every
 
     def compared(self, optimizer: ZOOptimizer) -> bytes:
-        """Checksum of the weights before a step at which ranks compare them, which are then restored; else empty."""
-        return checksum(optimizer) if _due(optimizer.steps_done, self._every) else b""
+        """Checksum of the weights before a step at which all compare them, which are then restored; else empty."""
+        return checksum(optimizer) if due(optimizer.steps_done, self._every) else b""
+
+    @abstractmethod
+    def tell(self, content: bytes) -> None:
+        """What :class:`l2l.train.runlog.RunLog` tells: the log as it is in the beginning, then record by record."""
 
     @abstractmethod
     def step(self, optimizer: ZOOptimizer, closures: Closures, lr: float, restored: bool, own: bytes) -> None:
@@ -140,11 +148,31 @@ class Lead(ABC):
         """
 
     @abstractmethod
+    def end(self, steps: int) -> dict[str, Any]:
+        """The last step is taken. Figures for the summary: under ``sent``, by process, bytes sent per step."""
+
+
+class RankLead(Lead):
+    """What rank 0 does: the others read in the store what it has done."""
+
+    def __init__(self, ranks: Ranks, config: CompleteConfig) -> None:
+        super().__init__(config)
+        self.ranks = ranks
+        self._step: int | None = None  # of the next record, once the log is there
+
+    def tell(self, content: bytes) -> None:
+        if self._step is None:
+            self.ranks.post(LOG, content, "log")
+            self._step = len(parse_log(content, LOG).steps)
+        else:
+            self.ranks.post(f"{self._step}.{RECORD}", content, "log")
+            self._step += 1
+
+    @abstractmethod
     def others(self) -> list[int]:
         """The other ranks that take part."""
 
     def end(self, steps: int) -> dict[str, Any]:
-        """The last step is taken. Figures for the summary: by rank, bytes sent per step."""
         figures = {0: sent_figures(self.ranks, steps)}
         figures |= {rank: json.loads(word) for rank, word in self.ranks.end(self.others()).items()}
         return {"ranks": self.ranks.size, "sent": {str(rank): one for rank, one in sorted(figures.items())}}
@@ -158,13 +186,13 @@ def sent_figures(ranks: Ranks, steps: int) -> dict[str, float]:
     return figures | ({"log_per_step": sent["log"] / count} if sent["log"] else {})
 
 
-def _due(step: int, every: int) -> bool:
+def due(step: int, every: int) -> bool:
     """Whether weights are compared before a step."""
     return step > 0 and step % every == 0
 
 
 @final
-class DataLead(Lead):
+class DataLead(RankLead):
     """Tells the learning rate, and whether weights were restored; evaluates its own pieces."""
 
     def __init__(self, ranks: Ranks, config: CompleteConfig, device: torch.device) -> None:
@@ -190,7 +218,7 @@ def _step_on_data(shared: DataParallel, optimizer: ZOOptimizer, closures: Closur
 
 
 @final
-class PopulationLead(Lead):
+class PopulationLead(RankLead):
     """Says who is there, evaluates its own share, collects the others', and tells the record of the step."""
 
     def __init__(self, ranks: Ranks, config: CompleteConfig, device: torch.device) -> None:
@@ -223,13 +251,7 @@ class PopulationLead(Lead):
             if own and content[:CHECKSUM] != own:
                 raise_where_different([own, *([b""] * (worker - 1)), content[:CHECKSUM]], step)
         self.ranks.delete([f"{step}.{DEAL}"])
-        members = members_of(points)
-        left_out = [one for one in members if any(p.member == one and i not in values for i, p in enumerate(points))]
-        while len(members) - len(left_out) < LEAST:
-            again = [i for i, point in enumerate(points) if point.member == left_out[0]]
-            values |= dict(zip(again, evaluate_points(closure, theta, [points[i] for i in again]), strict=True))
-            left_out = left_out[1:]
-        optimizer.step(closure=Answers(theta, points, values, left_out), left_out=lambda: left_out)
+        step_by_answers(optimizer, closure, points, values)
 
     def _welcome(self, step: int) -> None:
         """Take in the workers that have asked since the last step."""
@@ -250,7 +272,31 @@ class PopulationLead(Lead):
         )
 
 
-def lead_of(ranks: Ranks, config: CompleteConfig, device: torch.device) -> Lead:
+def step_by_answers(
+    optimizer: ZOOptimizer, closure: Closure, points: Sequence[Point], values: dict[int, ClosureValue]
+) -> list[int]:
+    """Take a population's step with what has been collected; the members that it leaves out, as one of their points is missing.
+    Theta, and members without which there would be fewer than a step needs, are evaluated here.
+
+    Args:
+        closure: of the step's batch.
+        values: by index of the point.
+    """
+
+    def evaluate(wanted: int | None) -> None:
+        indices = [i for i, point in enumerate(points) if point.member == wanted and i not in values]
+        values.update(zip(indices, evaluate_points(closure, optimizer.theta, [points[i] for i in indices]), strict=True))
+
+    evaluate(None)
+    members = members_of(points)
+    left_out = [one for one in members if any(p.member == one and i not in values for i, p in enumerate(points))]
+    while len(members) - len(left_out) < LEAST:
+        evaluate(left_out.pop(0))
+    optimizer.step(closure=Answers(optimizer.theta, points, values, left_out), left_out=lambda: left_out)
+    return left_out
+
+
+def lead_of(ranks: Ranks, config: CompleteConfig, device: torch.device) -> RankLead:
     """What rank 0 does in a run of this configuration."""
     return (PopulationLead if config.parallel == POPULATION else DataLead)(ranks, config, device)
 
@@ -267,7 +313,7 @@ def follow(context: "RunContext", ranks: Ranks) -> None:
     """
     optimizer = context.optimizer
     log = parse_log(ranks.collect(LOG, 0), LOG)
-    _check_same(context, log, ranks.rank)
+    check_same(context, log, f"rank {ranks.rank}")
     take = (_follow_population if context.config.parallel == POPULATION else _follow_data)(
         context, ranks, log.header["epsilon"]
     )
@@ -287,15 +333,29 @@ Take: TypeAlias = Callable[[StepRecord | None], StepRecord]
 """Takes the next step, and gives its record; its argument is the record before."""
 
 
-def _check_same(context: "RunContext", log: Log, rank: int) -> None:
+def check_same(context: "RunContext", log: Log, who: str) -> None:
+    """Raise ValueError where ``who`` runs something else than the log's writer; the message names what differs."""
     own = run_header(context.config, context.optimizer, context.model)
     same = {"run", "library", "torch"}  # identities of a directory, and versions, whose bits the checksums compare
     for name, mine, leads in header_differences(own, log.header):
         if name.split(".")[0] not in same:
             raise ValueError(
-                f"rank {rank} runs something else than rank 0: {name} is {mine!r} here and {leads!r} there; start all ranks "
+                f"{who} runs something else than rank 0: {name} is {mine!r} here and {leads!r} there; start all ranks "
                 "with the same command, and the same files on every machine"
             )
+
+
+@contextmanager
+def prefix_in_memory(context: "RunContext", who: str) -> Iterator[None]:
+    """The hidden states that a run keeps, in a process that writes no files: in memory, or not at all."""
+    kept = context.prefix
+    if kept is not None and kept.place == "disk":
+        logger.warning("%s: hidden states do not fit into memory, so every pass runs all layers", who)
+        kept = None
+    with nullcontext() if kept is None else kept.cache.attached():
+        if kept is not None:
+            kept.plan(context, context.closures, context.config.steps)
+        yield
 
 
 def _record(ranks: Ranks, step: int, before: StepRecord | None, epsilon: float | None) -> StepRecord:
@@ -314,7 +374,7 @@ def _follow_data(context: "RunContext", ranks: Ranks, epsilon: float | None) -> 
             take_again(optimizer, record, step, False)
             return record
         restored, lr = _BEGIN.unpack(ranks.read(key))
-        own = checksum(optimizer) if _due(step, every) else b""
+        own = checksum(optimizer) if due(step, every) else b""
         if restored:
             optimizer.theta.restore()
         for group in optimizer.param_groups:
@@ -341,7 +401,7 @@ def _follow_population(context: "RunContext", ranks: Ranks, epsilon: float | Non
             return
         points = plan_points(optimizer)
         mine = [points[i] for i in deal(points, len(workers))[workers.index(ranks.rank)]]
-        own = checksum(optimizer) if _due(step, every) else b""
+        own = checksum(optimizer) if due(step, every) else b""
         ranks.post(f"{step}.{ranks.rank}", own + pack(evaluate_points(context.closures.at(step), optimizer.theta, mine)))
 
     def take(before: StepRecord | None) -> StepRecord:

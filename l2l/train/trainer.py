@@ -55,6 +55,7 @@ from l2l.train.baselines import Baseline, baseline_names, build_baseline
 from l2l.train.config import EVAL_EVERY, CompleteConfig, FineTuneConfig, doubts
 from l2l.train.inputs import NAMES, Batcher, Closures, RunInputs, fingerprint, load_run_inputs, make_closures
 from l2l.train.objectives import LOSS
+from l2l.train.on_ray import RayLead, check_named
 from l2l.train.prefix import FILE, RunPrefix, prepare_prefix
 from l2l.train.runlog import NAME, ROWS, RunLog, StepRecord, check_log, read_log, run_header
 from l2l.tuners import Level, Tuner, compare
@@ -156,6 +157,8 @@ def plan_and_run(
     Raises:
         ValueError, FileNotFoundError, FloatingPointError: as :func:`fine_tune`.
     """
+    if config.executor == "ray":
+        check_named(model=model, method=method, tuner=tuner)
     tuner = _loaded(tuner or config.tuner)
     planned: dict[str, Any] = {}
     if tuner is not None and tuner.plan is not None and (planned := config.open_to(tuner.plan)):
@@ -190,13 +193,7 @@ def _follow(
     """Take part in the run of rank 0. The result has its last weights, and an empty summary."""
     with ranks.failing():
         context = prepare_fine_tuning(config, model, tokenizer, method, tuner)
-        kept = context.prefix
-        if kept is not None and kept.place == "disk":
-            logger.warning("rank %d: hidden states do not fit into memory, so every pass runs all layers", ranks.rank)
-            kept = None
-        with nullcontext() if kept is None else kept.cache.attached():
-            if kept is not None:
-                kept.plan(context, context.closures, config.steps)
+        with several.prefix_in_memory(context, f"rank {ranks.rank}"):
             several.follow(context, ranks)
     return FineTuneResult(context.model, {}, Path(config.out))
 
@@ -392,7 +389,10 @@ def fitting_tuner(
 def run_fine_tuning(context: RunContext, folder: RunDirectory, ranks: Ranks | None = None) -> FineTuneResult:
     """Train, evaluate and write; with ``ranks``, lead their steps. An interrupted run continues from its checkpoint and ends
     with the same weights."""
-    lead = None if ranks is None else several.lead_of(ranks, context.config, context.model.device)
+    config, device = context.config, context.model.device
+    lead = None if ranks is None else several.lead_of(ranks, config, device)
+    if config.executor == "ray":
+        lead = RayLead(config, device)
     with nullcontext() if context.prefix is None else context.prefix.cache.attached():
         return _run(context, folder, lead)
 

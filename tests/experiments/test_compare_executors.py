@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from clusters import Faults
 from compared import result, small
 
 from l2l.experiments import runner as executors
@@ -60,20 +61,6 @@ class Cluster(ModuleType):
 
     def cancel(self, begun: Begun) -> None:
         self.cancelled.append(begun)
-
-
-class Faults:
-    """The errors of Ray that are told apart."""
-
-    class RayError(Exception):
-        """A fault of the cluster."""
-
-    class RayTaskError(RayError):
-        """An error of a task's own."""
-
-        def __init__(self, cause: Exception) -> None:
-            super().__init__("a traceback from elsewhere")
-            self.cause = cause
 
 
 class Begun:
