@@ -15,6 +15,7 @@ command prints each with its reason. What a step is worth is not part of the mod
 directions, a step of backpropagation along the gradient.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import ceil, log2
 from statistics import NormalDist
@@ -288,6 +289,24 @@ def simulated(config: SimulateConfig, parameters: float, gpus: int) -> list[dict
 
 def _state_traversals(config: SimulateConfig) -> float:
     return config.training_bytes / config.weight_bytes
+
+
+def markdown_table(config: SimulateConfig) -> list[str]:
+    """Lines of a table of Markdown, as docs/scale.md has it: a row for each model and number of GPUs."""
+    ways = ["copies", "ZO, data", "ZO, population", "of it noise", "copies", "backpropagation", "of it exchange"]
+    lines = ["| parameters | GPUs | " + " | ".join(ways) + " |", "|--:" * (2 + len(ways)) + "|"]
+    for parameters in config.parameters:
+        for gpus in config.gpus:
+            data, many, first = simulated(config, parameters, gpus)
+            cells = [data["copies"], data["seconds"], many["seconds"], _part(many, "noise")]
+            cells += [first["copies"], first["seconds"], _part(first, "exchange")]
+            shown = ["-" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells]
+            lines.append(f"| {parameters:.0e} | {gpus} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def _part(row: Mapping[str, Any], name: str) -> str | None:
+    return None if row["seconds"] is None else f"{row[name] / row['seconds']:.0%}"
 
 
 def assumptions(config: SimulateConfig) -> list[dict[str, str]]:

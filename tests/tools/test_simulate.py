@@ -23,6 +23,7 @@ from l2l.tools.simulate import (
     data_parallel,
     expected_place,
     gathered_floats,
+    markdown_table,
     population,
     ring_all_reduce,
     shared_floats,
@@ -118,3 +119,8 @@ def test_the_command_prints_the_table_and_leaves_it(tmp_path: Path, capsys):
 def test_what_means_nothing_is_refused_by_its_name(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         SimulateConfig(**options)
+
+
+def test_the_table_of_the_documentation_is_that_of_the_defaults():
+    page = (Path(__file__).parent.parent.parent / "docs" / "scale.md").read_text()
+    assert "\n".join(markdown_table(SimulateConfig())) in page

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from clusters import Actors
+from clusters import Actors, ray_cluster
 
 import l2l
 from l2l.params import Blocks
@@ -153,3 +153,57 @@ def test_what_a_population_over_ray_cannot_be_is_refused_before_anything_is_writ
         with pytest.raises(ValueError, match=message):
             run(**given)
     assert not (tmp_path / "on-ray").exists()
+
+
+LONG: dict[str, Any] = {"steps": 60, "batch_size": 4, "train_size": 64, "dev_size": 16, "test_size": 16}
+LOST_EVERY = 20
+
+
+def lose_every(monkeypatch: pytest.MonkeyPatch, kill: Callable[[RayLead], None]) -> None:
+    """A worker is lost before every 20th step, once those that had been lost before are replaced."""
+    undisturbed = RayLead.step
+
+    def step(lead: RayLead, optimizer: Any, *rest: Any) -> None:
+        if optimizer.steps_done and optimizer.steps_done % LOST_EVERY == 0:
+            kill(lead)
+        undisturbed(lead, optimizer, *rest)
+
+    monkeypatch.setattr(RayLead, "step", step)
+
+
+def check_lossy(lossy: FineTuneResult, tmp_path: Path) -> None:
+    """It has the steps and the lost members that it should have, replays, and ends as runs that lose nothing do."""
+    assert [step for step, found in enumerate(missing(lossy)) if found] == [20, 40]
+    assert lossy.summary["parallel"]["lost"] == 2 and len(steps(lossy)) == LONG["steps"]
+    assert replays(lossy)
+    alone = {"perturb": "functional", "overwrite": True, "out": str(tmp_path / "alone")}
+    ends = [l2l.fine_tune(**SMALL | LONG | alone | {"seed": seed}).summary["final_loss"] for seed in range(3)]
+    print(f"final loss {lossy.summary['final_loss']:.5f}, of seeds that lose nothing {ends}")
+    assert lossy.summary["final_loss"] < lossy.summary["initial_loss"]
+    assert abs(lossy.summary["final_loss"] - ends[0]) <= max(ends) - min(ends)
+
+
+@pytest.mark.slow
+def test_losing_a_worker_every_20_steps_ends_within_the_spread_of_seeds(run, tmp_path: Path, monkeypatch):
+    lose_every(monkeypatch, lambda lead: setattr(lead.workers[0].actor, "dead", True))
+    check_lossy(run(**LONG | {"checksum_every": 10}), tmp_path)
+
+
+@pytest.mark.slow  # starts a cluster, and four processes that load the model
+@pytest.mark.timeout(3600)
+@pytest.mark.filterwarnings("ignore")  # of Ray, on the way out
+def test_a_cluster_that_loses_a_worker_every_20_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with ray_cluster(2, monkeypatch) as (cluster, _):
+        import ray
+
+        def kill(lead: RayLead) -> None:
+            joining = [worker.task for worker in lead.workers if worker.task is not None]
+            if joining:
+                ray.wait(joining, num_returns=len(joining), timeout=1200)
+            ray.kill(lead.workers[0].actor)
+
+        lose_every(monkeypatch, kill)
+        torch.set_num_threads(1)
+        given = SMALL | LONG | ON_RAY | {"checksum_every": 10, "out": str(tmp_path / "on-ray"), "rank_timeout": 1200.0}
+        lossy = l2l.fine_tune(**given, ray_address=cluster.address)
+    check_lossy(lossy, tmp_path)
