@@ -98,7 +98,6 @@ def ray_cluster(machines: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
     """The cluster, and its machines beside the first, which does no work; each has one processor."""
     ray = pytest.importorskip("ray", reason=WHY)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_DEDUP_LOGS", "0")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
