@@ -178,9 +178,9 @@ class RayLead(Lead):
         present = [worker for worker in self.workers if worker.task is None]
         if not present:
             raise ValueError(
-                f"no worker of the Ray cluster is there after {self._timeout:g} s: the same command continues; each reserves "
-                f"{cluster.resources(self._config.device, self._threads)} of a machine, and loads the model: use fewer "
-                "--workers, or give them more time with --rank_timeout"
+                f"no worker of the Ray cluster is there after {self._timeout:g} s; each reserves "
+                f"{cluster.resources(self._config.device, self._threads)} of a machine (`ray status` tells what is free), and "
+                "loads the model: where that takes longer, give it more time with --rank_timeout; the same command continues"
             )
         return present
 

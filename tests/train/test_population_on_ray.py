@@ -122,10 +122,14 @@ def test_members_and_workers_need_not_match(run):
     assert [step.losses for step in steps(run(workers=3))] == [step.losses for step in steps(run(name="many", workers=5))]
 
 
-def test_where_no_worker_comes_one_line_says_what_each_needs(run, ray: Actors, monkeypatch):
-    monkeypatch.setattr(ray, "wait", lambda tasks, num_returns, timeout: ([], tasks))
-    with pytest.raises(ValueError, match=r"no worker .* after 0.5 s: .*'num_cpus': 1.* fewer --workers"):
+def test_workers_that_load_for_long_are_told_of_and_more_time_is_the_way_on(run, ray: Actors, monkeypatch):
+    def wait(tasks: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        return (tasks, []) if timeout > 1 or timeout == 0 else ([], tasks)
+
+    monkeypatch.setattr(ray, "wait", wait)
+    with pytest.raises(ValueError, match=r"no worker .* after 0.5 s; .*'num_cpus': 1.* more time with --rank_timeout"):
         run(rank_timeout=0.5)
+    assert len(steps(run(rank_timeout=2.0, name="longer"))) == SMALL["steps"]
 
 
 def test_what_a_worker_lacks_is_told_as_it_was(run, monkeypatch):
