@@ -79,6 +79,9 @@ COMMANDS = {
         "measure a step beside its two forwards and the textbook loop", "tools.bench", "BenchConfig", "bench_command"
     ),
     "estimate": Command("peak memory and time per step, before a run", "tools.estimate", "EstimateConfig", "estimate_command"),
+    "simulate": Command(
+        "seconds of a step on many GPUs, by a model of it", "tools.simulate", "SimulateConfig", "run_simulation"
+    ),
     "doctor": Command("what this machine has, and which noise backend serves it", "tools.doctor", "DoctorConfig", "run_doctor"),
     "tuners list": Command("bundled and known tuners", "tuner_commands", None, "list_tuners"),
     "tuners show": Command(

@@ -462,6 +462,7 @@ def zo_step(
     curvature_lr: CurvatureLR | None = None,
     curvature_lr_state: CurvatureLRState = CurvatureLRState(),
     check: Callable[[Sequence[Estimate]], tuple[Estimate, ...]] = tuple,
+    left_out: Callable[[], Sequence[int]] | None = None,
 ) -> tuple[Any, StepReport]:
     """One step of ``method``: estimate, update, restore. Gives the method's next state and a report.
 
@@ -473,6 +474,8 @@ def zo_step(
         curvature_lr: set the learning rates to lr over the mean curvature, this step's included where it is measured.
         curvature_lr_state: from the report of the step before.
         check: gives the estimates to update by; what it raises ends the step before anything has moved.
+        left_out: draws of directions that are no part of the step, as those of a population that nobody has evaluated; it is
+            logged as a reading. None: all are, and nothing is logged.
 
     Raises:
         FloatingPointError: a loss is not finite. The parameters are back where the step began, as after any other error.
@@ -489,7 +492,8 @@ def zo_step(
     with _recording(tape), theta.step():
         bend = None
         due = curvature_lr is not None and not curvature_lr_state.from_outputs and curvature_lr.due(key.step)
-        evaluator = base.LossEvaluator(theta, key, counted, lambda direction: direction, tape.reading)
+        absent = frozenset[int]() if left_out is None else frozenset(map(int, tape.reading(left_out)))
+        evaluator = base.LossEvaluator(theta, key, counted, lambda direction: direction, tape.reading, absent)
         if isinstance(method, base.CustomEstimator) or method.estimator == "one_sided":
             estimates, state = base.run_estimator(method, evaluator, state)
         else:
@@ -750,7 +754,10 @@ class ZOOptimizer(Optimizer):
         super().add_param_group(param_group)
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, closure: Closure | None = None, fresh: Callable[[int], Closure] | None = None
+        self,
+        closure: Closure | None = None,
+        fresh: Callable[[int], Closure] | None = None,
+        left_out: Callable[[], Sequence[int]] | None = None,
     ) -> float:
         """One step; gives the mean of its losses as a float.
 
@@ -760,6 +767,7 @@ class ZOOptimizer(Optimizer):
                 direction, and once more where a scalar must tell the curvature; it must not depend on hidden randomness (call
                 ``model.eval()``). It is required.
             fresh: further batches for methods that search; see :func:`zo_step`.
+            left_out: directions that are no part of the step; see :func:`zo_step`. A first-order method has none.
 
         Warns:
             UserWarning: once each, where evaluations are unfit (:data:`UNFIT`), or several steps in a row have seen no
@@ -793,7 +801,7 @@ class ZOOptimizer(Optimizer):
             with self.theta.until_counted():
                 if self.on_bad_loss.back:
                     self._copies = [*copies[-self.on_bad_loss.back :], self._copy()]
-                self._take(closure, key, lr, decay, fresh, check)
+                self._take(closure, key, lr, decay, fresh, check, left_out)
                 self.steps_done += 1
                 copies = self._copies
         finally:
@@ -810,6 +818,7 @@ class ZOOptimizer(Optimizer):
         decay: Sequence[float],
         fresh: Callable[[int], Closure] | None,
         check: StepCheck,
+        left_out: Callable[[], Sequence[int]] | None,
     ) -> None:
         """Take the step, or drop it; it then is final."""
         try:
@@ -817,7 +826,7 @@ class ZOOptimizer(Optimizer):
                 stepped = first_order_step(closure, self.theta, self.method, self.method_state, key, lr, decay, check.judge)
             else:
                 own = self.theta, self.method, self.method_state, key, lr, decay, fresh
-                stepped = zo_step(closure, *own, self.curvature_lr, self.curvature_lr_state, check)
+                stepped = zo_step(closure, *own, self.curvature_lr, self.curvature_lr_state, check, left_out)
         except FloatingPointError as error:
             if self.on_bad_loss.kind == "raise":
                 raise

@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optim": METHODS | {"bad_loss", "optimizers"},  # each by its name, l2l.optim.FZOO, when it is asked for
     "optimizers": METHODS | {"optim"},
     "costs": METHODS | {"tasks"},
-    "train": TRAINING,
+    "parallel": METHODS | {"optim"},
+    "train": TRAINING | {"parallel"},
     "meta": TRAINING | {"train"},
     "experiments": TRAINING | {"train", "meta"},
     "tools": TRAINING | {"train", "meta"},

@@ -12,6 +12,7 @@ import ast
 import os
 import re
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -49,7 +50,7 @@ from l2l.report.run_directory import RunDirectory, lock_directory, unlock_direct
 from l2l.tasks import encode, evaluate, sources, yaml_task
 from l2l.tasks.base import Example, GeneratedData, Task
 from l2l.tools import estimate, lr_probe
-from l2l.train import baselines
+from l2l.train import baselines, cluster, several
 from l2l.train import prefix as prefix_cache
 from l2l.train.config import FineTuneConfig
 from l2l.train.inputs import load_run_inputs
@@ -494,6 +495,19 @@ def importing(module: Any) -> Callable[[str], Any]:
     return imported
 
 
+JOINED, ALONE = ModuleType("ray"), ModuleType("ray")  # stand in for Ray, connected and not
+JOINED.is_initialized, ALONE.is_initialized, ALONE.init = lambda: True, lambda: False, lambda **_: None
+
+
+def joined(address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        runner.executor_of("ray", 1, address.format(f"127.0.0.1:{server.getsockname()[1]}"))
+
+
+def shared_by(**options: Any) -> Call:
+    return lambda: several.enlist(FineTuneConfig(**options).completed())
+
+
 def gradient_basis() -> None:
     model = Conv1D(9, 6)
     losses = bases.Losses("mine", lambda number: lambda: model(torch.ones(1, 6)).square().sum(), 2)
@@ -658,10 +672,21 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
     ),
     "is not a directory: choose another, or leave it out": (shared("file"), [shared("runs"), shared(None, "other")]),
     "executor: ray needs Ray": (
-        instead(runner, "import_module", importing(None), lambda: runner.executor_of("ray", 1)),
+        instead(cluster, "import_module", importing(None), lambda: runner.executor_of("ray", 1)),
         [
-            instead(runner, "import_module", importing(ModuleType("ray")), lambda: runner.executor_of("ray", 1)),
+            instead(cluster, "import_module", importing(JOINED), lambda: runner.executor_of("ray", 1)),
             lambda: runner.executor_of("local", 1),
+        ],
+    ),
+    "shares the directions of a step, and parallel is": (
+        shared_by(executor="ray"),
+        [shared_by(executor="ray", parallel="population", num_directions=4), shared_by(parallel="data")],
+    ),
+    "no Ray cluster can be joined there": (
+        instead(cluster, "import_module", importing(ALONE), lambda: runner.executor_of("ray", 1, "127.0.0.1:1")),
+        [
+            instead(cluster, "import_module", importing(ALONE), lambda address=address: joined(address))
+            for address in ("{}", "ray://{}", "auto", "local")
         ],
     ),
     "would choose among {} step sizes": (
@@ -836,6 +861,13 @@ ELSEWHERE = {
     "where it counts as exploding": "optim/test_bad_loss.py",
     "pickle": "tuners/test_hub.py",
     "a process ended in the middle of a run": "test_ways_out.py::test_a_process_that_ended_leaves_what_is_done",
+    "was lost with its machine or process": (
+        "experiments/test_compare_executors.py"
+        "::test_a_run_that_is_lost_again_and_again_is_told_of_and_fewer_at_a_time_are_the_way_on"
+    ),
+    "no worker of the Ray cluster is there after": (
+        "train/test_population_on_ray.py::test_workers_that_load_for_long_are_told_of_and_more_time_is_the_way_on"
+    ),
     "the run takes up to": "train/test_saving.py::test_a_disk_without_room_is_refused_before_anything_is_written",
     "the disk of {} is full": "train/test_prefix_run.py::test_a_full_disk_is_one_error_and_leaves_no_half_file",
     "trains layers by budget": (

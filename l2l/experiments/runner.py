@@ -20,7 +20,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from importlib.metadata import version
 from itertools import accumulate, product
 from math import ceil
@@ -41,7 +40,7 @@ from l2l.params import Blocks
 from l2l.report.console import progress_bar
 from l2l.report.run_directory import METRICS, SUMMARY, RunDirectory, locked, read_metrics, write_json
 from l2l.tasks import inspect as inspect_task
-from l2l.train import runlog
+from l2l.train import cluster, runlog
 from l2l.train.config import DEV_ROWS, EVAL_EVERY, TEST_ROWS, FineTuneConfig
 from l2l.train.inputs import NAMES, RunInputs, files_fingerprint, load_run_inputs, model_fingerprint, rows_fingerprint
 from l2l.train.trainer import fine_tune, fitting_tuner, setup_scheme
@@ -384,16 +383,18 @@ def run_trials(
     return [replace(trial.head, refused=reason) if (reason := refused.get(trial.out)) else read_run(trial) for trial in trials]
 
 
-def executor_of(name: ExecutorName, processes: int) -> Executor:
-    """The executor of that name, with so many runs at a time; ValueError where its package is not installed."""
+def executor_of(name: ExecutorName, processes: int, ray_address: str | None = None) -> Executor:
+    """The executor of that name, with so many runs at a time.
+
+    Args:
+        ray_address: see :func:`l2l.train.cluster.connect`.
+
+    Raises:
+        ValueError: its package is not installed, or there is no cluster at the address.
+    """
     if name == "local":
         return partial(run_locally, processes)
-    try:
-        return partial(run_on_ray, import_module("ray"), processes)
-    except ImportError as error:
-        raise ValueError(
-            "executor: ray needs Ray, which is not installed: pip install 'l2l[ray]', or use executor: local"
-        ) from error
+    return partial(run_on_ray, cluster.connect(ray_address, processes), processes)
 
 
 def run_locally(processes: int, trials: Sequence[Trial], after_each: Callable[[Record], None]) -> list[Record]:
@@ -446,26 +447,41 @@ def _run_in_process(trial: Trial) -> Record:
     return run_trial(trial)
 
 
+RETRIES = 3
+"""How often a run is begun again, on another machine of the cluster, where the one that it was on is lost."""
+
+
 def run_on_ray(ray: Any, processes: int, trials: Sequence[Trial], after_each: Callable[[Record], None]) -> list[Record]:
-    """An executor: tasks of a Ray cluster, a processor each, on the one that ``RAY_ADDRESS`` names or on this machine.
+    """An executor: tasks of a Ray cluster, a processor each, and a GPU where a run's device is one. A run whose process or
+    machine is lost begins anew elsewhere; ValueError where that has happened too often.
 
     The cluster's machines see the same files under the same paths, and have the same package.
     """
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    remote = ray.remote(num_cpus=1)(_run_in_process)
+    remote = ray.remote(max_retries=RETRIES)(_run_on_a_machine)
     records: dict[int, Record] = {}
     waiting, running = list(range(len(trials))), {}
     try:
         while waiting or running:
             while waiting and len(running) < processes:
                 number = waiting.pop(0)
-                running[remote.remote(trials[number])] = number
+                task = remote.options(**cluster.resources(trials[number].options.get("device")))
+                running[task.remote(trials[number], os.getcwd())] = number
             (ready, *_), _ = ray.wait(list(running), num_returns=1)
             number = running.pop(ready)
-            records[number] = ray.get(ready)
+            try:
+                records[number] = cluster.result(ray, ready)
+            except cluster.Lost as error:
+                raise ValueError(
+                    f"run {trials[number].out} was lost with its machine or process {RETRIES + 1} times ({error}): the same "
+                    "command continues; where memory was short, fewer --processes leave more to each"
+                ) from error
             after_each(records[number])
     finally:
         for unfinished in running:
             ray.cancel(unfinished)
     return [records[number] for number in range(len(trials))]
+
+
+def _run_on_a_machine(trial: Trial, folder: str) -> Record:
+    cluster.enter(folder)
+    return _run_in_process(trial)

@@ -38,7 +38,7 @@ ALL = "all"  # among the methods: every zeroth-order method of the package that 
 BASELINE = "mezo"
 UNBOUNDED_STEPS = 10**9  # between evaluations of a run that ends when its seconds are spent
 
-EXECUTION_FIELDS = ("overwrite", "processes", "executor", "progress")
+EXECUTION_FIELDS = ("overwrite", "processes", "executor", "ray_address", "progress")
 """Fields of a configuration that change how an experiment is executed, not its results."""
 PROTOCOL_FIELDS = {
     *("model", "task", "method", "tuner", "method_args", "out", "data_dir", "steps", "max_passes", "max_seconds"),
@@ -218,6 +218,9 @@ class ExperimentConfig(Arguments):
     another one has done with the same settings is not done again."""
     executor: ExecutorName = "local"
     """What executes the runs: processes of this machine, or a Ray cluster that sees the same files."""
+    ray_address: str | None = None
+    """Of the cluster: ``host:port`` on one of its machines, ``auto``, or ``ray://host:port`` from elsewhere; ``local``:
+    one that is started on this machine. None: that of ``RAY_ADDRESS``, else ``local``."""
     processes: int = 2
     """Runs at a time, one thread each."""
     overwrite: bool = False

@@ -90,6 +90,8 @@ class LossEvaluator:
     reading: "Reading" = evaluate_reading
     """Gives the floats that a function reads from evaluations beside their losses (from logits, activations, gradients). They
     are logged: a replay gives them in its place, and calls no closure that the function calls."""
+    left_out: frozenset[int] = frozenset()
+    """Draws of a population that nobody has evaluated: their directions are no part of the step."""
 
     def watched_center(self, watch: Callable[[Closure], Any], first: Direction) -> float:
         """The loss at theta, ``watch`` calling the closure; ``first`` is the first direction that is evaluated next."""
@@ -100,6 +102,10 @@ class LossEvaluator:
     def with_transform(self, inner: Callable[[Direction], Direction]) -> "LossEvaluator":
         """The same with directions going through ``inner`` first, then through the present transform."""
         return replace(self, transform=lambda direction: self.transform(inner(direction)))
+
+    def keys(self, count: int) -> list[Key]:
+        """Keys of ``count`` draws, less those left out."""
+        return [self.key.with_draw(draw) for draw in range(count) if draw not in self.left_out]
 
     def center(self) -> float:
         """The loss at theta."""
@@ -167,6 +173,8 @@ class Method(ABC, Generic[State]):
     """Whether it makes use of closures that return logits, or losses per example; with a scalar loss it works, less well."""
     default_lr: ClassVar[float | None] = None
     """Learning rate that needs no tuning, where the method sets the length of its steps itself; None: the scheme's."""
+    fixed_points: ClassVar[bool] = True
+    """Whether where a step evaluates is known before its first evaluation, so that workers may share its directions."""
     not_replayable: ClassVar[str] = ""
     """Why the run log does not rebuild the weights: what is read from evaluations beside losses and logged readings."""
     accumulates: ClassVar[int] = 0
@@ -235,6 +243,7 @@ class Method(ABC, Generic[State]):
 class CustomEstimator(Method[State]):
     """Abstract method with an estimator of its own: at more points, or at points that earlier losses choose."""
 
+    fixed_points: ClassVar[bool] = False
     estimator: Estimator = field(default="two_sided", init=False, kw_only=True)
     """Not a choice: :meth:`estimate` evaluates."""
 
@@ -257,7 +266,8 @@ class Wrapper(CustomEstimator[State]):
     inner: Method[Any]
 
     def __post_init__(self) -> None:
-        flags = ("step_is_normalized", "leaves_span", "differentiates", "reads_outputs", "default_lr", "not_replayable")
+        flags = ("step_is_normalized", "leaves_span", "differentiates", "reads_outputs", "default_lr")
+        flags = (*flags, "fixed_points", "not_replayable")
         for name in ("epsilon", "num_directions", "distribution", "estimator", *flags):
             object.__setattr__(self, name, getattr(self.inner, name))
         super().__post_init__()
@@ -285,9 +295,9 @@ def run_estimator(method: Method[Any], evaluator: LossEvaluator, state: Any) -> 
 
 
 def directions_of(method: Method[Any], evaluator: LossEvaluator, state: Any, count: int | None = None) -> list[Direction]:
-    """``count`` directions of a step (default: num_directions), before any transform. Made before any evaluation, since
-    they may read the unperturbed weights."""
-    keys = [evaluator.key.with_draw(draw) for draw in range(count or method.num_directions)]
+    """``count`` directions of a step (default: num_directions), less those left out, before any transform. Made before any
+    evaluation, since they may read the unperturbed weights."""
+    keys = evaluator.keys(count or method.num_directions)
     return [method.direction(evaluator.theta.blocks, state, key) for key in keys]
 
 

@@ -28,6 +28,7 @@ class ES(base.CustomEstimator[None]):
     """Steps along the noise of a population, weighed by z-scored or ranked losses."""
 
     info: ClassVar = base.MethodInfo("Salimans et al. 2017, arXiv:1703.03864; Qiu et al. 2025; EGGROLL, arXiv:2511.16652")
+    fixed_points: ClassVar = True
     step_is_normalized = True
     num_directions: int = 15
     """Directions of a step: as many members, or with ``antithetic`` twice as many."""

@@ -47,6 +47,7 @@ class HiZOO(base.CustomEstimator[HiZOOState]):
     """theta -= lr * g * z / sqrt(H) with a diagonal curvature H."""
 
     info: ClassVar = base.MethodInfo("Zhao et al. 2024, arXiv:2402.15173", "1P, at least float32")
+    fixed_points: ClassVar = True
     accumulates = 1
     fractions = ("smooth",)
     leaves_span = True

@@ -38,6 +38,7 @@ class RSGN(base.CustomEstimator[RSGNState]):
     """A Gauss-Newton step within N random directions, from logits."""
 
     info: ClassVar = base.MethodInfo("this project; Cartis, Fowkes, Shao 2022, arXiv:2211.09873")
+    fixed_points: ClassVar = True
     step_is_normalized: ClassVar = True
     reads_outputs: ClassVar = True
     default_lr: ClassVar = 1.0

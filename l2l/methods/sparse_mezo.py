@@ -29,6 +29,7 @@ class SparseMeZO(CustomEstimator[SparseMeZOState]):
     """theta -= lr * g * mask * z, the mask being 1 where |theta| is small."""
 
     info: ClassVar = MethodInfo("Liu et al. 2024, arXiv:2402.15751", "0P; in a step 1 bit per weight")
+    fixed_points: ClassVar = True
     fractions = ("sparsity",)
     sparsity: float = 0.8
     """Fraction of each block's weights that are too large to move, before the first step; 0 trains all weights."""
@@ -58,5 +59,5 @@ class SparseMeZO(CustomEstimator[SparseMeZOState]):
         if self.sparsity:
             evaluator.theta.restore()
         first = self.direction(evaluator.theta.blocks, state, evaluator.key)
-        directions = [replace(first, key=evaluator.key.with_draw(draw)) for draw in range(self.num_directions)]
+        directions = [replace(first, key=key) for key in evaluator.keys(self.num_directions)]
         return tuple(evaluator.two_point(direction, self.epsilon) for direction in directions), state

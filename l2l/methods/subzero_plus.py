@@ -39,6 +39,7 @@ class SubZeroPlus(base.CustomEstimator[SubZeroPlusState]):
     info: ClassVar = base.MethodInfo(
         "Yu et al. 2026, arXiv:2608.15665, Algorithm 3", "r per row and column and 2 r^2 of a matrix, 2P of vectors"
     )
+    fixed_points: ClassVar = True
     step_is_normalized = True
     leaves_span = True
     positive = ("eps",)

@@ -1,5 +1,6 @@
 """Blocks: a model's trainable tensors, each once. Structure is read off the modules, never off names."""
 
+import hashlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -218,6 +219,16 @@ class Attachment:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Attachment, (self._blocks,)
+
+
+def tensors_hash(tensors: Iterable[torch.Tensor]) -> str:
+    """Hash of the bits of tensors in their order, with dtypes and shapes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        bits = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(bits.data)
+    return digest.hexdigest()
 
 
 def _owned(model: torch.nn.Module, kind: Callable[[torch.nn.Module], bool]) -> set[int]:

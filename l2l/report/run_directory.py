@@ -285,7 +285,10 @@ RUN, LOCK = "run.json", ".lock"
 """What identifies a run that can be continued: its configuration and what it read, with a checksum. Which process writes."""
 LIBRARIES = ("torch", "transformers", "peft", "lightning", "datasets", "safetensors")
 IMMATERIAL = frozenset(
-    ("out", "overwrite", "progress", "log_every", "checkpoint_every", "save", "loop", "processes", "executor")
+    (
+        *("out", "overwrite", "progress", "log_every", "checkpoint_every", "save", "loop"),
+        *("processes", "executor", "ray_address", "workers", "rank_timeout"),
+    )
 )
 """Fields of a configuration that change how a run is executed and shown, and not what it computes."""
 SHOWN = 6

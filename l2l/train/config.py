@@ -28,6 +28,7 @@ PerturbMode: TypeAlias = Literal["auto", "in_place", "functional"]
 Update: TypeAlias = Literal["auto", "master", "stochastic"]
 Save: TypeAlias = Literal["log", "model", "both"]
 PrefixMode: TypeAlias = Literal["auto", "off", "memory", "disk"]
+Parallel: TypeAlias = Literal["data", "population"]
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,25 @@ class FineTuneConfig(Arguments):
     """``eager``, ``sdpa``, … as transformers names them; None lets it choose."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. It can do whatever you can."""
+    parallel: Parallel | None = None
+    """How the processes that ``torchrun`` has started share a run. ``data``: each evaluates its part of every batch, in pieces
+    of ``micro_batch`` (by default one for each), and they exchange the losses; ``population``: each evaluates some of the
+    ``num_directions`` of a step on the whole batch, and late or dead ones are left out. None: ``data`` where there are several.
+    Rank 0 writes. See docs/scale.md."""
+    executor: Literal["local", "ray"] = "local"
+    """Where the workers of a population are. ``ray``: processes of a Ray cluster, which evaluate all of it, while this process
+    writes; ``local``: the ranks that ``torchrun`` starts, if there are any."""
+    ray_address: str | None = None
+    """Of the cluster: ``host:port`` on one of its machines, ``auto``, or ``ray://host:port`` from elsewhere; ``local``: one
+    that is started on this machine. None: that of ``RAY_ADDRESS``, else ``local``. All machines need the same files."""
+    workers: int = 2
+    """Processes of the cluster, each with as many processors as this process has threads (``OMP_NUM_THREADS``), and with a GPU
+    where ``device`` is one. One that is lost is replaced."""
+    checksum_every: int = 100
+    """Steps between comparisons of the weights of all processes, to the last bit."""
+    rank_timeout: float | None = None
+    """Seconds that another process is waited for. None: 1800 under ``data``, where the run then ends; 60 under ``population``,
+    where its directions are left out."""
     save: Save = "both"
     """What the run leaves of the best weights: ``model``, written to ``out/model``; ``log``, the run log ``out/steps.l2l`` of
     some 20 bytes a step, from which `l2l replay` and ``l2l.load_model(base, log=...)`` rebuild them; or ``both``."""
@@ -261,7 +281,7 @@ class FineTuneConfig(Arguments):
             check_lr(lr=self.lr)
         if self.steps is None and self.max_passes is None and self.max_seconds is None:
             object.__setattr__(self, "steps", STEPS)
-        optional = {name: getattr(self, name) for name in ("epsilon", "step_fraction", "max_seconds")}
+        optional = {name: getattr(self, name) for name in ("epsilon", "step_fraction", "max_seconds", "rank_timeout")}
         optional["lr"] = None if isinstance(self.lr, str) else self.lr  # a schedule may pass through 0; at 0 nothing trains
         check_positive(**{name: value for name, value in optional.items() if value is not None})
         check_schedule(self.schedule or "constant", self.schedule_end or 0.0)
@@ -270,10 +290,15 @@ class FineTuneConfig(Arguments):
             raise ValueError(f"scheme {self.scheme!r} trains what lies below all layers: leave train_layers out, or use lora")
         if self.stream_layers:
             self._check_streaming()
-        counts = "train_size checkpoint_every log_every curvature_every"
+        counts = "train_size checkpoint_every log_every curvature_every checksum_every workers"
         optional = ["length_groups", "steps", "max_passes", "num_directions", "batch_size", "dev_size", "test_size"]
         optional = [name for name in (*optional, "eval_every") if getattr(self, name) is not None]
         check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", *optional)})
+        if self.parallel == "data" and ":" in self.objective:
+            raise ValueError(
+                f"parallel='data' splits batches, and only a task's own objectives are known to be means over rows, not "
+                f"{self.objective!r}: use --parallel population with a method of several directions"
+            )
         check_objective(self.objective, self.micro_batch, self.batch_size or BATCH_SIZE)
 
     def _defaults(self, planned: Mapping[str, Any]) -> dict[str, Any]:

@@ -164,6 +164,9 @@ class Closures:
     """Most examples per forward pass; None: the whole batch."""
     outputs: bool = False
     """Whether the task's loss is returned as logits and targets (:class:`l2l.tasks.BatchLogits`)."""
+    in_pieces: bool = False
+    """Whether an objective is the mean over its micro-batches, too, as ranks that share a batch need it; else it feeds them by
+    itself."""
 
     def at(self, step: int) -> Closure:
         """The objective on a step's batch."""
@@ -178,8 +181,13 @@ class Closures:
         return None if self.objective is None else float(self.objective(self.model, self.tokenizer, rows))
 
     def _on(self, indices: Sequence[int]) -> Closure:
+        if self.objective is not None and self.in_pieces:
+            size = self.micro_batch or len(indices)
+            parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+            pieces = tuple(self._objective(self.objective, part) for part in parts)
+            return MicroBatched(pieces, tuple(len(part) / len(indices) for part in parts))
         if self.objective is not None:
-            return partial(self.objective, self.model, self.tokenizer, [self.rows[i] for i in indices])
+            return self._objective(self.objective, indices)
         if self.micro_batch is None:
             return self._loss(self.batcher.batch(indices))
         chunks = self._chunks(indices)
@@ -192,6 +200,9 @@ class Closures:
         ]
         pieces = tuple(self._loss(self._micro_batch(chunk)) for chunk in chunks)
         return MicroBatched(pieces, tuple(weight / sum(weights) for weight in weights))
+
+    def _objective(self, objective: Objective, indices: Sequence[int]) -> Closure:
+        return partial(objective, self.model, self.tokenizer, [self.rows[i] for i in indices])
 
     def _loss(self, batch: Batch) -> Closure:
         if self.outputs:
@@ -231,7 +242,8 @@ def make_closures(inputs: RunInputs, method: object, batcher: Batcher) -> Closur
     limits = config.max_length, config.max_new_tokens, config.micro_batch
     objective = find_objective(config.objective, inputs.task, rows[0], *limits, batcher.grouping)
     outputs = config.lr == "auto" or getattr(method, "reads_outputs", False)
-    return Closures(inputs.model, inputs.tokenizer, batcher, rows, objective, config.micro_batch, outputs)
+    shared = config.parallel == "data"
+    return Closures(inputs.model, inputs.tokenizer, batcher, rows, objective, config.micro_batch, outputs, shared)
 
 
 # What a run has read: fingerprints that are compared where it is continued.

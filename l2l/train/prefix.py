@@ -103,9 +103,7 @@ class RunPrefix:
         """
         began, cache, target = time.perf_counter(), self.cache, folder.path / FILE
         if self.files is None and self.place != "disk":
-            self.fills = _planned(inputs, closures, inputs.config.steps)
-            cache.pinned = self.place == "pinned"
-            cache.plan(self.fills)
+            self.plan(inputs, closures, inputs.config.steps)
             return
         # Without the lower layers a row that is not kept cannot be computed; and what fits into max_seconds is a measurement,
         # which a run that is broken off before its first checkpoint makes anew: its file would be of other rows.
@@ -122,6 +120,12 @@ class RunPrefix:
                 for fill, states in self._computed(advance):
                     cache.keep(fill, states.cpu().pin_memory() if self.place == "pinned" else states)
         self.built_seconds += time.perf_counter() - began
+
+    def plan(self, inputs: RunInputs, closures: Closures, steps: int | None) -> None:
+        """Plan the rows of so many steps, for a cache in memory that computes them when they are met."""
+        self.fills = _planned(inputs, closures, steps)
+        self.cache.pinned = self.place == "pinned"
+        self.cache.plan(self.fills)
 
     def _computed(self, advance: Advance) -> Iterator[tuple[prefix.Fill, torch.Tensor]]:
         """Rows with their states behind the lower layers: pass by pass, or where these are in files, layer by layer."""

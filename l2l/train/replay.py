@@ -23,7 +23,7 @@ from l2l.methods.registry import AROUND, build_method
 from l2l.methods.wrappers import wrapper_names
 from l2l.models import load
 from l2l.models.saving import save_model
-from l2l.optim import Logged, ZOOptimizer
+from l2l.optim import ZOOptimizer
 from l2l.report import run_directory
 from l2l.train import runlog
 from l2l.train.config import FineTuneConfig
@@ -170,22 +170,10 @@ def replay(log: runlog.Log, optimizer: ZOOptimizer, steps: int, at_once: bool = 
     theta = optimizer.theta
     if not at_once:
         theta.defer_writes()
+    population = log.header["config"].get("parallel") == runlog.POPULATION
     with theta.fused_steps():
         for number, step in enumerate(log.steps[:steps]):
-            if step.restored:
-                theta.restore()
-            for group in optimizer.param_groups:
-                group["lr"] = step.lr
-            closure = Logged(step.losses, step.readings)
-            optimizer.step(closure, lambda _, closure=closure: closure)
-            report = optimizer.report
-            assert report is not None, "a step leaves a report"
-            now = runlog.StepRecord.of(report, step.lr, step.rows)
-            same = repr((now.estimates, now.rate)) == repr((step.estimates, step.rate))  # a NaN is equal to a NaN here
-            if not same or not closure.spent:
-                raise ValueError(
-                    f"step {number} comes out otherwise than the log says: it is of another method, tuner or version of l2l"
-                )
+            runlog.take_again(optimizer, step, number, population)
 
 
 def load_model(

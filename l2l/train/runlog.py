@@ -16,7 +16,7 @@ import logging
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, final
 import torch
 
 from l2l.methods.registry import AROUND, method_name
-from l2l.optim import StepReport, ZOOptimizer
+from l2l.optim import Logged, StepReport, ZOOptimizer
 from l2l.report.run_directory import write_whole
 from l2l.train.config import FineTuneConfig
 from l2l.train.inputs import tuner_fingerprint
@@ -54,9 +54,11 @@ KEPT = ("run", "seed", "epsilon", "method", "method_args", "perturb", "update", 
 RECORDED = (
     *("model", "revision", "task", "steps", "lr", "step_fraction", "curvature_every", "schedule", "schedule_end", "batch_size"),
     *("objective", "weight_decay", "on_bad_loss", "scheme", "scheme_args", "freeze", "train_layers", "sparse_embeddings"),
-    *("quantize", "dtype", "head", "tuner", "match"),
+    *("quantize", "dtype", "head", "tuner", "match", "parallel"),
 )
 """Fields of the configuration that a header holds."""
+POPULATION = "population"
+"""Value of ``parallel`` under which records say which directions were left out."""
 Side: TypeAlias = float | None
 
 
@@ -243,6 +245,13 @@ def _parsed(found: _Bytes, before: StepRecord | None, epsilon: float | None) -> 
     return StepRecord(losses, lr, rows, passes, estimates, rate, tuple(readings), bend, bool(flags & RESTORED))
 
 
+def parse_record(content: bytes, before: StepRecord | None, epsilon: float | None) -> StepRecord:
+    """One record by itself, as :class:`RunLog` tells it; its checksum belongs to the chain of the whole log."""
+    record = _parsed(_Bytes(content, 0), before, epsilon)
+    assert isinstance(record, StepRecord), "the end of a run is not told"
+    return record
+
+
 def read_log(path: Path, steps: int | None = None) -> Log:
     """A log, verified; ``steps``: only so many of its records, and what follows is not looked at.
 
@@ -252,7 +261,12 @@ def read_log(path: Path, steps: int | None = None) -> Log:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no run log {str(path)!r}: give a run's directory, or its {NAME}")
-    found = _Bytes(path.read_bytes(), len(MAGIC))
+    return parse_log(path.read_bytes(), path, steps)
+
+
+def parse_log(content: bytes, path: Path | str, steps: int | None = None) -> Log:
+    """A log from the content of its file, verified; ``path``: its name in errors, which are those of :func:`read_log`."""
+    found = _Bytes(content, len(MAGIC))
     if not found.content.startswith(MAGIC):
         raise ValueError(f"{str(path)!r} is not a run log of l2l")
     try:
@@ -331,13 +345,20 @@ class RunLog:
     Args:
         header: what the run is, in values of JSON, ``epsilon`` among them.
         steps: keep so many records of the log of an interrupted run; None starts a new one.
+        tell: gets what the log holds in the beginning, then each record, as they are in the file.
 
     Raises:
         ValueError: see :func:`check_log`.
     """
 
-    def __init__(self, folder: Path, header: Mapping[str, Any], steps: int | None = None) -> None:
-        path, self._epsilon = folder / NAME, header["epsilon"]
+    def __init__(
+        self,
+        folder: Path,
+        header: Mapping[str, Any],
+        steps: int | None = None,
+        tell: Callable[[bytes], None] = lambda _: None,
+    ) -> None:
+        path, self._epsilon, self._tell = folder / NAME, header["epsilon"], tell
         found = check_log(folder, header, steps) if steps else None
         if steps and found is None:
             logger.warning("%s is gone: a new one begins at step %d, and rebuilds no weights", path, steps)
@@ -346,7 +367,9 @@ class RunLog:
             text = json.dumps({"version": VERSION, **header}, separators=(",", ":")).encode()
             start = MAGIC + struct.pack("<I", len(text)) + text
             self._checksum, self._before = zlib.crc32(start), None
-            write_whole(path, lambda target: target.write_bytes(start + struct.pack("<I", self._checksum)))
+            start += struct.pack("<I", self._checksum)
+            write_whole(path, lambda target: target.write_bytes(start))
+            tell(start)
             self._file = path.open("ab")
             return
         log, kept = found
@@ -357,11 +380,12 @@ class RunLog:
         self._checksum, self._before = log.checksum, log.steps[-1] if log.steps else None
         with path.open("rb+") as file:
             file.truncate(log.ends[kept])
+        tell(path.read_bytes())
         self._file = path.open("ab")
 
     def append(self, step: StepRecord) -> None:
         """Append one step."""
-        self._write(packed(step, self._before, self._epsilon))
+        self._tell(self._write(packed(step, self._before, self._epsilon)))
         self._before = step
 
     def end(self, best: int) -> None:
@@ -369,9 +393,11 @@ class RunLog:
         self._write(struct.pack("<BHq", COUNT, END, best))
         self.flush()
 
-    def _write(self, record: bytes) -> None:
+    def _write(self, record: bytes) -> bytes:
         self._checksum = zlib.crc32(record, self._checksum)
-        self._file.write(record + struct.pack("<I", self._checksum))
+        whole = record + struct.pack("<I", self._checksum)
+        self._file.write(whole)
+        return whole
 
     def flush(self) -> None:
         """Write what was appended to disk: a checkpoint must not be ahead of its log."""
@@ -382,10 +408,36 @@ class RunLog:
         self._file.close()
 
 
+def take_again(optimizer: ZOOptimizer, step: StepRecord, number: int, population: bool) -> None:
+    """Take step ``number`` of a run again, by its record and without any evaluation; theta must be where that step began.
+
+    Args:
+        population: whether the run's steps may leave out directions, so that records say which.
+
+    Raises:
+        ValueError: the step comes out otherwise than its record says: the optimizer is not the run's.
+    """
+    if step.restored:
+        optimizer.theta.restore()
+    for group in optimizer.param_groups:
+        group["lr"] = step.lr
+    closure = Logged(step.losses, step.readings)
+    optimizer.step(closure, lambda _: closure, tuple if population else None)
+    report = optimizer.report
+    assert report is not None, "a step leaves a report"
+    now = StepRecord.of(report, step.lr, step.rows)
+    same = repr((now.estimates, now.rate)) == repr((step.estimates, step.rate))  # a NaN is equal to a NaN here
+    if not same or not closure.spent:
+        raise ValueError(
+            f"step {number} comes out otherwise than the log says: it is of another method, tuner or version of l2l"
+        )
+
+
 def read_run_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Header and steps of a run's log as plain values: ``step``, ``lr``, ``passes``, ``directions`` (projected gradient, and
     the losses on both sides, of each), ``curvature`` where it was measured, and of a step without directions ``loss``. A step
-    whose update ``on_bad_loss`` left out has ``dropped``: True, and as ``loss`` the bad one.
+    whose update ``on_bad_loss`` left out has ``dropped``: True, and as ``loss`` the bad one. A step of a population without all
+    its directions has ``left_out``: their numbers.
 
     Logs of earlier versions (``steps.jsonl``) are read without a last line that a crash cut short.
     """
@@ -395,7 +447,11 @@ def read_run_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         return head, [{"directions" if key == "draws" else key: value for key, value in step.items()} for step in steps]
     log = read_log(folder / NAME)
     first_order = log.header["epsilon"] is None
-    return log.header, [_plain(number, step, first_order) for number, step in enumerate(log.steps, log.header.get("first", 0))]
+    found = [_plain(number, step, first_order) for number, step in enumerate(log.steps, log.header.get("first", 0))]
+    if log.header["config"].get("parallel") == POPULATION:
+        for plain, step in zip(found, log.steps, strict=True):
+            plain |= {"left_out": list(map(int, step.readings[0]))} if step.readings and step.readings[0] else {}
+    return log.header, found
 
 
 def _plain(number: int, step: StepRecord, first_order: bool) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from l2l.models.load import context_length, freeze_matching, model_identity
 from l2l.models.prefix import TrainLayers, train_only
 from l2l.models.schemes import ADAPTERS, apply_scheme
 from l2l.optim import ZOOptimizer, schedule_factor
+from l2l.parallel.ranks import Ranks
 from l2l.params.in_place import merges
 from l2l.report import run_directory
 from l2l.report.console import Bars, growing, plot_panels, print_table, quiet_lightning, smooth
@@ -49,6 +50,7 @@ from l2l.tasks import format_interval
 from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores, visits
 from l2l.tasks.inspect import warn_of_problems
+from l2l.train import several
 from l2l.train.baselines import Baseline, baseline_names, build_baseline
 from l2l.train.config import EVAL_EVERY, CompleteConfig, FineTuneConfig, doubts
 from l2l.train.inputs import (
@@ -62,6 +64,7 @@ from l2l.train.inputs import (
     weights_digests,
 )
 from l2l.train.objectives import LOSS
+from l2l.train.on_ray import RayLead, check_named
 from l2l.train.prefix import FILE, RunPrefix, prepare_prefix
 from l2l.train.runlog import NAME, ROWS, RunLog, StepRecord, check_log, read_log, run_header
 from l2l.tuners import Level, Tuner, compare
@@ -163,6 +166,8 @@ def plan_and_run(
     Raises:
         ValueError, FileNotFoundError, FloatingPointError: as :func:`fine_tune`.
     """
+    if config.executor == "ray":
+        check_named(model=model, method=method, tuner=tuner)
     tuner = _loaded(tuner or config.tuner)
     planned: dict[str, Any] = {}
     if tuner is not None and tuner.plan is not None and (planned := config.open_to(tuner.plan)):
@@ -171,7 +176,9 @@ def plan_and_run(
             planned["train_layers"] = layers
         line = f"from the tuner's plan: {options_line(planned)}"
         print(line) if config.progress else logger.info("%s", line)
-    complete = config.completed(planned)
+    ranks, complete = several.enlist(config.completed(planned))
+    if ranks is not None and ranks.rank > 0:
+        return _follow(complete, ranks, model, tokenizer, method, tuner)
     why: dict[str, str] = {}
     if complete.schedule != "constant":  # its factor is a function of the share of the run that is done
         why |= {name: f"which the schedule {complete.schedule} depends on" for name in LIMITS}
@@ -180,7 +187,24 @@ def plan_and_run(
     with RunDirectory(config.out, asdict(complete), config.overwrite, free, why, passing=passing) as folder:
         if folder.resumed and config.progress:
             print(f"continuing the run in {config.out}")
-        return start_fine_tuning(complete, folder, model, tokenizer, method, tuner)
+        with nullcontext() if ranks is None else ranks.failing():
+            return start_fine_tuning(complete, folder, model, tokenizer, method, tuner, ranks)
+
+
+def _follow(
+    config: CompleteConfig,
+    ranks: Ranks,
+    model: "PreTrainedModel | None",
+    tokenizer: "PreTrainedTokenizerBase | None",
+    method: MethodLike | None,
+    tuner: Tuner | str | None,
+) -> FineTuneResult:
+    """Take part in the run of rank 0. The result has its last weights, and an empty summary."""
+    with ranks.failing():
+        context = prepare_fine_tuning(config, model, tokenizer, method, tuner)
+        with several.prefix_in_memory(context, f"rank {ranks.rank}"):
+            several.follow(context, ranks)
+    return FineTuneResult(context.model, {}, Path(config.out))
 
 
 def _layers_by_budget(
@@ -233,14 +257,16 @@ def start_fine_tuning(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     method: MethodLike | None = None,
     tuner: Tuner | str | None = None,
+    ranks: Ranks | None = None,
 ) -> FineTuneResult:
-    """Prepare a run and run it, or measure a baseline that takes no steps (:mod:`l2l.train.baselines`).
+    """Prepare a run and run it, with the other ranks where there are some, or measure a baseline that takes no steps
+    (:mod:`l2l.train.baselines`).
 
     Raises:
         ValueError, FileNotFoundError, FloatingPointError: as :func:`fine_tune`.
     """
     if config.method not in baseline_names():
-        return run_fine_tuning(prepare_fine_tuning(config, model, tokenizer, method, tuner), folder)
+        return run_fine_tuning(prepare_fine_tuning(config, model, tokenizer, method, tuner), folder, ranks)
     baseline = build_baseline(config.method, config.method_args, tuner or config.tuner)
     return run_baseline(baseline, load_run_inputs(config, model, tokenizer), folder)
 
@@ -285,6 +311,7 @@ def prepare_fine_tuning(
     controller = config.curvature_lr()
     optimizer = ZOOptimizer(model, built, config.lr, config.seed, config.weight_decay, curvature_lr=controller, **modes)
     # Options that would only fail in the first step are refused here.
+    several.check_shareable(config, optimizer)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if config.sparse_embeddings and head is not None and head.weight is embedding.weight:
         raise ValueError(
@@ -368,10 +395,15 @@ def fitting_tuner(
 # The run.
 
 
-def run_fine_tuning(context: RunContext, folder: RunDirectory) -> FineTuneResult:
-    """Train, evaluate and write. An interrupted run continues from its checkpoint and ends with the same weights."""
+def run_fine_tuning(context: RunContext, folder: RunDirectory, ranks: Ranks | None = None) -> FineTuneResult:
+    """Train, evaluate and write; with ``ranks``, lead their steps. An interrupted run continues from its checkpoint and ends
+    with the same weights."""
+    config, device = context.config, context.model.device
+    lead = None if ranks is None else several.lead_of(ranks, config, device)
+    if config.executor == "ray":
+        lead = RayLead(config, device)
     with nullcontext() if context.prefix is None else context.prefix.cache.attached():
-        return _run(context, folder)
+        return _run(context, folder, lead)
 
 
 def identify(context: RunContext, folder: RunDirectory) -> dict[str, Any]:
@@ -409,14 +441,14 @@ _BEGAN: "WeakKeyDictionary[PreTrainedModel, dict[str, str]]" = WeakKeyDictionary
 """Model -> directory -> digest of its weights when the run in that directory began."""
 
 
-def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
+def _run(context: RunContext, folder: RunDirectory, lead: several.Lead | None) -> FineTuneResult:
     header = identify(context, folder)
     rehearse_end(context, folder)
     config, expected, prefix = context.config, _expected_costs(context), context.prefix
     if config.progress:
         print(expected.line(config.steps, config.max_passes, config.max_seconds))
     context, plan = plan_evaluations(context, expected, folder)
-    session = Session(context, plan, folder.create(), header)
+    session = Session(context, plan, folder.create(), header, lead)
     with session.bars, closing(session):
         with PeakMemory(context.model.device) as peak:
             if prefix is not None:
@@ -431,6 +463,7 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
                         advance(session.step(context.optimizer))
             if session.asked.number is not None:
                 raise stopped(f"after step {session.progress.step}", folder, session.asked.number)
+        together = None if lead is None else lead.end(session.progress.step - session.began)
         done, optimizer = session.progress, context.optimizer
         last = session.score("train"), session.score("test")
         optimizer.theta.assign(folder.read(BEST))
@@ -455,7 +488,7 @@ def _run(context: RunContext, folder: RunDirectory) -> FineTuneResult:
     }
     figures |= {"blocks": len(optimizer.blocks), "trained_parameters": optimizer.blocks.numel}
     figures |= {"perturb": optimizer.theta.mode, "update": optimizer.theta.update, "evaluations": vars(plan)}
-    figures |= {"bad_losses": {"policy": config.on_bad_loss, **optimizer.bad_losses.counts}}
+    figures |= {"bad_losses": {"policy": config.on_bad_loss, **optimizer.bad_losses.counts}, "parallel": together}
     if prefix is not None:
         figures |= {"cache_seconds": round(prefix.seconds, 2), "prefix_cache": prefix.figures()}
     summary = _summary(context, last, best, done.best_step, done.seconds, peak.bytes, figures)
@@ -596,7 +629,14 @@ class Progress:
 class Session:
     """Runs steps, evaluates, keeps the best weights, writes checkpoints, and resumes from one exactly."""
 
-    def __init__(self, context: RunContext, plan: EvaluationPlan, folder: RunDirectory, header: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        plan: EvaluationPlan,
+        folder: RunDirectory,
+        header: dict[str, Any],
+        lead: several.Lead | None = None,
+    ) -> None:
         self.context, self.config, self.plan, self.folder = context, context.config, plan, folder
         self.progress = Progress()
         self.asked = StopRequest()
@@ -614,7 +654,9 @@ class Session:
             self.ended = self.done
         self._bad = context.optimizer.bad_losses.total
         after = self.progress.step - 1 if folder.resumed else None
-        self.log = RunLog(folder.path, header, self.progress.step if folder.resumed else None)
+        self._lead, self.began = lead, self.progress.step
+        tell = () if lead is None else (lead.tell,)
+        self.log = RunLog(folder.path, header, self.progress.step if folder.resumed else None, *tell)
         self.metrics = MetricsLog(folder.path, COLUMNS, after, state.get("metrics"))
         self._rows: dict[int, bytes] = {}
         before = plan.before + min(1.0, self.share) * (plan.training + plan.during) if folder.resumed else 0.0
@@ -666,8 +708,12 @@ class Session:
         for group, lr in zip(self.context.optimizer.param_groups, self._peak_lr, strict=True):
             group["lr"] = lr * factor
         step, theta = now.step, self.context.optimizer.theta
+        checksum = b"" if self._lead is None else self._lead.compared(self.context.optimizer)
         restored = step > 0 and theta.displacement.restored and theta.mode == "in_place"
-        optimizer.step(closure=closures.at(step), fresh=lambda number: closures.further(step, number))
+        if self._lead is None:
+            optimizer.step(closure=closures.at(step), fresh=lambda number: closures.further(step, number))
+        else:
+            self._lead.step(self.context.optimizer, closures, self._peak_lr[0] * factor, restored, checksum)
         report = self.context.optimizer.report
         assert report is not None, "a step leaves a report"
         now.step, now.passes = step + 1, now.passes + report.passes
@@ -911,7 +957,7 @@ def _summary(
         "note": splits.note,
     }
     found |= {"blocks": 0, "trained_parameters": 0, "perturb": None, "update": None, "evaluations": None}
-    found |= {"cache_seconds": 0.0, "prefix_cache": None, "bad_losses": None}
+    found |= {"cache_seconds": 0.0, "prefix_cache": None, "bad_losses": None, "parallel": None}
     return found | {"dtype": str(inputs.model.dtype).removeprefix("torch.")} | figures | {"config": asdict(config)}
 
 
@@ -930,7 +976,9 @@ def draw_curves(folder: Path, objective: str = "loss") -> Path:
 def fine_tune_command(config: FineTuneConfig) -> None:
     """Run or continue what ``config`` says, and print the figures of the run."""
     result = plan_and_run(config)
-    if (summary := result.summary)["note"]:
+    if not (summary := result.summary):  # of a rank that has followed
+        return
+    if summary["note"]:
         print(summary["note"])
     shown = ["task", "method", "lr", "steps", "passes", "initial_loss", "final_loss", "dev_loss"]
     shown += ["train_seconds", "evaluate_seconds"]
@@ -939,3 +987,8 @@ def fine_tune_command(config: FineTuneConfig) -> None:
     if (bad := summary["bad_losses"]) and any(isinstance(count, int) and count for count in bad.values()):
         figures["bad losses"] = ", ".join(f"{name} {count}" for name, count in bad.items() if count)
     print_table(f"fine-tune: {result.out}", [{name: summary[name] for name in shown} | figures])
+    if (together := summary.get("parallel")) is not None:
+        rows = [
+            {"rank": rank} | {name: round(value, 1) for name, value in own.items()} for rank, own in together["sent"].items()
+        ]
+        print_table("bytes sent", rows)

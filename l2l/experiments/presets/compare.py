@@ -20,7 +20,7 @@ MARKDOWN, PAGE = "compare.md", "index.html"
 def run_comparison(config: CompareConfig) -> dict[str, Any]:
     """Run a comparison; what ``summary.json`` holds. Bad input: ValueError or FileNotFoundError before anything is written."""
     torch.set_num_threads(1)  # the runs share the processors
-    executor = executor_of(config.executor, config.processes)
+    executor = executor_of(config.executor, config.processes, config.ray_address)
     checked = check_all(config, config.contenders)
     with experiment_folder(config, checked, again=True) as (folder, runs):  # what is new may be added to a finished one
         return _compare(config, executor, checked, folder, runs)

@@ -28,7 +28,7 @@ RESULT = "meta_evaluate.json"
 def run_meta_evaluation(config: MetaEvaluateConfig) -> dict[str, Any]:
     """Run it; what ``meta_evaluate.json`` holds. Bad input: ValueError or FileNotFoundError before anything is written."""
     torch.set_num_threads(1)  # the runs share the processors
-    executor = executor_of(config.executor, config.processes)
+    executor = executor_of(config.executor, config.processes, config.ray_address)
     majority: dict[Cell, float] = {}
     for setting in config.settings:
         majority |= check_held_out(config, setting)
