@@ -49,6 +49,7 @@ from l2l.noise import Key
 from l2l.params import Block, Blocks, PerturbedParameters
 from l2l.params.blocks import Attachment
 from l2l.params.parameters import check_factors
+from l2l.params.shards import reshard
 from l2l.report.memory import available_bytes
 
 LearningRate: TypeAlias = float | Literal["auto"]
@@ -776,6 +777,8 @@ class ZOOptimizer(Optimizer):
                 f"step() was given {'no closure' if closure is None else type(closure).__name__}: a zeroth-order step computes "
                 "the loss itself, at perturbed weights; call optimizer.step(lambda: model(**batch).loss)"
             )
+        if self.blocks.sharded is not None:
+            reshard(self.blocks.model)  # a pass outside of steps may have left whole weights in the shards' place
         if (change := self._attachment.change()) is not None:
             raise RuntimeError(
                 f"the model is not as it was when the optimizer was made: {change}. Call optimizer.rebind(model), or make a "

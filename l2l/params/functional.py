@@ -25,6 +25,7 @@ from l2l.noise.reference import add_noise as reference_add_noise
 from l2l.params import engine
 from l2l.params.blocks import Blocks
 from l2l.params.direction import Direction, Move
+from l2l.params.shards import local_part
 
 
 @final
@@ -341,7 +342,8 @@ class PerturbEngine(ABC):
         """Take back moves that :meth:`perturb` made in this step, the last first."""
 
     def _versions(self) -> list[tuple[int, int]]:
-        return [(block.tensor._version, block.tensor.data_ptr()) for block in self._blocks]
+        held = [local_part(block.tensor) if block.sharded else block.tensor for block in self._blocks]
+        return [(tensor._version, tensor.data_ptr()) for tensor in held]
 
     def begin(self) -> None:
         """A step begins: weights that were written from outside are taken as they are, and from where they are."""

@@ -16,6 +16,7 @@ from l2l.params.direction import Basis, Direction, Move
 from l2l.params.engine import Moments, Perturbation
 from l2l.params.functional import HALF, FunctionalEngine, PerturbEngine
 from l2l.params.in_place import InPlaceEngine
+from l2l.params.shards import check_agreement, reshard
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class PerturbedParameters:
             have gradient zero, so losses and projected gradients are the same numbers.
 
     Raises:
-        ValueError: in-place perturbation is asked for half-precision weights, or sparse embeddings where there is none.
+        ValueError: in-place perturbation is asked for half-precision weights, sparse embeddings where there is none, or
+            anything but in-place perturbation in float32 for sharded blocks (DTensors).
     """
 
     def __init__(
@@ -72,6 +74,13 @@ class PerturbedParameters:
             raise ValueError(
                 f"perturb='in_place', but block {half.name!r} is {half.tensor.dtype}: half-precision weights drift "
                 "when they are perturbed in place; use perturb='functional' or load the model with dtype float32"
+            )
+        shard = blocks.sharded
+        if shard is not None and (half is not None or perturb == "functional" or sparse_embeddings):
+            raise ValueError(
+                f"block {shard.name!r} is sharded, and shards are moved where they lie, in float32: load the model in float32 "
+                "with perturb='in_place' and sparse_embeddings off; to compute in half precision, pass "
+                "mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16) to fully_shard"
             )
         if perturb not in ("auto", "in_place", "functional"):
             raise ValueError(f"perturb={perturb!r} must be 'auto', 'in_place' or 'functional'")
@@ -143,6 +152,8 @@ class PerturbedParameters:
 
     def _check(self, move: Move) -> None:
         """Refuse a move that could not be made whole, before any block moves."""
+        if not move.direction.only_noise:
+            self._check_whole("a direction along a basis or an operator")
         basis = move.direction.basis
         if basis is not None and basis is not self._basis:
             basis.check(self.blocks)
@@ -150,6 +161,14 @@ class PerturbedParameters:
         round_scale(sum(map(abs, move.direction.scales(move.amounts))), torch.float32)  # raises where it is not finite
         if move.direction.along_basis:
             round_scale(sum(abs(move.basis_scale(i)) for i in range(len(move.amounts))), torch.float32)
+
+    def _check_whole(self, what: str) -> None:
+        """Refuse what is not by element and along noise, where processes hold parts of blocks."""
+        if (shard := self.blocks.sharded) is not None:
+            raise ValueError(
+                f"{what} needs whole blocks, and each process holds a part of block {shard.name!r}: use a method that moves along "
+                "noise alone, as mezo, fzoo and learned do, or leave the model unsharded"
+            )
 
     def add(self, direction: Direction, amounts: Sequence[float]) -> None:
         """Move theta by ``amounts[b] * u_b``. Inside a step the move is pending until the next traversal, and part of it."""
@@ -163,9 +182,22 @@ class PerturbedParameters:
             self.restore()
 
     def evaluate(self, closure: Callable[[], Value]) -> Value:
-        """The closure's value at the perturbed weights."""
-        with self._engine.evaluating():
-            return closure()
+        """The closure's value at the perturbed weights.
+
+        Raises:
+            RuntimeError: blocks are sharded, and the processes that hold them see different values.
+        """
+        if self.blocks.sharded is None:
+            with self._engine.evaluating():
+                return closure()
+        try:
+            with self._engine.evaluating():
+                value = closure()
+        finally:
+            reshard(self.blocks.model)  # what a module has gathered is of these weights, not of the next
+        values = value if isinstance(value, tuple) else (value,)
+        check_agreement([torch.as_tensor(one) for one in values])
+        return value
 
     def moments(self, direction: Direction) -> Moments:
         """(mean, unbiased variance) of each block of the unperturbed weights after pending moves.
@@ -220,6 +252,7 @@ class PerturbedParameters:
                 made[index] = delta(index)
             return weights.add_(self._transform(index, made[index]), alpha=by)
 
+        self._check_whole("a step that is no move along directions")
         self.restore()
         self.final()
         self._rewrite({i: lambda w, i=i, by=by: moved(w, i, by) for i, by in scales.items()})
@@ -253,6 +286,7 @@ class PerturbedParameters:
 
         Until the step ends, an error puts ``here`` back first.
         """
+        self._check_whole("a projection")
         self.restore()
         self._undo = lambda: self._copy(here)
         self._rewrite(
