@@ -850,6 +850,13 @@ ELSEWHERE = {
     ),
     "no checkpoint is left": "test_ways_out.py::test_a_folder_of_a_run_is_left_alone_and_another_one_is_taken",
     "choose another --out": "test_ways_out.py::test_a_folder_of_a_run_is_left_alone_and_another_one_is_taken",
+    "is sharded, and shards are moved where they lie": (
+        "params/test_shards.py::test_what_shards_cannot_do_is_refused_and_every_way_out_leads_out"
+    ),
+    "needs whole blocks, and each process holds a part": (
+        "params/test_shards.py::test_what_shards_cannot_do_is_refused_and_every_way_out_leads_out"
+    ),
+    "is placed as": "params/test_shards.py::test_two_kinds_of_parallelism_go_together_along_different_dimensions",
     "the tuner says that its model is": "tuners/test_hub.py::test_a_tuner_whose_model_is_a_directory_is_not_pushed",
 }
 """A piece of the message -> the test, below ``tests``, that takes its ways out, as it has what that needs."""

@@ -355,7 +355,9 @@ def apply_moves(
             own = [move.term([i]) for move in moves] if i in whole else []
             writes.append(partial(add_part, piece(i), [piece(i)], parts.pop(i), own, rounding))
         whole = [i for i in whole if i not in apart]
-    pieces = [(i, one) for i in whole for one in (shard_slices(blocks[i].name, blocks[i].tensor) if blocks[i].sharded else [piece(i)])]
+    pieces = [
+        (i, one) for i in whole for one in (shard_slices(blocks[i].name, blocks[i].tensor) if blocks[i].sharded else [piece(i)])
+    ]
     terms = [
         NoiseTerm(move.direction.key, [(own[i],) for i, _ in pieces], move.direction.distribution)
         for move, own in zip(moves, scales, strict=True)

@@ -153,7 +153,7 @@ class PerturbedParameters:
     def _check(self, move: Move) -> None:
         """Refuse a move that could not be made whole, before any block moves."""
         if not move.direction.only_noise:
-            self._check_whole("a direction along a basis or an operator")
+            self.check_whole("a direction along a basis or an operator")
         basis = move.direction.basis
         if basis is not None and basis is not self._basis:
             basis.check(self.blocks)
@@ -162,8 +162,8 @@ class PerturbedParameters:
         if move.direction.along_basis:
             round_scale(sum(abs(move.basis_scale(i)) for i in range(len(move.amounts))), torch.float32)
 
-    def _check_whole(self, what: str) -> None:
-        """Refuse what is not by element and along noise, where processes hold parts of blocks."""
+    def check_whole(self, what: str) -> None:
+        """Raise ValueError where processes hold parts of blocks: all they can do is to move along noise."""
         if (shard := self.blocks.sharded) is not None:
             raise ValueError(
                 f"{what} needs whole blocks, and each process holds a part of block {shard.name!r}: use a method that moves along "
@@ -252,7 +252,7 @@ class PerturbedParameters:
                 made[index] = delta(index)
             return weights.add_(self._transform(index, made[index]), alpha=by)
 
-        self._check_whole("a step that is no move along directions")
+        self.check_whole("a step that is no move along directions")
         self.restore()
         self.final()
         self._rewrite({i: lambda w, i=i, by=by: moved(w, i, by) for i, by in scales.items()})
@@ -286,7 +286,7 @@ class PerturbedParameters:
 
         Until the step ends, an error puts ``here`` back first.
         """
-        self._check_whole("a projection")
+        self.check_whole("a projection")
         self.restore()
         self._undo = lambda: self._copy(here)
         self._rewrite(
