@@ -10,6 +10,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from l2l.interrupts import complete, defer_interrupt, raise_deferred
+from l2l.models.offload import stream_of
 from l2l.noise import round_scale
 from l2l.params.blocks import Blocks
 from l2l.params.direction import Basis, Direction, Move
@@ -52,7 +53,7 @@ class PerturbedParameters:
 
     Args:
         perturb: ``in_place`` (float32 and float64 only), ``functional`` (evaluations read perturbed copies), or ``auto``:
-            functional where a block is of half precision.
+            functional where a block is of half precision, or the model is offloaded.
         update: how half-precision weights take an update: ``master`` (a float32 copy) or ``stochastic`` rounding.
         sparse_embeddings: perturb and update only those rows of embeddings that an evaluation looks up. The others
             have gradient zero, so losses and projected gradients are the same numbers.
@@ -75,6 +76,12 @@ class PerturbedParameters:
                 f"perturb='in_place', but block {half.name!r} is {half.tensor.dtype}: half-precision weights drift "
                 "when they are perturbed in place; use perturb='functional' or load the model with dtype float32"
             )
+        offloaded = stream_of(blocks.model) is not None
+        if offloaded and perturb == "in_place":
+            raise ValueError(
+                "perturb='in_place', but the model is offloaded, and its layers are perturbed as copies on the device: leave "
+                "perturb at auto, or offload off"
+            )
         shard = blocks.sharded
         if shard is not None and (half is not None or perturb == "functional" or sparse_embeddings):
             raise ValueError(
@@ -91,7 +98,7 @@ class PerturbedParameters:
             raise ValueError("sparse_embeddings is set, but no embedding is trained: leave it off")
         self.blocks = blocks
         self.mode: Literal["in_place", "functional"] = (
-            "functional" if perturb == "functional" or half is not None else "in_place"
+            "functional" if perturb == "functional" or half is not None or offloaded else "in_place"
         )
         self.update = None if half is None else update
         self._engine: PerturbEngine = (
@@ -353,7 +360,7 @@ class PerturbedParameters:
         """Make the step final, and write it."""
         self.final()
         with defer_interrupt(self._late):
-            complete([lambda: self._engine.commit(self._pending)])
+            complete([lambda: self._engine.commit(self._pending, self._fused)])
             self._pending, self._at = [], None
             self._engine.finish()
 
@@ -375,7 +382,7 @@ class PerturbedParameters:
         """
         self._check_alone()
         outer, self._fused = self._fused, True
-        hooks = [] if outer or self.mode == "functional" or self.blocks.model is None else self._guard(self.blocks.model)
+        hooks = [] if outer or not self._engine.lazy or self.blocks.model is None else self._guard(self.blocks.model)
         if self.mode == "in_place":
             _fused.append(self)
         try:
@@ -395,8 +402,7 @@ class PerturbedParameters:
         def restored(*_: object) -> None:
             if self._inside:
                 raise RuntimeError("state_dict() inside a closure would hold perturbed weights: take it between steps")
-            if self._at is not None or self._pending:
-                self.restore()
+            self.restore()
 
         return [module.register_state_dict_pre_hook(restored) for module in model.modules()]
 
