@@ -45,6 +45,7 @@ from l2l.estimators import (
     two_point,
 )
 from l2l.methods import base
+from l2l.models.offload import stream_of
 from l2l.noise import Key
 from l2l.params import Block, Blocks, PerturbedParameters
 from l2l.params.blocks import Attachment
@@ -668,6 +669,11 @@ class ZOOptimizer(Optimizer):
             raise ValueError(
                 f"lr='auto' is a share of the way to the bottom of the parabola seen, and the step of {name} has a "
                 "length of its own: give lr as a number"
+            )
+        if method.differentiates and stream_of(model) is not None:
+            raise ValueError(
+                f"{type(method).__name__} takes derivatives, and offloaded layers have no backward pass: use a method of "
+                "forward passes alone, as mezo is, or leave offload off"
             )
         self._groups = tuple(dict(group) for group in groups)
         self._choices = {"perturb": perturb, "update": update, "sparse_embeddings": sparse_embeddings}

@@ -30,7 +30,7 @@ def _rank(function: Callable[..., Any], rank: int, count: int, folder: str, argu
 
 
 def on_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What ``function(*arguments)``, of a module's top level, gives on each of ``count`` processes: tensors and plain values."""
+    """What ``function(*arguments)``, of a module's top level, gives on each of ``count`` processes."""
     start = multiprocessing.get_context("forkserver")
     start.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "pytest", "l2l", "cases"])
     with tempfile.TemporaryDirectory() as folder:

@@ -828,6 +828,9 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
             lambda: EnergyNormalizer().costs(list(Blocks.of(Quadratic())), False),
         ],
     ),
+    "offload=True keeps layers in the host's memory": (
+        config(offload=True), [config(offload=True, device="cuda"), config()],
+    ),
     "freeze these": (deeper("shape"), [deeper("shape", freeze=True), deeper("kind")]),
 }  # fmt: skip
 
@@ -855,6 +858,12 @@ ELSEWHERE = {
     ),
     "needs whole blocks, and each process holds a part": (
         "params/test_shards.py::test_what_shards_cannot_do_is_refused_and_every_way_out_leads_out"
+    ),
+    "takes derivatives, and offloaded layers": (
+        "params/test_offload.py::test_what_cannot_be_offloaded_is_refused_and_every_way_out_leads_out"
+    ),
+    "offloaded layers have no backward pass: run": (
+        "params/test_offload.py::test_what_cannot_be_offloaded_is_refused_and_every_way_out_leads_out"
     ),
     "is placed as": "params/test_shards.py::test_two_kinds_of_parallelism_go_together_along_different_dimensions",
     "the tuner says that its model is": "tuners/test_hub.py::test_a_tuner_whose_model_is_a_directory_is_not_pushed",

@@ -198,11 +198,21 @@ def stream_of(model: torch.nn.Module | None) -> LayerStream | None:
     return None
 
 
+def check_offload(device: torch.device | str | None) -> None:
+    """Raise ValueError where layers would be offloaded from the host's memory into the host's memory."""
+    if device is None or torch.device(device).type == "cpu":
+        raise ValueError(
+            f"offload=True keeps layers in the host's memory while they do not compute, and device={device!r} has no other: "
+            "give --device cuda, or leave offload off"
+        )
+
+
 def offload_layers(model: torch.nn.Module, device: torch.device | str) -> LayerStream:
     """Keep the weights of a model's layers in the host's memory, page-locked for CUDA, and all else on the device.
 
     Args:
-        model: on the CPU; it stays the same object. Adapters may be added to it afterwards.
+        model: best on the CPU, as it may be larger than the device. It stays the same object; adapters may be added afterwards.
+        device: where layers compute. The CPU serves to test.
 
     Raises:
         ValueError: it has no list of layers, or these share parameters with others or with what lies outside; nothing has

@@ -416,9 +416,9 @@ class FunctionalEngine(PerturbEngine):
 
     While moving along a basis [n, r], r numbers for each row of the blocks that are copied or moved together, and a few MiB.
 
-    Of an offloaded model (:mod:`l2l.models.offload`), blocks and masters of layers lie in the host's memory. Deferred moves of a
-    layer are made on the device when it arrives there; whatever else is done with its weights is done in the host's memory. The
-    noise has the same bits on both.
+    Of an offloaded model (:mod:`l2l.models.offload`), blocks and masters of layers lie in the host's memory. Deferred moves of
+    a layer are made on the device when it arrives there; whatever else is done with its weights is done in the host's memory.
+    The noise has the same bits on both.
 
     Args:
         update: ``master`` or ``stochastic``, for half-precision blocks of two dimensions or more.

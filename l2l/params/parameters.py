@@ -173,8 +173,8 @@ class PerturbedParameters:
         """Raise ValueError where processes hold parts of blocks: all they can do is to move along noise."""
         if (shard := self.blocks.sharded) is not None:
             raise ValueError(
-                f"{what} needs whole blocks, and each process holds a part of block {shard.name!r}: use a method that moves along "
-                "noise alone, as mezo, fzoo and learned do, or leave the model unsharded"
+                f"{what} needs whole blocks, and each process holds a part of block {shard.name!r}: use a method that moves "
+                "along noise alone, as mezo, fzoo and learned do, or leave the model unsharded"
             )
 
     def add(self, direction: Direction, amounts: Sequence[float]) -> None:

@@ -23,7 +23,7 @@ STEPS = 4
 
 
 class MLP(nn.Module):
-    """Rows that two and four processes cannot share evenly, a matrix whose halves are whole chunks of noise sums, and scalars."""
+    """Rows that two and four processes cannot share evenly, and a matrix whose halves are whole chunks of sums."""
 
     x: Tensor
     y: Tensor
