@@ -865,6 +865,9 @@ ELSEWHERE = {
     "offloaded layers have no backward pass: run": (
         "params/test_offload.py::test_what_cannot_be_offloaded_is_refused_and_every_way_out_leads_out"
     ),
+    "has no memory: a device_map": (
+        "params/test_device_map.py::test_layers_that_are_trained_may_not_and_the_way_out_leads_out"
+    ),
     "is placed as": "params/test_shards.py::test_two_kinds_of_parallelism_go_together_along_different_dimensions",
     "the tuner says that its model is": "tuners/test_hub.py::test_a_tuner_whose_model_is_a_directory_is_not_pushed",
 }

@@ -76,6 +76,12 @@ class PerturbedParameters:
                 f"perturb='in_place', but block {half.name!r} is {half.tensor.dtype}: half-precision weights drift "
                 "when they are perturbed in place; use perturb='functional' or load the model with dtype float32"
             )
+        empty = next((block for block in blocks if block.tensor.is_meta), None)
+        if empty is not None:
+            raise ValueError(
+                f"block {empty.name!r} has no memory: a device_map has put it into the host's memory or on disk, from where it "
+                "is read and not written; load the model with l2l.load_model(..., offload=True), or train other layers"
+            )
         offloaded = stream_of(blocks.model) is not None
         if offloaded and perturb == "in_place":
             raise ValueError(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEVICES = (8, 16, 24, 48, 80, 141)
 """Memory of common accelerators, in units of 10^9 bytes."""
 SHARE = 0.9
-"""Of a device's memory, at most so much is planned with: the driver's context and what the allocator cannot use take the rest."""
+"""Of a device's memory, at most so much is planned with: the driver and what the allocator cannot use take the rest."""
 ADAMW_BYTES = 16
 """Per trained coordinate: weight 2, gradient 2, float32 master 4, two moments 4 each."""
 NF4_BITS = 4.127
