@@ -13,7 +13,7 @@ import pytest
 
 from l2l import costs
 from l2l.costs import Load
-from l2l.models.shapes import shape_config, tiny_random
+from l2l.models.shapes import tiny_random
 from l2l.tools import devices
 from l2l.tools.estimate import EstimateConfig, estimate_command
 
