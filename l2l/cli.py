@@ -226,12 +226,14 @@ def _parser(paths: Sequence[str]) -> ArgumentParser:
 
 
 def _with_current_names(words: Sequence[str], command: Command) -> list[str]:
-    """The command line with old names of options and values replaced, those in the file of ``--config`` included."""
+    """The command line with old names of options and values replaced, those in the file of ``--config`` included, and ``true``
+    after a switch that has no value."""
     config = _imported(command, command.config)
     known = {field.name for field in fields(config)} if config else set()
+    hints = hints_of(config) if config else {}
     found: list[str] = []
     option = ""  # the last word, where it is an option without "=": its value comes next
-    for word in words:
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
         if not word.startswith("--"):
             found.append(_current_value(option, word, known))
             option = ""
@@ -240,6 +242,9 @@ def _with_current_names(words: Sequence[str], command: Command) -> list[str]:
         (option,) = renamed({name: None}, known)
         if equals:
             found.append(f"--{option}={_current_value(option, value, known)}")
+            option = ""
+        elif hints.get(option) is bool and following.startswith("--"):  # --offload means --offload true
+            found.append(f"--{option}=true")
             option = ""
         else:
             found.append(f"--{option}")

@@ -17,6 +17,8 @@ import torch
 
 from l2l.models import auto_class, kind_of_config
 from l2l.models import load as loading
+from l2l.models.offload import stream_of
+from l2l.models.prefix import layer_list
 from l2l.models.shapes import SHAPES, shape_config
 from l2l.noise import Key, NoiseTerm, TensorSlice, active_backend, add_noise, standard_deviation
 from l2l.params import Blocks
@@ -53,11 +55,20 @@ class ModelShape:
     """Modules without children: each costs a call."""
     eager_attention: bool = False
     """Whether attention scores are materialised."""
+    absent: int = 0
+    """Coordinates of all layers that are not on the device: they stay in files, or are there only while they compute."""
+    visiting: int = 0
+    """Coordinates of the offloaded layers that are there at once."""
 
     @property
     def trained(self) -> int:
         """Coordinates of all blocks together."""
         return sum(self.blocks)
+
+    @property
+    def resident(self) -> int:
+        """Coordinates of the weights that are on the device at once."""
+        return self.parameters - self.absent + self.visiting
 
     @property
     def head(self) -> int:
@@ -135,6 +146,12 @@ def model_shape(model: "PreTrainedModel", trained: Blocks | None = None, below: 
         modules=_leaves(model) - sum(map(_leaves, below)),
         eager_attention=getattr(model.config, "_attn_implementation", None) == "eager",
     )
+
+
+def offloaded(shape: ModelShape, model: torch.nn.Module) -> ModelShape:
+    """The sizes of a model whose layers are offloaded (:mod:`l2l.models.offload`): two are on the device at once."""
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layer_list(model) or ()]
+    return replace(shape, absent=sum(sizes), visiting=sum(sorted(sizes)[-2:]))
 
 
 def _leaves(module: torch.nn.Module) -> int:
@@ -276,11 +293,11 @@ def memory_parts(shape: ModelShape, load: Load, plan: Plan) -> dict[str, int]:
     size = plan.dtype.itemsize
     copied = plan.num_directions and plan.perturb == "functional"
     return {
-        "weights": shape.parameters * size,
+        "weights": shape.resident * size,
         "activations": (backward_bytes if plan.differentiates else activation_bytes)(shape, load, plan.dtype),
         "batch": load.tokens * 16,  # the id and the mask of a token, int64
         "perturb": sum(sorted(shape.whole)[-2:]) * size if copied else 0,  # at most two blocks are copied at a time
-        "master": shape.trained * LOSS_BYTES if plan.update == "master" else 0,
+        "master": min(shape.trained, shape.resident) * LOSS_BYTES if plan.update == "master" else 0,
         "method": plan.state,
         "scratch": plan.scratch,
         **({"prefix_cache": plan.prefix} if plan.prefix else {}),
@@ -620,6 +637,8 @@ def expect(
         below: layers that steps leave out; ``prefix``: bytes of memory in which what they give is kept.
     """
     shape, dtype = model_shape(model, blocks, below), model.dtype
+    if stream_of(model) is not None:
+        shape = offloaded(shape, model)
     calls = [load for batch in (*batches, *evaluated) for load in loads_of(batch)]
     largest = max(calls, key=lambda load: activation_bytes(shape, load, dtype))
     mean = mean_load([loads_of(batch) for batch in batches])

@@ -45,10 +45,12 @@ from l2l.estimators import (
     two_point,
 )
 from l2l.methods import base
+from l2l.models.offload import stream_of
 from l2l.noise import Key
 from l2l.params import Block, Blocks, PerturbedParameters
 from l2l.params.blocks import Attachment
 from l2l.params.parameters import check_factors
+from l2l.params.shards import is_shard, reshard
 from l2l.report.memory import available_bytes
 
 LearningRate: TypeAlias = float | Literal["auto"]
@@ -672,6 +674,11 @@ class ZOOptimizer(Optimizer):
                 f"lr='auto' is a share of the way to the bottom of the parabola seen, and the step of {name} has a "
                 "length of its own: give lr as a number"
             )
+        if method.differentiates and stream_of(model) is not None:
+            raise ValueError(
+                f"{type(method).__name__} takes derivatives, and offloaded layers have no backward pass: use a method of "
+                "forward passes alone, as mezo is, or leave offload off"
+            )
         self._groups = tuple(dict(group) for group in groups)
         self._choices = {"perturb": perturb, "update": update, "sparse_embeddings": sparse_embeddings}
         split, self.method = _split(Blocks.of(model), groups), method
@@ -691,7 +698,7 @@ class ZOOptimizer(Optimizer):
                 raise ValueError("sparse_embeddings restricts directions, and a first-order method has none: leave it off")
             if self.theta.update == "stochastic":
                 raise ValueError("a first-order method moves half-precision weights by a float32 copy: use update='master'")
-        self.method_state: Any = method.init(self.theta.blocks)
+        self.method_state = self._first_state(self.theta)
         self.report: StepReport | None = None
         self._attachment = Attachment(self.blocks)
         self._flat = 0  # steps in a row without a projected gradient
@@ -709,6 +716,13 @@ class ZOOptimizer(Optimizer):
         perturb, update, sparse = self._choices.values()
         automatic = "master" if isinstance(self.method, base.FirstOrder) else choose_update(ordered)
         return PerturbedParameters(ordered, perturb, automatic if update == "auto" else update, sparse)
+
+    def _first_state(self, theta: PerturbedParameters) -> Any:
+        """The method's state before the first step. ValueError where it has tensors of blocks that are sharded."""
+        state = self.method.init(theta.blocks)
+        if any(map(is_shard, _tensors_in(_plain(state)))):
+            theta.check_whole(f"the state of {type(self.method).__name__}, of the size of the weights,")
+        return state
 
     @property
     def blocks(self) -> Blocks:
@@ -731,7 +745,7 @@ class ZOOptimizer(Optimizer):
                 f"the model's blocks make {len(split)} groups, and the optimizer has {len(self.param_groups)}: make a new one"
             )
         theta = self._perturbed(split, model)
-        state = self.method.init(theta.blocks)
+        state = self._first_state(theta)
         before, now = ([(block.name, block.tensor.shape) for block in blocks] for blocks in (self.blocks, theta.blocks))
         if before == now:
             state = _restored(state, _plain(self.method_state))
@@ -784,6 +798,8 @@ class ZOOptimizer(Optimizer):
                 f"step() was given {'no closure' if closure is None else type(closure).__name__}: a zeroth-order step computes "
                 "the loss itself, at perturbed weights; call optimizer.step(lambda: model(**batch).loss)"
             )
+        if self.blocks.sharded is not None:
+            reshard(self.blocks.model)  # a pass outside of steps may have left whole weights in the shards' place
         if (change := self._attachment.change()) is not None:
             raise RuntimeError(
                 f"the model is not as it was when the optimizer was made: {change}. Call optimizer.rebind(model), or make a "
@@ -995,6 +1011,15 @@ def _plain(state: Any) -> Any:
     if not is_dataclass(state):
         return state
     return {field.name: _plain(getattr(state, field.name)) for field in fields(state)}
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors of plain values, one by one."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping | tuple | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(inner)
 
 
 def _restored(fresh: Any, kept: Any) -> Any:

@@ -313,6 +313,12 @@ def test_an_old_and_a_new_name_of_one_option_are_refused_together(refused, tmp_p
     assert "'walk' is the old name of 'perturb'" in refused("fine-tune", "--config", str(tmp_path / "both.yaml"))
 
 
+def test_a_switch_needs_no_value(capsys):
+    for words in (["--compile"], ["--compile", "--lr", "auto"], ["--compile", "true"], ["--compile=true"]):
+        assert print_config(capsys, "fine-tune", *words)["compile"] is True
+    assert print_config(capsys, "fine-tune", "--compile", "false")["compile"] is False
+
+
 def test_lists(capsys):
     assert main(["tasks", "list"]) == 0
     said = capsys.readouterr().out

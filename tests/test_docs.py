@@ -11,6 +11,7 @@ import re
 import shlex
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -96,16 +97,40 @@ def test_the_reference_has_everything_public():
     assert sorted(set(shown) - {"optimizers"}) == sorted(set(l2l.__all__) - set(optimizer_names()))
 
 
-def test_the_maths_page_has_every_method_with_what_it_declares():
-    """The lines below each name are those that the script writes; it refuses a page that lacks a method."""
-    spec = importlib.util.spec_from_file_location("methods_page", DOCS / "site" / "methods_page.py")
+def script_of(name: str) -> Any:
+    """A script of the site, as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / "site" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_maths_page_has_every_method_with_what_it_declares():
+    """The lines below each name are those that the script writes; it refuses a page that lacks a method."""
+    script = script_of("methods_page")
     text = (DOCS / "methods.md").read_text()
     assert script.written(text) == text, "run: python docs/site/methods_page.py"
     with pytest.raises(ValueError, match="mezo"):
         script.written(text.replace("### mezo\n", "### mezzo\n"))
+
+
+def test_the_scale_page_has_the_tables_of_the_arithmetic():
+    """Of one model; all of them are slow to size."""
+    script, text = script_of("scale_page"), (DOCS / "scale.md").read_text()
+    found = script.needs(["opt-125m-shape"])
+    one = script.tables(found)
+    assert one["fits"].splitlines()[-1] in text
+    row = next(line for line in text.splitlines() if line.startswith("| AdamW full |") and "bytes" not in line)
+    assert f"{found['opt-125m-shape']['AdamW full'] / 1e9:.2f}" in row
+    with pytest.raises(ValueError, match="0 places for the table 'fits'"):
+        script.written(text.replace("<!-- fits", "<!-- fit"), found)
+
+
+@pytest.mark.slow
+def test_the_scale_page_is_current():
+    script, text = script_of("scale_page"), (DOCS / "scale.md").read_text()
+    assert script.written(text, script.needs()) == text, "run: python docs/site/scale_page.py"
 
 
 def test_every_method_that_takes_steps_has_its_equation():

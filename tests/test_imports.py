@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "noise": {"interrupts"},
     "models": {"arguments"},
     "tasks": {"arguments", "models", "report"},
-    "params": {"noise", "interrupts"},
+    "params": {"noise", "interrupts", "models"},
     "estimators": {"noise", "params"},
     "tuners": LEAVES | {"params"},
     "methods": LEAVES | {"params", "estimators", "tuners"},

@@ -853,6 +853,9 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
             lambda: EnergyNormalizer().costs(list(Blocks.of(Quadratic())), False),
         ],
     ),
+    "offload=True keeps layers in the host's memory": (
+        config(offload=True), [config(offload=True, device="cuda"), config()],
+    ),
     "freeze these": (deeper("shape"), [deeper("shape", freeze=True), deeper("kind")]),
 }  # fmt: skip
 
@@ -882,6 +885,22 @@ ELSEWHERE = {
     ),
     "no checkpoint is left": "test_ways_out.py::test_a_folder_of_a_run_is_left_alone_and_another_one_is_taken",
     "choose another --out": "test_ways_out.py::test_a_folder_of_a_run_is_left_alone_and_another_one_is_taken",
+    "is sharded, and shards are moved where they lie": (
+        "params/test_shards.py::test_what_shards_cannot_do_is_refused_and_every_way_out_leads_out"
+    ),
+    "needs whole blocks, and each process holds a part": (
+        "params/test_shards.py::test_what_shards_cannot_do_is_refused_and_every_way_out_leads_out"
+    ),
+    "takes derivatives, and offloaded layers": (
+        "params/test_offload.py::test_what_cannot_be_offloaded_is_refused_and_every_way_out_leads_out"
+    ),
+    "offloaded layers have no backward pass: run": (
+        "params/test_offload.py::test_what_cannot_be_offloaded_is_refused_and_every_way_out_leads_out"
+    ),
+    "has no memory: a device_map": (
+        "params/test_device_map.py::test_layers_that_are_trained_may_not_and_the_way_out_leads_out"
+    ),
+    "is placed as": "params/test_shards.py::test_two_kinds_of_parallelism_go_together_along_different_dimensions",
     "the tuner says that its model is": "tuners/test_hub.py::test_a_tuner_whose_model_is_a_directory_is_not_pushed",
 }
 """A piece of the message -> the test, below ``tests``, that takes its ways out, as it has what that needs."""

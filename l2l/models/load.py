@@ -21,6 +21,7 @@ from l2l.models.heads import virtual_tokens
 from l2l.models.kinds import auto_class, kind_of_config
 from l2l.models.kinds import kind_of as kind_of
 from l2l.models.kinds import unwrapped as unwrapped
+from l2l.models.offload import check_offload, offload_layers
 from l2l.models.schemes import CONFIG, adapter_base, seeded, with_adapter
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def load_model(
     num_labels: int | None = None,
     seed: int = 0,
     quantize: "Quantize" = "none",
+    offload: bool = False,
 ) -> "PreTrainedModel":
     """Load a language model in eval mode. Code that comes with a checkpoint is run only where the caller says so.
 
@@ -85,6 +87,8 @@ def load_model(
         num_labels: labels of a fresh head of a classifier; one that the checkpoint holds keeps its own number.
         seed: of a fresh head's random weights; the global random state is not touched.
         quantize: a :data:`Quantize`: the linear layers are kept in 4 or 8 bits and cannot be trained. ``none``: they are not.
+        offload: keep the layers in the host's memory, and each on ``device`` only while it computes; see
+            :mod:`l2l.models.offload`.
 
     Raises:
         FileNotFoundError: no such directory or file, no ``config.json`` in it, or neither in the local cache nor to be fetched.
@@ -96,6 +100,15 @@ def load_model(
     from transformers.utils.hub import extract_commit_hash
 
     dtype, num_labels, seed = str(plain(dtype)), plain(num_labels), plain(seed)
+    if offload:
+        check_offload(device)
+        check_device(device)
+        if device_map is not None or quantize != "none":
+            raise ValueError("offload does not go with device_map or quantize: leave one of them out")
+        rest = (revision, attn_implementation, head, None, trust_remote_code, num_labels, seed)
+        model = load_model(name_or_path, dtype, None, *rest)
+        offload_layers(model, device or "cpu")
+        return model
     adapter = adapter_base(name_or_path)
     if adapter is not None:
         if head == "auto":

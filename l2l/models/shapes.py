@@ -20,6 +20,12 @@ def _opt(width: int, layers: int, heads: int, **others: Any) -> dict[str, Any]:
     return {"model_type": "opt", **_OPT, **sizes, "ffn_dim": 4 * width, "word_embed_proj_dim": width, **others}
 
 
+def _llama3(width: int, expanded: int, layers: int, heads: int) -> dict[str, Any]:
+    sizes = {"hidden_size": width, "intermediate_size": expanded, "num_hidden_layers": layers, "num_attention_heads": heads}
+    others = {"vocab_size": 128256, "num_key_value_heads": 8, "max_position_embeddings": 8192, "tie_word_embeddings": False}
+    return {"model_type": "llama", **sizes, **others}
+
+
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "opt-tiny-shape": _opt(64, 2, 4, vocab_size=512, max_position_embeddings=128),
     "opt-125m-shape": _opt(768, 12, 12),
@@ -31,9 +37,11 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         **{"model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536},
         **{"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
     },
+    "llama3-8b-shape": _llama3(4096, 14336, 32, 32),
+    "llama3-70b-shape": _llama3(8192, 28672, 80, 64),
 }
 """Name -> fields of the transformers config: the sizes of Zhang et al. 2022, arXiv:2205.01068, one for tests, and those of
-Allal et al. 2025, arXiv:2502.02737."""
+Allal et al. 2025, arXiv:2502.02737, and of the Llama team 2024, arXiv:2407.21783."""
 
 
 def shape_config(name: str) -> "PreTrainedConfig":

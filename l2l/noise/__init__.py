@@ -4,12 +4,21 @@ Nothing depends on visiting order, device, thread count, sharding or on what was
 defined by :mod:`l2l.noise.reference`; any other backend must give the same bits.
 """
 
-from l2l.noise.dispatch import active_backend, add_noise, add_noise_to, backend_problem, noise_dot, prepare_memory
+from l2l.noise.dispatch import (
+    active_backend,
+    add_noise,
+    add_noise_to,
+    backend_problem,
+    chunk_sums,
+    noise_dot,
+    prepare_memory,
+)
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
-from l2l.noise.reference import integers, standard_noise
+from l2l.noise.reference import CHUNK, integers, standard_noise, total
 from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in, shard_pieces
 
 __all__ = [
+    "CHUNK",
     "Distribution",
     "Key",
     "MomentRequest",
@@ -20,6 +29,7 @@ __all__ = [
     "add_noise",
     "add_noise_to",
     "backend_problem",
+    "chunk_sums",
     "computed_in",
     "integers",
     "noise_dot",
@@ -28,4 +38,5 @@ __all__ = [
     "shard_pieces",
     "standard_deviation",
     "standard_noise",
+    "total",
 ]

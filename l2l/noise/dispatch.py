@@ -90,6 +90,28 @@ def add_noise(
     Raises:
         ValueError: a tensor is not contiguous, or a scale is not finite.
     """
+    lanes = _traverse(pieces, terms, gather, rounding, store)
+    return None if lanes is None else reference.total(lanes)
+
+
+def chunk_sums(pieces: Sequence[TensorSlice], terms: Sequence[NoiseTerm], gather: MomentRequest) -> list[np.ndarray]:
+    """The sums that :func:`add_noise` takes, of each piece by chunk [chunks, 5, lanes]; nothing is written.
+
+    Chunks of shards that begin at a multiple of :data:`l2l.noise.reference.CHUNK` are those of the whole block:
+    :func:`l2l.noise.reference.total` of them, in the order of the block, gives the bits of its sums.
+    """
+    lanes = _traverse(pieces, terms, gather, None, False)
+    assert lanes is not None, "sums were asked for"
+    return lanes
+
+
+def _traverse(
+    pieces: Sequence[TensorSlice],
+    terms: Sequence[NoiseTerm],
+    gather: MomentRequest | None,
+    rounding: Key | None,
+    store: bool,
+) -> list[np.ndarray] | None:
     for piece in pieces:
         if not piece.flat.is_contiguous():
             raise ValueError(f"noise for block {piece.name!r} needs a contiguous tensor; its strides are {piece.flat.stride()}")
@@ -97,7 +119,7 @@ def add_noise(
     if len(kinds) > 1:
         return _add_by_kind(sorted(kinds, key=str), pieces, terms, gather, rounding, store)
     if not pieces or (not store and gather is None):
-        return None if gather is None else reference.total([])
+        return None if gather is None else []
     first = pieces[0]
     backend = active_backend(first.flat.device, first.flat.dtype)
     plain = store and gather is None and rounding is None and first.master is None and first.into is None
@@ -116,10 +138,10 @@ def add_noise(
         rounds_between = first.master is None and first.flat.dtype != computed_in(first.flat.dtype)
         summable &= rounding is None and first.into is None and not rounds_between
     if backend == "reference" or copied_exactly or not summable:
-        return reference.add_noise(pieces, terms, gather, rounding, store)
+        return reference.traverse(pieces, terms, gather, rounding, store)
     plans = [plan(pieces, group, gather, rounding, store) for group in groups]  # all are checked before any runs
     lanes = _module(backend).run_plans(plans) if plans[0].chunks else [np.zeros((0, 5, reference.LANES))] * len(pieces)
-    return None if gather is None else reference.total(lanes)
+    return None if gather is None else lanes
 
 
 def _kind(piece: TensorSlice) -> tuple[Any, ...]:
@@ -134,17 +156,17 @@ def _add_by_kind(
     gather: MomentRequest | None,
     rounding: Key | None,
     store: bool,
-) -> Sums | None:
+) -> list[np.ndarray] | None:
     """One call for the pieces of each device and dtype."""
-    found = Sums(*(np.zeros(len(pieces)) for _ in range(5)))
+    found = [np.zeros((0, 5, reference.LANES))] * len(pieces)
 
     def added(kind: tuple[Any, ...]) -> None:
         chosen = [i for i, piece in enumerate(pieces) if _kind(piece) == kind]
         some = [NoiseTerm(t.key, [t.scales[i] for i in chosen], t.distribution) for t in terms]
         part = gather and MomentRequest([gather.restoring[i] for i in chosen], [gather.centre[i] for i in chosen])
-        sums = add_noise([pieces[i] for i in chosen], some, part, rounding, store)
-        for name, values in {} if sums is None else vars(sums).items():
-            getattr(found, name)[chosen] = values
+        lanes = _traverse([pieces[i] for i in chosen], some, part, rounding, store)
+        for i, own in zip(chosen, lanes or [], strict=False):
+            found[i] = own
 
     complete(partial(added, kind) for kind in kinds)
     return found if gather is not None else None

@@ -119,6 +119,18 @@ def add_noise(
     Raises:
         ValueError: a scale is not finite, before anything is written.
     """
+    lanes = traverse(pieces, terms, gather, rounding, store)
+    return None if lanes is None else total(lanes)
+
+
+def traverse(
+    pieces: Sequence[TensorSlice],
+    terms: Sequence[NoiseTerm] = (),
+    gather: MomentRequest | None = None,
+    rounding: Key | None = None,
+    store: bool = True,
+) -> list[np.ndarray] | None:
+    """:func:`add_noise`, with the sums of each piece by chunk: [chunks, 5, LANES], of which :func:`total` makes the sums."""
     scales = {
         id(term): [tuple(round_scale(s, p.flat.dtype) for s in own) for own, p in zip(term.scales, pieces, strict=True)]
         for term in terms
@@ -164,7 +176,7 @@ def add_noise(
         return None
     summed = [(i, own) for (i, *_), own in zip(places, lanes, strict=True) if own is not None]
     of_piece = [[own for i, own in summed if i == k] for k in range(len(pieces))]
-    return total([np.stack(own) if own else np.zeros((0, 5, LANES)) for own in of_piece])
+    return [np.stack(own) if own else np.zeros((0, 5, LANES)) for own in of_piece]
 
 
 def _lane_sums(value: torch.Tensor, u: torch.Tensor, restoring: float, centre: float) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import Any, final, overload
 
 import torch
 
+from l2l.params.shards import check_placements, is_shard, local_part, reshard
+
 TRAINABLE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Dtypes of weights that can be moved. Half precision is never perturbed where it is stored."""
 
@@ -30,8 +32,13 @@ class Block:
 
     @property
     def flat(self) -> torch.Tensor:
-        """[numel] view that shares memory and stays out of autograd."""
-        return self.tensor.detach().view(-1)
+        """[numel] view that shares memory and stays out of autograd; of a shard, what this process holds."""
+        return local_part(self.tensor).view(-1)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether other processes hold parts of it, or copies."""
+        return is_shard(self.tensor)
 
 
 @final
@@ -77,6 +84,11 @@ class Blocks(Sequence[Block]):
         return Blocks, (self._blocks,)
 
     @property
+    def sharded(self) -> Block | None:
+        """The first block of which other processes hold parts; None: there is none."""
+        return next((block for block in self._blocks if block.sharded), None)
+
+    @property
     def numel(self) -> int:
         """Coordinates of all blocks together."""
         return sum(block.numel for block in self._blocks)
@@ -97,6 +109,7 @@ class Blocks(Sequence[Block]):
                 f"the model is given as {type(model).__name__}: give the module itself, as in l2l.MeZO(model), not its "
                 "parameters; their names fix their noise, and requires_grad chooses what is trained"
             )
+        reshard(model)
         embeddings = _owned(model, lambda module: isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag))
         heads = "head_dim", "head_size"
         attention = _owned(model, lambda module: any(isinstance(getattr(module, name, None), int) for name in heads))
@@ -113,7 +126,9 @@ class Blocks(Sequence[Block]):
         for block in found if trainable else ():
             if block.tensor.dtype not in TRAINABLE:
                 raise ValueError(f"block {block.name!r} is {block.tensor.dtype}, which cannot be trained: freeze it")
-            if not block.tensor.is_contiguous():
+            if block.sharded:
+                check_placements(block.name, block.tensor)
+            if not local_part(block.tensor).is_contiguous():
                 raise ValueError(f"block {block.name!r} is not contiguous: replace it by its .contiguous() copy")
         return Blocks(found, model)
 

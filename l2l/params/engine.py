@@ -22,6 +22,7 @@ from l2l.interrupts import complete
 from l2l.noise import Key, MomentRequest, NoiseTerm, Sums, TensorSlice, add_noise, computed_in
 from l2l.params.blocks import Block, Blocks
 from l2l.params.direction import Direction, Move, basis_name, full_precision, low_rank_noise
+from l2l.params.shards import shard_slices, sums_of_blocks
 
 RUN = 2**20
 """Elements of half-precision rows that are widened at a time: memory of a few MiB, whatever the block's size."""
@@ -120,9 +121,25 @@ def _only(term: NoiseTerm, places: Sequence[int]) -> NoiseTerm:
 
 def block_moments(blocks: Blocks) -> Moments:
     """Moments of the blocks' present values. Two traversals: the second about the mean that the first has found."""
-    pieces = [TensorSlice(block.flat, block.name) for block in blocks]
-    about_zero = measure(pieces, [0.0] * len(pieces))
-    return measure(pieces, [mean for mean, _ in about_zero])
+    about_zero = measure_blocks(blocks, [0.0] * len(blocks))
+    return measure_blocks(blocks, [mean for mean, _ in about_zero])
+
+
+def measure_blocks(blocks: Blocks, centre: Sequence[float]) -> Moments:
+    """Moments of the blocks' present values, of sharded ones too, by a traversal about a number near each block's mean."""
+    if not blocks.sharded:
+        return measure([TensorSlice(block.flat, block.name) for block in blocks], centre)
+    still = [0.0] * len(blocks)
+    sums = sums_of_blocks([(block.name, block.tensor) for block in blocks], (), MomentRequest(still, centre))
+    return moments_of(sums, [block.numel for block in blocks], centre, still)
+
+
+def sums_at(blocks: Blocks, at: "Perturbation") -> Sums:
+    """The sums that a traversal to ``at`` takes of its blocks, taken of sharded ones in a traversal of their own."""
+    restoring, centre = at.direction.scales([-at.distance] * len(blocks)), at.direction.centre
+    assert centre is not None, "sums are only taken about a centre"
+    u = NoiseTerm(at.direction.key, [(0.0,)] * len(blocks), at.direction.distribution)
+    return sums_of_blocks([(block.name, block.tensor) for block in blocks], [u], MomentRequest(restoring, centre))
 
 
 def _low_rank(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], rows: torch.Tensor | None = None) -> Part:
@@ -338,12 +355,15 @@ def apply_moves(
             own = [move.term([i]) for move in moves] if i in whole else []
             writes.append(partial(add_part, piece(i), [piece(i)], parts.pop(i), own, rounding))
         whole = [i for i in whole if i not in apart]
+    pieces = [
+        (i, one) for i in whole for one in (shard_slices(blocks[i].name, blocks[i].tensor) if blocks[i].sharded else [piece(i)])
+    ]
     terms = [
-        NoiseTerm(move.direction.key, [(own[i],) for i in whole], move.direction.distribution)
+        NoiseTerm(move.direction.key, [(own[i],) for i, _ in pieces], move.direction.distribution)
         for move, own in zip(moves, scales, strict=True)
     ]
     sums: list[Sums | None] = []
-    writes.append(lambda: sums.append(add_noise([piece(i) for i in whole], terms, gather, rounding)))
+    writes.append(lambda: sums.append(add_noise([one for _, one in pieces], terms, gather, rounding)))
     complete([*writes, *(partial(part.add_to, piece(i).flat) for i, part in parts.items())])
     return sums[0]
 

@@ -19,12 +19,14 @@ from typing import Any, Literal, final
 import torch
 from torch.overrides import TorchFunctionMode
 
-from l2l.interrupts import complete
+from l2l.interrupts import complete, defer_interrupt
+from l2l.models.offload import stream_of
 from l2l.noise import Key, NoiseTerm, TensorSlice, add_noise
 from l2l.noise.reference import add_noise as reference_add_noise
 from l2l.params import engine
-from l2l.params.blocks import Blocks
+from l2l.params.blocks import Block, Blocks
 from l2l.params.direction import Direction, Move
+from l2l.params.shards import local_part
 
 
 @final
@@ -50,6 +52,8 @@ class CopyCache:
         self._resting: list[torch.Tensor] = []
         self._free: list[torch.Tensor] = []
         self._busy = False
+        self.absent: set[int] = set()
+        """Blocks that are not copied before they are read: they are not where they will be computed with."""
 
     def begin(self) -> None:
         """An evaluation begins: copies made for another are dropped, and the order of the last one is expected."""
@@ -89,7 +93,7 @@ class CopyCache:
             start = self._order.index(index, self._place)
             for i in self._order[start + 1 :]:
                 total += self._pieces[i].flat.numel()
-                if i in chosen or total > self._budget:
+                if i in chosen or i in self.absent or total > self._budget:
                     break
                 chosen.append(i)
             self._place = start + len(chosen)
@@ -324,8 +328,17 @@ class PerturbEngine(ABC):
     def perturb(self, at: engine.Perturbation | None, moves: Sequence[Move]) -> None:
         """Make the moves; from now on evaluations see the weights perturbed as told, or unperturbed."""
 
-    def commit(self, moves: Sequence[Move]) -> None:
-        """As ``perturb(None, moves)``, but the moves will not be reverted."""
+    @property
+    def lazy(self) -> bool:
+        """Whether, inside fused steps, memory may hold something else than theta between steps."""
+        return True
+
+    def commit(self, moves: Sequence[Move], defer: bool = False) -> None:
+        """As ``perturb(None, moves)``, but the moves will not be reverted.
+
+        Args:
+            defer: they may be written later: where a block is next read, or in :meth:`settle`.
+        """
         self.perturb(None, moves)
 
     def wait(self) -> None:
@@ -341,7 +354,8 @@ class PerturbEngine(ABC):
         """Take back moves that :meth:`perturb` made in this step, the last first."""
 
     def _versions(self) -> list[tuple[int, int]]:
-        return [(block.tensor._version, block.tensor.data_ptr()) for block in self._blocks]
+        held = [local_part(block.tensor) if block.sharded else block.tensor for block in self._blocks]
+        return [(tensor._version, tensor.data_ptr()) for tensor in held]
 
     def begin(self) -> None:
         """A step begins: weights that were written from outside are taken as they are, and from where they are."""
@@ -402,6 +416,10 @@ class FunctionalEngine(PerturbEngine):
 
     While moving along a basis [n, r], r numbers for each row of the blocks that are copied or moved together, and a few MiB.
 
+    Of an offloaded model (:mod:`l2l.models.offload`), blocks and masters of layers lie in the host's memory. Deferred moves of
+    a layer are made on the device when it arrives there; whatever else is done with its weights is done in the host's memory.
+    The noise has the same bits on both.
+
     Args:
         update: ``master`` or ``stochastic``, for half-precision blocks of two dimensions or more.
 
@@ -420,11 +438,32 @@ class FunctionalEngine(PerturbEngine):
         with_master = half if update == "master" else narrow
         self._masters = {i: blocks[i].flat.float() for i in with_master}
         self._stochastic = [i for i in half if i not in self._masters]
-        pieces = {i: TensorSlice(self._masters[i] if i in narrow else b.flat, b.name) for i, b in enumerate(blocks)}
-        super().__init__(blocks, pieces, sparse)
+        self._narrow = frozenset(narrow)
+        super().__init__(blocks, {i: self._source(i, block) for i, block in enumerate(blocks)}, sparse)
         self._kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._last_key = Key(0)
         self._seen = self._versions()
+        self._stream = stream_of(blocks.model)
+        self._here: dict[int, torch.Tensor] = {}
+        """Masters on the device, of the layer that is there."""
+        self._layers: list[list[int]] = []
+        """Blocks of each offloaded layer."""
+        self._owed: list[list[tuple[Sequence[Move], Key]]] = []
+        """For each of them the moves that wait for it, with the keys of their rounding."""
+        if self._stream is not None:
+            places = [{id(p) for p in layer.parameters()} for layer in self._stream.layers]
+            self._layers = [[i for i, block in enumerate(blocks) if id(block.tensor) in own] for own in places]
+            self._owed = [[] for _ in self._layers]
+            self._substitution.copies.absent = {i for own in self._layers for i in own}
+            self._stream.watch(self)
+
+    def _source(self, index: int, block: Block) -> TensorSlice:
+        """What perturbed copies of a block are made from."""
+        return TensorSlice(self._masters[index] if index in self._narrow else block.flat, block.name)
+
+    @property
+    def lazy(self) -> bool:
+        return self._stream is not None
 
     def begin(self) -> None:
         super().begin()
@@ -437,31 +476,81 @@ class FunctionalEngine(PerturbEngine):
 
     def _piece(self, index: int) -> TensorSlice:
         block = self._blocks[index]
-        return TensorSlice(block.flat, block.name, 0, None, self._masters.get(index))
+        return TensorSlice(block.flat, block.name, 0, None, self._here.get(index, self._masters.get(index)))
 
     def perturb(self, at: engine.Perturbation | None, moves: Sequence[Move]) -> None:
         self._write(moves, revertible=True)
         self._substitution.perturb(at)
 
-    def commit(self, moves: Sequence[Move]) -> None:
-        self._write(moves, revertible=False)
+    def commit(self, moves: Sequence[Move], defer: bool = False) -> None:
+        self._write(moves, revertible=False, defer=defer)
         self._substitution.perturb(None)
 
-    def _write(self, moves: Sequence[Move], revertible: bool) -> None:
+    def _write(self, moves: Sequence[Move], revertible: bool, defer: bool = False) -> None:
         if moves:
             self._last_key = moves[0].direction.key
         moving = [move for move in moves if any(move.amounts)]
         if not moving:
             return
+        chosen: Sequence[int] = range(len(self._blocks))
+        if defer:
+            for owed in self._owed:
+                owed.append((moving, self._last_key))
+            chosen = [i for i in chosen if i not in self._substitution.copies.absent]
+        else:
+            self.settle()
         with torch.no_grad():
             for i, block in enumerate(self._blocks if revertible else ()):
                 if i not in self._kept:
                     master = self._masters.get(i)
                     self._kept[i] = (block.flat.clone(), None if master is None else master.clone())
-            nearest = [i for i in range(len(self._blocks)) if i not in self._stochastic]
-            rounding = self._last_key.with_draw(ROUNDING)
-            written = partial(engine.apply_moves, self._blocks, moving, self._piece)
-            complete([partial(written, nearest), partial(written, self._stochastic, rounding=rounding)])
+        self._make(moving, self._last_key, chosen)
+        self._seen = self._versions()
+
+    def _make(self, moves: Sequence[Move], key: Key, chosen: Sequence[int]) -> None:
+        """Write moves of the chosen blocks, where these are now; ``key`` is that of stochastic rounding."""
+        nearest, others = ([i for i in chosen if (i in self._stochastic) == rest] for rest in (False, True))
+        written = partial(engine.apply_moves, self._blocks, moves, self._piece)
+        with torch.no_grad():
+            complete([partial(written, nearest), partial(written, others, rounding=key.with_draw(ROUNDING))])
+
+    def arrived(self, layer: int, write_back: Callable[[], None]) -> None:
+        """An offloaded layer is on the device: the moves that wait for it are made there, and written back."""
+        assert self._stream is not None, "the stream tells"
+        indices, owed = self._layers[layer], self._owed[layer]
+        needed = [i for i in indices if i in self._masters and (owed or i in self._narrow)]
+        self._here = {i: self._masters[i].to(self._stream.device, copy=True) for i in needed}
+        if owed:
+            with defer_interrupt():
+                for moves, key in owed:
+                    self._make(moves, key, indices)
+                write_back()
+                for i, master in self._here.items():
+                    self._masters[i].copy_(master)
+                owed.clear()
+        pieces, copies = self._substitution.pieces, self._substitution.copies
+        for i in indices:
+            flat = self._here[i] if i in self._narrow else self._blocks[i].flat
+            pieces[i] = replace(pieces[i], flat=flat)
+        copies.absent = copies.absent - set(indices)
+
+    def left(self, layer: int) -> None:
+        """Its parameters are in the host's memory again."""
+        self._here = {}
+        for i in self._layers[layer]:
+            self._substitution.pieces[i] = self._source(i, self._blocks[i])
+            self._seen[i] = (self._blocks[i].tensor._version, self._blocks[i].tensor.data_ptr())
+        self._substitution.copies.absent |= set(self._layers[layer])
+
+    def settle(self) -> None:
+        if self._stream is None:
+            return
+        self._stream.settle()
+        with defer_interrupt():
+            for indices, owed in zip(self._layers, self._owed, strict=True):
+                for moves, key in owed:
+                    self._make(moves, key, indices)
+                owed.clear()
             self._seen = self._versions()
 
     def revert(self, moves: Sequence[Move]) -> None:
@@ -477,6 +566,7 @@ class FunctionalEngine(PerturbEngine):
         self._kept = {}
 
     def moments(self, direction: Direction, moves: Sequence[Move]) -> engine.Moments | None:
+        self.settle()
         count = len(self._blocks)
         pieces = [TensorSlice(self._masters.get(i, block.flat), block.name) for i, block in enumerate(self._blocks)]
         whole = [

@@ -18,7 +18,7 @@ from l2l.interrupts import complete
 from l2l.noise import Sums, TensorSlice, prepare_memory, round_scale
 from l2l.params.blocks import Blocks
 from l2l.params.direction import Direction, Move
-from l2l.params.engine import Moments, Perturbation, apply_moves, measure, moments_of
+from l2l.params.engine import Moments, Perturbation, apply_moves, measure_blocks, moments_of, sums_at
 from l2l.params.functional import PerturbEngine
 
 
@@ -41,13 +41,14 @@ MOST = 4096
 class InPlaceEngine(PerturbEngine):
     """Extra memory: none; while moving along a basis [n, r], r numbers for each row of its block.
 
-    Sparse blocks are not perturbed in place: their rows are looked up in transient copies.
+    Sparse blocks are not perturbed in place: their rows are looked up in transient copies. Of sharded blocks each process moves
+    what it holds, and the sums for moments are taken by a traversal of their own.
     """
 
     def __init__(self, blocks: Blocks, sparse: Sequence[int] = ()) -> None:
         super().__init__(blocks, {i: TensorSlice(blocks[i].flat, blocks[i].name) for i in sparse}, sparse)
         self._dense = [i for i in range(len(blocks)) if i not in sparse]
-        self._sparse = list(sparse)
+        self._sparse, self._sharded = list(sparse), blocks.sharded is not None
         self._at: Perturbation | None = None
         self._sums: Sums | None = None
         self._prepared = False
@@ -84,11 +85,13 @@ class InPlaceEngine(PerturbEngine):
         with torch.no_grad():
             if self._waiting is None or summed or not all(merges(move.direction) for move in steps):
                 self.settle()
-                wanted = at if summed else None
+                wanted = at if summed and not self._sharded else None
                 writes = [lambda: apply_moves(self._blocks, steps, self._piece, self._dense, wanted)]
                 if self._sparse:  # a perturbation does not touch these in memory
                     writes.append(lambda: apply_moves(self._blocks, moves, self._piece, self._sparse))
                 self._sums = complete(writes)[0]
+                if summed and at is not None and self._sharded:
+                    self._sums = sums_at(self._blocks, at)
             else:  # nothing is sparse
                 self._sums = None
                 self._waiting.append(steps)
@@ -120,7 +123,7 @@ class InPlaceEngine(PerturbEngine):
         centre = direction.centre or (0.0,) * len(self._blocks)
         if self._at is None and not moves:
             self.settle()
-            return measure([self._piece(i) for i in range(len(self._blocks))], centre)
+            return measure_blocks(self._blocks, centre)
         known = self._sums is not None and self._at is not None and self._at.direction == direction
         if not known or self._sparse or any(move.direction != direction for move in moves):
             return None

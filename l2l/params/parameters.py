@@ -10,12 +10,14 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from l2l.interrupts import complete, defer_interrupt, raise_deferred
+from l2l.models.offload import stream_of
 from l2l.noise import round_scale
 from l2l.params.blocks import Blocks
 from l2l.params.direction import Basis, Direction, Move
 from l2l.params.engine import Moments, Perturbation
 from l2l.params.functional import HALF, FunctionalEngine, PerturbEngine
 from l2l.params.in_place import InPlaceEngine
+from l2l.params.shards import check_agreement, reshard
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,14 @@ class PerturbedParameters:
 
     Args:
         perturb: ``in_place`` (float32 and float64 only), ``functional`` (evaluations read perturbed copies), or ``auto``:
-            functional where a block is of half precision.
+            functional where a block is of half precision, or the model is offloaded.
         update: how half-precision weights take an update: ``master`` (a float32 copy) or ``stochastic`` rounding.
         sparse_embeddings: perturb and update only those rows of embeddings that an evaluation looks up. The others
             have gradient zero, so losses and projected gradients are the same numbers.
 
     Raises:
-        ValueError: in-place perturbation is asked for half-precision weights, or sparse embeddings where there is none.
+        ValueError: in-place perturbation is asked for half-precision weights, sparse embeddings where there is none, or
+            anything but in-place perturbation in float32 for sharded blocks (DTensors).
     """
 
     def __init__(
@@ -73,6 +76,25 @@ class PerturbedParameters:
                 f"perturb='in_place', but block {half.name!r} is {half.tensor.dtype}: half-precision weights drift "
                 "when they are perturbed in place; use perturb='functional' or load the model with dtype float32"
             )
+        empty = next((block for block in blocks if block.tensor.is_meta), None)
+        if empty is not None:
+            raise ValueError(
+                f"block {empty.name!r} has no memory: a device_map has put it into the host's memory or on disk, from where it "
+                "is read and not written; load the model with l2l.load_model(..., offload=True), or train other layers"
+            )
+        offloaded = stream_of(blocks.model) is not None
+        if offloaded and perturb == "in_place":
+            raise ValueError(
+                "perturb='in_place', but the model is offloaded, and its layers are perturbed as copies on the device: leave "
+                "perturb at auto, or offload off"
+            )
+        shard = blocks.sharded
+        if shard is not None and (half is not None or perturb == "functional" or sparse_embeddings):
+            raise ValueError(
+                f"block {shard.name!r} is sharded, and shards are moved where they lie, in float32: load the model in float32 "
+                "with perturb='in_place' and sparse_embeddings off; to compute in half precision, pass "
+                "mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16) to fully_shard"
+            )
         if perturb not in ("auto", "in_place", "functional"):
             raise ValueError(f"perturb={perturb!r} must be 'auto', 'in_place' or 'functional'")
         if update not in ("master", "stochastic"):
@@ -82,7 +104,7 @@ class PerturbedParameters:
             raise ValueError("sparse_embeddings is set, but no embedding is trained: leave it off")
         self.blocks = blocks
         self.mode: Literal["in_place", "functional"] = (
-            "functional" if perturb == "functional" or half is not None else "in_place"
+            "functional" if perturb == "functional" or half is not None or offloaded else "in_place"
         )
         self.update = None if half is None else update
         self._engine: PerturbEngine = (
@@ -143,6 +165,8 @@ class PerturbedParameters:
 
     def _check(self, move: Move) -> None:
         """Refuse a move that could not be made whole, before any block moves."""
+        if not move.direction.only_noise:
+            self.check_whole("a direction along a basis or an operator")
         basis = move.direction.basis
         if basis is not None and basis is not self._basis:
             basis.check(self.blocks)
@@ -150,6 +174,14 @@ class PerturbedParameters:
         round_scale(sum(map(abs, move.direction.scales(move.amounts))), torch.float32)  # raises where it is not finite
         if move.direction.along_basis:
             round_scale(sum(abs(move.basis_scale(i)) for i in range(len(move.amounts))), torch.float32)
+
+    def check_whole(self, what: str) -> None:
+        """Raise ValueError where processes hold parts of blocks: all they can do is to move along noise."""
+        if (shard := self.blocks.sharded) is not None:
+            raise ValueError(
+                f"{what} needs whole blocks, and each process holds a part of block {shard.name!r}: use a method that moves "
+                "along noise alone, as mezo, fzoo and learned do, or leave the model unsharded"
+            )
 
     def add(self, direction: Direction, amounts: Sequence[float]) -> None:
         """Move theta by ``amounts[b] * u_b``. Inside a step the move is pending until the next traversal, and part of it."""
@@ -163,9 +195,22 @@ class PerturbedParameters:
             self.restore()
 
     def evaluate(self, closure: Callable[[], Value]) -> Value:
-        """The closure's value at the perturbed weights."""
-        with self._engine.evaluating():
-            return closure()
+        """The closure's value at the perturbed weights.
+
+        Raises:
+            RuntimeError: blocks are sharded, and the processes that hold them see different values.
+        """
+        if self.blocks.sharded is None:
+            with self._engine.evaluating():
+                return closure()
+        try:
+            with self._engine.evaluating():
+                value = closure()
+        finally:
+            reshard(self.blocks.model)  # what a module has gathered is of these weights, not of the next
+        values = value if isinstance(value, tuple) else (value,)
+        check_agreement([torch.as_tensor(one) for one in values])
+        return value
 
     def moments(self, direction: Direction) -> Moments:
         """(mean, unbiased variance) of each block of the unperturbed weights after pending moves.
@@ -220,6 +265,7 @@ class PerturbedParameters:
                 made[index] = delta(index)
             return weights.add_(self._transform(index, made[index]), alpha=by)
 
+        self.check_whole("a step that is no move along directions")
         self.restore()
         self.final()
         self._rewrite({i: lambda w, i=i, by=by: moved(w, i, by) for i, by in scales.items()})
@@ -253,6 +299,7 @@ class PerturbedParameters:
 
         Until the step ends, an error puts ``here`` back first.
         """
+        self.check_whole("a projection")
         self.restore()
         self._undo = lambda: self._copy(here)
         self._rewrite(
@@ -319,7 +366,7 @@ class PerturbedParameters:
         """Make the step final, and write it."""
         self.final()
         with defer_interrupt(self._late):
-            complete([lambda: self._engine.commit(self._pending)])
+            complete([lambda: self._engine.commit(self._pending, self._fused)])
             self._pending, self._at = [], None
             self._engine.finish()
 
@@ -341,7 +388,7 @@ class PerturbedParameters:
         """
         self._check_alone()
         outer, self._fused = self._fused, True
-        hooks = [] if outer or self.mode == "functional" or self.blocks.model is None else self._guard(self.blocks.model)
+        hooks = [] if outer or not self._engine.lazy or self.blocks.model is None else self._guard(self.blocks.model)
         if self.mode == "in_place":
             _fused.append(self)
         try:
@@ -361,8 +408,7 @@ class PerturbedParameters:
         def restored(*_: object) -> None:
             if self._inside:
                 raise RuntimeError("state_dict() inside a closure would hold perturbed weights: take it between steps")
-            if self._at is not None or self._pending:
-                self.restore()
+            self.restore()
 
         return [module.register_state_dict_pre_hook(restored) for module in model.modules()]
 

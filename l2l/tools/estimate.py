@@ -17,6 +17,7 @@ from l2l.params import Blocks
 from l2l.report.console import print_table
 from l2l.report.memory import available_bytes, current_bytes
 from l2l.report.run_directory import RunDirectory
+from l2l.tools import devices
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class EstimateConfig(Arguments):
     """Torch device; None: the CPU."""
     revision: str | None = None
     """Revision of a hub model."""
+    devices: bool = False
+    """Say instead which means of fine-tuning fit on devices of 8 to 141 GB: with gradients, and with forward passes alone. Read
+    are model, batch_size, length and answer_tokens."""
     out: str | None = None
     """Directory for ``config.yaml`` and ``summary.json``; None: nothing is written."""
     overwrite: bool = False
@@ -143,8 +147,29 @@ def _frozen_layers(model: Any, config: EstimateConfig) -> Sequence[torch.nn.Modu
     return () if config.prefix_cache == "off" else trace.layers[: trace.lowest_trained(model)]
 
 
+def run_devices(config: EstimateConfig) -> dict[str, Any]:
+    """Bytes that each means takes on a device, and the first that fits on each; written to ``out`` where one is given.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, named.
+    """
+    folder = RunDirectory(config.out, asdict(config), config.overwrite) if config.out else None
+    load = costs.Load(config.batch_size, config.length, config.batch_size * (config.answer_tokens or config.length))
+    needs = devices.needs_of(costs.config_of(config.model, config.revision), load)
+    found = {"model": config.model, "bytes": needs, "first": devices.choices(needs), "config": asdict(config)}
+    if folder is not None:
+        folder.create().finish(found)
+    return found
+
+
 def estimate_command(config: EstimateConfig) -> None:
-    """Predict, and print the figures and the bytes by kind."""
+    """Predict, and print the figures and the bytes by kind; or what fits on which device."""
+    if config.devices:
+        found = run_devices(config)
+        print_table(f"{config.model}: what fits", devices.rows_of(found["bytes"]))
+        pairs = found["first"].items()
+        print_table("first that fits", [{"device": name, "gradients": a, "forward passes": b} for name, (a, b) in pairs])
+        return
     found = run_estimate(config)
     print_table("estimate", [{name: value for name, value in found.items() if isinstance(value, str | int | float)}])
     print_table("bytes", [found["bytes"]])

@@ -17,6 +17,7 @@ from l2l.methods import default_lr, is_first_order
 from l2l.methods.base import Estimator, check_counts, check_positive
 from l2l.models.kinds import Head
 from l2l.models.load import Quantize, check_pattern, check_quantize
+from l2l.models.offload import check_offload
 from l2l.models.prefix import check_train_layers
 from l2l.models.schemes import Scheme, check_scheme
 from l2l.optim import CurvatureLR, LearningRate, Schedule, check_lr, check_schedule
@@ -223,6 +224,10 @@ class FineTuneConfig(Arguments):
     stream_layers: bool = False
     """Leave the layers below those that are trained in the checkpoint's files: they are read one at a time to build the prefix
     cache, and are never in memory together. Needs ``train_layers``, and a directory of safetensors."""
+    offload: bool = False
+    """Keep the layers in the host's memory, for models larger than the device: each is on the device only while it computes,
+    with the next one on its way, and takes its update when it comes again. Weights are then perturbed as copies (``perturb``:
+    ``functional``), and the run is that of such a model in memory, bit for bit. Needs ``--device cuda``."""
     quantize: Quantize = "none"
     """Load the frozen base in 4 or 8 bits: ``bnb4``, ``bnb8`` or ``torchao-int8``. Adapters stay float32."""
     dtype: str = "float32"
@@ -290,7 +295,13 @@ class FineTuneConfig(Arguments):
             raise ValueError(f"scheme {self.scheme!r} trains what lies below all layers: leave train_layers out, or use lora")
         if self.stream_layers:
             self._check_streaming()
+<<<<<<< HEAD
         counts = "train_size checkpoint_every log_every curvature_every checksum_every workers"
+=======
+        if self.offload:
+            self._check_offload()
+        counts = "train_size checkpoint_every log_every curvature_every"
+>>>>>>> shard
         optional = ["length_groups", "steps", "max_passes", "num_directions", "batch_size", "dev_size", "test_size"]
         optional = [name for name in (*optional, "eval_every") if getattr(self, name) is not None]
         check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", *optional)})
@@ -323,6 +334,14 @@ class FineTuneConfig(Arguments):
         values = plan.options | {"train_layers": plan.train_layers(0)}
         names = [name for name in (OPEN if own else OF_ANY_METHOD) if getattr(self, name) is None]
         return {name: values[name] for name in names if name in values}
+
+    def _check_offload(self) -> None:
+        """Raise ValueError where layers cannot lie in the host's memory, or need not."""
+        check_offload(self.device)
+        wanted = {"quantize": ("none",), "device_map": (None,), "stream_layers": (False,), "compile": (False,)}
+        for name, values in (wanted | {"perturb": ("auto", "functional")}).items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"offload does not go with {name}={getattr(self, name)!r}: leave one of them out")
 
     def _check_streaming(self) -> None:
         """Raise ValueError where the lower layers would be needed in memory."""

@@ -22,6 +22,7 @@ from l2l.methods.base import FirstOrder, Method
 from l2l.models.batching import Grouping
 from l2l.models.heads import TokenQuery
 from l2l.models.load import DTYPES, check_device, load_model, load_tokenizer, loading_bar
+from l2l.models.offload import offload_layers, stream_of
 from l2l.models.streaming import LayerFiles, load_streamed
 from l2l.plugins import load_module
 from l2l.tasks import BatchLogits, Row, Splits, Task, batch_loss, get_task, load_splits
@@ -90,10 +91,12 @@ def load_run_inputs(
         model, files = load_streamed(config.model, config.completed().train_layers, **options)
     if model is None:
         labels = len(task.example(splits.train[0]).options)
-        names = "dtype device device_map revision head attn_implementation trust_remote_code seed quantize"
+        names = "dtype device device_map revision head attn_implementation trust_remote_code seed quantize offload"
         options = {name: getattr(config, name) for name in names.split()}
         with loading_bar(config.progress):
             model = load_model(config.model, num_labels=labels, **options)
+    if config.offload and stream_of(model) is None:
+        offload_layers(model, config.device or "cpu")
     if tokenizer is None:
         source = model.config._name_or_path or config.model
         tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)

@@ -14,6 +14,8 @@ PARAMETERS = {
     "opt-13b-shape": 12.85e9,
     "opt-30b-shape": 29.97e9,
     "smollm2-135m-shape": 134.5e6,
+    "llama3-8b-shape": 8.030e9,
+    "llama3-70b-shape": 70.55e9,
 }
 
 
