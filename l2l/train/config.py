@@ -295,13 +295,9 @@ class FineTuneConfig(Arguments):
             raise ValueError(f"scheme {self.scheme!r} trains what lies below all layers: leave train_layers out, or use lora")
         if self.stream_layers:
             self._check_streaming()
-<<<<<<< HEAD
-        counts = "train_size checkpoint_every log_every curvature_every checksum_every workers"
-=======
         if self.offload:
             self._check_offload()
-        counts = "train_size checkpoint_every log_every curvature_every"
->>>>>>> shard
+        counts = "train_size checkpoint_every log_every curvature_every checksum_every workers"
         optional = ["length_groups", "steps", "max_passes", "num_directions", "batch_size", "dev_size", "test_size"]
         optional = [name for name in (*optional, "eval_every") if getattr(self, name) is not None]
         check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", *optional)})

@@ -32,7 +32,7 @@ from l2l.parallel.values import pack, unpack
 from l2l.report.run_directory import stop_requests
 from l2l.train.baselines import baseline_names
 from l2l.train.config import CompleteConfig
-from l2l.train.inputs import Closures
+from l2l.train.inputs import Closures, weights_digests
 from l2l.train.runlog import (
     POPULATION,
     Log,
@@ -335,7 +335,8 @@ Take: TypeAlias = Callable[[StepRecord | None], StepRecord]
 
 def check_same(context: "RunContext", log: Log, who: str) -> None:
     """Raise ValueError where ``who`` runs something else than the log's writer; the message names what differs."""
-    own = run_header(context.config, context.optimizer, context.model)
+    weights = weights_digests(context.model, [block.tensor for block in context.optimizer.blocks])
+    own = run_header(context.config, context.optimizer, context.model, weights)
     same = {"run", "library", "torch"}  # identities of a directory, and versions, whose bits the checksums compare
     for name, mine, leads in header_differences(own, log.header):
         if name.split(".")[0] not in same:
