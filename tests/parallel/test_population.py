@@ -126,7 +126,7 @@ def test_members_are_dealt_whole_and_the_first_worker_has_theta(workers: int):
     assert sorted(i for part in parts for i in part) == list(range(len(points)))
     for member in members_of(points):
         assert sum(any(points[i].member == member for i in part) for part in parts) == 1
-    assert [points[i].member for i in parts[0]][0] is None
+    assert points[parts[0][0]].member is None
 
 
 def test_planning_and_evaluating_leave_theta_as_it_was():
