@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import TiedLM
-from threads import ranks_of, started, together
+from rank_threads import ranks_of, started, together
 
 from l2l.estimators import Closure, MicroBatched
 from l2l.methods import is_first_order, method_names
@@ -23,7 +23,7 @@ METHODS = [name for name in method_names() if not is_first_order(name) and name 
 """All but those that read activations or derivatives of the rows, which ranks do not exchange."""
 
 MAKING = threading.Lock()
-FEWER = dict.fromkeys(("es", "rsgn", "subzero_plus"), {"num_directions": 4})
+FEWER = {name: {"num_directions": 4} for name in ("es", "rsgn", "subzero_plus")}
 
 
 def pieces(model: Any, step: int) -> MicroBatched:
@@ -128,7 +128,7 @@ def test_a_rank_whose_weights_differ_in_one_bit_is_named():
 
 
 def test_a_rank_that_does_not_come_and_one_that_has_failed_are_named():
-    with pytest.raises(RankError, match="rank 1 has not sent '0.0.1' for"):
+    with pytest.raises(RankError, match=r"rank 1 has not sent '0\.0\.1' for"):
         run("mezo", ranks_of(2, timeout=0.05)[0])
     ranks = ranks_of(2)
     with pytest.raises(ZeroDivisionError), ranks[1].failing():

@@ -1,4 +1,4 @@
-"""Ranks as processes: 1, 2 and 4 of them have the same weights, and so has a run in which one is killed (kill -9) and started again.
+"""Ranks as processes: 1, 2 and 4 have the same weights, and so has a run of which one is killed (kill -9) and started again.
 
 They compare their weights before step 200, to the last bit, so that a run that ends has found them equal.
 """
@@ -22,8 +22,9 @@ from processes import PATIENCE
 from l2l.report.run_directory import read_metrics
 from l2l.train.runlog import Log, read_log
 
-pytestmark = pytest.mark.slow
-OPTIONS = "--train_size 64 --dev_size 4 --test_size 4 --batch_size 4 --micro_batch 1 --lr 1e-4 --log_every 1 --progress false"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+OPTIONS = "--train_size 64 --dev_size 4 --test_size 4 --batch_size 4 --micro_batch 1 --log_every 1 --scheme lora --lr 1e-3 "
+OPTIONS += "--progress false"
 DATA = [*OPTIONS.split(), "--steps", "201", "--checksum_every", "10", "--parallel", "data"]
 POPULATION = [*OPTIONS.split(), "--method", "mezo", "--num_directions", "4"]
 LONG = 4 * PATIENCE

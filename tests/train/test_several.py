@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from parallel.threads import PATIENCE, ranks_of, started
+from rank_threads import PATIENCE, ranks_of, started
 
 from l2l.parallel import Ranks
 from l2l.parallel.ranks import RankError
