@@ -53,7 +53,7 @@ DATA_TIMEOUT, POPULATION_TIMEOUT = 1800.0, 60.0
 LOG, HELLO, OUT = "log", "hello", "out"
 """Keys: the run log in the beginning; how many workers have asked to take part in a population; one that was left out."""
 BEGIN, DEAL, RECORD, SUM = "b", "d", "r", "c"
-"""Keys of a step: what data-parallel ranks begin it with; who takes part in a population's; its record; the checksum of a worker.
+"""Keys of a step: what data-parallel ranks begin it with; who takes part in a population's; its record; a worker's checksum.
 Records stay, so that a rank that joins, or is far behind, takes one after the other."""
 _BEGIN = struct.Struct("<?d")
 """Whether the weights were restored before a step, and its learning rate."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -165,6 +167,24 @@ def test_an_environment_that_is_incomplete_is_named(monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(os.environ, name, value)
     with pytest.raises(ValueError, match=text):
         ranks_of_environment()
+
+
+def test_the_whole_environment_gives_ranks_that_reach_each_other(monkeypatch: pytest.MonkeyPatch):
+    with closing(socket.socket()) as one:
+        one.bind(("localhost", 0))
+        port = one.getsockname()[1]
+    given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    for name, value in given.items():
+        monkeypatch.setitem(os.environ, name, value)
+    first = ranks_of_environment()
+    monkeypatch.setitem(os.environ, "RANK", "1")
+    second = ranks_of_environment()
+    assert first is not None and second is not None
+    second.post("key", b"value")
+    assert first.collect("key") == b"value"
+    assert [first.add("count", 1), second.add("count", 1)] == [1, 2]
+    second.delete(["key"])
+    assert not first.there("key")
 
 
 def test_a_rank_beyond_the_number_of_ranks_is_refused():

@@ -77,10 +77,15 @@ def test_every_method_is_either_spread_or_refused():
     assert {*SPREAD, *REFUSED, "learned"} == {*method_names()}
 
 
-def test_weights_perturbed_in_place_are_refused():
+def test_every_way_out_of_a_step_that_cannot_be_spread_is_taken():
     model = TiedLM()
-    with pytest.raises(ValueError, match="perturb='functional'"):
+    with pytest.raises(ValueError, match="use perturb='functional'"):
         plan_points(ZOOptimizer(model, build_method("es", 1e-3, {}, None, model), 1e-3, perturb="in_place"))
+    assert plan_points(ZOOptimizer(model, build_method("es", 1e-3, {}, None, model), 1e-3, perturb="functional"))
+    with pytest.raises(ValueError, match="set --num_directions"):
+        plan_points(ZOOptimizer(model, build_method("mezo", 1e-3, {}, None, model), 1e-3, perturb="functional"))
+    several = build_method("mezo", 1e-3, {"num_directions": 2}, None, model)
+    assert len(plan_points(ZOOptimizer(model, several, 1e-3, perturb="functional"))) == 4
 
 
 @pytest.mark.parametrize("auto", [False, True])

@@ -105,6 +105,15 @@ def test_ranks_have_the_weights_of_one_process_after_200_steps(tmp_path: Path, a
     assert losses(read_log(tmp_path / "out" / "steps.l2l")) == losses(alone)
 
 
+def test_torchrun_starts_the_ranks_of_the_same_command(tmp_path: Path, alone: Log):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    command = [*launcher, "-m", "l2l", "fine-tune", "--out", str(tmp_path / "out"), *DATA]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=LONG, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    assert "bytes sent" in done.stdout
+    assert losses(read_log(tmp_path / "out" / "steps.l2l")) == losses(alone)
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_data_parallel_rank_that_is_killed_catches_up(tmp_path: Path, alone: Log, size: int, groups: list[Group]):
     groups.append(group := Group(tmp_path / "out", size, DATA))

@@ -284,3 +284,10 @@ def test_what_several_ranks_cannot_run_is_refused_before_the_first_step(tmp_path
 def test_a_population_of_one_process_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="needs several processes, and this is one"):
         run(tmp_path / "out", **POPULATION)
+    run(tmp_path / "out", **ALONE, steps=1)
+
+
+def test_what_several_ranks_cannot_run_runs_in_one_process(tmp_path: Path):
+    with pytest.raises(ValueError, match="use one of forward passes alone, such as mezo, or run it in one process"):
+        run(tmp_path / "out", ranks_of(2)[0], method="agzo")
+    run(tmp_path / "out", method="agzo", steps=1)
