@@ -64,8 +64,8 @@ class LayerStream:
         self._loaded: dict[int, _Loaded] = {}
         self._after: dict[int, int] = {}
         self._last: int | None = None
-        cuda = device.type == "cuda"
-        self._in, self._out = (torch.cuda.Stream(device), torch.cuda.Stream(device)) if cuda else (None, None)
+        self._streams = (torch.cuda.Stream(device), torch.cuda.Stream(device)) if device.type == "cuda" else None
+        """CUDA: of copies to the device, and of what is written back."""
 
     def watch(self, watcher: Watcher) -> None:
         """Tell this one from now on, and no other; it is not kept alive."""
@@ -79,11 +79,12 @@ class LayerStream:
             return
         parameters = list(self.layers[index].parameters())
         seen = [(p._version, p.data_ptr()) for p in parameters]
-        if self._in is None:
+        if self._streams is None:
             loaded = _Loaded([p.data.to(self.device, copy=True) for p in parameters], seen)
         else:
-            with torch.cuda.stream(self._in):
-                self._in.wait_stream(self._out)  # what is being written back is written before it is read
+            fetch, back = self._streams
+            with torch.cuda.stream(fetch):
+                fetch.wait_stream(back)  # what is being written back is written before it is read
                 loaded = _Loaded([p.data.to(self.device, non_blocking=True) for p in parameters], seen, torch.cuda.Event())
                 loaded.event.record()
         self._loaded[index] = loaded
@@ -110,20 +111,21 @@ class LayerStream:
         return loaded.copies
 
     def _write_back(self, homes: list[torch.Tensor], copies: list[torch.Tensor]) -> None:
-        if self._out is None:
+        if self._streams is None:
             for home, copy in zip(homes, copies, strict=True):
                 home.copy_(copy)
             return
-        self._out.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._out):
+        _, back = self._streams
+        back.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(back):
             for home, copy in zip(homes, copies, strict=True):
                 home.copy_(copy, non_blocking=True)
-                copy.record_stream(self._out)
+                copy.record_stream(back)
 
     def settle(self) -> None:
         """Before the host's memory is read or written otherwise: all is written back, and no copy is of former values."""
-        if self._out is not None:
-            self._out.synchronize()
+        if self._streams is not None:
+            self._streams[1].synchronize()
         for index in list(self._loaded):
             self.drop(index)
 

@@ -166,7 +166,9 @@ def check_agreement(values: Sequence[torch.Tensor]) -> None:
 
 def reshard(model: torch.nn.Module | None) -> None:
     """Let go of the gathered weights that FSDP modules hold after a pass, so that the next pass reads the shards."""
-    wrapped = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
-    for module in model.modules() if model is not None and wrapped is not None else ():
-        if isinstance(module, wrapped):
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    if model is None or not hasattr(fsdp, "FSDPModule"):
+        return
+    for module in model.modules():
+        if isinstance(module, fsdp.FSDPModule):
             module.reshard()
