@@ -571,6 +571,10 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
     "micro_batch is set, but": (
         config(objective="package.module:function", micro_batch=2), [config(objective="package.module:function")],
     ),
+    "parallel='data' splits batches": (
+        config(parallel="data", objective="json:dumps"),
+        [config(parallel="population", objective="json:dumps", method="es")],
+    ),
     "scheme is {}": (lambda: l2l.models.schemes.check_scheme("qlora", {}), [config(scheme="lora"), config(scheme="head")]),
     "match is {}": (lambda: l2l.tuners.transfer.check_level("any"), [config(match=m) for m in ("exact", "shape", "kind")]),
     "schedule is {}": (
@@ -857,6 +861,14 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
 }  # fmt: skip
 
 ELSEWHERE = {
+    "cannot be spread over workers": "parallel/test_population.py::test_every_way_out_of_a_step_that_cannot_be_spread_is_taken",
+    "and workers share directions": "parallel/test_population.py::test_every_way_out_of_a_step_that_cannot_be_spread_is_taken",
+    "evaluates elsewhere than was planned": "parallel/test_data.py::test_every_method_on_two_ranks_has_the_bits_of_one_process",
+    "RANK is set, and": "parallel/test_data.py::test_the_whole_environment_gives_ranks_that_reach_each_other",
+    "and below WORLD_SIZE": "parallel/test_data.py::test_the_whole_environment_gives_ranks_that_reach_each_other",
+    "a slow one gets more time with": "train/test_killed_ranks.py::test_a_data_parallel_rank_that_is_killed_catches_up",
+    "cannot be shared by several processes": "train/test_several.py::test_what_several_ranks_cannot_run_runs_in_one_process",
+    "needs several processes, and this is one": "train/test_several.py::test_a_population_of_one_process_is_refused",
     "on_bad_loss='rollback": "optim/test_bad_loss.py",
     "where it counts as exploding": "optim/test_bad_loss.py",
     "pickle": "tuners/test_hub.py",

@@ -67,7 +67,9 @@ class DataParallel:
             values = [value for content in self.exchange(pack(mine)) for value in unpack(content, self.device)]
             if len(values) != count:
                 raise ValueError(f"the ranks sent {len(values)} values of {count} pieces: run the same program on all ranks")
-            return MicroBatched(tuple(lambda value=value: value for value in values), split.weights)()
+            whole = MicroBatched(tuple(lambda value=value: value for value in values), split.weights)()
+            # A float says that there is no way from it back to this rank's model (PseuZO looks for one); its bits are the same.
+            return whole.item() if isinstance(whole, torch.Tensor) and whole.ndim == 0 else whole
 
         return shared
 

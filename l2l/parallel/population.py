@@ -62,9 +62,12 @@ def plan_points(optimizer: ZOOptimizer) -> tuple[Point, ...]:
     """
     method, theta, points = optimizer.method, optimizer.theta, list[Point]()
     name = type(method).__name__
-    if isinstance(method, FirstOrder) or theta.mode != "functional":
-        what = "it has no directions" if isinstance(method, FirstOrder) else "its weights are perturbed in place"
-        raise ValueError(f"a step of {name} cannot be spread over workers: {what}; use perturb='functional', or data parallel")
+    if isinstance(method, FirstOrder):
+        raise ValueError(f"a step of {name} cannot be spread over workers: it has no directions")
+    if theta.mode != "functional":
+        raise ValueError(
+            f"a step of {name} cannot be spread over workers: its weights are perturbed in place; use perturb='functional'"
+        )
     adaptive = f"a step of {name} cannot be spread over workers: it evaluates where earlier ones say; use --parallel data"
     if not method.fixed_points:
         raise ValueError(adaptive)

@@ -1,7 +1,7 @@
 """A run of several processes: rank 0 leads, writes and evaluates; the others follow, and write nothing.
 
-All begin with the same weights, which each loads by itself, and with the run log, which rank 0 tells the others as it writes
-it. Whoever joins, late or again after it was killed, replays the log, and so has the weights of the present step.
+All begin with the same weights, which each loads by itself, and with the run log, which rank 0 tells the others as it grows.
+Whoever joins, late or again after it was killed, replays the log, and so has the weights of the present step.
 
 - ``data`` (:mod:`l2l.parallel.data`): rank 0 tells the learning rate of each step; all evaluate their pieces of each batch.
 - ``population`` (:mod:`l2l.parallel.population`): rank 0 says who is there, collects what they have evaluated, leaves out who
@@ -25,7 +25,7 @@ import torch
 from l2l.estimators import Closure, ClosureValue
 from l2l.methods.base import FirstOrder
 from l2l.optim import ZOOptimizer
-from l2l.parallel.data import CHECKSUM, DataParallel, checksum, raise_where_different
+from l2l.parallel.data import DataParallel, checksum, raise_where_different
 from l2l.parallel.population import LEAST, Answers, Point, deal, evaluate_points, members_of, plan_points
 from l2l.parallel.ranks import FAILED, RankError, Ranks, RunFinished, ranks_of_environment
 from l2l.parallel.values import pack, unpack
@@ -54,9 +54,9 @@ DATA_TIMEOUT, POPULATION_TIMEOUT = 1800.0, 60.0
 """Seconds that a rank is waited for. A batch needs all of them; a population goes on without."""
 LOG, HELLO, OUT = "log", "hello", "out"
 """Keys: the run log in the beginning; how many workers have asked to take part in a population; one that was left out."""
-BEGIN, DEAL, RECORD = "b", "d", "r"
-"""Keys of a step: what data-parallel ranks begin it with; who takes part in a population's; its record. Records stay, so that
-a rank that joins, or is far behind, takes one after the other."""
+BEGIN, DEAL, RECORD, SUM = "b", "d", "r", "c"
+"""Keys of a step: what data-parallel ranks begin it with; who takes part in a population's; its record; a worker's checksum.
+Records stay, so that a rank that joins, or is far behind, takes one after the other."""
 _BEGIN = struct.Struct("<?d")
 """Whether the weights were restored before a step, and its learning rate."""
 
@@ -84,7 +84,7 @@ def enlist(config: CompleteConfig) -> tuple[Ranks | None, CompleteConfig]:
             )
         return None, config
     mode = config.parallel or "data"
-    if config.method in baseline_names() and config.method not in ("adamw", "sgd"):
+    if config.method in baseline_names():
         raise ValueError(f"method {config.method!r} takes no steps that ranks could share: run it in one process")
     if config.stream_layers or config.prefix_cache == "disk" or config.loop == "lightning":
         name = "stream_layers" if config.stream_layers else "loop" if config.loop == "lightning" else "prefix_cache"
@@ -246,10 +246,11 @@ class PopulationLead(RankLead):
             except RankError as error:
                 self._dismiss(worker, step, members_of([points[i] for i in part]), error)
                 continue
-            self.ranks.delete([f"{step}.{worker}"])
-            values |= dict(zip(part, unpack(content[CHECKSUM if own else 0 :], self._device), strict=True))
-            if own and content[:CHECKSUM] != own:
-                raise_where_different([own, *([b""] * (worker - 1)), content[:CHECKSUM]], step)
+            if own:
+                theirs = self.ranks.collect(f"{step}.{worker}.{SUM}", worker)
+                raise_where_different([own, *[b""] * (worker - 1), theirs], step)
+            self.ranks.delete([f"{step}.{worker}", *([f"{step}.{worker}.{SUM}"] if own else [])])
+            values |= dict(zip(part, unpack(content, self._device), strict=True))
         self.ranks.delete([f"{step}.{DEAL}"])
         step_by_answers(optimizer, closure, points, values)
 
@@ -401,8 +402,9 @@ def _follow_population(context: "RunContext", ranks: Ranks, epsilon: float | Non
             return
         points = plan_points(optimizer)
         mine = [points[i] for i in deal(points, len(workers))[workers.index(ranks.rank)]]
-        own = checksum(optimizer) if due(step, every) else b""
-        ranks.post(f"{step}.{ranks.rank}", own + pack(evaluate_points(context.closures.at(step), optimizer.theta, mine)))
+        if due(step, every):
+            ranks.post(f"{step}.{ranks.rank}.{SUM}", checksum(optimizer), "checksum")
+        ranks.post(f"{step}.{ranks.rank}", pack(evaluate_points(context.closures.at(step), optimizer.theta, mine)))
 
     def take(before: StepRecord | None) -> StepRecord:
         nonlocal greeted
