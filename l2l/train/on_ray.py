@@ -18,7 +18,7 @@ import torch
 
 from l2l.estimators import ClosureValue
 from l2l.optim import ZOOptimizer
-from l2l.parallel.data import CHECKSUM, checksum, raise_where_different
+from l2l.parallel.data import checksum, raise_where_different
 from l2l.parallel.population import deal, evaluate_points, members_of, plan_points
 from l2l.parallel.values import pack, unpack
 from l2l.train import cluster
@@ -76,16 +76,16 @@ class Worker:
         for record in found.steps:
             self._take(context.optimizer, record)
 
-    def evaluate(self, records: Sequence[bytes], indices: Sequence[int]) -> bytes:
+    def evaluate(self, records: Sequence[bytes], indices: Sequence[int]) -> tuple[bytes, bytes]:
         """Take the steps of these records, the next ones of this copy, and evaluate points of the step after: their values, and
-        before these, where weights are to be compared, their checksum."""
+        the checksum of the weights where these are to be compared."""
         assert self._context is not None, "a worker joins first"
         optimizer, every = self._context.optimizer, self._context.config.checksum_every
         for content in records:
             self._take(optimizer, parse_record(content, self._before, self._epsilon))
         own = checksum(optimizer) if due(optimizer.steps_done, every) else b""
         points, closure = plan_points(optimizer), self._context.closures.at(optimizer.steps_done)
-        return own + pack(evaluate_points(closure, optimizer.theta, [points[i] for i in indices]))
+        return pack(evaluate_points(closure, optimizer.theta, [points[i] for i in indices])), own
 
     def _take(self, optimizer: ZOOptimizer, record: StepRecord) -> None:
         take_again(optimizer, record, optimizer.steps_done, population=True)
@@ -151,15 +151,16 @@ class RayLead(Lead):
             self._sent["leader"] += sum(map(len, news))
         done = self._done([worker for worker, _ in asked], len(asked), self._timeout)
         for worker, part in asked:
-            content, why = self._answer(worker) if worker in done else (None, f"no answer for {self._timeout:g} s")
-            if content is None:
+            answer, why = self._answer(worker) if worker in done else (None, f"no answer for {self._timeout:g} s")
+            if answer is None:
                 members = members_of([points[i] for i in part])
                 logger.warning("step %d goes on without directions %s of worker %d: %s", step, members, worker.number, why)
                 continue
+            content, theirs = answer
             self._sent["workers"] += len(content)
             if own:
-                raise_where_different([own, *([b""] * (worker.number - 1)), content[:CHECKSUM]], step)
-            values |= dict(zip(part, unpack(content[CHECKSUM if own else 0 :], self._device), strict=True))
+                raise_where_different([own, *[b""] * (worker.number - 1), theirs], step)
+            values |= dict(zip(part, unpack(content, self._device), strict=True))
         self._left_out += len(step_by_answers(optimizer, closures.at(step), points, values))
         self._steps += 1
 
@@ -173,8 +174,8 @@ class RayLead(Lead):
         nobody = len(busy) == len(self.workers)
         count = 1 if nobody and self._steps else len(busy)
         for worker in self._done(busy, count, self._timeout if nobody else 0.0):
-            content, why = self._answer(worker)
-            logger.warning("step %d: worker %d %s", step, worker.number, why if content is None else "takes part from here on")
+            answer, why = self._answer(worker)
+            logger.warning("step %d: worker %d %s", step, worker.number, why if answer is None else "takes part from here on")
         present = [worker for worker in self.workers if worker.task is None]
         if not present:
             raise ValueError(
@@ -191,17 +192,17 @@ class RayLead(Lead):
         ready, _ = self._ray.wait([worker.task for worker in workers], num_returns=count, timeout=seconds)
         return [worker for worker in workers if worker.task in ready]
 
-    def _answer(self, worker: Hired) -> tuple[bytes | None, str]:
+    def _answer(self, worker: Hired) -> tuple[Any, str]:
         """What a worker has given; None, and why, where it is lost, and then another one is hired."""
         try:
-            content = cluster.result(self._ray, worker.task) or b""
+            found = cluster.result(self._ray, worker.task)
         except cluster.Lost as error:
             self.workers.remove(worker)
             self._lost += 1
             self._hire()
             return None, f"it is lost ({error})"
         worker.task = None
-        return content, ""
+        return found or (), ""
 
     def end(self, steps: int) -> dict[str, Any]:
         for worker in self.workers:
