@@ -1,11 +1,11 @@
 """A loop of your own under accelerate: one process or several, saved in the middle and continued from there.
 
-Run it alone, or as `accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py`. Every process evaluates its own share
-of a batch at the same perturbed weights, and the mean of their losses is the loss of the step: one number crosses between the
-processes where backpropagation exchanges a gradient per weight. As all know the step's number, all take the same step.
+Run it alone, or as `torchrun --nproc-per-node 2 examples/accelerate_loop.py`. Every process evaluates its own
+share of a batch at the same perturbed weights, and the mean of their losses is the loss of the step: one number crosses between
+the processes where backpropagation exchanges a gradient per weight. As all know the number, all take the same step.
 
-The model is prepared with `evaluation_mode=True`: it is registered for `save_state`, and not wrapped in DistributedDataParallel,
-which would keep buckets for gradients that never come.
+The model is prepared with `evaluation_mode=True`: it is registered for `save_state`, and not wrapped in
+DistributedDataParallel, which would keep buckets for gradients that never come.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """A loop of your own under Lightning Fabric: one process or several, saved in the middle and continued from there.
 
-Run it alone, or as `fabric run --accelerator cpu --devices 2 examples/fabric_loop.py`. Every process evaluates its own share of a
-batch at the same perturbed weights, and `all_reduce` makes the mean of their losses the loss of the step, in which all of them
-then agree: one number crosses between the processes where backpropagation exchanges a gradient per weight.
+Run it alone, or as `torchrun --nproc-per-node 2 examples/fabric_loop.py`. Every process evaluates its own share of a batch at
+the same perturbed weights, and `all_reduce` makes the mean of their losses the loss of the step, in which all of them then
+agree: one number crosses between the processes where backpropagation exchanges a gradient per weight.
 
 The model is moved, and not set up: `fabric.setup` would wrap it in DistributedDataParallel, which keeps buckets for gradients
 that never come.

@@ -28,6 +28,7 @@ def run(folder: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> list[A
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # five processes, each of which imports torch
 def test_two_processes_step_as_one_with_two_micro_batches_to_the_last_bit_and_resume(tmp_path: Path):
     (alone,) = run(tmp_path / "one", "2")
     both = run(tmp_path / "two", "1", launcher=LAUNCHER)

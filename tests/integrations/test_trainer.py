@@ -448,3 +448,31 @@ def test_only_a_step_and_the_making_of_its_optimizer_are_replaced():
     own = {name for name, value in vars(subject.ZOTrainerMixin).items() if callable(value) and hasattr(Trainer, name)}
     assert own - {"__init__"} == {"training_step", "create_optimizer"}
     assert {name for name in vars(ZOTrainer) if not name.startswith("__")} <= {"_abc_impl"}
+
+
+def test_the_page_lists_what_is_refused_and_what_is_ignored():
+    page = (Path(__file__).parent.parent.parent / "docs/trainer.md").read_text()
+    for name, words in (subject.REFUSED | subject.IGNORED).items():
+        assert f"| `{name}` | {words} |" in page
+
+
+def test_the_ways_out_of_what_is_refused_lead_out(tmp_path: Path):
+    """What a message advises trains: an argument left out, and the one of ``ZOArguments`` that stands for it."""
+    trained, data = Regression(), points()
+
+    def train(zo: ZOArguments | None = None, **options: Any) -> None:
+        ZOTrainer(model=trained, args=arguments(tmp_path, max_steps=1, **options), zo=zo, train_dataset=data).train()
+
+    train()  # every argument left out
+    train(ZOArguments(method="lozo"))
+    train(ZOArguments(method_args={"num_directions": 2}))
+    train(ZOArguments(method="adam", method_args={"beta1": 0.8, "beta2": 0.9, "eps": 1e-6}))
+    train(ZOArguments(on_bad_loss="clip"))
+    train(ZOArguments(lr="auto", step_fraction=0.1))
+    train(ZOArguments(perturb="in_place"), bf16=True)
+    own: dict[str, Any] = {"model": trained, "args": arguments(tmp_path, max_steps=1), "train_dataset": data}
+    ZOTrainer(**own, optimizers=(l2l.MeZO(trained, lr=1e-3), None)).train()
+    made = ZOTrainer(**own)
+    made.create_optimizer()
+    assert made.zo_optimizer.steps_done == 0
+    Trainer(**own).train()  # which a method that goes backward is for
