@@ -796,7 +796,8 @@ class ZOOptimizer(Optimizer):
         if not callable(closure):
             raise TypeError(
                 f"step() was given {'no closure' if closure is None else type(closure).__name__}: a zeroth-order step computes "
-                "the loss itself, at perturbed weights; call optimizer.step(lambda: model(**batch).loss)"
+                "the loss itself, at perturbed weights; call optimizer.step(lambda: model(**batch).loss). In a transformers or "
+                "TRL trainer, use l2l.integrations.ZOTrainer, or ZOTrainerMixin before the trainer's class"
             )
         if self.blocks.sharded is not None:
             reshard(self.blocks.model)  # a pass outside of steps may have left whole weights in the shards' place

@@ -15,13 +15,16 @@ LONGEST = 75
 """Lines of an example, its docstring and empty lines aside."""
 
 
-def output_of(name: str, folder: Path) -> str:
-    """What an example prints, run with this interpreter and one thread in `folder`."""
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def output_of(name: str, folder: Path, launcher: tuple[str, ...] = ()) -> str:
+    """What an example prints, run with this interpreter and one thread in `folder`; by a launcher, in several processes."""
     root = EXAMPLES.parent
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py")],
+        [sys.executable, *launcher, str(EXAMPLES / f"{name}.py")],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -110,6 +113,28 @@ def test_methods_are_compared_at_equal_passes(tmp_path: Path):
     assert losses == sorted(losses)
     assert all(40 <= int(passes) < 50 for _, _, passes in found)
     assert (tmp_path / "runs/examples/compare_methods/out/index.html").is_file()
+
+
+PROCESSES = pytest.mark.parametrize("launcher", [(), pytest.param(TWO_PROCESSES, marks=pytest.mark.slow)], ids=["1", "2"])
+
+
+def goes_on_from_what_it_saved(text: str, launcher: tuple[str, ...]) -> None:
+    assert numbers(r"processes: (\d+), steps: (\d+)", text) == (2 if launcher else 1, 12)
+    before, after = before_after(text)
+    assert after < before
+    assert "continued from the saved state to the same loss: True" in text
+    assert "the same weights in all processes: True" in text
+
+
+@PROCESSES
+def test_a_loop_under_accelerate_goes_on_from_what_it_saved(tmp_path: Path, launcher: tuple[str, ...]):
+    pytest.importorskip("accelerate", reason="accelerate comes with the extra 'trainer'")
+    goes_on_from_what_it_saved(output_of("accelerate_loop", tmp_path, launcher), launcher)
+
+
+@PROCESSES
+def test_a_loop_under_fabric_goes_on_from_what_it_saved(tmp_path: Path, launcher: tuple[str, ...]):
+    goes_on_from_what_it_saved(output_of("fabric_loop", tmp_path, launcher), launcher)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

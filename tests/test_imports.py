@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": TRAINING | {"parallel"},
     "meta": TRAINING | {"train"},
     "experiments": TRAINING | {"train", "meta"},
+    "integrations": TRAINING | {"train"},
     "tools": TRAINING | {"train", "meta"},
     "tuner_commands": TRAINING | {"experiments"},
     "cli": {"aliases", "arguments", ""},

@@ -914,6 +914,21 @@ ELSEWHERE = {
     ),
     "is placed as": "params/test_shards.py::test_two_kinds_of_parallelism_go_together_along_different_dimensions",
     "the tuner says that its model is": "tuners/test_hub.py::test_a_tuner_whose_model_is_a_directory_is_not_pushed",
+    **dict.fromkeys(
+        (
+            "optimizer_cls_and_kwargs makes a first-order optimizer",
+            "optimizers holds {}, which needs gradients",
+            "both optimizers and zo choose the optimizer",
+            "goes backward: use transformers' own Trainer",
+            "means nothing without lr='auto'",
+            "torch_compile=True needs weights that are perturbed in place",
+        ),
+        "integrations/test_trainer.py::test_the_ways_out_of_what_is_refused_lead_out",
+    ),
+    "devices in one process would be nn.DataParallel": (
+        "integrations/test_processes.py::test_two_processes_step_as_one_with_two_micro_batches_to_the_last_bit_and_resume"
+    ),
+    "step() was given {}": "integrations/test_trainer.py::test_a_plain_trainer_with_an_optimizer_of_l2l_is_told_of_the_mixin",
 }
 """A piece of the message -> the test, below ``tests``, that takes its ways out, as it has what that needs."""
 
