@@ -74,6 +74,9 @@ COMMANDS = {
         "replay_command",
         ("run",),
     ),
+    "report": Command(
+        "one HTML page of runs: curves, what moved, examples", "tools.run_report", "ReportConfig", "report_command", ("runs",)
+    ),
     "evaluate": Command("loss and metric of a model on a task", "train.evaluate", "EvaluateConfig", "evaluate_command"),
     "bench": Command(
         "measure a step beside its two forwards and the textbook loop", "tools.bench", "BenchConfig", "bench_command"
@@ -214,9 +217,11 @@ def _parser(paths: Sequence[str]) -> ArgumentParser:
         command = COMMANDS[path]
         options = ArgumentParser(exit_on_error=False, description=command.help)
         options.add_argument("--config", action="config", help="YAML file with any of the options below")
+        config = _imported(command, command.config)
         for name in command.positional:
-            options.add_argument(name, type=str)
-        if config := _imported(command, command.config):
+            several = config is not None and hints_of(config)[name] == list[str]
+            options.add_argument(name, type=str, **({"nargs": "+"} if several else {}))
+        if config:
             options.add_class_arguments(config, skip=set(command.positional) or None)
         (groups[first] if second else verbs).add_subcommand(second or first, options, help=command.help)
     return parser

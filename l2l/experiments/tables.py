@@ -22,7 +22,7 @@ from l2l.experiments.stats import Cell, Curve, Point, RunTable, at_edge, point_s
 from l2l.report import page
 from l2l.report.console import print_table, spread
 from l2l.report.page import Listing, Picture, Section, Table, Text
-from l2l.report.run_directory import METRICS, environment, read_metrics, write_whole
+from l2l.report.run_directory import clock, environment, write_whole
 
 MEBIBYTE = 2**20
 
@@ -240,11 +240,6 @@ def mean_curves(runs: RunTable, cell: Cell) -> dict[str, dict[str, Curve]]:
             spent = np.mean([np.interp(x, *times) for times in clocks], axis=0)
             seconds[label] = list(zip(spent.tolist(), losses, strict=True))
     return {"passes": passes, "seconds": seconds}
-
-
-def clock(folder: Path) -> Curve:
-    """(passes spent, seconds of training by then) of a run, from 0 to its end."""
-    return [(0.0, 0.0), *((float(row["passes"]), float(row["seconds"])) for row in read_metrics(folder / METRICS))]
 
 
 def draw_curves(

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
@@ -396,6 +397,15 @@ def read_run_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     log = read_log(folder / NAME)
     first_order = log.header["epsilon"] is None
     return log.header, [_plain(number, step, first_order) for number, step in enumerate(log.steps, log.header.get("first", 0))]
+
+
+def step_curve(folder: Path) -> list[tuple[float, float]]:
+    """(passes spent, mean of the losses along the step's directions) of each step of a run."""
+    steps, curve = read_run_log(folder)[1], list[tuple[float, float]]()
+    for passes, step in zip(accumulate(step["passes"] for step in steps), steps, strict=True):
+        losses = [loss for _, *sides in step["directions"] for loss in sides if loss is not None]
+        curve.append((float(passes), sum(losses) / len(losses) if losses else float(step["loss"])))
+    return curve
 
 
 def _plain(number: int, step: StepRecord, first_order: bool) -> dict[str, Any]:

@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 from compared import result
 
-from l2l.experiments.runner import step_curve
 from l2l.experiments.spec import MethodCosts
 from l2l.experiments.stats import Cell, RunTable
 from l2l.experiments.tables import (
     Table,
     Text,
-    clock,
     draw_curves,
     figures,
     markdown,
@@ -29,7 +27,8 @@ from l2l.experiments.tables import (
     step_sizes,
     write_records,
 )
-from l2l.train.runlog import TEXT
+from l2l.report.run_directory import clock
+from l2l.train.runlog import TEXT, step_curve
 
 ONE, TWO = Cell("tiny", "full", "one"), Cell("tiny", "full", "two")
 LABELS = ["mezo", "dizo", "lozo"]
