@@ -49,6 +49,9 @@ COMMANDS = {
     "fine-tune": Command(
         "fine-tune a model on a task with forward passes only", "train.trainer", "FineTuneConfig", "fine_tune_command"
     ),
+    "init": Command(
+        "a task file and a configuration of a first run, from a table", "tools.init", "InitConfig", "init_command", ("file",)
+    ),
     "lr-probe": Command(
         "recommend lr and epsilon from a few dozen probes of the loss", "tools.lr_probe", "ProbeConfig", "run_lr_probe"
     ),
