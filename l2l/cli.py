@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, _terminate)
         warnings.formatwarning = lambda message, *_: f"l2l: {message}\n"
     debug, named = "--debug" in words, list[str]()
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
     # Libraries keep to warnings: the package has the only progress bar.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
