@@ -969,7 +969,7 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("piece", CASES)
 def test_the_ways_out_of_an_error_lead_out(piece, here):
     wrong, ways = CASES[piece]
-    said = (ValueError, TypeError, FloatingPointError, BlockingIOError)
+    said = (ValueError, TypeError, FloatingPointError, BlockingIOError, FileNotFoundError)
     with pytest.raises(said, match=re.escape(piece).replace(r"\{\}", ".*")):
         wrong()
     for way in ways:

@@ -306,27 +306,27 @@ def run_report(config: ReportConfig) -> Path:
     names = [Path(run).resolve().name for run in config.runs]
     labels = names if len(set(names)) == len(names) else [str(Path(run)) for run in config.runs]
     histories = [read_history(run, label) for run, label in zip(config.runs, labels, strict=True)]
-    compared: list[Compared | str] = []
-    for history in histories:
-        try:
-            if not config.weights:
-                raise ValueError("the weights were not looked at (--weights false)")
-            compared.append(compare_weights(history, config.model, config.examples))
-        except (ValueError, OSError) as error:
-            if config.examples:
-                raise
-            compared.append(str(error))
-    title = (
-        f"{histories[0].config['method']} on {histories[0].config['task']}" if len(histories) == 1 else f"{len(histories)} runs"
-    )
+    compared = [_compared(history, config) for history in histories]
+    first, several = histories[0].config, len(histories) > 1
+    title = f"{len(histories)} runs" if several else f"{first['method']} on {first['task']}"
     sections = [figures(histories), curves(histories), step_sizes(histories, compared), memory(histories)]
     for history, found in zip(histories, compared, strict=True):
-        sections += of_run(history, found, len(histories) > 1)
-    lines = [f"{history.name} has not finished: what follows is what it has written so far." for history in histories]
-    open_runs = [line for line, history in zip(lines, histories, strict=True) if not history.summary]
-    return page.write(
-        Path(config.out), title, open_runs, [section for section in sections if section.parts or section.paragraphs]
-    )
+        sections += of_run(history, found, several)
+    unfinished = [history.name for history in histories if not history.summary]
+    lines = [f"{name} has not finished: what follows is what it has written so far." for name in unfinished]
+    return page.write(Path(config.out), title, lines, [section for section in sections if section.parts or section.paragraphs])
+
+
+def _compared(history: History, config: ReportConfig) -> Compared | str:
+    """The weights of a run before and after, or why they are not known."""
+    if not config.weights:
+        return "the weights were not looked at (--weights false)"
+    try:
+        return compare_weights(history, config.model, config.examples)
+    except (ValueError, OSError) as error:
+        if config.examples:  # which were asked for
+            raise
+        return str(error)
 
 
 def figures(histories: Sequence[History]) -> Section:
