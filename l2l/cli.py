@@ -49,6 +49,9 @@ COMMANDS = {
     "fine-tune": Command(
         "fine-tune a model on a task with forward passes only", "train.trainer", "FineTuneConfig", "fine_tune_command"
     ),
+    "init": Command(
+        "a task file and a configuration of a first run, from a table", "tools.init", "InitConfig", "init_command", ("file",)
+    ),
     "lr-probe": Command(
         "recommend lr and epsilon from a few dozen probes of the loss", "tools.lr_probe", "ProbeConfig", "run_lr_probe"
     ),
@@ -73,6 +76,9 @@ COMMANDS = {
         "ReplayConfig",
         "replay_command",
         ("run",),
+    ),
+    "report": Command(
+        "one HTML page of runs: curves, what moved, examples", "tools.run_report", "ReportConfig", "report_command", ("runs",)
     ),
     "evaluate": Command("loss and metric of a model on a task", "train.evaluate", "EvaluateConfig", "evaluate_command"),
     "bench": Command(
@@ -129,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, _terminate)
         warnings.formatwarning = lambda message, *_: f"l2l: {message}\n"
     debug, named = "--debug" in words, list[str]()
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True, add_print_completion_argument=True)
     # Libraries keep to warnings: the package has the only progress bar.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -217,9 +223,11 @@ def _parser(paths: Sequence[str]) -> ArgumentParser:
         command = COMMANDS[path]
         options = ArgumentParser(exit_on_error=False, description=command.help)
         options.add_argument("--config", action="config", help="YAML file with any of the options below")
+        config = _imported(command, command.config)
         for name in command.positional:
-            options.add_argument(name, type=str)
-        if config := _imported(command, command.config):
+            several = config is not None and hints_of(config)[name] == list[str]
+            options.add_argument(name, type=str, **({"nargs": "+"} if several else {}))
+        if config:
             options.add_class_arguments(config, skip=set(command.positional) or None)
         (groups[first] if second else verbs).add_subcommand(second or first, options, help=command.help)
     return parser

@@ -361,3 +361,13 @@ def test_the_installed_program_warns_and_refuses_in_a_line_each_after_loading_a_
     assert renamed == "l2l: 'walk' is now called 'perturb'"
     assert refusal.startswith("l2l: the tuner was made for 'GPT2LMHeadModel' and does not fit this model")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow  # the configurations of all commands are imported
+def test_a_script_that_completes_commands_and_options_is_printed(capsys):
+    pytest.importorskip("shtab", reason="shtab is not installed: pip install 'l2l[completion]'")
+    with pytest.raises(SystemExit) as leaving:
+        main(["--print_completion", "shtab-bash"])
+    assert leaving.value.code == 0
+    script = capsys.readouterr().out
+    assert [name for name in ("fine-tune", "report", "tuners", "--train_layers", "--examples") if name not in script] == []

@@ -49,7 +49,7 @@ from l2l.params import Basis, Blocks, Direction, PerturbedParameters
 from l2l.report.run_directory import RunDirectory, lock_directory, unlock_directory
 from l2l.tasks import encode, evaluate, sources, yaml_task
 from l2l.tasks.base import Example, GeneratedData, Task
-from l2l.tools import estimate, lr_probe
+from l2l.tools import estimate, init, lr_probe, run_report
 from l2l.train import baselines, cluster, several
 from l2l.train import prefix as prefix_cache
 from l2l.train.config import FineTuneConfig
@@ -552,6 +552,33 @@ def damaged() -> None:
     replayed()()
 
 
+def table(**options: Any) -> Call:
+    """A task of a table; its files may be there."""
+
+    def made() -> None:
+        rows = [f"lily ran home number {n} .,{n % 2 or ''},{n},{'xy'[n % 2]}\n" for n in range(20)]
+        Path("moods.csv").write_text("text,mood,id,kind\n" + "".join(rows))
+        init.run_init(init.InitConfig("moods.csv", **options))
+
+    return made
+
+
+def saved_as(name: str, content: str) -> Call:
+    """The columns of a table of that name."""
+    return lambda: (Path(name).write_text(content), init.read_frame(Path(name)))
+
+
+def reported(*runs: str, **options: Any) -> Call:
+    """A report of a run of three steps."""
+
+    def report() -> None:
+        if not Path("run").exists():
+            l2l.fine_tune("l2l/tiny", "world_topic", out="run", save="log", **{**SMALL, "steps": 3})
+        run_report.run_report(run_report.ReportConfig([*runs], **options))
+
+    return report
+
+
 TEMPORARY = tempfile.TemporaryDirectory
 QUANTISED = partial(instead, load, "find_spec", lambda package: package)
 """Stands in for the packages that quantise, which this machine may not have."""
@@ -860,6 +887,32 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
     "offload=True keeps layers in the host's memory": (
         config(offload=True), [config(offload=True, device="cuda"), config()],
     ),
+    "no run is given: name": (reported(), [reported("run", weights=False)]),
+    "give one, as in --out report.html": (
+        reported("run", out="run/summary.json"), [reported("run", weights=False, out="report.html")],
+    ),
+    "give the --out directory of a run": (reported("gone"), [reported("run", weights=False)]),
+    "is not here: give its directory with --model": (
+        reported("run", model="gone", examples=1), [reported("run", model="l2l/tiny", examples=1)],
+    ),
+    "a run of l2l fine-tune, of which reports": (
+        after(run(), lambda: (Path("run/metrics.csv").write_text("step\n"), reported("run")())),
+        [lambda: (shutil.rmtree("run"), reported("run", weights=False)())],
+    ),
+    "are not read: save the table": (
+        saved_as("a.xlsx", ""), [saved_as("a.csv", "a,b\n1,2"), saved_as("a.json", '[{"a": 1, "b": 2}]')],
+    ),
+    "holds binary data and no text: save": (saved_as("a.csv", "a,b\0"), [saved_as("a.csv", "a,b\n1,2")]),
+    "or an answer: name it by --label": (table(text=["text", "kind"]), [table(label="kind")]),
+    "looks like a text: name it by --text": (
+        lambda: init.guess(init.Frame([{"a": n, "b": n % 2} for n in range(9)], [])),
+        [lambda: init.guess(init.Frame([{"a": n, "b": n % 2} for n in range(9)], []), ["a"])],
+    ),
+    "or name other columns by --text and --label": (table(label="mood"), [table(label="kind", text=["text"])]),
+    "is there already: {}": (
+        after(table(label="kind"), table(label="kind")),
+        [table(label="kind", name="others"), table(label="kind", overwrite=True)],
+    ),
     "freeze these": (deeper("shape"), [deeper("shape", freeze=True), deeper("kind")]),
 }  # fmt: skip
 
@@ -994,7 +1047,7 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("piece", CASES)
 def test_the_ways_out_of_an_error_lead_out(piece, here):
     wrong, ways = CASES[piece]
-    said = (ValueError, TypeError, FloatingPointError, BlockingIOError)
+    said = (ValueError, TypeError, FloatingPointError, BlockingIOError, FileNotFoundError)
     with pytest.raises(said, match=re.escape(piece).replace(r"\{\}", ".*")):
         wrong()
     for way in ways:

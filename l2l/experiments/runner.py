@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from itertools import accumulate, product
+from itertools import product
 from math import ceil
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
@@ -31,7 +31,7 @@ from typing import Any, TypeAlias
 import torch
 
 from l2l.experiments.spec import Contender, Entry, ExecutorName, ExperimentConfig, MethodCosts, Place, SchemeEntry, Setting
-from l2l.experiments.stats import Cell, Curve, Point, Run, choose, point_size
+from l2l.experiments.stats import Cell, Point, Run, choose, point_size
 from l2l.methods import method_class
 from l2l.methods.registry import build_method, with_estimator
 from l2l.models.load import context_length
@@ -255,17 +255,8 @@ def read_run(trial: Trial) -> Run:
         best_dev_loss=summary["best"]["dev"]["loss"],
         best_accuracy=summary["best"]["test"]["value"],
         peak_bytes=summary["measured"]["peak_bytes"],
-        curve=() if trial.head.tuning or not summary["steps"] else step_curve(folder),
+        curve=() if trial.head.tuning or not summary["steps"] else runlog.step_curve(folder),
     )
-
-
-def step_curve(folder: Path) -> Curve:
-    """(passes spent, mean of the losses along the step's directions) of each step of a run."""
-    steps, curve = runlog.read_run_log(folder)[1], []
-    for passes, step in zip(accumulate(step["passes"] for step in steps), steps, strict=True):
-        losses = [loss for _, *sides in step["directions"] for loss in sides if loss is not None]
-        curve.append((float(passes), sum(losses) / len(losses) if losses else float(step["loss"])))
-    return curve
 
 
 def run_summary(run: Run) -> dict[str, Any]:

@@ -4,15 +4,13 @@ Tables are made once and written as Markdown, as HTML and in the terminal. Figur
 against passes and against seconds, memory.
 """
 
-import base64
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import yaml
@@ -21,28 +19,12 @@ from l2l.experiments import stats
 from l2l.experiments.runner import Chosen
 from l2l.experiments.spec import MethodCosts
 from l2l.experiments.stats import Cell, Curve, Point, RunTable, at_edge, point_size, rank_intervals, ranks_by_label, wins
+from l2l.report import page
 from l2l.report.console import print_table, spread
-from l2l.report.run_directory import METRICS, environment, read_metrics, write_whole
+from l2l.report.page import Listing, Picture, Section, Table, Text
+from l2l.report.run_directory import clock, environment, write_whole
 
 MEBIBYTE = 2**20
-TEMPLATE = Path(__file__).with_name("page.html")
-
-
-class Text(NamedTuple):
-    """The content of one field of a table."""
-
-    text: str
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table: the first column names the row."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Text]]
-    note: str = ""
 
 
 def point_text(point: Point) -> str:
@@ -181,28 +163,15 @@ def _escaped(text: str) -> str:
     return plain
 
 
-def html(
-    title: str, paragraphs: Sequence[str], tables: Sequence[Table], pictures: Mapping[str, Path], listings: Mapping[str, str]
-) -> str:
-    """A page that opens offline: figures are embedded, nothing is fetched, and every text is escaped.
-
-    ``pictures``: caption -> PNG file; ``listings``: heading -> preformatted text.
-    """
-    from jinja2 import Environment
-
-    inside = {name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()}
-    template = Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE.read_text())
-    return template.render(title=title, paragraphs=paragraphs, tables=tables, pictures=inside, listings=listings)
-
-
 def write_page(
     target: Path, title: str, paragraphs: list[str], tables: list[Table], pictures: dict[str, Path], config: dict[str, Any]
 ) -> None:
-    """Write :func:`html` with the configuration, versions and hardware at its end."""
+    """Write tables and figures as a page, with the configuration, versions and hardware at its end."""
     listings = {"Configuration": config, "Versions and hardware": environment()}
-    texts = {name: yaml.safe_dump(value, sort_keys=False) for name, value in listings.items()}
-    page = html(title, paragraphs, tables, pictures, texts)
-    write_whole(target, lambda path: path.write_text(page))
+    texts = [Listing(name, yaml.safe_dump(value, sort_keys=False)) for name, value in listings.items()]
+    figures = [Picture(name, path) for name, path in pictures.items()]
+    sections = [Section("Tables", tables), Section("Figures", figures), Section("How it was run", texts)]
+    page.write(target, title, paragraphs, [section for section in sections if section.parts])
 
 
 def write_records(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[Path]:
@@ -271,11 +240,6 @@ def mean_curves(runs: RunTable, cell: Cell) -> dict[str, dict[str, Curve]]:
             spent = np.mean([np.interp(x, *times) for times in clocks], axis=0)
             seconds[label] = list(zip(spent.tolist(), losses, strict=True))
     return {"passes": passes, "seconds": seconds}
-
-
-def clock(folder: Path) -> Curve:
-    """(passes spent, seconds of training by then) of a run, from 0 to its end."""
-    return [(0.0, 0.0), *((float(row["passes"]), float(row["seconds"])) for row in read_metrics(folder / METRICS))]
 
 
 def draw_curves(

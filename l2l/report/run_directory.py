@@ -868,6 +868,11 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     return [row for row in rows if None not in row.values() and row["step"].isdigit()]
 
 
+def clock(folder: Path) -> list[tuple[float, float]]:
+    """(passes spent, seconds of training by then) of a run, from 0 to its end."""
+    return [(0.0, 0.0), *((float(row["passes"]), float(row["seconds"])) for row in read_metrics(folder / METRICS))]
+
+
 def _parsed(text: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """The lines of a ``metrics.csv`` that are rows: a step, and a number or nothing in each other column."""
     for line in text.splitlines():

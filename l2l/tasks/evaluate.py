@@ -39,6 +39,8 @@ class Scores:
     """The benchmark's own metrics, by name, between 0 and 1, where they differ from ``value``."""
     rowwise: tuple[float, ...] = field(default=(), repr=False)
     """The metric of each row, in order; its mean is ``value`` up to rounding."""
+    answers: tuple[str, ...] = field(default=(), repr=False)
+    """What the model chose or wrote for each row."""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -46,8 +48,8 @@ class Scores:
         return bootstrap_interval(self.rowwise)
 
     def plain(self) -> dict[str, Any]:
-        """The figures of a summary, with the interval in place of the metric of each row."""
-        figures = {name: value for name, value in vars(self).items() if name != "rowwise"}
+        """The figures of a summary, with the interval in place of what is known of each row."""
+        figures = {name: value for name, value in vars(self).items() if name not in ("rowwise", "answers")}
         return figures | {"interval": list(self.interval)}
 
 
@@ -102,20 +104,20 @@ def evaluate(
             distinct = list(dict.fromkeys(alone))  # many rows share a context-less prompt
             without = dict(zip(distinct, score(None, bare, distinct, _sharing(model, distinct))[2], strict=True))
             chosen = [calibrated_choice(whole, without[one]) for whole, one in zip(sums, alone, strict=True)]
-        examples = [task.example(row) for row in rows] if task.metric == "f1" or task.official else []
+        examples = [task.example(row) for row in rows]
         if task.metric == "f1":
             prompts = [example.prompt for example in examples]
             texts = generate(model, tokenizer, prompts, limit, max_new_tokens, batch_size, advance)
             value, _ = answer_scores(texts, [example.answers for example in examples])
             rowwise = [answer_scores([t], [e.answers])[0] for t, e in zip(texts, examples, strict=True)]
         else:
-            texts = [example.options[choice] for example, choice in zip(examples, chosen, strict=False)]
+            texts = [example.options[choice] for example, choice in zip(examples, chosen, strict=True)]
             value = accuracy(chosen, [example.gold for example in encoded])
             rowwise = [float(choice in example.gold) for choice, example in zip(chosen, encoded, strict=True)]
     finally:
         model.train(was_training)
     official = {} if task.official is None else task.official(rows, texts)
-    return Scores(loss, task.metric, value, len(rows), official, tuple(rowwise))
+    return Scores(loss, task.metric, value, len(rows), official, tuple(rowwise), tuple(texts))
 
 
 def visits(task: Task, rows: Sequence[Row]) -> int:

@@ -9,6 +9,7 @@ threads.
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from inspect import signature
 from itertools import zip_longest
@@ -23,7 +24,7 @@ from l2l.methods.registry import AROUND, build_method
 from l2l.methods.wrappers import wrapper_names
 from l2l.models import load
 from l2l.models.saving import save_model
-from l2l.optim import ZOOptimizer
+from l2l.optim import StepReport, ZOOptimizer
 from l2l.report import run_directory
 from l2l.train import runlog
 from l2l.train.config import FineTuneConfig
@@ -102,9 +103,30 @@ def rebuild(
     """The model as it was after some steps of a run.
 
     Args:
+        to: see :func:`steps_to`.
+        model, tuner, method, options: see :func:`begin`.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`begin`.
+    """
+    number = steps_to(log, to)
+    found, optimizer = begin(log, model, tuner, method, **options)
+    replay(log, optimizer, number)
+    return found
+
+
+def begin(
+    log: runlog.Log,
+    model: "PreTrainedModel | str | Path | None" = None,
+    tuner: Tuner | str | None = None,
+    method: Method[Any] | None = None,
+    **options: Any,
+) -> "tuple[PreTrainedModel, ZOOptimizer]":
+    """The model and the optimizer of a run, as they were before its first step.
+
+    Args:
         model: the base model, or what :func:`l2l.load_model` takes; None: where the run had it from. An object is changed in
             place.
-        to: see :func:`steps_to`.
         tuner: of a run that has one; None: where the run had it from.
         method: of a run with a method that is not of l2l.
         options: of :func:`l2l.load_model`; those that the log tells are taken from it where they are not given.
@@ -113,7 +135,7 @@ def rebuild(
         ValueError: the log cannot rebuild weights; or model, tuner or method are not those of the run.
         FileNotFoundError: model or tuner are not there.
     """
-    header, number = log.header, steps_to(log, to)
+    header = log.header
     if header["not_replayable"]:
         raise ValueError(f"a run of method {header['method']!r} cannot be rebuilt from its log: {header['not_replayable']}")
     if "first" in header:
@@ -132,8 +154,7 @@ def rebuild(
     modes |= {"perturb": header["perturb"], "update": header["update"] or "auto", "curvature_lr": config.curvature_lr()}
     optimizer = ZOOptimizer(model, own, config.lr, config.seed, config.weight_decay, **modes)
     _check(header, optimizer, model)
-    replay(log, optimizer, number)
-    return model
+    return model, optimizer
 
 
 def _method(header: dict[str, Any], tuner: Tuner | None, model: "PreTrainedModel") -> Any:
@@ -155,14 +176,21 @@ def _check(header: dict[str, Any], optimizer: ZOOptimizer, model: "PreTrainedMod
     if "frozen" in differs or ("trained" in differs and header["config"]["scheme"] == "full"):
         raise ValueError(f"this is another base model than the run's, {base!r}: its weights have another hash")
     if "trained" in differs:
-        raise ValueError("the adapter begins with other values than the run's, which was made with torch {header['torch']}")
+        raise ValueError(f"the adapter begins with other values than the run's, which was made with torch {header['torch']}")
 
 
-def replay(log: runlog.Log, optimizer: ZOOptimizer, steps: int, at_once: bool = False) -> None:
+def replay(
+    log: runlog.Log,
+    optimizer: ZOOptimizer,
+    steps: int,
+    at_once: bool = False,
+    each: Callable[[StepReport], object] = lambda report: None,
+) -> None:
     """Take the first ``steps`` of a run again; theta must be where the run began.
 
     Args:
         at_once: write the parameters in every step, so that the optimizer may take other steps afterwards.
+        each: called with the report of every step.
 
     Raises:
         ValueError: a step comes out otherwise than its record says: the optimizer is not the run's.
@@ -173,7 +201,7 @@ def replay(log: runlog.Log, optimizer: ZOOptimizer, steps: int, at_once: bool = 
     population = log.header["config"].get("parallel") == runlog.POPULATION
     with theta.fused_steps():
         for number, step in enumerate(log.steps[:steps]):
-            runlog.take_again(optimizer, step, number, population)
+            each(runlog.take_again(optimizer, step, number, population))
 
 
 def load_model(

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
@@ -408,8 +409,9 @@ class RunLog:
         self._file.close()
 
 
-def take_again(optimizer: ZOOptimizer, step: StepRecord, number: int, population: bool) -> None:
+def take_again(optimizer: ZOOptimizer, step: StepRecord, number: int, population: bool) -> StepReport:
     """Take step ``number`` of a run again, by its record and without any evaluation; theta must be where that step began.
+    Gives its report.
 
     Args:
         population: whether the run's steps may leave out directions, so that records say which.
@@ -431,6 +433,7 @@ def take_again(optimizer: ZOOptimizer, step: StepRecord, number: int, population
         raise ValueError(
             f"step {number} comes out otherwise than the log says: it is of another method, tuner or version of l2l"
         )
+    return report
 
 
 def read_run_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -452,6 +455,15 @@ def read_run_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         for plain, step in zip(found, log.steps, strict=True):
             plain |= {"left_out": list(map(int, step.readings[0]))} if step.readings and step.readings[0] else {}
     return log.header, found
+
+
+def step_curve(folder: Path) -> list[tuple[float, float]]:
+    """(passes spent, mean of the losses along the step's directions) of each step of a run."""
+    steps, curve = read_run_log(folder)[1], list[tuple[float, float]]()
+    for passes, step in zip(accumulate(step["passes"] for step in steps), steps, strict=True):
+        losses = [loss for _, *sides in step["directions"] for loss in sides if loss is not None]
+        curve.append((float(passes), sum(losses) / len(losses) if losses else float(step["loss"])))
+    return curve
 
 
 def _plain(number: int, step: StepRecord, first_order: bool) -> dict[str, Any]:

@@ -192,12 +192,17 @@ class Heatmap:
 
 def heatmap(tuner: TunerModel) -> Heatmap:
     """Sigma before normalisation at :func:`typical_statistics`, by layer and kind."""
-    found = dict(zip(map(layer_and_kind, tuner.fingerprint.names), dense_sigma(tuner).tolist(), strict=True))
+    return by_layer_and_kind(dict(zip(tuner.fingerprint.names, dense_sigma(tuner).tolist(), strict=True)))
+
+
+def by_layer_and_kind(values: Mapping[str, float]) -> Heatmap:
+    """Values of blocks, given by their names, in a grid of layers and kinds."""
+    found = {layer_and_kind(name): value for name, value in values.items()}
     layers = sorted({layer for layer, _ in found}, key=lambda layer: -1 if layer == NO_LAYER else int(layer))
     kinds = list(dict.fromkeys(kind for layer, kind in found if layer != NO_LAYER))
     kinds += [kind for layer, kind in found if layer == NO_LAYER and kind not in kinds]
-    values = tuple(tuple(found.get((layer, kind), math.nan) for kind in kinds) for layer in layers)
-    return Heatmap(tuple(layers), tuple(kinds), values)
+    grid = tuple(tuple(found.get((layer, kind), math.nan) for kind in kinds) for layer in layers)
+    return Heatmap(tuple(layers), tuple(kinds), grid)
 
 
 def layer_and_kind(name: str) -> tuple[str, str]:
