@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "l2l"
-LINES, FILES, IMPORT_SHARE = 36_000, 190, 0.06
+LINES, FILES, IMPORT_SHARE = 40_000, 210, 0.06
 """Limits: lines of Python, files of Python, share of the lines that belong to import statements."""
 
 LEAVES = {"noise", "models", "report", "aliases", "arguments", "interrupts", "plugins"}
