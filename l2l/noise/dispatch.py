@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache, partial
 from importlib import import_module
@@ -90,8 +90,8 @@ def add_noise(
     Raises:
         ValueError: a tensor is not contiguous, or a scale is not finite.
     """
-    lanes = _traverse(pieces, terms, gather, rounding, store)
-    return None if lanes is None else reference.total(lanes)
+    lanes = _planned(pieces, terms, gather, rounding, store)()
+    return None if gather is None else reference.total(lanes or [])
 
 
 def chunk_sums(pieces: Sequence[TensorSlice], terms: Sequence[NoiseTerm], gather: MomentRequest) -> list[np.ndarray]:
@@ -100,33 +100,31 @@ def chunk_sums(pieces: Sequence[TensorSlice], terms: Sequence[NoiseTerm], gather
     Chunks of shards that begin at a multiple of :data:`l2l.noise.reference.CHUNK` are those of the whole block:
     :func:`l2l.noise.reference.total` of them, in the order of the block, gives the bits of its sums.
     """
-    lanes = _traverse(pieces, terms, gather, None, False)
-    assert lanes is not None, "sums were asked for"
-    return lanes
+    return _planned(pieces, terms, gather, None, False)() or []
 
 
-def _traverse(
+def _planned(
     pieces: Sequence[TensorSlice],
     terms: Sequence[NoiseTerm],
     gather: MomentRequest | None,
     rounding: Key | None,
     store: bool,
-) -> list[np.ndarray] | None:
+) -> Callable[[], list[np.ndarray] | None]:
+    """The traversal, checked and ready to run; it gives the sums of each piece by chunk, where these are asked for."""
     for piece in pieces:
         if not piece.flat.is_contiguous():
             raise ValueError(f"noise for block {piece.name!r} needs a contiguous tensor; its strides are {piece.flat.stride()}")
     kinds = {_kind(piece) for piece in pieces}
     if len(kinds) > 1:
-        return _add_by_kind(sorted(kinds, key=str), pieces, terms, gather, rounding, store)
+        return partial(_add_by_kind, sorted(kinds, key=str), pieces, terms, gather, rounding, store)
     if not pieces or (not store and gather is None):
-        return None if gather is None else []
+        return list
     first = pieces[0]
     backend = active_backend(first.flat.device, first.flat.dtype)
     plain = store and gather is None and rounding is None and first.master is None and first.into is None
     kinds = {(term.distribution, len(term.scales[0])) for term in terms} if len(terms) >= MANY and plain else set()
     if backend == "native" and first.flat.dtype == torch.float32 and kinds in ({("gaussian", 1)}, {("rademacher", 1)}):
-        _module("native").run_plans([plan_many(pieces, terms)])
-        return None
+        return partial(_module("native").run_plans, [plan_many(pieces, terms)])
     groups = _grouped(terms)
     # Fast backends take sums of at most one stream, rounded to nearest.
     packed_once = len(terms) == 1 and len(terms[0].scales[0]) == 1
@@ -138,10 +136,11 @@ def _traverse(
         rounds_between = first.master is None and first.flat.dtype != computed_in(first.flat.dtype)
         summable &= rounding is None and first.into is None and not rounds_between
     if backend == "reference" or copied_exactly or not summable:
-        return reference.traverse(pieces, terms, gather, rounding, store)
+        return partial(reference.traverse, pieces, terms, gather, rounding, store)
     plans = [plan(pieces, group, gather, rounding, store) for group in groups]  # all are checked before any runs
-    lanes = _module(backend).run_plans(plans) if plans[0].chunks else [np.zeros((0, 5, reference.LANES))] * len(pieces)
-    return None if gather is None else lanes
+    if not plans[0].chunks:
+        return lambda: [np.zeros((0, 5, reference.LANES))] * len(pieces)
+    return partial(_module(backend).run_plans, plans)
 
 
 def _kind(piece: TensorSlice) -> tuple[Any, ...]:
@@ -164,9 +163,10 @@ def _add_by_kind(
         chosen = [i for i, piece in enumerate(pieces) if _kind(piece) == kind]
         some = [NoiseTerm(t.key, [t.scales[i] for i in chosen], t.distribution) for t in terms]
         part = gather and MomentRequest([gather.restoring[i] for i in chosen], [gather.centre[i] for i in chosen])
-        lanes = _traverse([pieces[i] for i in chosen], some, part, rounding, store)
-        for i, own in zip(chosen, lanes or [], strict=False):
-            found[i] = own
+        lanes = _planned([pieces[i] for i in chosen], some, part, rounding, store)()
+        if gather is not None:
+            for i, own in zip(chosen, lanes or [], strict=True):
+                found[i] = own
 
     complete(partial(added, kind) for kind in kinds)
     return found if gather is not None else None

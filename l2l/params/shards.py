@@ -171,4 +171,5 @@ def reshard(model: torch.nn.Module | None) -> None:
         return
     for module in model.modules():
         if isinstance(module, fsdp.FSDPModule):
-            module.reshard()
+            wrapped: Any = module
+            wrapped.reshard()

@@ -19,7 +19,7 @@ from l2l.optim import ZOOptimizer
 from l2l.params import Blocks, Direction, PerturbedParameters
 from l2l.params.engine import block_moments
 
-STEPS = 4
+STEPS = 3
 
 
 class MLP(nn.Module):
