@@ -1,8 +1,8 @@
 """Steps per second of 1, 2 and 4 processes that share a run, beside each other: scaling of data and population parallel.
 
 Runs alternate, so that whatever else the machine does falls on all of them, and medians are printed with the load. Each run is
-``l2l fine-tune`` of the embedded model; its time per step is that of ``metrics.csv`` between the first steps, in which ranks come
-together, and the last.
+``l2l fine-tune`` of the embedded model; its time per step is that of ``metrics.csv`` between the first steps, in which ranks
+come together, and the last.
 
 python benchmarks/ranks.py --sizes 1,2,4 --steps 60 --repeats 3 --out build/ranks
 """
@@ -66,6 +66,7 @@ def run(mode: str, size: int, steps: int, out: Path, options: list[str]) -> tupl
 
 
 def main() -> None:
+    """Run all sizes in turn, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="1,2,4")
     parser.add_argument("--modes", default="data,population")
