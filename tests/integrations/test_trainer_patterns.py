@@ -369,7 +369,7 @@ def test_token_counts(tmp_path: Path):
 def test_methods_of_l2l(tmp_path: Path):
     """Any method, with its own estimator, directions and arguments, and a tuner's sigma."""
     for zo in (
-        ZOArguments(method="adamu", method_args={"alpha": 0.2}),
+        ZOArguments(method="adam", method_args={"beta1": 0.8}),
         ZOArguments(method="fzoo", num_directions=3),
         ZOArguments(estimator="one_sided", num_directions=4),
     ):
