@@ -226,7 +226,7 @@ def _parser(paths: Sequence[str]) -> ArgumentParser:
         config = _imported(command, command.config)
         for name in command.positional:
             several = config is not None and hints_of(config)[name] == list[str]
-            options.add_argument(name, type=str, **({"nargs": "+"} if several else {}))
+            options.add_argument(name, type=str, nargs="+" if several else None)
         if config:
             options.add_class_arguments(config, skip=set(command.positional) or None)
         (groups[first] if second else verbs).add_subcommand(second or first, options, help=command.help)

@@ -19,7 +19,7 @@ SIZES = "--steps 1 --batch_size 2 --train_size 4 --dev_size 2 --test_size 2 --lr
 TINY = SIZES.split()
 LONG = "a" * 300
 WITH_OUT = [*("quickstart", "meta-train", "fine-tune", "lr-probe", "meta-evaluate", "compare", "plan", "evaluate", "bench")]
-WITH_OUT += ["estimate", "doctor", "replay", "tuners test", "tuners import", "tuners download"]
+WITH_OUT += ["estimate", "doctor", "replay", "tuners test", "tuners import", "tuners download", "init", "report"]
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def there(tmp_path, monkeypatch) -> Path:
     for name in ("folder", "tuner/config.json", "tuner/tuner.safetensors", "task.yaml", "data/sst2/train.jsonl"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "file").write_text("x\n")
+    (tmp_path / "table.csv").write_text("text,mood\n" + "lily ran home .,happy\nben fell down .,sad\n" * 9)
     (tmp_path / "syntax.py").write_text("def f(:\n")
     (tmp_path / "empty.py").write_text("x = 1\n")
     (tmp_path / "raises.py").write_text("x = 1\nraise RuntimeError('boom')\n")
@@ -56,6 +57,7 @@ def line(there, capsys) -> Callable[..., str]:
 def needed(command: str) -> list[str]:
     """Arguments that a command cannot do without."""
     given = {"tuners test": ["l2l-tiny"], "plan": ["--tuner", "l2l-tiny"], "tuners download": ["l2l-tiny"], "replay": ["run"]}
+    given |= {"init": ["table.csv"], "report": ["run"]}
     given["tuners import"] = ["file", "--base_model", "facebook/opt-125m"]
     return [*command.split(), *given.get(command, [])]
 

@@ -139,6 +139,11 @@ class Heat:
 
         return [(name, [cell(value) for value in row]) for name, row in zip(self.rows, self.values, strict=True)]
 
+    @property
+    def shades(self) -> str:
+        """The colours of the scale, from the least value to the largest."""
+        return ", ".join(color(place / (len(SHADES) - 1)) for place in range(len(SHADES)))
+
     def _scaled(self, value: float) -> float:
         if not self.log:
             return value

@@ -338,8 +338,8 @@ def _names_options(frame: Frame, name: str, options: str) -> bool:
         text = _text(value)
         return text in [one.strip() for one in listed] or (text.isdecimal() and int(text) < len(listed))
 
-    rows = [(row.get(name), row.get(options)) for row in frame.rows]
-    return all(names(value, listed) for value, listed in rows if _said(value) and _is_options(listed))
+    rows = [row for row in frame.rows if _said(row.get(name)) and _is_options(row.get(options))]
+    return all(names(row[name], row[options]) for row in rows)
 
 
 # What is written.

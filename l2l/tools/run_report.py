@@ -332,7 +332,9 @@ def _compared(history: History, config: ReportConfig) -> Compared | str:
 def figures(histories: Sequence[History]) -> Section:
     """What each run was and came to, a column per run."""
     rows = [(name, *values) for name, values in zip(FIGURES, zip(*map(_figures_of, histories), strict=True), strict=True)]
-    table = Table("Runs", ("", *(history.name for history in histories)), [[Text(text) for text in row] for row in rows])
+    table = Table(
+        "Runs", ("", *(history.name for history in histories)), [[Text(text) for text in row] for row in rows], long=True
+    )
     return Section("Figures", [table])
 
 
