@@ -1144,7 +1144,7 @@ def test_no_advice_begins_with_what_destroys_work():
 
 
 def test_every_option_that_a_message_names_is_one_of_a_command():
-    known = {"config", "debug", "version"}
+    known = {"config", "debug", "help", "version"}
     for command in cli.COMMANDS.values():
         if command.config:
             known |= {field.name for field in fields(cli._imported(command, command.config))}
