@@ -338,7 +338,7 @@ class ZOTrainerMixin(_Trainer):
         """
         found: Any = self.optimizer
         if found is None:
-            trained = self.model if model is None else model
+            trained: Any = self.model if model is None else model
             found = make_optimizer(trained, self.args, self.zo, self.state.max_steps or None)
         self.optimizer = SteppedOptimizer(found) if isinstance(found, ZOOptimizer) else found
         if self.accelerator.scaler is not None:  # of fp16: it scales gradients, and steps by what it finds in them
@@ -360,8 +360,9 @@ class ZOTrainerMixin(_Trainer):
             return torch.tensor(0.0, device=self.args.device)
         pieces = tuple(self._pieces)
         self._pieces.clear()
-        self.model.eval()
-        self.model.training = True
+        own: Any = self.model
+        own.eval()
+        own.training = True
         self.optimizer.step(pieces[0] if len(pieces) == 1 else MicroBatched(pieces))
         report = self.zo_optimizer.report
         assert report is not None, "a step leaves a report"
@@ -370,7 +371,7 @@ class ZOTrainerMixin(_Trainer):
     def _loss(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any) -> torch.Tensor:
         """Share of a batch in the loss of its accumulation, the same number in every process."""
         with self.compute_loss_context_manager():
-            loss = self.compute_loss(model, dict(inputs), num_items_in_batch=num_items_in_batch)
+            loss: Any = self.compute_loss(model, dict(inputs), num_items_in_batch=num_items_in_batch)
         scaled = getattr(self, "loss_is_scaled_for_ga", None)  # since transformers 5.19
         if scaled is None:
             counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
@@ -378,7 +379,8 @@ class ZOTrainerMixin(_Trainer):
         if not scaled:
             loss = loss / self.current_gradient_accumulation_steps
         if self.accelerator.num_processes > 1:  # gathered and then averaged, so that all processes take the same step
-            loss = self.accelerator.gather(loss.detach().reshape(1)).mean()
+            everywhere: Any = self.accelerator.gather(loss.detach().reshape(1))
+            loss = everywhere.mean()
         return loss
 
 

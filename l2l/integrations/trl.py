@@ -1,6 +1,6 @@
 """TRL's supervised fine-tuning, by forward passes alone: :class:`ZOSFTTrainer`."""
 
-from trl.trainer.sft_trainer import SFTTrainer
+from trl.trainer.sft_trainer import SFTTrainer  # pyright: ignore[reportMissingImports] - an extra
 
 from l2l.integrations.trainer import ZOTrainerMixin
 
