@@ -19,7 +19,7 @@ SIZES = "--steps 1 --batch_size 2 --train_size 4 --dev_size 2 --test_size 2 --lr
 TINY = SIZES.split()
 LONG = "a" * 300
 WITH_OUT = [*("quickstart", "meta-train", "fine-tune", "lr-probe", "meta-evaluate", "compare", "plan", "evaluate", "bench")]
-WITH_OUT += ["estimate", "doctor", "replay", "tuners test", "tuners import", "tuners download", "init", "report"]
+WITH_OUT += ["estimate", "doctor", "replay", "tuners test", "tuners import", "tuners download", "init", "report", "simulate"]
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_killed_at_a_random_point_it_repeats_no_run_and_ends_with_the_same_resul
     assert not (out / "summary.json").exists()
 
     here = Here()
-    monkeypatch.setattr(compare, "executor_of", lambda name, processes: here)
+    monkeypatch.setattr(compare, "executor_of", lambda name, processes, address=None: here)
     resumed = compare.run_comparison(small(out, **GIVEN))
     after = finished(out)
     assert len(before) + len(here.done) == len(after) == RUNS

@@ -28,7 +28,7 @@ def here(monkeypatch) -> Here:
 
 
 def use(executor: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "executor_of", lambda name, processes: executor)
+    monkeypatch.setattr(compare, "executor_of", lambda name, processes, address=None: executor)
 
 
 def test_it_leaves_tables_figures_a_page_and_a_summary(here, tmp_path, capsys):

@@ -91,7 +91,7 @@ def learn_something_else(model: Any) -> None:
 
 
 def test_on_a_derivative_of_the_embedded_model_it_prints_the_gain_with_its_interval(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(tuner_test, "executor_of", lambda name, processes: Here())
+    monkeypatch.setattr(tuner_test, "executor_of", lambda name, processes, address=None: Here())
     model = load_model("l2l/tiny")
     own = identified(Tuner.from_pretrained("l2l-tiny"), model).save_pretrained(tmp_path / "tuner")
     learn_something_else(model)

@@ -74,7 +74,7 @@ def here(monkeypatch) -> Here:
 
 
 def use(executor: Here, monkeypatch: pytest.MonkeyPatch) -> Here:
-    monkeypatch.setattr(evaluate, "executor_of", lambda name, processes: executor)
+    monkeypatch.setattr(evaluate, "executor_of", lambda name, processes, address=None: executor)
     return executor
 
 

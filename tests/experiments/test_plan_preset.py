@@ -105,7 +105,7 @@ def test_a_fresh_tuner_has_the_sigma_of_mezo_and_is_given_by_a_word(tmp_path, mo
     assert tuner.plan is None and tuner.architecture == "table" and tuner.provenance.base_model == "l2l/tiny"
     assert torch.equal(tuner.network(torch.zeros(len(tuner.fingerprint.names), 3)), torch.ones(len(tuner.fingerprint.names)))
     monkeypatch.setattr(plan, "_shortest", lambda run, device: run())
-    monkeypatch.setattr(plan, "executor_of", lambda name, processes: Here())
+    monkeypatch.setattr(plan, "executor_of", lambda name, processes, address=None: Here())
     plan.run_plan(PlanConfig(**{**SMALL, "controls": [], "screen": 0.0}, tuner="fresh", out=str(tmp_path)))
     made = Tuner.from_pretrained(tmp_path / "tuner")
     assert made.plan is not None and made.plan.depths == (Depth(0, "top:1"),) and made.architecture == "table"
@@ -115,11 +115,11 @@ def test_a_plan_is_chosen_from_real_runs_continued_and_used_by_fine_tuning(tmp_p
     monkeypatch.setattr(plan, "_shortest", lambda run, device: run())  # a loss: as many runs on every machine
     config = PlanConfig(**SMALL, out=str(tmp_path / "out"))
     first, second = Here(most=3), Here()
-    monkeypatch.setattr(plan, "executor_of", lambda name, processes: first)
+    monkeypatch.setattr(plan, "executor_of", lambda name, processes, address=None: first)
     with pytest.raises(KeyboardInterrupt):
         plan.run_plan(config)
     costs = (tmp_path / "out" / "costs.json").read_text()
-    monkeypatch.setattr(plan, "executor_of", lambda name, processes: second)
+    monkeypatch.setattr(plan, "executor_of", lambda name, processes, address=None: second)
     found = plan.run_plan(config)
     # Screened: two candidates on two tasks; then the better one, and the control.
     assert len(first.done) == 3 and len(second.done) == 1 + 2 + 2

@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
 
 
 def test_a_tuner_that_takes_turns_meets_random_groups_and_tables_that_take_none(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(evaluate, "executor_of", lambda name, processes: Here())
+    monkeypatch.setattr(evaluate, "executor_of", lambda name, processes, address=None: Here())
     model = l2l.load_model("l2l/tiny")
     turns = BlockSchedule.by_role(Blocks.of(model))
     Tuner.for_model(model, "table", block_schedule=turns).save_pretrained(tmp_path / "turns")

@@ -52,7 +52,7 @@ def here(tmp_path, monkeypatch) -> Path:
 def compared(monkeypatch: pytest.MonkeyPatch, task: str = "data/moods.yaml", **given: Any) -> list[str]:
     """The runs that a comparison has done."""
     executor = Here()
-    monkeypatch.setattr(compare, "executor_of", lambda name, processes: executor)
+    monkeypatch.setattr(compare, "executor_of", lambda name, processes, address=None: executor)
     settings = [{"name": "tiny", "tasks": [task], "batch_size": 4}]
     compare.run_comparison(small("out", settings=settings, methods=["mezo"], grid=[1e-3], **given))
     return executor.done
@@ -97,7 +97,7 @@ def test_a_plan_knows_its_rows_and_its_tuner(here, monkeypatch):
         "train_size": 16,
     }
     given |= {"dev_size": 8, "evaluations": 1, "progress": False, "out": "out", "screen": 0.0, "tuner": "tuner"}
-    monkeypatch.setattr(plan, "executor_of", lambda name, processes: Here(most=0))
+    monkeypatch.setattr(plan, "executor_of", lambda name, processes, address=None: Here(most=0))
     with pytest.raises(KeyboardInterrupt):
         plan.run_plan(PlanConfig(**given))
     shutil.rmtree("tuner")

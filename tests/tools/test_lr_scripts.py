@@ -41,7 +41,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.extend(trial.out for trial in trials)
         return [runner.run_trial(trial) for trial in trials]
 
-    monkeypatch.setattr(runner, "executor_of", lambda name, processes: executor)
+    monkeypatch.setattr(runner, "executor_of", lambda name, processes, address=None: executor)
     return found
 
 

@@ -33,7 +33,7 @@ def done(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.extend(trial.out for trial in trials)
         return [run_trial(trial) for trial in trials]
 
-    monkeypatch.setattr(script, "executor_of", lambda name, processes: executor)
+    monkeypatch.setattr(script, "executor_of", lambda name, processes, address=None: executor)
     return found
 
 
