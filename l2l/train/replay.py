@@ -198,7 +198,7 @@ def replay(
     theta = optimizer.theta
     if not at_once:
         theta.defer_writes()
-    population = log.header.get("config", {}).get("parallel") == runlog.POPULATION
+    population = runlog.of_population(log.header)
     with theta.fused_steps():
         for number, step in enumerate(log.steps[:steps]):
             each(runlog.take_again(optimizer, step, number, population))

@@ -409,6 +409,11 @@ class RunLog:
         self._file.close()
 
 
+def of_population(header: Mapping[str, Any]) -> bool:
+    """Whether workers share the directions of a run's steps, so that its records may name some that are left out."""
+    return header.get("config", {}).get("parallel") == POPULATION
+
+
 def take_again(optimizer: ZOOptimizer, step: StepRecord, number: int, population: bool) -> StepReport:
     """Take step ``number`` of a run again, by its record and without any evaluation; theta must be where that step began.
     Gives its report.
@@ -451,7 +456,7 @@ def read_run_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     log = read_log(folder / NAME)
     first_order = log.header["epsilon"] is None
     found = [_plain(number, step, first_order) for number, step in enumerate(log.steps, log.header.get("first", 0))]
-    if log.header["config"].get("parallel") == POPULATION:
+    if of_population(log.header):
         for plain, step in zip(found, log.steps, strict=True):
             plain |= {"left_out": list(map(int, step.readings[0]))} if step.readings and step.readings[0] else {}
     return log.header, found
