@@ -145,10 +145,11 @@ def fits(need: int, memory: int) -> bool:
 
 
 def rows_of(needs: Mapping[str, int]) -> list[dict[str, str]]:
-    """A row of a table for each means: what it takes, in 10^9 bytes, and on which devices it fits."""
+    """A row of a table for each means: what it takes, in 10^9 bytes, on which devices it fits, and options that choose it."""
     return [
         {"means": means, "needs": f"{need / 1e9:.2f} GB"}
         | {f"{memory} GB": "yes" if fits(need, memory) else "-" for memory in DEVICES}
+        | {"l2l fine-tune": OPTIONS.get(means, "")}
         for means, need in needs.items()
     ]
 

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from l2l import costs
+from l2l.cli import main
 from l2l.costs import Load
+from l2l.models import load
 from l2l.models.shapes import tiny_random
 from l2l.tools import devices
 from l2l.tools.estimate import EstimateConfig, estimate_command
+from l2l.train.config import FineTuneConfig
 
 LOAD = Load(4, 32, 4)
 
@@ -55,6 +59,17 @@ def test_the_command_prints_and_writes_what_fits(tmp_path: Path, capsys: pytest.
     assert all(means in said for means in devices.MEANS) and "141 GB" in said
     found = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert found["bytes"] == devices.needs_of(costs.config_of("opt-tiny-shape"), Load(16, 32, 16))
+
+
+@pytest.mark.parametrize("means", devices.OPTIONS)
+def test_the_options_that_choose_a_means_are_options(means: str, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    assert means in devices.MEANS
+    monkeypatch.setattr(load, "find_spec", lambda name: object())  # stands in for packages that are not installed
+    with pytest.raises(SystemExit) as left:
+        main(["fine-tune", "--device", "cuda", *devices.OPTIONS[means].split(), "--print_config"])
+    assert left.value.code == 0
+    given = yaml.safe_load(capsys.readouterr().out)
+    FineTuneConfig(**{name: value for name, value in given.items() if name != "config"})
 
 
 MEASURE = """
