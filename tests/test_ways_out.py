@@ -1148,7 +1148,7 @@ def test_every_option_that_a_message_names_is_one_of_a_command():
     for command in cli.COMMANDS.values():
         if command.config:
             known |= {field.name for field in fields(cli._imported(command, command.config))}
-    of_others = {"repo-type"}  # of `hf download`
+    of_others = {"repo-type", "nproc_per_node"}  # of `hf download`, and of torchrun
     for text in texts():
         for name in re.findall(r"(?<![\w-])--([a-z][a-z_-]+)", text):
             assert name in of_others or name.replace("-", "_") in known, text
