@@ -111,7 +111,7 @@ def deal(points: Sequence[Point], size: int) -> list[list[int]]:
 
 
 def evaluate_points(closure: Closure, theta: PerturbedParameters, points: Sequence[Point]) -> list[ClosureValue]:
-    """What the closure gives at each point. Theta is as it was afterwards, bit for bit."""
+    """What the closure returns at each point, in their order. The parameters are as before afterwards, bit for bit."""
     found: list[ClosureValue] = []
     try:
         for point in points:

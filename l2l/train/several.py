@@ -276,8 +276,9 @@ class PopulationLead(RankLead):
 def step_by_answers(
     optimizer: ZOOptimizer, closure: Closure, points: Sequence[Point], values: dict[int, ClosureValue]
 ) -> list[int]:
-    """Take a population's step with what has been collected; the members that it leaves out, as one of their points is missing.
-    Theta, and members without which there would be fewer than a step needs, are evaluated here.
+    """Take a population's step from the values collected, and return the members left out because a value of theirs is missing.
+
+    The unperturbed parameters are evaluated in this process, and so are missing members while fewer than a step needs are there.
 
     Args:
         closure: of the step's batch.
