@@ -278,7 +278,8 @@ def step_by_answers(
 ) -> list[int]:
     """Take a population's step from the values collected, and return the members left out because a value of theirs is missing.
 
-    The unperturbed parameters are evaluated in this process, and so are missing members while fewer than a step needs are there.
+    Evaluated in this process are points that are missing and belong to no member (the unperturbed parameters), and missing
+    members while fewer are there than a step needs.
 
     Args:
         closure: of the step's batch.
