@@ -1,3 +1,4 @@
+# %% [markdown]
 """Compare methods at equal forward passes and equal tuning effort, and read what the comparison leaves.
 
 A step of one method costs two forward passes, of another nine; each has a learning rate of its own size. `l2l compare` runs
@@ -6,6 +7,7 @@ forward passes on each of the table's seeds. One seed and one task, as here, are
 `docs/compare.md` says what is fair, and `docs/results` has a full run.
 """
 
+# %%
 import csv
 from pathlib import Path
 
@@ -30,6 +32,7 @@ processes: 1
 progress: false
 """
 
+# %%
 if __name__ == "__main__":  # runs are processes of their own, which import this file again
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "compare.yaml").write_text(CONFIG)

@@ -1,9 +1,11 @@
+# %% [markdown]
 """Fine-tune on data of your own: a CSV file, and a YAML file that says how its rows are asked. No code for the task.
 
 The same YAML works on the command line: `l2l fine-tune --task runs/examples/csv_task/moods.yaml --out ...`.
 `docs/your-task.md` has all fields.
 """
 
+# %%
 import csv
 from pathlib import Path
 
@@ -22,6 +24,7 @@ SAD = [
 HAPPY = ["found a big box", "won the race", "got a new toy", "made a cake", "played with the dog", "went to the park"]
 NAMES = ["lily", "tom", "ben", "mia", "sam", "anna", "max", "sue"]
 
+# %%
 # prompt = doc_to_text; the options are scored by their log-probability after it; doc_to_target says which one is right.
 TASK = """\
 task: moods
@@ -33,6 +36,7 @@ doc_to_target: "{{ 'good' if mood == 'happy' else 'bad' }}"
 metadata: {version: 1}
 """
 
+# %%
 FOLDER.mkdir(parents=True, exist_ok=True)
 with (FOLDER / "moods.csv").open("w", newline="") as file:
     writer = csv.writer(file)
@@ -43,6 +47,7 @@ with (FOLDER / "moods.csv").open("w", newline="") as file:
             writer.writerow([f"{name} {happy} .", "happy"])
 (FOLDER / "moods.yaml").write_text(TASK)
 
+# %%
 result = l2l.fine_tune(
     "l2l/tiny",
     task=str(FOLDER / "moods.yaml"),

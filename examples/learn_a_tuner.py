@@ -1,3 +1,4 @@
+# %% [markdown]
 """Learn a tuner for a model, look at it, save it, and fine-tune a task that it has never seen with it.
 
 A tuner sets sigma, the perturbation scale of each block (each named parameter tensor). It is learned once per model over a
@@ -5,6 +6,7 @@ pool of tasks. This run is far too short to learn a good one: it shows the way. 
 `docs/is-this-tuner-any-good.md` says how to judge what comes out.
 """
 
+# %%
 from pathlib import Path
 
 import l2l
@@ -12,6 +14,7 @@ import l2l
 OUT = Path("runs/examples/learn_a_tuner")
 POOL, HELD_OUT = ["world_topic", "world_sentiment", "world_job"], "world_cause"
 
+# %%
 # Learning takes backward passes, and the memory of one. Using the tuner afterwards takes forward passes only.
 tuner = l2l.meta_train(
     "l2l/tiny",
@@ -28,11 +31,13 @@ tuner = l2l.meta_train(
     overwrite=True,
     progress=False,
 )
+# %%
 tuner.save_pretrained(OUT / "my-tuner")  # three files: weights, config, card; nothing in them is executed
 tuner = l2l.Tuner.from_pretrained(OUT / "my-tuner")
 print(f"saved: {', '.join(sorted(path.name for path in (OUT / 'my-tuner').iterdir()))}")
 print(f"blocks that have a sigma: {len(tuner.fingerprint.names)}")
 
+# %%
 # Against MeZO (sigma = 1 in every block) on a task outside the pool: the same seed, steps and rule for the step size, so
 # that neither has an advantage but its sigma. One seed and one task prove nothing; `l2l tuners test` and
 # `l2l meta-evaluate` do this properly.

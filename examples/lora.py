@@ -1,3 +1,4 @@
+# %% [markdown]
 """Train a LoRA adapter beside a frozen model, save it, and load it again.
 
 With forward passes only, LoRA saves no memory for gradients: there are none to save. What it gives is a small file, a base
@@ -5,6 +6,7 @@ that stays as it is, and fewer numbers to perturb. Those need another learning r
 `fine_tune` has defaults for each scheme (`docs/schemes.md`); `lr="auto"` finds the step size by itself.
 """
 
+# %%
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ import l2l
 
 OUT = Path("runs/examples/lora")
 
+# %%
 result = l2l.fine_tune(
     "l2l/tiny",
     task="world_topic",
@@ -33,6 +36,7 @@ total = sum(parameter.numel() for parameter in result.model.parameters())
 print(f"trained: {summary['trained_parameters']:,} of {total:,} parameters")
 print(f"train loss: {summary['initial_loss']:.3f} before, {summary['final_loss']:.3f} after")
 
+# %%
 # The folder holds the adapter alone, in peft's format; the base is named in its config and loaded with it.
 files = sorted(OUT.joinpath("model").glob("*.safetensors"))
 print(f"adapter: {files[0].name}, {files[0].stat().st_size:,} bytes")

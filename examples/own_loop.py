@@ -1,3 +1,4 @@
+# %% [markdown]
 """Fine-tune a language model in a training loop of your own, with forward passes only.
 
 `l2l.MeZO` is a `torch.optim.Optimizer`. Like LBFGS it takes a closure, because a step reads the loss more than once: at
@@ -5,6 +6,7 @@ theta + epsilon * z and at theta - epsilon * z. Their difference is the slope al
 along z by it. No gradient is computed and no activation is stored, so a step needs the memory of inference.
 """
 
+# %%
 import torch
 
 import l2l
@@ -25,6 +27,7 @@ model = l2l.load_model("l2l/tiny").eval()  # dropout would make the two losses o
 tokenizer = l2l.load_tokenizer("l2l/tiny")
 
 
+# %%
 def encoded(texts: list[str]) -> dict[str, torch.Tensor]:
     """Token ids, mask and labels of a batch; padding is not trained on (label -100)."""
     batch = tokenizer(texts, return_tensors="pt", padding=True)
@@ -42,6 +45,7 @@ def mean_loss() -> float:
         return model(**everything).loss.item()
 
 
+# %%
 # What is trained is chosen by requires_grad, as anywhere in torch. Here the norms stay as they are.
 for name, parameter in model.named_parameters():
     parameter.requires_grad_("norm" not in name)
@@ -49,6 +53,7 @@ for name, parameter in model.named_parameters():
 optimizer = l2l.MeZO(model, lr=5e-4, epsilon=1e-3, seed=0)
 scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.1, total_iters=STEPS)
 
+# %%
 before = mean_loss()
 print(f"before: {before:.3f} nats per token")
 for step in range(STEPS):

@@ -1,3 +1,4 @@
+# %% [markdown]
 """A method of your own in one file: MeZO whose learning rate does not depend on the size of the loss.
 
 MeZO's step is lr * g * z, and g grows with the loss: a loss in another unit needs another lr. Here the step is divided by
@@ -5,6 +6,7 @@ the root of the running mean square of g, so its length is lr times something ne
 it differs from MeZO, here `init` and `update_`; its state is its whole memory, so that its runs resume exactly.
 """
 
+# %%
 from __future__ import annotations
 
 import math
@@ -20,6 +22,7 @@ from l2l.methods.base import Method, MethodInfo, StepContext, descend
 from l2l.params import Blocks, PerturbedParameters
 
 
+# %%
 @dataclass(frozen=True)
 class RMSState:
     """Running mean of g squared, and the steps that are in it."""
@@ -50,6 +53,7 @@ class RMSMeZO(Method[RMSState]):
         return state
 
 
+# %%
 def train(scale: float, method: Method, lr: float) -> float:
     """Loss after 40 steps on `scale` times the loss."""
     model, tokenizer = l2l.load_model("l2l/tiny").eval(), l2l.load_tokenizer("l2l/tiny")
@@ -61,6 +65,7 @@ def train(scale: float, method: Method, lr: float) -> float:
         return model(**batch, labels=batch["input_ids"]).loss.item()
 
 
+# %%
 if __name__ == "__main__":
     for scale in (1.0, 0.01):
         print(f"loss times {scale:g}: RMSMeZO ends at {train(scale, RMSMeZO(), lr=3e-3):.4f}")

@@ -1,3 +1,4 @@
+# %% [markdown]
 """Train on a reward: any number that a Python function computes from what the model does, without a gradient.
 
 Here the model writes short texts, and the reward is the share of them that contain a question mark. Sampling, decoding and
@@ -10,6 +11,7 @@ For a task's own scores there is no code to write: `l2l.fine_tune(..., objective
 Nothing here asks the texts to stay sensible, so they get worse as the reward grows: a reward is optimised as it stands.
 """
 
+# %%
 import torch
 
 import l2l
@@ -35,10 +37,12 @@ def reward(texts: list[str]) -> float:
     return sum("?" in text for text in texts) / len(texts)
 
 
+# %%
 # A share of 40 texts moves in steps of 1/40: epsilon must be large enough for some of them to change. With 1e-3, which
 # suits losses, most steps would see no difference at all.
 optimizer = l2l.MeZO(model, lr=1e-3, epsilon=1e-2, seed=0)
 
+# %%
 print(f"before: {reward(write(300, seed=10_000)):.2f} of the texts ask something")
 for step in range(STEPS):
     # What a closure returns is minimised, so the reward is negated. A float will do; it need not be a tensor.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -140,7 +141,34 @@ def test_a_loop_under_fabric_goes_on_from_what_it_saved(tmp_path: Path, launcher
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_is_short_says_what_it_is_and_has_a_test(path: Path):
     source = path.read_text()
-    docstring, code = re.match(r'"""(.*?)"""(.*)', source, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    docstring, code = re.match(r'(?:# %% .markdown.\n)?"""(.*?)"""(.*)', source, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
     assert len(docstring) > 200
-    assert len([line for line in code.splitlines() if line.strip()]) <= LONGEST
+    assert len([line for line in code.splitlines() if line.strip(" #%")]) <= LONGEST
     assert f'output_of("{path.stem}"' in Path(__file__).read_text()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_a_notebook_has_the_cells_of_its_script(path: Path):
+    script, notebook = path.read_text(), path.with_suffix(".ipynb")
+    if not script.startswith("# %%"):  # of several processes
+        assert "processes" in script
+        assert not notebook.exists()
+        return
+    cells = [cell.partition("\n")[2].strip() for cell in re.split(r"^# %%", script, flags=re.MULTILINE)[1:]]
+    written = json.loads(notebook.read_text())["cells"]
+    assert ["".join(cell["source"]) for cell in written] == [cells[0].strip('"\n'), *cells[1:]]
+    assert [cell["cell_type"] for cell in written] == ["markdown"] + ["code"] * (len(cells) - 1)
+    assert not any(cell.get("outputs") for cell in written)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_notebooks_run_from_top_to_bottom():
+    pytest.importorskip("jupytext", reason="jupytext comes with the extra 'notebooks'")
+    root = EXAMPLES.parent
+    done = subprocess.run(
+        [sys.executable, root / ".ci/notebooks", "--run"], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    assert len(done.stdout.splitlines()) == len(list(EXAMPLES.glob("*.ipynb")))
