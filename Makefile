@@ -8,7 +8,7 @@ BIN := .venv/bin
 TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: quickstart test slow lint check docs audit format clean
+.PHONY: quickstart test test-min slow lint check docs notebooks wheel audit format clean
 
 quickstart: .venv/ready
 	$(BIN)/l2l quickstart --overwrite true
@@ -18,6 +18,10 @@ test: .venv/ready
 
 slow: .venv/ready
 	$(PYTEST) -m "slow and not gpu"
+
+# The same with every direct dependency at its lowest version.
+test-min: .venv/ready
+	.ci/minimum
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -29,6 +33,15 @@ check: lint test
 # The site, into build/docs. Strict: a dead link or a page outside the navigation fails. Reading it needs no network.
 docs: .venv/docs-ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Notebooks of the examples, written from the scripts and run from top to bottom.
+notebooks: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[notebooks]"
+	$(BIN)/python .ci/notebooks --run
+
+# The wheel, built, installed alone, and used outside the repository.
+wheel:
+	PIP_ARGS="$(PIP_ARGS)" .ci/wheel
 
 # Known vulnerabilities of what is installed; says so where there is no index to ask.
 audit: .venv/ready
