@@ -118,7 +118,7 @@ FIELDS: Mapping[str, Field] = {
         "supported", "`acc`, `acc_norm`, `acc_bytes`; of `loglikelihood` `acc`, `perplexity`; of `generate_until` `exact_match`"
     ),
     "metric_list.aggregation": Field("supported", "`mean`, and `perplexity` of `perplexity`: what they are without it"),
-    "metric_list.higher_is_better": Field("ignored", "it is known of every metric"),
+    "metric_list.higher_is_better": Field("supported", "`true`, and `false` of `perplexity`: what it is without it"),
     "metric_list.hf_evaluate": Field("refused", "it loads code of the hub; name a metric without it"),
     "metric_list.ignore_case": Field("supported", "of `exact_match`"),
     "metric_list.ignore_punctuation": Field("supported", "of `exact_match`"),
@@ -351,6 +351,8 @@ def _metrics(file: Path, fields: Mapping[str, Any], kind: Kind) -> tuple[tuple[s
             mean = "perplexity" if metric == "perplexity" else "mean"
             if entry.get("aggregation", mean) != mean:
                 raise ValueError(f"aggregation {entry['aggregation']!r} of {metric} is not computed; write {mean}")
+            if entry.get("higher_is_better", mean == "mean") != (mean == "mean"):
+                raise ValueError(f"higher_is_better: {entry['higher_is_better']} is not so of {metric}; take it out")
             asked = {name: entry[name] for name in (*_IGNORABLE, "regexes_to_ignore") if name in entry}
             if asked and metric != "exact_match":
                 raise ValueError(f"{next(iter(asked))} belongs to exact_match, not to {metric}; take it out")
