@@ -110,6 +110,7 @@ def table(found: Sequence[Agreement]) -> list[dict[str, object]]:
 
 
 def main() -> None:
+    """Print a line per task and metric."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+")
     parser.add_argument("--model", required=True)

@@ -104,7 +104,7 @@ FIELDS: Mapping[str, Field] = {
         "refused", "the harness does not read it either; list the rows in fewshot_config.samples"
     ),
     "fewshot_config.process_docs": Field("refused", f"{_NO_CODE}; {_IN_ROWS}"),
-    "fewshot_config.gen_prefix": Field("refused", "write it at the end of fewshot_config.doc_to_text"),
+    "fewshot_config.gen_prefix": Field("refused", "it is part of the question; write it at the end of fewshot_config.doc_to_text"),
     "generation_kwargs.until": Field("supported", "a text or a list: the answer ends before the first of them"),
     "generation_kwargs.max_gen_toks": Field(
         "supported", "most tokens of an answer; 256. Holds before a run's `max_new_tokens`"
@@ -424,9 +424,7 @@ def _data(file: Path, fields: Mapping[str, Any]) -> _Data:
     path, kwargs = fields.get("dataset_path"), fields.get("dataset_kwargs", {})
     with field_errors(file, "dataset_path"):
         if not isinstance(path, str) or not path.strip():
-            raise ValueError(
-                f"{path!r} names no data; write a data set of the hub, or json with dataset_kwargs: {{data_files: …}}"
-            )
+            raise ValueError(f"{path!r} names no data; write a name of the hub, or json with dataset_kwargs: {{data_files: …}}")
     names = {name: _text(file, fields, name) for name in ("training_split", "validation_split", "test_split")}
     reported = names["test_split"] or names["validation_split"] or names["training_split"]
     if reported is None:
