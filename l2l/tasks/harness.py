@@ -104,7 +104,9 @@ FIELDS: Mapping[str, Field] = {
         "refused", "the harness does not read it either; list the rows in fewshot_config.samples"
     ),
     "fewshot_config.process_docs": Field("refused", f"{_NO_CODE}; {_IN_ROWS}"),
-    "fewshot_config.gen_prefix": Field("refused", "it is part of the question; write it at the end of fewshot_config.doc_to_text"),
+    "fewshot_config.gen_prefix": Field(
+        "refused", "it is part of the question; write it at the end of fewshot_config.doc_to_text"
+    ),
     "generation_kwargs.until": Field("supported", "a text or a list: the answer ends before the first of them"),
     "generation_kwargs.max_gen_toks": Field(
         "supported", "most tokens of an answer; 256. Holds before a run's `max_new_tokens`"
