@@ -116,7 +116,8 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--batch_size", type=int, default=8)
     options = parser.parse_args()
-    print_table("agreement", table([compare(file, options.model, options.batch_size) for file in options.tasks]))
+    for file in options.tasks:  # one by one, so that what is measured is seen at once
+        print_table("agreement", table([compare(file, options.model, options.batch_size)]))
 
 
 if __name__ == "__main__":

@@ -395,7 +395,11 @@ def test_the_harness_gives_the_same_scores_of_200_rows_of_a_model_trained_here(f
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     prompts = {
         "sst2": {"doc_to_text": "Review: {{ sentence }}\nThe mood of it is", "doc_to_choice": ["very bad", "good"]},
-        "boolq": {"doc_to_text": "{{ question }}?\nIt is", "doc_to_choice": ["not so", "so"], "description": "Answer.\n"},
+        "boolq": {
+            "doc_to_text": "{{ passage[:300] }}\n{{ question }}?\nIt is",
+            "doc_to_choice": ["not so", "so"],
+            "description": "Answer.\n",
+        },
     }
     path = written(small(folder, task, shared, (60, 200)), **prompts[task])
     fine_tune(
