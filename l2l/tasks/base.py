@@ -20,6 +20,8 @@ class Example:
     """Indices of the correct options; the first is the one trained on."""
     answers: tuple[str, ...] = ()
     """Reference answers of a generation task; empty where options are scored."""
+    choices: tuple[str, ...] = ()
+    """The options without what joins them to the prompt, where their lengths count (:class:`Scoring`); else empty."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class HubData:
 
 @dataclass(frozen=True)
 class FileData:
-    """Rows of files of the user: JSON lines, CSV, TSV or parquet."""
+    """Rows of files of the user: JSON, JSON lines, CSV, TSV or parquet."""
 
     train: tuple[Path, ...]
     validation: tuple[Path, ...] = ()
@@ -53,6 +55,26 @@ class GeneratedData:
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """Scores as lm-evaluation-harness defines them, in place of the package's own: see :mod:`l2l.tasks.harness`."""
+
+    metrics: tuple[str, ...]
+    """Their names there. Of scored options ``acc`` (log-probability, a sum), ``acc_norm`` (per character) and ``acc_bytes``
+    (per byte of UTF-8): the first is the task's metric. Of a single text ``acc`` (each token is the likeliest) and
+    ``perplexity``. Of generated answers ``exact_match``."""
+    until: tuple[str, ...] = ()
+    """A generated answer ends before the first of these texts, or at the end of text."""
+    max_new_tokens: int = 0
+    """Most tokens of a generated answer."""
+    ignore_case: bool = False
+    ignore_punctuation: bool = False
+    ignore_numbers: bool = False
+    regexes_to_ignore: tuple[str, ...] = ()
+    """What ``exact_match`` removes from answers and references before it compares them: see
+    :func:`l2l.tasks.metrics.exact_matches`."""
+
+
+@dataclass(frozen=True)
 class Task:
     """A task: where its rows come from and how a row becomes text, a loss and a score."""
 
@@ -63,8 +85,8 @@ class Task:
     example: Callable[[Row], Example]
     form: Literal["classification", "lm"] = "classification"
     """``classification``: cross entropy over mean option log-probabilities. ``lm``: cross entropy on the gold tokens."""
-    metric: Literal["accuracy", "f1"] = "accuracy"
-    """``accuracy`` of the best scored option, or token ``f1`` of a generated answer."""
+    metric: Literal["accuracy", "f1", "exact_match"] = "accuracy"
+    """``accuracy`` of the best scored option, or of a generated answer token ``f1`` or, with `scoring`, ``exact_match``."""
     version: int = 1
     """Raised when prompt, options or metric change, so that figures stay comparable."""
     variants: Mapping[str, Callable[[Row], Example]] = field(default_factory=dict, hash=False)
@@ -77,6 +99,17 @@ class Task:
     """The benchmark's own metrics, by name, from rows and the answer to each: the generated text, or the option."""
     sample: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Values of the row that documents the prompt; see :func:`sample_row`."""
+    scoring: Scoring | None = None
+    """How predictions are made and scored where that is not the package's own way."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether answers are generated; else options are scored."""
+        return self.metric != "accuracy"
+
+    def new_tokens(self, most: int) -> int:
+        """Most tokens of a generated answer: the task's own number, else ``most``."""
+        return most if self.scoring is None else self.scoring.max_new_tokens
 
     @property
     def label(self) -> str:

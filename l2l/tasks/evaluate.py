@@ -5,17 +5,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from l2l.models import Grouping, generator, token_logprobs, uncompiled
+from l2l.models import Grouping, generator, uncompiled
+from l2l.models.heads import TokenQuery, read_logits
 from l2l.models.load import context_length, kind_of, unwrapped
-from l2l.tasks.base import Row, Task
+from l2l.tasks.base import Example, Row, Task
 from l2l.tasks.encode import Encoded, collate, decoder_start, encoder_for, lay_out, pad_rows, special_ids, tokenize
 from l2l.tasks.losses import classification_loss, gold_token_sum, option_scores, option_sums, predictions
-from l2l.tasks.metrics import accuracy, answer_scores, bootstrap_interval
+from l2l.tasks.metrics import accuracy, answer_scores, bootstrap_interval, exact_matches, option_metrics
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,13 +32,13 @@ class Scores:
     loss: float
     """In the task's own form, in nats: the mean over examples (classification) or over gold tokens (lm)."""
     metric: str
-    """``accuracy`` or ``f1``."""
+    """``accuracy``, ``f1`` or ``exact_match``."""
     value: float
     """The metric, between 0 and 1."""
     n: int
     """How many rows were scored."""
     official: dict[str, float] = field(default_factory=dict, hash=False)
-    """The benchmark's own metrics, by name, between 0 and 1, where they differ from ``value``."""
+    """The benchmark's own metrics, by name, where they differ from ``value``: between 0 and 1, but for a perplexity."""
     rowwise: tuple[float, ...] = field(default=(), repr=False)
     """The metric of each row, in order; its mean is ``value`` up to rounding."""
     answers: tuple[str, ...] = field(default=(), repr=False)
@@ -82,7 +84,7 @@ def evaluate(
             example has options for it; a caller that evaluates often gives what it found once. Batches are fed whole.
         calibrate: choose the option whose log-probability rises most over that after the task's context-less prompt
             (:func:`without_context`). The loss stays uncalibrated.
-        max_new_tokens: most tokens of a generated answer.
+        max_new_tokens: most tokens of a generated answer, where the task does not say.
 
     Raises:
         ValueError: there are no rows, one cannot be rendered or encoded, ``max_length`` is more than the model's
@@ -98,31 +100,41 @@ def evaluate(
     try:
         encoded = encoder.encode(task, rows, tokenizer, limit)
         sharing = _sharing(model, encoded) if grouping is None else replace(grouping, groups=1)
-        loss, chosen, sums = score(advance, task, encoded, sharing)
+        loss, chosen, sums, likeliest = score(advance, task, encoded, sharing)
         if bare is not None:
             alone = encoder.encode(bare, rows, tokenizer, limit)
             distinct = list(dict.fromkeys(alone))  # many rows share a context-less prompt
             without = dict(zip(distinct, score(None, bare, distinct, _sharing(model, distinct))[2], strict=True))
             chosen = [calibrated_choice(whole, without[one]) for whole, one in zip(sums, alone, strict=True)]
-        examples = [task.example(row) for row in rows]
-        if task.metric == "f1":
-            prompts = [example.prompt for example in examples]
-            texts = generate(model, tokenizer, prompts, limit, max_new_tokens, batch_size, advance)
-            value, _ = answer_scores(texts, [example.answers for example in examples])
-            rowwise = [answer_scores([t], [e.answers])[0] for t, e in zip(texts, examples, strict=True)]
+        examples, official = [task.example(row) for row in rows], {}
+        if task.generates:
+            texts = generate_answers(model, tokenizer, task, examples, limit, max_new_tokens, batch_size, advance)
+            references = [example.answers for example in examples]
+            if task.scoring is not None:
+                rowwise = exact_matches(texts, references, task.scoring)
+                value = fmean(rowwise)
+            else:
+                value, _ = answer_scores(texts, references)
+                rowwise = [answer_scores([t], [e.answers])[0] for t, e in zip(texts, examples, strict=True)]
+        elif task.scoring is not None and bare is None:
+            chosen, rowwise, official = option_metrics(task.scoring, examples, sums, likeliest)
+            texts = [example.options[choice] for example, choice in zip(examples, chosen, strict=True)]
+            value = fmean(rowwise)
+            official = {} if task.scoring.metrics == ("acc",) else official
         else:
             texts = [example.options[choice] for example, choice in zip(examples, chosen, strict=True)]
             value = accuracy(chosen, [example.gold for example in encoded])
             rowwise = [float(choice in example.gold) for choice, example in zip(chosen, encoded, strict=True)]
     finally:
         model.train(was_training)
-    official = {} if task.official is None else task.official(rows, texts)
+    if task.official is not None:
+        official = task.official(rows, texts)
     return Scores(loss, task.metric, value, len(rows), official, tuple(rowwise), tuple(texts))
 
 
 def visits(task: Task, rows: Sequence[Row]) -> int:
     """How many rows :func:`evaluate` reports to ``advance``, without those of a calibration."""
-    return len(rows) * (2 if task.metric == "f1" else 1)
+    return len(rows) * (2 if task.generates else 1)
 
 
 def _sharing(model: "PreTrainedModel", encoded: list[Encoded]) -> Grouping:
@@ -141,14 +153,17 @@ def _score_options(
     task: Task,
     encoded: list[Encoded],
     grouping: Grouping,
-) -> tuple[float, list[int], list[list[float]]]:
-    """Mean loss; the best scored option of each example; the log-probabilities of each example's options, in nats."""
+) -> tuple[float, list[int], list[list[float]], list[list[bool]]]:
+    """Mean loss; the best scored option of each example; the log-probabilities of each example's options, in nats; whether
+    each token of an option is the likeliest at its place."""
     chosen = [0] * len(encoded)
     sums: list[list[float]] = [[]] * len(encoded)
+    likeliest: list[list[bool]] = [[]] * len(encoded)
     total, weight = 0.0, 0
     for indices, batch in _option_batches(model, pad_id, batch_size, encoded, grouping):
-        logprobs = token_logprobs(model, batch, batch.parts)
+        logprobs, others = read_logits(model, batch, batch.parts, _target_logprobs).unbind(1)
         scores, values = option_scores(logprobs, batch), option_sums(logprobs, batch).tolist()
+        flags = [count == 0 for count in option_sums(others, batch).tolist()]
         if task.form == "lm":
             gold, count = gold_token_sum(logprobs, batch)
             total, weight = total - gold.item(), weight + int(count)
@@ -156,10 +171,18 @@ def _score_options(
             total, weight = total + classification_loss(scores, batch).item() * batch.n, weight + batch.n
         for index, choice in zip(indices, predictions(scores, batch).tolist(), strict=True):
             chosen[index] = choice
-            sums[index], values = values[: len(encoded[index].options)], values[len(encoded[index].options) :]
+            count = len(encoded[index].options)
+            sums[index], values = values[:count], values[count:]
+            likeliest[index], flags = flags[:count], flags[count:]
         if advance is not None:
             advance(len(indices))
-    return total / weight, chosen, sums
+    return total / weight, chosen, sums, likeliest
+
+
+def _target_logprobs(logits: torch.Tensor, part: TokenQuery) -> torch.Tensor:
+    """[k, 2] of float32 logits [k, vocabulary]: the target's log-probability, and 1 where another token is likelier, else 0."""
+    logprobs = -torch.nn.functional.cross_entropy(logits, part.targets, reduction="none")
+    return torch.stack([logprobs, (logits.argmax(1) != part.targets).float()], 1)
 
 
 def _option_batches(
@@ -200,7 +223,7 @@ def without_context(task: Task) -> Task:
         ValueError: the task generates its answers, or declares no context-less prompt.
     """
     bare = task.contextless
-    if task.metric != "accuracy":
+    if task.generates:
         raise ValueError(f"task {task.label!r} generates its answers; only scored options can be calibrated")
     if bare is None:
         raise ValueError(
@@ -219,6 +242,23 @@ _STOPS: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, list[int]]]" = We
 """Size of the vocabulary and tokens that end an answer, per tokenizer: finding them decodes the whole vocabulary."""
 
 
+def generate_answers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    examples: Sequence[Example],
+    max_length: int,
+    max_new_tokens: int = 50,
+    batch_size: int = 32,
+    advance: Callable[[int], None] | None = None,
+) -> list[str]:
+    """The generated answers of a task's examples. Where the task says how an answer ends, and how long it may be, that
+    holds in place of the line's end and of ``max_new_tokens``; other arguments and errors are those of :func:`generate`."""
+    prompts, until = [example.prompt for example in examples], None if task.scoring is None else task.scoring.until
+    limits: dict[str, Any] = {"max_new_tokens": task.new_tokens(max_new_tokens), "batch_size": batch_size}
+    return generate(model, tokenizer, prompts, max_length, advance=advance, until=until, **limits)
+
+
 @torch.inference_mode()
 def generate(
     model: "PreTrainedModel",
@@ -228,18 +268,20 @@ def generate(
     max_new_tokens: int = 50,
     batch_size: int = 32,
     advance: Callable[[int], None] | None = None,
+    until: Sequence[str] | None = None,
 ) -> list[str]:
     """Continue each prompt greedily until the first newline, the end-of-text token, or ``max_new_tokens``.
 
     A prompt keeps its last ``max_length - max_new_tokens`` tokens (and its leading BOS), so that prompt and answer
     fit into ``max_length``. An encoder-decoder is fed the prompt as the tokenizer frames a text, and answers in rows of
     their own. Returns the answers, in order, without the newline and outer white space. ``advance`` is called with the number
-    of prompts after each batch.
+    of prompts after each batch. Where ``until`` is given, an answer ends before the first of these texts instead of at a
+    newline, and keeps its outer white space.
 
     Raises:
         ValueError: ``max_length`` leaves no room for a prompt, or the model cannot generate.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     continue_text, kind = generator(model), kind_of(model)
     if continue_text is None or kind not in ("causal", "seq2seq"):
@@ -251,13 +293,7 @@ def generate(
         raise ValueError(
             f"max_length {max_length} leaves no room for a prompt beside {max_new_tokens} new tokens; raise max_length"
         )
-    # An answer ends at the end of text, and at every token whose text contains a newline.
-    size, stops = _STOPS.get(tokenizer, (-1, []))
-    if size != len(tokenizer):
-        pieces, end = tokenizer.batch_decode([[index] for index in range(len(tokenizer))]), tokenizer.eos_token_id
-        found = {index for index, text in enumerate(pieces) if "\n" in text}
-        stops = sorted(found | {end}) if isinstance(end, int) else sorted(found)
-        _STOPS[tokenizer] = len(tokenizer), stops
+    stops = _line_ends(tokenizer) if until is None else [end] if isinstance(end := tokenizer.eos_token_id, int) else []
     pad = encoder_for(model).pad_id(tokenizer)
     inputs = [before + ids[-room:] + (after if opening else ()) for ids in tokenize(tokenizer, list(prompts))]
     greedy = GenerationConfig(  # a fresh one: a model's own may ask for sampling, penalties or beams
@@ -277,18 +313,53 @@ def generate(
         chosen = order[start : start + batch_size]
         # An encoder counts its positions from the left, a decoder goes on at the right.
         ids, mask = pad_rows([inputs[index] for index in chosen], pad, left=not opening)
-        fed = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+        fed: dict[str, Any] = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
         if opening:
             fed["decoder_input_ids"] = torch.tensor([opening] * len(chosen), device=model.device)
+        if until:
+            fed["stopping_criteria"] = StoppingCriteriaList([AnswerEnds(tokenizer, until)])
         with _generation_config(model, greedy), uncompiled(model):  # its key-value cache grows with every token
             output = continue_greedily(**fed)
         given = len(opening) or fed["input_ids"].shape[1]
         batch = tokenizer.batch_decode(output[:, given:], skip_special_tokens=True)
         for index, text in zip(chosen, batch, strict=True):
-            texts[index] = text.split("\n")[0].strip()
+            texts[index] = text.split("\n")[0].strip() if until is None else _before(text, until)
         if advance is not None:
             advance(len(chosen))
     return texts
+
+
+def _line_ends(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The end of text, and every token whose text contains a newline."""
+    size, stops = _STOPS.get(tokenizer, (-1, []))
+    if size != len(tokenizer):
+        pieces, end = tokenizer.batch_decode([[index] for index in range(len(tokenizer))]), tokenizer.eos_token_id
+        found = {index for index, text in enumerate(pieces) if "\n" in text}
+        stops = sorted(found | {end}) if isinstance(end, int) else sorted(found)
+        _STOPS[tokenizer] = len(tokenizer), stops
+    return stops
+
+
+class AnswerEnds:
+    """A stopping criterion: rows whose new tokens hold one of some texts, wherever tokens begin and end in it."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", until: Sequence[str]) -> None:
+        self.tokenizer, self.until = tokenizer, tuple(until)
+        self.given: int | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        if self.given is None:  # the first call is after the first new token; a prompt of vectors has no ids
+            self.given = input_ids.shape[1] - 1
+        texts = self.tokenizer.batch_decode(input_ids[:, self.given :])
+        ended = [any(one in text for one in self.until) for text in texts]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+
+
+def _before(text: str, until: Sequence[str]) -> str:
+    """The text before the first of the texts that end it."""
+    for one in until:
+        text = text.split(one)[0]
+    return text
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def card(task: Task) -> str:
 
 def kind(task: Task) -> str:
     """``choose`` where options are scored, ``generate`` where an answer is written."""
-    return "generate" if task.metric == "f1" else "choose"
+    return "generate" if task.generates else "choose"
 
 
 def source(task: Task) -> str:

@@ -3,8 +3,12 @@
 import re
 import string
 from collections.abc import Hashable, Sequence
+from math import exp
+from statistics import fmean
 
 import numpy as np
+
+from l2l.tasks.base import Example, Scoring
 
 COVERAGE = 0.95
 RESAMPLES = 5_000
@@ -12,6 +16,7 @@ _AT_ONCE = 2_000_000
 """Most numbers that are drawn at a time."""
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_NO_DIGITS = str.maketrans("", "", string.digits)
 
 
 def answer_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> tuple[float, float]:
@@ -46,6 +51,74 @@ def accuracy(predictions: Sequence[int], gold: Sequence[Sequence[int]]) -> float
     if not predictions or len(predictions) != len(gold):
         raise ValueError(f"cannot score {len(predictions)} predictions against {len(gold)} examples")
     return sum(choice in correct for choice, correct in zip(predictions, gold, strict=True)) / len(gold)
+
+
+def best_option(metric: str, sums: Sequence[float], choices: Sequence[str]) -> int:
+    """Index of the option that a metric of lm-evaluation-harness chooses; the first one where several are equal.
+
+    Args:
+        metric: ``acc``: the likeliest. ``acc_norm``, ``acc_bytes``: that of the highest log-probability per character, or
+            per byte of UTF-8, of the choice.
+        sums: log-probability of each option, in nats.
+        choices: their texts, without what joins them to the prompt.
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    lengths = {"acc": lambda _: 1, "acc_norm": len, "acc_bytes": lambda text: len(text.encode())}
+    if metric not in lengths:
+        raise ValueError(f"metric {metric!r} chooses no option; the metrics that do are {', '.join(lengths)}")
+    return int(np.argmax([value / lengths[metric](text) for value, text in zip(sums, choices, strict=True)]))
+
+
+def option_metrics(
+    scoring: Scoring, examples: Sequence[Example], sums: Sequence[Sequence[float]], likeliest: Sequence[Sequence[bool]]
+) -> tuple[list[int], list[float], dict[str, float]]:
+    """What lm-evaluation-harness makes of scored options.
+
+    Args:
+        examples: with their ``choices``; one whose only option is the text to predict has a single one.
+        sums: log-probability of each option of each example, in nats.
+        likeliest: whether each of an option's tokens is the likeliest at its place.
+
+    Returns:
+        The option that the first metric chooses for each example; whether that is right (of single options: whether each
+        token is the likeliest), 1 or 0; and all metrics by name. A perplexity is the exponential of the negative mean
+        log-probability of whole texts, as it is there, not of tokens.
+    """
+    rows: dict[str, list[float]] = {}
+    chosen = [0] * len(examples)
+    single = all(len(example.options) == 1 for example in examples)
+    for metric in scoring.metrics:
+        if metric == "perplexity":
+            continue
+        if single:
+            rows[metric] = [float(flags[0]) for flags in likeliest]
+            continue
+        best = [best_option(metric, values, example.choices) for values, example in zip(sums, examples, strict=True)]
+        rows[metric] = [float(choice in example.gold) for choice, example in zip(best, examples, strict=True)]
+        chosen = best if len(rows) == 1 else chosen
+    found = {name: fmean(values) for name, values in rows.items()}
+    if "perplexity" in scoring.metrics:
+        found["perplexity"] = exp(-fmean(values[0] for values in sums))
+    return chosen, next(iter(rows.values())), found
+
+
+def exact_matches(predictions: Sequence[str], answers: Sequence[Sequence[str]], scoring: Scoring) -> list[float]:
+    """1 for each prediction that equals one of its reference answers, else 0, by lm-evaluation-harness' rule.
+
+    Texts are compared as they are, a space at their beginning included, but for what ``scoring`` ignores, in this order:
+    what its regular expressions match, case, punctuation, digits.
+    """
+
+    def plain(text: str) -> str:
+        for pattern in scoring.regexes_to_ignore:
+            text = re.sub(pattern, "", text)
+        text = text.lower() if scoring.ignore_case else text
+        text = text.translate(_NO_PUNCTUATION) if scoring.ignore_punctuation else text
+        return text.translate(_NO_DIGITS) if scoring.ignore_numbers else text
+
+    return [float(plain(one) in map(plain, texts)) for one, texts in zip(predictions, answers, strict=True)]
 
 
 def grouped_scores(groups: Sequence[Hashable], predicted: Sequence[bool], gold: Sequence[bool]) -> dict[str, float]:

@@ -35,16 +35,17 @@ class TaskName:
 def get_task(name: str) -> Task:
     """The task of that name, with version and variant as named, or the task of a YAML file.
 
-    A name that ends in ``.yaml`` or ``.yml`` is the path of a task file (:mod:`l2l.tasks.yaml_task`).
+    A name that ends in ``.yaml`` or ``.yml`` is the path of a task file, of the package's kind (:mod:`l2l.tasks.yaml_task`) or
+    of lm-evaluation-harness (:mod:`l2l.tasks.harness`).
 
     Raises:
         FileNotFoundError: there is no such task file, or a data file that it names is absent.
         ValueError: there is no such task, and the message lists those there are; or the task file is wrong.
     """
     if name.endswith((".yaml", ".yml")):
-        from l2l.tasks.yaml_task import read_task  # with jinja2, which other tasks do without
+        from l2l.tasks.harness import read_task_file  # with jinja2, which other tasks do without
 
-        return read_task(Path(name), reserved=task_names())
+        return read_task_file(Path(name), reserved=task_names())
     wanted, tasks = parse_name(name), _tasks()
     if wanted.name not in tasks:
         near = difflib.get_close_matches(wanted.name, tasks, n=1)

@@ -1,4 +1,4 @@
-"""Rows of files (JSON lines, CSV, TSV, parquet) and of data sets of the hub. Code of a data set is never run.
+"""Rows of files (JSON, JSON lines, CSV, TSV, parquet) and of data sets of the hub. Code of a data set is never run.
 
 The hub is read with ``datasets``, files are not: it does not name the line of a malformed row, turns the texts of CSV
 cells into numbers and nulls, gives every line of JSON the fields of all others, and copies each file into its cache.
@@ -14,7 +14,7 @@ from typing import Any
 
 from l2l.tasks.base import HubData, Row, Split
 
-SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".json")
 """Kinds of files that can be read, by the end of their names."""
 
 _COLUMN_ROWS = 100
@@ -33,7 +33,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def read_file(path: Path) -> Iterator[tuple[str, Row]]:
-    """Rows of a file, each with its place (``FILE:LINE``, or ``FILE row N`` of parquet). Empty lines are skipped.
+    """Rows of a file, each with its place (``FILE:LINE``, or ``FILE row N`` of parquet). Empty lines are skipped. A ``.json``
+    file holds an array of objects, or JSON lines.
 
     The values of CSV and TSV are texts, as they stand; the first line names the columns.
 
@@ -41,8 +42,8 @@ def read_file(path: Path) -> Iterator[tuple[str, Row]]:
         ValueError: the first line that cannot be read, by its place, or a name that does not end in `SUFFIXES`.
     """
     check_suffix(path)
-    if path.suffix == ".jsonl":
-        return _jsonl(path)
+    if path.suffix in (".jsonl", ".json"):
+        return _array(path) if path.suffix == ".json" and _begins_array(path) else _jsonl(path)
     if path.suffix != ".parquet":
         return _csv(path)
     rows = (row for batch in _parquet_file(path).iter_batches() for row in batch.to_pylist())
@@ -67,6 +68,22 @@ def check_suffix(path: Path) -> None:
     """Raise ValueError where a file is of no kind that can be read."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: cannot read {path.suffix or 'this kind of'} files; use {', '.join(SUFFIXES)}")
+
+
+def _begins_array(path: Path) -> bool:
+    with path.open("rb") as lines:
+        return next((line.strip() for line in lines if line.strip()), b"").startswith(b"[")
+
+
+def _array(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        rows = json.loads(path.read_bytes(), object_pairs_hook=_once)
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path} row {number}: a row must be a JSON object, not {type(row).__name__}")
+        yield f"{path} row {number}", row
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:

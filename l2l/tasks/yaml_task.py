@@ -77,6 +77,8 @@ _REQUIRED = {
 _FORMATS = ("json", "csv", "parquet")
 """What ``dataset_path`` may also say, in the manner of ``datasets``, where ``data_files`` names the files."""
 
+_FIELD = re.compile(r"\s*(?:-\s+)?([\w.]+)\s*:")
+
 _BARE_TEMPLATE = re.compile(r":\s*(\{\{|\{%)")
 
 
@@ -91,7 +93,7 @@ def read_task(file: Path, reserved: Collection[str] = ()) -> Task:
         FileNotFoundError: there is no such file, or a data file that it names is absent.
         ValueError: it is not YAML, or a field is missing, unknown or wrong. Names file, field and the way out.
     """
-    fields = _read_yaml(file)
+    fields = read_yaml(file)
     for field in map(str, fields):
         if field in _UNSUPPORTED:
             raise ValueError(f"{file}: field {field!r} is not used here; {_UNSUPPORTED[field]}")
@@ -165,7 +167,7 @@ def _renderer(file: Path, fields: Mapping[str, Any], generates: bool) -> "RowRen
         choices: tuple[CompiledTemplate, ...] | Cell | None = None
         if not generates:
             given = fields["doc_to_choice"]  # texts to choose from, or where a row has its own
-            choices = tuple(map(_compile_template, _check_choices(given))) if isinstance(given, list) else _cell(given)
+            choices = tuple(map(compile_template, _check_choices(given))) if isinstance(given, list) else _cell(given)
     with field_errors(file, "doc_to_target"):
         target: Cell | int = fields["doc_to_target"]
         if not isinstance(target, int) or isinstance(target, bool) or choices is None:
@@ -184,7 +186,7 @@ def _cell(value: object) -> "Cell":
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{value!r} is neither a column's name nor a template such as '{{{{ text }}}}'")
     is_template = any(mark in value for mark in ("{{", "{%", "{#"))
-    return _compile_template(value) if is_template else value
+    return compile_template(value) if is_template else value
 
 
 def _columns(cell: "Sequence[Cell] | Cell | int | None") -> frozenset[str]:
@@ -198,7 +200,7 @@ def _columns(cell: "Sequence[Cell] | Cell | int | None") -> frozenset[str]:
 # The file.
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
     """The fields of a YAML file. Tags that name Python, such as ``!function``, and fields given twice are refused."""
     if not file.is_file():
         raise FileNotFoundError(f"no task file {str(file)!r}; give the path of a YAML file, or the name of a task")
@@ -214,9 +216,11 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         tag = re.search(r"tag '([^']*)'", error.problem or "")
         if tag is not None and isinstance(error, yaml.constructor.ConstructorError):
+            named = _FIELD.match(text.splitlines()[line - 1])
+            of = f" of field {named[1]!r}" if named else ""
             raise ValueError(
-                f"{file}:{line}: the tag {tag[1]!r} asks for code, and a task file is never run; "
-                "write a template instead, such as doc_to_text: '{{ question }}'"
+                f"{file}:{line}: the tag {tag[1]!r}{of} asks for code, and a task file is never run; write a template "
+                "instead, such as doc_to_text: '{{ question }}', or put what the code makes into the rows of a file"
             ) from error
         # The most common syntax error is a bare template: an open brace begins a mapping in YAML.
         bare = any(_BARE_TEMPLATE.search(one) for one in text.splitlines()[max(0, line - 2) : line])
@@ -319,13 +323,18 @@ class CompiledTemplate:
             raise ValueError(f"the template fails on this row: {error}") from error
 
 
-def _compile_template(text: str) -> CompiledTemplate:
-    """Parse a template without running it."""
+def compile_template(text: str, environment: jinja2.Environment | None = None) -> CompiledTemplate:
+    """Parse a template without running it, in an ``environment`` of :func:`sandbox`; None: one without further filters.
+
+    Raises:
+        ValueError: it cannot be parsed.
+    """
+    environment = environment or _ENVIRONMENT
     try:
-        parsed, template = _ENVIRONMENT.parse(text), _ENVIRONMENT.from_string(text)
+        parsed, template = environment.parse(text), environment.from_string(text)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"template syntax, line {error.lineno} of the text: {error.message}") from error
-    names = find_undeclared_variables(parsed) - _ENVIRONMENT.globals.keys()
+    names = find_undeclared_variables(parsed) - environment.globals.keys()
     return CompiledTemplate(text, frozenset(names), template)
 
 
@@ -336,8 +345,12 @@ def _not_null(value: object) -> object:
     return value
 
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_not_null)
-"""A sandbox: a template can neither reach into Python nor change a row. A last newline is kept."""
+def sandbox() -> jinja2.Environment:
+    """A sandbox: a template can neither reach into Python nor change a row. A last newline is kept."""
+    return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_not_null)
+
+
+_ENVIRONMENT = sandbox()
 
 
 Cell: TypeAlias = str | CompiledTemplate

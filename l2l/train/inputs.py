@@ -9,7 +9,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -85,7 +85,7 @@ def load_run_inputs(
     if config.stream_layers:
         if model is not None:
             raise ValueError("stream_layers reads a model from its files, and one in memory is given: give its directory")
-        if task.metric == "f1":
+        if task.generates:
             raise ValueError(f"task {task.name!r} generates answers, which takes all layers: leave stream_layers off")
         options = {"dtype": DTYPES[config.dtype], "device": config.device, "attn_implementation": config.attn_implementation}
         model, files = load_streamed(config.model, config.completed().train_layers, **options)
@@ -270,6 +270,8 @@ def fingerprint(inputs: RunInputs, examples: Sequence[Encoded], method: object, 
     """
     config, model, splits, task = inputs.config, inputs.model, inputs.splits, inputs.task
     found: dict[str, Any] = {"task": {"label": task.label, "form": task.form, "metric": task.metric}}
+    if task.scoring is not None:
+        found["task"]["scoring"] = asdict(task.scoring)
     found["train rows"] = examples_fingerprint(examples)
     found |= {f"{kind} rows": rows_fingerprint(task, getattr(splits, kind)) for kind in ("dev", "test")}
     if ":" in config.objective:  # reads what it likes of a row, and is code outside the package

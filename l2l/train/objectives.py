@@ -5,13 +5,15 @@ minimised. Malladi et al. 2023, arXiv:2305.17333, Section 3.3, trains on accurac
 
 import inspect
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from l2l.models.batching import Grouping
 from l2l.models.load import context_length
 from l2l.plugins import load_module
 from l2l.tasks import Row, Task, answer_scores
-from l2l.tasks.evaluate import evaluate, generate
+from l2l.tasks.evaluate import evaluate, generate_answers
+from l2l.tasks.metrics import exact_matches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,7 +73,7 @@ def find_objective(
             f"objective {name!r} compares generated answers, and task {task.name!r} has options: use accuracy or loss"
         )
     if name in OPTIONS:
-        if generated or task.metric != "accuracy":
+        if generated or task.generates:
             raise ValueError(
                 f"objective {name!r} compares options, and task {task.name!r} generates answers: use f1, exact_match or loss"
             )
@@ -79,9 +81,11 @@ def find_objective(
 
     def answers(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row]) -> float:
         examples = [task.example(row) for row in rows]
-        limit, prompts = context_length(model, max_length), [example.prompt for example in examples]
-        texts = generate(model, tokenizer, prompts, limit, max_new_tokens=max_new_tokens, batch_size=size)
-        return -answer_scores(texts, [example.answers for example in examples])[ANSWERS.index(name)]
+        limit, references = context_length(model, max_length), [example.answers for example in examples]
+        texts = generate_answers(model, tokenizer, task, examples, limit, max_new_tokens, size)
+        if task.scoring is not None and name == task.metric:
+            return -fmean(exact_matches(texts, references, task.scoring))
+        return -answer_scores(texts, references)[ANSWERS.index(name)]
 
     return answers
 

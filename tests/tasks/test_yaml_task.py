@@ -287,7 +287,7 @@ TEXTS = [
     ("task: a\ntask: b", ":2: field 'task' stands there twice; remove one"),
     (
         "task: a\ndoc_to_text: !function utils.text",
-        ":2: the tag '!function' asks for code, and a task file is never run",
+        ":2: the tag '!function' of field 'doc_to_text' asks for code, and a task file is never run",
     ),
     ("task: !!python/object/apply:os.system ['true']", ":1: the tag 'tag:yaml.org,2002:python/object/apply:os.system'"),
     ("- a\n- b", ": must hold fields such as 'task: name', not list"),

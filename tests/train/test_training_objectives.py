@@ -67,7 +67,7 @@ def test_f1_and_exact_match_are_of_what_the_model_generates(monkeypatch):
         asked.update(options, prompts=prompts)
         return ["fox", "the red hen", "sun"]
 
-    monkeypatch.setattr("l2l.train.objectives.generate", generated)
+    monkeypatch.setattr("l2l.tasks.evaluate.generate", generated)
     model = l2l.load_model("l2l/tiny")
     values = {}
     for name in ("f1", "exact_match"):

@@ -36,8 +36,8 @@ class InContext(Baseline):
         config, splits, grouping = inputs.config, inputs.splits, grouping_of(inputs)
         initial = inputs.score(inputs.reported_train, grouping)
         room = context_length(inputs.model, config.max_length)
-        if inputs.task.metric == "f1":
-            room -= config.max_new_tokens
+        if inputs.task.generates:
+            room -= inputs.task.new_tokens(config.max_new_tokens)
         chosen = splits.train[: self.shots]
         task, fitting = with_demonstrations(inputs.task, chosen, inputs.tokenizer, room)
         # A demonstration's own answer stands in the prompt, so the train figures are those of the rows after them.
