@@ -569,7 +569,7 @@ def collate(
     ).to(device)
 
 
-def _one_place(picked: Sequence[Sequence[EncodedOption]], per_token: Sequence[tuple[int, ...]]) -> bool:
+def _one_place(picked: Sequence[Sequence[object]], per_token: Sequence[tuple[int, ...]]) -> bool:
     """Whether every option is one token, and those of an example are predicted at one row and column."""
     if len(per_token) != sum(map(len, picked)):
         return False
