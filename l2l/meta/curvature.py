@@ -18,7 +18,7 @@ from l2l.models.heads import token_logprobs
 from l2l.noise import Key, standard_noise
 from l2l.params import Blocks, Direction
 from l2l.tasks.encode import Batch, Form
-from l2l.tasks.losses import classification_loss, lm_loss, option_scores, predictions
+from l2l.tasks.losses import classification_loss, lm_loss, predictions, relative_scores
 from l2l.tuners.model import bind
 
 Trace: TypeAlias = Literal["fisher", "hutchinson", "seen"]
@@ -102,7 +102,7 @@ def sampled_loss(model: Any, batch: Batch, form: Form, key: Key) -> SampledLoss:
         return scores.double() - torch.log(-torch.log(uniform)).to(scores.device)
 
     def option_loss() -> torch.Tensor:
-        scores = option_scores(token_logprobs(model, batch, batch.parts), batch)
+        scores = relative_scores(model, batch)
         return classification_loss(scores, replace(batch, gold=predictions(perturbed(scores.detach()), batch)))
 
     def token_loss() -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Log-probabilities of chosen tokens, with logits computed only where they are needed.
 
 A vocabulary has tens of thousands of entries and a prompt hundreds of tokens, but an option has one or two: full logits would
-be most of the memory of a forward pass and a good part of its time.
+be most of the memory of a forward pass and a good part of its time. Options that are told apart by one token each need no
+normaliser over the vocabulary either: of a pass over a few top layers, that is a good part.
 
 Under prefix and prompt tuning the model is fed virtual tokens too. Prompt tuning puts learned embeddings before a row, so that
 every column lies further right; prefix tuning puts learned keys and values into the cache of every layer, and columns stay
@@ -11,9 +12,10 @@ where they are. Both take up positions.
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -90,20 +92,36 @@ def read_logits(
     batch: TokenQuery,
     parts: Sequence[Part],
     read: Callable[[torch.Tensor, TokenQuery], torch.Tensor],
+    targets_alone: bool = False,
 ) -> torch.Tensor:
     """[K, …] what ``read`` makes of the logits that predict the tokens: float32 [k, vocabulary] of the batch, or of each part.
 
-    The logits of a part are freed before those of the next are computed. Other arguments are those of :func:`token_logprobs`.
+    The logits of a part are freed before those of the next are computed. With ``targets_alone`` there may be one column only,
+    that of each token's own target. Other arguments are those of :func:`token_logprobs`.
     """
-    found = [read(_logits_at(model, part).float(), part) for part in parts or (batch,)]
+    found = [read(_logits_at(model, part, targets_alone).float(), part) for part in parts or (batch,)]
     if not parts:
         return found[0]
     values, order = torch.cat(found), torch.cat([part.tokens for part in parts])
     return torch.zeros_like(values).index_copy(0, order, values)
 
 
-def _logits_at(model: torch.nn.Module, batch: TokenQuery) -> torch.Tensor:
-    """[K, vocabulary] logits; [K, labels] where rows are classified."""
+def token_logits(model: torch.nn.Module, batch: TokenQuery, parts: Sequence[Part] = ()) -> torch.Tensor:
+    """[K] float32 logits of ``batch.targets``: their log-probabilities up to a number that all tokens of a place share.
+
+    Where the output embedding is a linear layer, it is read at the K targets alone, in float32. What the model does to each
+    logit by itself (scale, soft cap) still happens. Elsewhere the logits of the whole vocabulary are computed, as by
+    :func:`token_logprobs`, which has the same arguments.
+    """
+
+    def read(logits: torch.Tensor, part: TokenQuery) -> torch.Tensor:
+        return logits[:, 0] if logits.shape[1] == 1 else logits.gather(1, part.targets[:, None])[:, 0]
+
+    return read_logits(model, batch, parts, read, targets_alone=True)
+
+
+def _logits_at(model: torch.nn.Module, batch: TokenQuery, targets_alone: bool = False) -> torch.Tensor:
+    """[K, vocabulary] logits; [K, 1] of the targets alone, where that can be; [K, labels] where rows are classified."""
     if batch.pooled:
         return _forward(model, batch)[batch.rows]
     head, before = output_embedding(model), columns_before(model)
@@ -115,15 +133,44 @@ def _logits_at(model: torch.nn.Module, batch: TokenQuery) -> torch.Tensor:
             shapes.append(tuple(args[0].shape[:2]))
             return (args[0][batch.rows, columns][None], *args[1:])
 
-        handle = head.register_forward_pre_hook(gather)
-        try:
-            logits = _forward(model, batch)
-        finally:
-            handle.remove()
+        def note(_: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+            shapes.append(tuple(output.shape))
+
+        handles = head.register_forward_pre_hook(gather), head.register_forward_hook(note)
+        with _reading(head, batch.targets) if targets_alone else nullcontext():
+            try:
+                logits = _forward(model, batch)
+            finally:
+                for handle in handles:
+                    handle.remove()
         fed_rows, fed = (batch.input_ids if batch.decoder_ids is None else batch.decoder_ids).shape
-        if shapes == [(fed_rows, fed + before)] and logits.shape[:2] == (1, len(batch.targets)):
+        if shapes[:1] == [(fed_rows, fed + before)] and shapes[1:] == [tuple(logits.shape)] and len(logits) == 1:
             return logits.squeeze(0)
     return _forward(model, batch)[batch.rows, columns]
+
+
+@contextmanager
+def _reading(head: torch.nn.Module, targets: torch.Tensor) -> Iterator[None]:
+    """Within, a linear head computes of each hidden state the logit of its own target alone."""
+    if type(head) is not torch.nn.Linear or "forward" in vars(head):  # other layers, and what others have put in its place
+        yield
+        return
+    vars(head)["forward"] = partial(_logits_of, head, targets)
+    try:
+        yield
+    finally:
+        del vars(head)["forward"]
+
+
+def _logits_of(head: torch.nn.Linear, targets: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """[1, K, 1] float32: of each of K hidden states [1, K, D] the logit of its own target; of a sharded layer, all logits."""
+    if type(head.weight) not in (torch.Tensor, torch.nn.Parameter):
+        return torch.nn.functional.linear(hidden, head.weight, head.bias)
+    rows = torch.nn.functional.embedding(targets, head.weight).float()
+    logits = torch.bmm(hidden[0, :, None].float(), rows[:, :, None])
+    if head.bias is not None:
+        logits = logits + head.bias[targets].float()[:, None, None]
+    return logits.transpose(0, 1)
 
 
 def output_embedding(model: torch.nn.Module) -> torch.nn.Module | None:

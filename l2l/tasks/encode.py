@@ -503,6 +503,8 @@ class Batch:
     """[R, D] right-padded rows of the decoder of an encoder-decoder, in which ``positions`` count."""
     pooled: bool = False
     """Whether the model gives one vector of logits per row; ``targets`` then are labels."""
+    one_place: bool = False
+    """Whether the options of every example are one token each, all predicted at one row and column."""
 
     @property
     def n(self) -> int:
@@ -563,7 +565,16 @@ def collate(
         width=max(map(len, picked)),
         decoder_ids=pad_rows(layout.decoders, pad_id)[0] if any(layout.decoders) else None,
         pooled=examples[0].pooled,
+        one_place=_one_place(picked, per_token),
     ).to(device)
+
+
+def _one_place(picked: Sequence[Sequence[object]], per_token: Sequence[tuple[int, ...]]) -> bool:
+    """Whether every option is one token, and those of an example are predicted at one row and column."""
+    if len(per_token) != sum(map(len, picked)):
+        return False
+    places = iter((row, column) for row, column, *_ in per_token)
+    return all(len({next(places) for _ in chosen}) == 1 for chosen in picked)
 
 
 def pad_rows(rows: Sequence[Ids], pad_id: int, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ Sums run over small padded tables with a fixed order, so a loss has the same bit
 
 import torch
 
-from l2l.models.heads import TokenQuery, read_logits, token_logprobs
+from l2l.models.heads import TokenQuery, read_logits, token_logits, token_logprobs
 from l2l.tasks.encode import Batch, Form
 
 
@@ -25,10 +25,9 @@ def batch_loss(model: torch.nn.Module, batch: Batch, form: Form) -> torch.Tensor
 
 
 def _loss(model: torch.nn.Module, batch: Batch, form: Form) -> torch.Tensor:
-    logprobs = token_logprobs(model, batch, batch.parts)
     if form == "lm":
-        return lm_loss(logprobs, batch)
-    return classification_loss(option_scores(logprobs, batch), batch)
+        return lm_loss(token_logprobs(model, batch, batch.parts), batch)
+    return classification_loss(relative_scores(model, batch), batch)
 
 
 TOP_LOGITS = 64
@@ -59,7 +58,7 @@ class BatchLogits:
     def _outputs(self) -> tuple[torch.Tensor, torch.Tensor]:
         batch = self.batch
         if self.form == "classification":
-            scores = option_scores(token_logprobs(self.model, batch, batch.parts), batch)
+            scores = relative_scores(self.model, batch)
             return _score_table(scores, batch), batch.gold
         rows = read_logits(self.model, batch, batch.parts, self._lumped)[_of_gold_tokens(batch)]
         return rows, torch.zeros(len(rows), dtype=torch.long, device=rows.device)
@@ -72,6 +71,17 @@ class BatchLogits:
         some = torch.cat([right, self._chosen[id(part)]], 1)
         rest = logits.scatter(1, some, -torch.inf).logsumexp(1, keepdim=True)
         return torch.cat([logits.gather(1, some), rest], 1)
+
+
+def relative_scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """[O] :func:`option_scores` up to a number per example, which neither the loss nor the choice of an option depends on.
+
+    Where the options of every example are one token each at one place, that number is the normaliser over the vocabulary:
+    it is not computed, and the scores are logits.
+    """
+    if batch.one_place:
+        return option_scores(token_logits(model, batch, batch.parts), batch)
+    return option_scores(token_logprobs(model, batch, batch.parts), batch)
 
 
 def option_scores(logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:

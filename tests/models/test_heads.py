@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from l2l.models.batching import Grouping
-from l2l.models.heads import token_logprobs
+from l2l.models.heads import token_logits, token_logprobs
 from l2l.models.shapes import tiny_random
 from l2l.tasks.encode import Batch, Encoded, EncodedOption, collate
+from l2l.tasks.losses import batch_loss, classification_loss, option_scores
 
 torch.set_num_threads(1)
 FAMILIES = ["llama", "qwen2", "gpt2", "opt", "gemma2", "gpt_neox"]
@@ -125,3 +128,61 @@ def test_the_hook_is_gone_after_an_error(monkeypatch):
 def test_half_precision_models_give_float32():
     model = tiny_random("llama").bfloat16()
     assert token_logprobs(model, collate(examples(), "classification", 0)).dtype == torch.float32
+
+
+def of_one_token() -> Batch:
+    """Three examples of two or three options of one token."""
+    generator = torch.Generator().manual_seed(1)
+    prompts = [tuple(torch.randint(3, 128, (length,), generator=generator).tolist()) for length in (5, 9, 20)]
+    options = [(5, 17), (40, 5, 99), (64, 6)]
+    some = [Encoded(tuple(EncodedOption((*p, t), 1) for t in ids), (1,)) for p, ids in zip(prompts, options, strict=True)]
+    return collate(some, "classification", 0)
+
+
+def test_options_of_one_token_need_no_normaliser(model):
+    batch = of_one_token()
+    assert batch.one_place and not collate(examples(), "classification", 0).one_place
+    parameters = list(model.parameters())
+    losses = [
+        classification_loss(option_scores(token_logprobs(model, batch, parts), batch), batch)
+        for parts in ((), Grouping(3).split(batch))
+    ]
+    narrow = [batch_loss(model, one, "classification") for one in (batch, replace(batch, parts=Grouping(3).split(batch)))]
+    torch.testing.assert_close(torch.stack(narrow), torch.stack(losses), atol=2e-6, rtol=1e-5)
+    ours, full = (torch.autograd.grad(loss[0], parameters, allow_unused=True) for loss in (narrow, losses))
+    for left, right in zip(ours, full, strict=True):
+        if left is not None or right is not None:
+            torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_linear_head_is_read_at_the_targets_alone_and_is_left_as_it_was():
+    model, batch = tiny_random("llama"), of_one_token()
+    head, widths = model.get_output_embeddings(), []
+    with head.register_forward_hook(lambda _, __, output: widths.append(output.shape)):
+        found = token_logits(model, batch)
+    assert widths == [(1, len(batch.targets), 1)]
+    assert "forward" not in vars(head) and not head._forward_pre_hooks and not head._forward_hooks
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[batch.rows, batch.positions]
+    torch.testing.assert_close(found, logits.gather(1, batch.targets[:, None])[:, 0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_model_that_adds_a_number_per_word_of_the_vocabulary_gets_the_whole_of_it():
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.bias = tiny_random("llama"), torch.randn(128, generator=torch.Generator().manual_seed(0))
+            self.config = self.inner.config
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.inner.get_output_embeddings()
+
+        def forward(self, **inputs):
+            found = self.inner(**inputs)
+            found.logits = found.logits + self.bias
+            return found
+
+    model, batch = Biased(), of_one_token()
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[batch.rows, batch.positions]
+    torch.testing.assert_close(token_logits(model, batch), logits.gather(1, batch.targets[:, None])[:, 0], atol=1e-5, rtol=1e-5)
