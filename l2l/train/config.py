@@ -157,9 +157,9 @@ class FineTuneConfig(Arguments):
     micro_batch: int | None = None
     """Most examples per forward pass, to bound memory; the loss is the same up to rounding. None: the whole batch."""
     reward: str | None = None
-    """Maximise the mean of a function of completions that the model samples: ``package.module:function`` or
-    ``./file.py:function``, called as TRL calls its reward functions, with prompts, completions and the further columns of the
-    prompts' rows, by name; it returns a list of floats. It takes the place of ``task`` and ``objective``. See docs/rewards.md."""
+    """Maximise the mean of a function of sampled completions, ``package.module:function`` or ``./file.py:function``. It is
+    called as TRL calls its reward functions, with prompts, completions and the further columns of the prompts' rows, by name,
+    and returns a list of floats. It takes the place of ``task`` and ``objective``. See docs/rewards.md."""
     prompts: str | None = None
     """With ``reward``: a file of JSON lines, each with a ``prompt`` (a text, or a chat as a list of role and content) and any
     further fields, the same in all."""
@@ -339,13 +339,13 @@ class FineTuneConfig(Arguments):
                 )
         if self.method is not None and is_first_order(self.method):
             raise ValueError(
-                f"method {self.method!r} needs the gradient of what it minimises, and a reward has none: use a method of forward "
-                "passes, such as mezo or es"
+                f"method {self.method!r} needs the gradient of what it minimises, and a reward has none: use a method of "
+                "forward passes, such as mezo or es"
             )
         if self.lr == "auto":
             raise ValueError(
-                "lr='auto' measures the curvature of a loss, and the reward of sampled texts is flat but for jumps where a token "
-                "changes: give lr as a number"
+                "lr='auto' measures the curvature of a loss, and the reward of sampled texts is flat but for jumps where a "
+                "token changes: give lr as a number"
             )
 
     def _defaults(self, planned: Mapping[str, Any]) -> dict[str, Any]:

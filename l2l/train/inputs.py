@@ -196,11 +196,11 @@ class Closures:
     """Most examples per forward pass; None: the whole batch."""
     outputs: bool = False
     """Whether the task's loss is returned as logits and targets (:class:`l2l.tasks.BatchLogits`)."""
-    rewarded: RewardLoss | None = None
-    """In place of both, minus the rewards of a batch [b]."""
     in_pieces: bool = False
     """Whether an objective is the mean over its micro-batches, too, as ranks that share a batch need it; else it feeds them by
     itself."""
+    rewarded: RewardLoss | None = None
+    """In place of an objective, minus the rewards of a batch [b]."""
 
     def at(self, step: int) -> Closure:
         """The objective on a step's batch."""
@@ -324,7 +324,7 @@ def fingerprint(inputs: RunInputs, examples: Sequence[Encoded], method: object, 
     found |= {f"{kind} rows": rows_fingerprint(task, getattr(splits, kind)) for kind in ("dev", "test")}
     if (own := config.reward or config.objective).count(":"):  # reads what it likes of a row, and is code outside the package
         rows = json.dumps([[dict(row) for row in part] for part in (splits.train, splits.dev)], sort_keys=True, default=str)
-        module = own.rpartition(":")[0] if inputs.reward is None else inputs.reward.function.__module__
+        module = own.rpartition(":")[0] if inputs.reward is None else getattr(inputs.reward.function, "__module__", "")
         found["objective"] = {"columns": digest(rows), "source": source_digest(module)}
     found["method"] = method_fingerprint(method)
     return found | model_fingerprint(model, inputs.tokenizer, weights)

@@ -19,6 +19,7 @@ from l2l.models.load import context_length
 from l2l.models.prompt_trees import Ids
 from l2l.noise import Key
 from l2l.plugins import load_module
+from l2l.report.run_directory import write_whole
 from l2l.tasks import Row, Task
 from l2l.tasks.base import Example, GivenData
 from l2l.tasks.encode import Encoded, EncodedOption, special_ids, tokenize
@@ -378,18 +379,27 @@ def _name(row: Row) -> str:
     return json.dumps(row[PROMPT], sort_keys=True)
 
 
-def comparison(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Any]:
-    """Mean reward of the same prompts before and after, their difference, and standard errors over prompts; the last is that of
-    the prompts' differences, smaller where the prompts are unlike each other.
+def write_completions(target: Path, scores: RewardScores) -> Path:
+    """Write a line of JSON for each completion: prompt, completion, reward."""
+    lines = "".join(json.dumps(vars(one), ensure_ascii=False) + "\n" for one in scores.completed)
+    return write_whole(target, lambda path: path.write_text(lines, encoding="utf-8"))
+
+
+def reward_figures(folder: Path, samples: int) -> dict[str, dict[str, float | None]]:
+    """``value`` and ``standard_error`` of the mean reward on dev at the ``start`` and at the ``end`` of a run, and of its
+    ``rise``. Errors are over prompts; that of the rise is of the prompts' own rises, which share their noise. Empty where the
+    completions of one end are gone.
 
     Args:
-        before, after: lines of :data:`BEFORE` and :data:`AFTER`.
         samples: completions of each prompt.
     """
-    first, last = (
-        [mean(one["reward"] for one in lines[start : start + samples]) for start in range(0, len(lines), samples)]
-        for lines in (before, after)
-    )
-    difference = [b - a for a, b in zip(first, last, strict=True)]
-    named = {"start": first, "end": last, "rise": difference}
+    sides: list[list[float]] = []
+    for path in (folder / BEFORE, folder / AFTER):
+        if not path.is_file():
+            return {}
+        rewards = [json.loads(line)["reward"] for line in path.read_text(encoding="utf-8").splitlines()]
+        sides.append([mean(rewards[start : start + samples]) for start in range(0, len(rewards), samples)])
+    if len(sides[0]) != len(sides[1]):
+        return {}
+    named = {"start": sides[0], "end": sides[1], "rise": [b - a for a, b in zip(*sides, strict=True)]}
     return {name: {"value": mean(own), "standard_error": standard_error(own)} for name, own in named.items()}
