@@ -1,7 +1,7 @@
 """Train on a reward: any number that a Python function gives for the texts that a model writes, without a gradient.
 
-Here the embedded model continues short prompts, and the reward is 1 where it asks something, 0 where not. Sampling, decoding and
-a string test lie between weights and reward, so backpropagation has nothing to go through. A zeroth-order method only compares
+Here the embedded model continues short prompts, and the reward is 1 where it begins to ask for a confirmation ("is it", "can we"),
+else 0. Sampling, decoding and a string test lie between weights and reward, so backpropagation has nothing to go through. A zeroth-order method only compares
 numbers and does not mind. The same from the command line, in the directory of this file:
 
     l2l fine-tune --reward ./reward.py:asks --prompts reward_prompts.jsonl --method es ...
@@ -22,7 +22,7 @@ OUT = "runs/examples/reward"
 
 def asks(prompts: list[str], completions: list[str], **columns: list[object]) -> list[float]:
     """TRL's signature: a float for each completion; larger is better."""
-    return [float("?" in text) for text in completions]
+    return [float(text.startswith(("is it", "can we"))) for text in completions]
 
 
 def main() -> None:
@@ -32,17 +32,18 @@ def main() -> None:
         model,
         reward=asks,
         prompts=Path(__file__).with_name("reward_prompts.jsonl"),
-        method="es",  # a population, both signs of 8 directions, weighed by z-scored rewards
-        num_directions=8,
+        method="es",  # a population, both signs of 4 directions, weighed by z-scored rewards
+        num_directions=4,
         freeze="^(?!.*norm)",  # train the scales of the norms alone, 1,152 numbers
-        lr=0.2,
-        epsilon=0.05,  # large enough to change some of the texts
-        batch_size=48,
-        max_new_tokens=8,
-        steps=20,
-        eval_every=5,
+        lr=0.3,
+        epsilon=0.1,  # large enough to change some of the texts
+        batch_size=64,
+        max_new_tokens=4,
+        steps=40,
+        eval_every=10,
         eval_samples=8,
         save="log",
+        progress=False,
         out=OUT,
         overwrite=True,
     )
