@@ -19,8 +19,8 @@ TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-nod
 
 
 def output_of(name: str, folder: Path, launcher: tuple[str, ...] = (), seconds: float = 240) -> str:
-    """What an example prints, run with this interpreter and one thread in `folder`, in at most so many `seconds`; by a launcher,
-    in several processes."""
+    """What an example prints, run with this interpreter and one thread in `folder`, in at most `seconds`; by a launcher, in
+    several processes."""
     root = EXAMPLES.parent
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -339,7 +339,7 @@ class FineTuneConfig(Arguments):
                 )
         if self.method is not None and is_first_order(self.method):
             raise ValueError(
-                f"method {self.method!r} needs the gradient of what it minimises, and a reward has none: use a method of "
+                f"method {self.method!r} needs the gradient of what it minimises, and a reward has none: take a method of "
                 "forward passes, such as mezo or es"
             )
         if self.lr == "auto":

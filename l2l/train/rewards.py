@@ -81,11 +81,13 @@ def check_named(reward: str | None, prompts: str | None, temperature: float) -> 
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature={temperature} must be a number, at least 0")
     if reward is None and prompts is not None:
-        raise ValueError(f"prompts={prompts!r} are for a reward, and none is given: add --reward, or leave prompts out")
+        raise ValueError(f"prompts={prompts!r} are for a reward, and none is given: give a reward, or leave prompts out")
     if reward is not None and ":" not in reward:
         raise ValueError(f"reward={reward!r} must name a function, as package.module:function or file.py:function")
     if reward is not None and prompts is None:
-        raise ValueError(f"reward={reward!r} scores completions of prompts, and none are given: add --prompts FILE.jsonl")
+        raise ValueError(
+            f"reward={reward!r} scores completions of prompts, and none are given: give prompts, a file of JSON lines"
+        )
     return reward is not None
 
 

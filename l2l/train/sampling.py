@@ -89,7 +89,7 @@ class TransformersSampler:
         """Raise ValueError where the model writes no texts."""
         if generator(self.model) is None or kind_of(self.model) != "causal":
             name = type(unwrapped(self.model)).__name__
-            raise ValueError(f"rewards are of completions, and {name} writes none: use a causal language model")
+            raise ValueError(f"rewards are of completions, and {name} writes none: give a causal language model")
 
     @torch.inference_mode()
     def sample(self, prompts: Sequence[Ids], key: Key, places: Sequence[int]) -> list[Ids]:

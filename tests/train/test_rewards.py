@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,22 @@ from l2l import cli
 from l2l.models.load import load_tokenizer
 from l2l.noise import Key, hash_bits, integers
 from l2l.report.run_directory import read_metrics
+from l2l.tasks.evaluate import generate
 from l2l.tools.run_report import ReportConfig, run_report
 from l2l.train.config import FineTuneConfig
 from l2l.train.inputs import make_closures
 from l2l.train.replay import rebuild
-from l2l.train.rewards import AFTER, BEFORE, Reward, check_columns, check_rows, find_function, prompt_ids, read_prompts
+from l2l.train.rewards import (
+    AFTER,
+    BEFORE,
+    GivenReward,
+    Reward,
+    check_columns,
+    check_rows,
+    find_function,
+    prompt_ids,
+    read_prompts,
+)
 from l2l.train.runlog import NAME, read_log
 from l2l.train.sampling import TransformersSampler, gumbel_noise
 from l2l.train.trainer import prepare_fine_tuning
@@ -102,27 +114,25 @@ def test_noise_is_unlike_between_steps_places_and_positions_and_the_same_otherwi
 
 
 def sampler(**options: Any) -> TransformersSampler:
-    return TransformersSampler(l2l.load_model("l2l/tiny").eval(), load_tokenizer("l2l/tiny"), 8, **options)
+    return TransformersSampler(l2l.load_model("l2l/tiny").eval(), load_tokenizer("l2l/tiny"), 5, **options)
 
 
 def test_a_completion_does_not_depend_on_its_neighbours_padding_or_the_size_of_passes():
     one = sampler()
-    texts = ["anna is in the", "where is the dog? the dog is in the", "karl", "the cat is in the barn. so", "can we say that"]
+    texts = ["anna is in the", "where is the dog? the dog is in the", "karl", "the cat is in the barn. so"]
     prompts = [prompt_ids(one.tokenizer, text, "") for text in texts]
-    together, key = one.sample(prompts, Key(0, 0), range(5)), Key(0, 0)
-    assert together == sampler(rows=2).sample(prompts, key, range(5))
+    together, key = one.sample(prompts, Key(0, 0), range(4)), Key(0, 0)
+    assert together == sampler(rows=2).sample(prompts, key, range(4))
     assert together == [one.sample([prompt], key, [place])[0] for place, prompt in enumerate(prompts)]
-    assert together != one.sample(prompts, Key(0, 1), range(5))
+    assert together != one.sample(prompts, Key(0, 1), range(4))
     assert len(set(one.sample([prompts[0]] * 5, key, range(5)))) > 1  # repeated rows of a batch are independent draws
 
 
 def test_temperature_0_is_greedy_decoding_and_a_low_one_is_near_it():
-    from l2l.tasks.evaluate import generate
-
     one = sampler(temperature=0.0)
     texts = ["anna is in the", "where is the dog?"]
     prompts = [prompt_ids(one.tokenizer, text, "") for text in texts]
-    greedy = generate(one.model, one.tokenizer, texts, 64, 8)
+    greedy = generate(one.model, one.tokenizer, texts, 64, 5)
     assert [one.tokenizer.decode(ids) for ids in one.sample(prompts, Key(0, 0), range(2))] == greedy
     assert sampler(temperature=1e-6).sample(prompts, Key(0, 0), range(2)) == one.sample(prompts, Key(0, 0), range(2))
 
@@ -158,15 +168,11 @@ def test_losses_of_a_step_are_minus_the_rewards_and_a_function_of_weights_and_st
     assert float(shared.at(0)()) == pytest.approx(first.mean().item())  # pyright: ignore[reportArgumentType]
 
 
-def given() -> Any:
-    from l2l.train.rewards import GivenReward
-
+def given() -> GivenReward:
     return GivenReward(lengths, tuple(ROWS))
 
 
 def context_of(context: Any, **options: Any) -> Any:
-    from dataclasses import replace
-
     return replace(context, config=replace(context.config, **options))
 
 
@@ -210,7 +216,7 @@ def test_a_run_that_is_stopped_continues_to_the_same_bits(run: l2l.FineTuneResul
     options = {"checkpoint_every": 1, "reward": stopping}
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", **options)
-    assert (tmp_path / "run" / "checkpoint.safetensors").exists() or list((tmp_path / "run").glob("*checkpoint*"))
+    assert not (tmp_path / "run" / "summary.json").exists()
     again = train(tmp_path / "run", **options)
     assert calls > 9
     assert again.summary["reward"] == run.summary["reward"]
@@ -218,9 +224,11 @@ def test_a_run_that_is_stopped_continues_to_the_same_bits(run: l2l.FineTuneResul
     assert [step.losses for step in one] == [step.losses for step in other]
 
 
-@pytest.mark.parametrize("method", ["fzoo", "rsgn"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fzoo", "rsgn", "learned"])
 def test_methods_of_forward_passes_take_the_rewards_of_rows(method: str, tmp_path: Path):
-    summary = train(tmp_path / "run", method=method, steps=1).summary
+    tuner = {"tuner": "l2l-tiny"} if method == "learned" else {}
+    summary = train(tmp_path / "run", method=method, steps=1, **tuner).summary
     assert summary["steps"] == 1 and math.isfinite(summary["reward"]["end"]["value"])
 
 
@@ -308,8 +316,8 @@ def test_functions_that_are_not_there_or_do_not_take_the_columns_are_refused():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"prompts": None}, "add --prompts FILE.jsonl"),
-        ({"reward": None}, "add --reward, or leave prompts out"),
+        ({"prompts": None}, "give prompts, a file of JSON lines"),
+        ({"reward": None}, "give a reward, or leave prompts out"),
         ({"reward": "f"}, "must name a function"),
         ({"method": "adamw"}, "needs the gradient of what it minimises, and a reward has none"),
         ({"lr": "auto"}, "give lr as a number"),
@@ -327,5 +335,5 @@ def test_configurations_that_do_not_go_with_a_reward_are_refused(options: dict[s
 def test_a_method_of_derivatives_and_a_model_that_writes_nothing_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="method 'forward_grad' needs the gradient"):
         train(tmp_path / "run", method="forward_grad")
-    with pytest.raises(ValueError, match="use a causal language model"):
+    with pytest.raises(ValueError, match="give a causal language model"):
         TransformersSampler(l2l.load_model("l2l/tiny", head="classifier", num_labels=2), load_tokenizer("l2l/tiny"), 4)
