@@ -2,7 +2,9 @@
 
 Here the embedded model continues short prompts, and the reward is 1 where it begins to ask whether something is so ("is it",
 "can we"), else 0. Sampling, decoding and a string test lie between weights and reward, so backpropagation has nothing to go
-through. A zeroth-order method only compares numbers and does not mind. The same from the command line, in the directory of this file:
+through. A zeroth-order method only compares numbers and does not mind.
+
+The same from the command line, in the directory of this file:
 
     l2l fine-tune --reward ./reward.py:asks --prompts reward_prompts.jsonl --method es ...
 
