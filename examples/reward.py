@@ -1,51 +1,67 @@
-# %% [markdown]
-"""Train on a reward: any number that a Python function computes from what the model does, without a gradient.
+"""Train on a reward: any number that a Python function gives for the texts that a model writes, without a gradient.
 
-Here the model writes short texts, and the reward is the share of them that contain a question mark. Sampling, decoding and
-a string test lie between weights and reward, so backpropagation has nothing to go through. A zeroth-order method only
-compares two numbers and does not mind.
+Here the embedded model continues short prompts, and the reward is 1 where it begins to ask whether something is so ("is it",
+"can we"), else 0. Sampling, decoding and a string test lie between weights and reward, so backpropagation has nothing to go
+through. A zeroth-order method only compares numbers and does not mind.
 
-For a task's own scores there is no code to write: `l2l.fine_tune(..., objective="accuracy")`, `"f1"`, `"exact_match"`, or
-`objective="package.module:function"`.
+The same from the command line, in the directory of this file:
 
-Nothing here asks the texts to stay sensible, so they get worse as the reward grows: a reward is optimised as it stands.
+    l2l fine-tune --reward ./reward.py:asks --prompts reward_prompts.jsonl --method es ...
+
+Nothing in this reward asks the texts to stay sensible: a reward is optimised as it stands. See docs/rewards.md.
 """
 
-# %%
+import json
+from pathlib import Path
+
 import torch
 
 import l2l
+from l2l.train.runlog import read_log
 
-STEPS, SAMPLES, TOKENS = 50, 40, 10
-
-model = l2l.load_model("l2l/tiny").eval()
-tokenizer = l2l.load_tokenizer("l2l/tiny")
+OUT = "runs/examples/reward"
 
 
-def write(samples: int, seed: int) -> list[str]:
-    """Texts that the model writes by itself, after the token that begins a text."""
-    start = torch.tensor([[tokenizer.bos_token_id]] * samples)
-    # The two evaluations of a step must differ by the weights alone: the same seed, so the same random numbers, in both.
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        ids = model.generate(start, do_sample=True, top_k=0, max_new_tokens=TOKENS, pad_token_id=tokenizer.pad_token_id)
-    return tokenizer.batch_decode(ids, skip_special_tokens=True)
+def asks(prompts: list[str], completions: list[str], **columns: list[object]) -> list[float]:
+    """TRL's signature: a float for each completion; larger is better."""
+    return [float(text.startswith(("is it", "can we"))) for text in completions]
 
 
-def reward(texts: list[str]) -> float:
-    """Between 0 and 1; larger is better."""
-    return sum("?" in text for text in texts) / len(texts)
+def main() -> None:
+    """Train, and rebuild the weights from the run's log."""
+    model = l2l.load_model("l2l/tiny")
+    result = l2l.fine_tune(
+        model,
+        reward=asks,
+        prompts=Path(__file__).with_name("reward_prompts.jsonl"),
+        method="es",  # a population, both signs of 4 directions, weighed by z-scored rewards
+        num_directions=4,
+        freeze="^(?!.*norm)",  # train the scales of the norms alone, 1,152 numbers
+        lr=0.3,
+        epsilon=0.1,  # large enough to change some of the texts
+        batch_size=64,
+        max_new_tokens=4,
+        steps=40,
+        eval_every=10,
+        eval_samples=8,
+        save="log",
+        progress=False,
+        out=OUT,
+        overwrite=True,
+    )
+    reward = result.summary["reward"]
+    for name in ("start", "end"):
+        print(f"mean reward at the {name}: {reward[name]['value']:.3f}, standard error {reward[name]['standard_error']:.3f}")
+    print(f"seconds: {result.summary['train_seconds'] + result.summary['evaluate_seconds']:.0f}")
+    for line in (result.out / "completions_after.jsonl").read_text().splitlines()[:40:8]:
+        print("  {prompt} -> {completion}".format(**json.loads(line)))
+
+    # The weights again, from the losses in the log: no sampling, no rewards.
+    log = read_log(result.out / "steps.l2l")
+    again = l2l.load_model("l2l/tiny", log=result.out)
+    same = all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    print(f"{len(log.steps)} steps; the log rebuilds the weights of the best one: {same}")
 
 
-# %%
-# A share of 40 texts moves in steps of 1/40: epsilon must be large enough for some of them to change. With 1e-3, which
-# suits losses, most steps would see no difference at all.
-optimizer = l2l.MeZO(model, lr=1e-3, epsilon=1e-2, seed=0)
-
-# %%
-print(f"before: {reward(write(300, seed=10_000)):.2f} of the texts ask something")
-for step in range(STEPS):
-    # What a closure returns is minimised, so the reward is negated. A float will do; it need not be a tensor.
-    optimizer.step(lambda step=step: -reward(write(SAMPLES, seed=step)))
-print(f"after: {reward(write(300, seed=10_000)):.2f}")
-print("\n".join(f"  {text}" for text in write(5, seed=20_000)))
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from l2l.noise.dispatch import (
     prepare_memory,
 )
 from l2l.noise.key import Distribution, Key, round_scale, standard_deviation
-from l2l.noise.reference import CHUNK, integers, standard_noise, total
+from l2l.noise.reference import CHUNK, hash_bits, integers, standard_noise, total
 from l2l.noise.slices import MomentRequest, NoiseTerm, Sums, TensorSlice, computed_in, shard_pieces
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "backend_problem",
     "chunk_sums",
     "computed_in",
+    "hash_bits",
     "integers",
     "noise_dot",
     "prepare_memory",

@@ -43,8 +43,12 @@ def _xor_shift_(x: torch.Tensor, shift: int) -> torch.Tensor:
 
 def _hash(start: int, count: int, words: tuple[int, int], device: torch.device) -> torch.Tensor:
     x = torch.arange(count, dtype=torch.int32, device=device)
-    x.add_(_signed(start + words[0]))
-    _xor_shift_(x, 17).mul_(_signed(0xED5AD4BB)).bitwise_xor_(_signed(words[1]))
+    return _mixed_(x.add_(_signed(start + words[0])), _signed(words[1]))
+
+
+def _mixed_(x: torch.Tensor, second: int | torch.Tensor) -> torch.Tensor:
+    """The hash of element indices to which the first word is added; ``second``: the second word."""
+    _xor_shift_(x, 17).mul_(_signed(0xED5AD4BB)).bitwise_xor_(second)
     _xor_shift_(x, 11).mul_(_signed(0xAC4C1B51))
     _xor_shift_(x, 15).mul_(_signed(0x31848BAB))
     return _xor_shift_(x, 14)
@@ -68,6 +72,21 @@ def chunks(offset: int, count: int, longest: int = CHUNK) -> Iterator[tuple[int,
 
 def _hashed(name: str, key: Key, index: int, size: int, device: torch.device) -> torch.Tensor:
     return _hash(index % WORD, size, key.words(name, index // WORD), device)
+
+
+def hash_bits(names: Sequence[str], key: Key, count: int, offset: int = 0, device: torch.device | str = "cpu") -> torch.Tensor:
+    """The 32 bits that noise is made of, as int32 [names, count], of elements ``offset .. offset + count`` of each block: for
+    noise of another distribution, such as that of sampled tokens."""
+    out = torch.empty(len(names), count, dtype=torch.int32, device=device)
+    for at, size in chunks(offset, count, max(count, 1)):
+        index = offset + at
+        words = [key.words(name, index // WORD) for name in names]
+        first, second = (
+            torch.tensor([_signed(start + pair[i]) for pair in words], dtype=torch.int32, device=device)[:, None]
+            for i, start in enumerate((index % WORD, 0))
+        )
+        out[:, at : at + size] = _mixed_(torch.arange(size, dtype=torch.int32, device=device) + first, second)
+    return out
 
 
 def integers(

@@ -75,18 +75,26 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class GivenData:
+    """Rows that are there, checked by whoever gives them; a fixed share of them is held out as validation."""
+
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
 class Task:
     """A task: where its rows come from and how a row becomes text, a loss and a score."""
 
     name: str
-    source: HubData | FileData | GeneratedData
+    source: HubData | FileData | GeneratedData | GivenData
     fields: tuple[str, ...]
     """Columns that a row must have."""
     example: Callable[[Row], Example]
     form: Literal["classification", "lm"] = "classification"
     """``classification``: cross entropy over mean option log-probabilities. ``lm``: cross entropy on the gold tokens."""
-    metric: Literal["accuracy", "f1", "exact_match"] = "accuracy"
-    """``accuracy`` of the best scored option, or of a generated answer token ``f1`` or, with `scoring`, ``exact_match``."""
+    metric: Literal["accuracy", "f1", "exact_match", "reward"] = "accuracy"
+    """``accuracy`` of the best scored option, of a generated answer token ``f1`` or, with `scoring`, ``exact_match``, or the
+    mean ``reward`` of completions, which a function of the user gives (:mod:`l2l.train.rewards`)."""
     version: int = 1
     """Raised when prompt, options or metric change, so that figures stay comparable."""
     variants: Mapping[str, Callable[[Row], Example]] = field(default_factory=dict, hash=False)

@@ -318,7 +318,7 @@ def generate(
             fed["decoder_input_ids"] = torch.tensor([opening] * len(chosen), device=model.device)
         if until:
             fed["stopping_criteria"] = StoppingCriteriaList([AnswerEnds(tokenizer, until)])
-        with _generation_config(model, greedy), uncompiled(model):  # its key-value cache grows with every token
+        with generation_config(model, greedy), uncompiled(model):  # its key-value cache grows with every token
             output = continue_greedily(**fed)
         given = len(opening) or fed["input_ids"].shape[1]
         batch = tokenizer.batch_decode(output[:, given:], skip_special_tokens=True)
@@ -363,8 +363,8 @@ def _before(text: str, until: Sequence[str]) -> str:
 
 
 @contextmanager
-def _generation_config(model: object, config: "GenerationConfig") -> Iterator[None]:
-    """Replace the model's own config, from which transformers would fill what ``config`` leaves open."""
+def generation_config(model: object, config: "GenerationConfig") -> Iterator[None]:
+    """Inside it, replace the model's own config, from which transformers would fill what ``config`` leaves open."""
     owner = unwrapped(model)
     own = getattr(owner, "generation_config", None)
     owner.generation_config = config

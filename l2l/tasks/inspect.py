@@ -11,7 +11,7 @@ from l2l.models.kinds import kind_of as kind_of_model
 from l2l.models.load import load_tokenizer
 from l2l.models.prompt_trees import Ids
 from l2l.report.console import print_table
-from l2l.tasks.base import Example, FileData, GeneratedData, HubData, Row, Task, sample_row
+from l2l.tasks.base import Example, FileData, GeneratedData, GivenData, HubData, Row, Task, sample_row
 from l2l.tasks.encode import option_starts, special_ids, tokenized
 from l2l.tasks.registry import get_task, task_names
 from l2l.tasks.rows import HELD_OUT, TEST_SEED, Splits, held_out_note, held_out_of, load_rows
@@ -104,6 +104,8 @@ def source(task: Task) -> str:
     found = task.source
     if isinstance(found, GeneratedData):
         return "generated"
+    if isinstance(found, GivenData):
+        return f"{len(found.rows)} rows"
     if isinstance(found, FileData):
         return ", ".join(path.name for path in (*found.train, *found.validation))
     at = f"@{found.revision}" if found.revision else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from l2l.tasks.base import FileData, GeneratedData, HubData, Row, Split, Task, render
+from l2l.tasks.base import FileData, GeneratedData, GivenData, HubData, Row, Split, Task, render
 from l2l.tasks.sources import hub_rows, read_file
 
 TEST_SEED = 0
@@ -34,7 +34,7 @@ class Splits:
 def load_rows(task: Task, split: Split, data_dir: str | Path | None, count: int | None = None, seed: int = 0) -> list[Row]:
     """Rows of one split in the order of a permutation fixed by ``seed``, at most ``count`` of them.
 
-    A task of generated rows, or of files of its own, ignores ``data_dir``. Otherwise rows come from
+    A task of generated or given rows, or of files of its own, ignores ``data_dir``. Otherwise rows come from
     ``<data_dir>/<task>/<split>.jsonl``, or, without ``data_dir``, from the hub through ``datasets``. All rows of a file
     are checked.
 
@@ -50,12 +50,14 @@ def load_rows(task: Task, split: Split, data_dir: str | Path | None, count: int 
         for number, row in enumerate(rows):
             render(task, row, f"generated {split} row {number}")
         return rows
-    parted = held_out_of(task) if data_dir is None or isinstance(task.source, FileData) else False
+    parted = held_out_of(task) if data_dir is None or isinstance(task.source, FileData | GivenData) else False
 
     def order(total: int) -> list[int]:
         part = part_of(total, split) if parted else range(total)
         return [part[index] for index in np.random.default_rng(seed).permutation(len(part))[:count].tolist()]
 
+    if isinstance(task.source, GivenData):
+        return [task.source.rows[index] for index in order(len(task.source.rows))]
     if isinstance(task.source, FileData):
         paths = task.source.train if split == "train" or parted else task.source.validation
     elif data_dir is None:
@@ -83,6 +85,8 @@ def held_out_of(task: Task) -> bool:
     """Whether a task's data come as one split, of which a fixed share is validation."""
     if isinstance(task.source, FileData):
         return not task.source.validation
+    if isinstance(task.source, GivenData):
+        return True
     return isinstance(task.source, HubData) and task.source.splits[0] == task.source.splits[1]
 
 
@@ -130,7 +134,7 @@ def load_splits(task: Task, data_dir: str | Path | None, train: int, dev: int, t
             why = "; rows that equal a train row do not count" if name == "dev" else ""
             raise ValueError(f"task {task.name!r}: no row is left for {name}, of which {asked} were asked for{why}")
         short += [f"{len(got)} {name} rows instead of {asked}"] if len(got) < asked else []
-    notes = [held_out_note(task)] if test and (data_dir is None or isinstance(task.source, FileData)) else []
+    notes = [held_out_note(task)] if test and (data_dir is None or isinstance(task.source, FileData | GivenData)) else []
     notes += [f"task {task.name!r} has too few rows: {', '.join(short)}"] if short else []
     return Splits(train_rows, dev_rows, test_rows, "; ".join(filter(None, notes)))
 

@@ -32,6 +32,7 @@ from l2l.tasks.evaluate import Scores, evaluate
 from l2l.train import runlog
 from l2l.train.config import DEV_ROWS, TEST_ROWS, FineTuneConfig
 from l2l.train.replay import begin, replay, steps_to
+from l2l.train.rewards import AFTER, BEFORE, REWARD
 from l2l.train.trainer import COLUMNS, setup_scheme
 from l2l.tuners.diagnostics import NO_LAYER, Heatmap, by_layer_and_kind, layer_and_kind
 
@@ -239,8 +240,13 @@ def compare_weights(history: History, base: str | None = None, examples: int = 0
     source = base or config["model"]
     if local_folder(source, config.get("revision")) is None and not Path(source).is_file():
         raise FileNotFoundError(f"the base model {source!r} is not here: give its directory with --model; see {PAGE}")
-    task, rows = get_task(config["task"]), list[Row]()
-    if examples:
+    rewarded = config.get("reward") is not None
+    if rewarded and examples:
+        raise ValueError(
+            "examples evaluates rows of a task, and this run has a reward, whose completions are shown: leave it out"
+        )
+    task, rows = None if rewarded else get_task(config["task"]), list[Row]()
+    if examples and task is not None:
         sizes = config["train_size"], config["dev_size"] or DEV_ROWS, config["test_size"] or TEST_ROWS
         rows = load_splits(task, config["data_dir"], *sizes, config["seed"]).test[:examples]
     saved = history.folder / "model"
@@ -251,7 +257,7 @@ def compare_weights(history: History, base: str | None = None, examples: int = 0
     return (_replayed if replayable else _saved)(history, source, task, rows)
 
 
-def _replayed(history: History, source: str, task: Task, rows: Sequence[Row]) -> Compared:
+def _replayed(history: History, source: str, task: Task | None, rows: Sequence[Row]) -> Compared:
     log = runlog.read_log(history.folder / runlog.NAME)
     model, optimizer = begin(log, source)
     blocks = optimizer.blocks
@@ -266,7 +272,7 @@ def _replayed(history: History, source: str, task: Task, rows: Sequence[Row]) ->
     return Compared(moved, trace, rows, None if first is None or last is None else (first, last), not kept)
 
 
-def _saved(history: History, source: str, task: Task, rows: Sequence[Row]) -> Compared:
+def _saved(history: History, source: str, task: Task | None, rows: Sequence[Row]) -> Compared:
     config = history.config
     names = [field.name for field in fields(FineTuneConfig) if field.name in config]
     complete = FineTuneConfig(**{name: config[name] for name in names}).completed()
@@ -285,9 +291,9 @@ def _saved(history: History, source: str, task: Task, rows: Sequence[Row]) -> Co
     return Compared(moved, None, rows, None if first is None or last is None else (first, last))
 
 
-def _scorer(config: Mapping[str, Any], source: str, task: Task, rows: Sequence[Row]) -> Any:
+def _scorer(config: Mapping[str, Any], source: str, task: Task | None, rows: Sequence[Row]) -> Any:
     """A function of the model: its scores on the rows; None where there are none."""
-    if not rows:
+    if not rows or task is None:
         return lambda model: None
     tokenizer = load_tokenizer(source, config["revision"], config["trust_remote_code"])
     limits = {"max_length": config["max_length"], "max_new_tokens": config["max_new_tokens"]}
@@ -375,9 +381,17 @@ def curves(histories: Sequence[History]) -> Section:
         dev = {history.name: history.dev_losses for history in histories}
         if x == "seconds":
             by, dev = ({h.name: h.at_seconds(found[h.name]) for h in histories} for found in (by, dev))
+        if objectives == {REWARD}:
+            upward = {name: [(at, -loss) for at, loss in curve] for name, curve in by.items()}
+            parts.append(Lines(f"Mean reward of steps by {x}", upward, label, "mean reward"))
+            parts.append(
+                Lines(f"Mean reward on dev by {x}", {h.name: h.column(REWARD, x) for h in histories}, label, "mean reward")
+            )
+            continue
         parts += [Lines(f"{name.capitalize()} by {x}", by, label, unit), Lines(f"Dev loss by {x}", dev, label, "loss (nats)")]
         parts.append(Lines(f"Dev {metric} by {x}", {h.name: h.column("dev_metric", x) for h in histories}, label, metric))
-    others = dict.fromkeys(name for h in histories for row in h.rows for name in row if name not in ("step", *COLUMNS))
+    known = ("step", *COLUMNS, *objectives)
+    others = dict.fromkeys(name for h in histories for row in h.rows for name in row if name not in known)
     parts += [Lines(name, {h.name: h.column(name) for h in histories}, "forward passes", name) for name in others]
     note = "Losses of steps are means over the last 2.5 % of the steps, as each step sees one batch."
     return Section("Curves", _drawable(parts), [note])
@@ -435,9 +449,11 @@ def of_run(history: History, found: Compared | str, named: bool) -> list[Section
         sections.append(Section(f"What moved{suffix}", what_moved(found), moved_words(found)))
         if found.trace is not None and history.header.get("tuner"):
             sections.append(Section(f"Sigma{suffix}", sigma_maps(found.trace, list(found.moved)), [SIGMA]))
-        if found.scores is not None:
-            task = get_task(history.config["task"])
-            sections.append(Section(f"Examples before and after{suffix}", examples(task, found), example_words(found)))
+    if parts := completions(history):
+        sections.append(Section(f"Completions before and after{suffix}", parts))
+    if not isinstance(found, str) and found.scores is not None:
+        task = get_task(history.config["task"])
+        sections.append(Section(f"Examples before and after{suffix}", examples(task, found), example_words(found)))
     return [*sections, how_to_repeat(history, suffix)]
 
 
@@ -537,6 +553,23 @@ def examples(task: Task, found: Compared) -> list[Part]:
             note = f"{len(lines)} of {len(rows)}" if len(rows) > len(lines) else ""
             parts.append(Table(group.capitalize(), columns, lines, note, long=True))
     return parts
+
+
+def completions(history: History) -> list[Part]:
+    """Completions of a reward's dev prompts by the weights before and after, the first of each prompt; none without both."""
+    sides = [history.folder / name for name in (BEFORE, AFTER)]
+    if not all(path.is_file() for path in sides):
+        return []
+    texts = ([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in sides)
+    pairs = list(zip(*texts, strict=False))[:: history.config.get("eval_samples") or 1]
+    lines = []
+    for before, after in pairs[:SHOWN]:
+        prompt = before["prompt"] if isinstance(before["prompt"], str) else json.dumps(before["prompt"], ensure_ascii=False)
+        shown = prompt if len(prompt) <= PROMPT else f"…{prompt[-PROMPT:]}"
+        values = (shown, before["completion"], f"{before['reward']:g}", after["completion"], f"{after['reward']:g}")
+        lines.append([Text(value) for value in values])
+    note = f"{len(lines)} of {len(pairs)} prompts; under the same noise on both sides."
+    return [Table("Completions", ("prompt", "before", "reward", "after", "reward"), lines, note, long=True)]
 
 
 def how_to_repeat(history: History, suffix: str) -> Section:

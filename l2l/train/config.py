@@ -7,7 +7,7 @@ so their learning rates differ by a factor of 10^2 to 10^4: a rate of one scheme
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, final
 
@@ -21,7 +21,8 @@ from l2l.models.offload import check_offload
 from l2l.models.prefix import check_train_layers
 from l2l.models.schemes import Scheme, check_scheme
 from l2l.optim import CurvatureLR, LearningRate, Schedule, check_lr, check_schedule
-from l2l.train.objectives import check_objective
+from l2l.train.objectives import LOSS, check_objective
+from l2l.train.rewards import REWARD, check_named
 from l2l.tuners.plan import TrainingPlan
 from l2l.tuners.transfer import Level, check_level
 
@@ -155,13 +156,24 @@ class FineTuneConfig(Arguments):
     """Examples per step; None: 16."""
     micro_batch: int | None = None
     """Most examples per forward pass, to bound memory; the loss is the same up to rounding. None: the whole batch."""
+    reward: str | None = None
+    """Maximise the mean of a function of sampled completions, ``package.module:function`` or ``./file.py:function``. It is
+    called as TRL calls its reward functions, with prompts, completions and the further columns of the prompts' rows, by name,
+    and returns a list of floats. It takes the place of ``task`` and ``objective``. See docs/rewards.md."""
+    prompts: str | None = None
+    """With ``reward``: a file of JSON lines, each with a ``prompt`` (a text, or a chat as a list of role and content) and any
+    further fields, the same in all."""
+    temperature: float = 1.0
+    """With ``reward``: the logits of sampled tokens are divided by it; 0: the likeliest token."""
+    eval_samples: int = 4
+    """With ``reward``: completions of each prompt in an evaluation."""
     objective: str = "loss"
     """What training minimises. ``loss``: the task's; ``accuracy`` of the best scored option, ``f1`` or ``exact_match`` of
     generated answers: their negative; or ``package.module:function`` or ``./file.py:function``, called with (model, tokenizer,
     rows), which returns a float to minimise. All but ``loss`` have no gradient; the best step is then chosen by the objective
     on dev."""
     max_new_tokens: int = 50
-    """Most tokens of a generated answer, in training and evaluation."""
+    """Most tokens of a generated answer or a completion, in training and evaluation."""
     length_groups: int | None = None
     """Most forward passes into which the rows of a batch are split by length, which saves padding; the loss is the same up
     to rounding. None: up to 6 on the CPU, 1 on other devices."""
@@ -274,6 +286,8 @@ class FineTuneConfig(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if check_named(self.reward, self.prompts, self.temperature):
+            self._check_reward()
         check_scheme(self.scheme, self.scheme_args)
         check_pattern(self.freeze)
         check_quantize(self.quantize, self.scheme)
@@ -300,13 +314,39 @@ class FineTuneConfig(Arguments):
         counts = "train_size checkpoint_every log_every curvature_every checksum_every workers"
         optional = ["length_groups", "steps", "max_passes", "num_directions", "batch_size", "dev_size", "test_size"]
         optional = [name for name in (*optional, "eval_every") if getattr(self, name) is not None]
-        check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", *optional)})
+        check_counts(**{name: getattr(self, name) for name in (*counts.split(), "max_new_tokens", "eval_samples", *optional)})
         if self.parallel == "data" and ":" in self.objective:
             raise ValueError(
                 f"parallel='data' splits batches, and only a task's own objectives are known to be means over rows, not "
                 f"{self.objective!r}: use --parallel population with a method of several directions"
             )
-        check_objective(self.objective, self.micro_batch, self.batch_size or BATCH_SIZE)
+        objective = self.objective if self.reward is None else LOSS
+        check_objective(objective, self.micro_batch, self.batch_size or BATCH_SIZE)
+
+    def _check_reward(self) -> None:
+        """Give task and objective the name of what takes their place; ValueError where a field does not go with a reward."""
+        for option in (option for option in fields(FineTuneConfig) if option.name in ("task", "objective")):
+            if (given := getattr(self, option.name)) not in (option.default, REWARD):
+                raise ValueError(
+                    f"{option.name}={given!r} does not go with a reward, which takes its place: leave one of them out"
+                )
+            object.__setattr__(self, option.name, REWARD)
+        wanted = {"compile": (False,), "sparse_embeddings": (False,), "prefix_cache": ("auto", "off")}
+        for name, values in wanted.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} does not go with a reward, whose texts are sampled: leave it out"
+                )
+        if self.method is not None and is_first_order(self.method):
+            raise ValueError(
+                f"method {self.method!r} needs the gradient of what it minimises, and a reward has none: take a method of "
+                "forward passes, such as mezo or es"
+            )
+        if self.lr == "auto":
+            raise ValueError(
+                "lr='auto' measures the curvature of a loss, and the reward of sampled texts is flat but for jumps where a "
+                "token changes: give lr as a number"
+            )
 
     def _defaults(self, planned: Mapping[str, Any]) -> dict[str, Any]:
         """Values of the open fields: planned, or constants; the method's own estimator and directions have no name."""

@@ -24,13 +24,16 @@ from l2l.models.heads import TokenQuery
 from l2l.models.load import DTYPES, check_device, load_model, load_tokenizer, loading_bar
 from l2l.models.offload import offload_layers, stream_of
 from l2l.models.streaming import LayerFiles, load_streamed
+from l2l.noise import Key
 from l2l.plugins import load_module
 from l2l.tasks import BatchLogits, Row, Splits, Task, batch_loss, get_task, load_splits
 from l2l.tasks.base import FileData, HubData
 from l2l.tasks.encode import Batch, Encoded, Form, collate
 from l2l.tasks.evaluate import Scores, evaluate
 from l2l.train.config import DEV_ROWS, TEST_ROWS, CompleteConfig, FineTuneConfig
-from l2l.train.objectives import LOSS, Objective, find_objective
+from l2l.train.objectives import AT_ONCE, LOSS, Objective, find_objective
+from l2l.train.rewards import GivenReward, Reward, RewardLoss, load_reward, prompts_task
+from l2l.train.sampling import TransformersSampler
 from l2l.tuners import normalize, schedule
 from l2l.tuners.model import TunerModel
 
@@ -53,6 +56,8 @@ class RunInputs:
     splits: Splits
     reported: int
     """Most train rows on which losses are reported: as many as test rows were asked for."""
+    reward: Reward | None = field(default=None, kw_only=True)
+    """What is maximised, in place of the task's loss."""
     files: LayerFiles | None = field(default=None, kw_only=True)
     """Of the layers below those that are trained, where these are not in memory."""
 
@@ -61,24 +66,46 @@ class RunInputs:
         """The train rows on which losses are reported."""
         return self.splits.train[: self.reported]
 
+    @property
+    def sampler(self) -> TransformersSampler:
+        """Completes prompts with the model, for a reward.
+
+        Raises:
+            ValueError: the model writes no texts.
+        """
+        config = self.config
+        rows = config.micro_batch or max(config.batch_size, AT_ONCE)
+        return TransformersSampler(self.model, self.tokenizer, config.max_new_tokens, config.temperature, rows)
+
     def score(
         self, rows: Sequence[Row], grouping: Grouping, task: Task | None = None, advance: Callable[[int], None] | None = None
     ) -> Scores:
-        """Loss and metric of the model on rows of the run's task, or of ``task``; see :func:`l2l.tasks.evaluate.evaluate`."""
+        """Loss and metric of the model on rows of the run's task, or of ``task``; see :func:`l2l.tasks.evaluate.evaluate`, and
+        for a reward :meth:`l2l.train.rewards.Reward.scores`."""
+        if self.reward is not None:
+            told = self.config.eval_samples, self.config.seed, advance
+            return self.reward.scores(self.sampler, self.tokenizer, rows, *told)
         limits: dict[str, Any] = {"max_length": self.config.max_length, "max_new_tokens": self.config.max_new_tokens}
         return evaluate(self.model, self.tokenizer, task or self.task, rows, grouping=grouping, advance=advance, **limits)
 
 
 def load_run_inputs(
-    config: FineTuneConfig, model: "PreTrainedModel | None" = None, tokenizer: "PreTrainedTokenizerBase | None" = None
+    config: FineTuneConfig,
+    model: "PreTrainedModel | None" = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    given: GivenReward | None = None,
 ) -> RunInputs:
-    """Load task and rows, and model and tokenizer where they are not given.
+    """Load task and rows, or a reward and its prompts, and model and tokenizer where they are not given.
+
+    Args:
+        given: a reward and prompts that are objects, of which the configuration has names.
 
     Raises:
         ValueError, FileNotFoundError: one of them cannot be loaded; the message says which.
     """
     check_device(config.device)
-    task = get_task(config.task)
+    reward, prompts, places = load_reward(config.reward, config.prompts, given)
+    task = get_task(config.task) if reward is None else prompts_task(prompts)
     dev, test = config.dev_size or DEV_ROWS, config.test_size or TEST_ROWS
     splits = load_splits(task, config.data_dir, config.train_size, dev, test, config.seed)
     files = None
@@ -90,7 +117,7 @@ def load_run_inputs(
         options = {"dtype": DTYPES[config.dtype], "device": config.device, "attn_implementation": config.attn_implementation}
         model, files = load_streamed(config.model, config.completed().train_layers, **options)
     if model is None:
-        labels = len(task.example(splits.train[0]).options)
+        labels = None if reward is not None else len(task.example(splits.train[0]).options)
         names = "dtype device device_map revision head attn_implementation trust_remote_code seed quantize offload"
         options = {name: getattr(config, name) for name in names.split()}
         with loading_bar(config.progress):
@@ -101,7 +128,9 @@ def load_run_inputs(
         source = model.config._name_or_path or config.model
         tokenizer = load_tokenizer(source, config.revision, config.trust_remote_code)
     model.eval()
-    return RunInputs(config.completed(), model, tokenizer, task, splits, test, files=files)
+    if reward is not None:
+        reward = reward.encoded(prompts, places, model, tokenizer, config.max_new_tokens, config.max_length)
+    return RunInputs(config.completed(), model, tokenizer, task, splits, test, reward=reward, files=files)
 
 
 @lru_cache(maxsize=8)
@@ -170,25 +199,33 @@ class Closures:
     in_pieces: bool = False
     """Whether an objective is the mean over its micro-batches, too, as ranks that share a batch need it; else it feeds them by
     itself."""
+    rewarded: RewardLoss | None = None
+    """In place of an objective, minus the rewards of a batch [b]."""
 
     def at(self, step: int) -> Closure:
         """The objective on a step's batch."""
-        return self._on(self.batcher.indices(step))
+        return self._on(self.batcher.indices(step), Key(self.batcher.seed, step))
 
     def further(self, step: int, number: int) -> Closure:
         """The objective on a further batch of the same step."""
-        return self._on(self.batcher.indices(step, number))
+        return self._on(self.batcher.indices(step, number), Key(self.batcher.seed, step, 1 + number))
 
     def value(self, rows: Sequence[Row]) -> float | None:
         """The objective on any rows; None where it is the task's loss, which an evaluation computes anyway."""
         return None if self.objective is None else float(self.objective(self.model, self.tokenizer, rows))
 
-    def _on(self, indices: Sequence[int]) -> Closure:
-        if self.objective is not None and self.in_pieces:
+    def _on(self, indices: Sequence[int], key: Key) -> Closure:
+        """
+        Args:
+            key: of the noise of what is sampled.
+        """
+        if self.in_pieces and (self.objective is not None or self.rewarded is not None):
             size = self.micro_batch or len(indices)
-            parts = [indices[start : start + size] for start in range(0, len(indices), size)]
-            pieces = tuple(self._objective(self.objective, part) for part in parts)
+            parts = [range(start, min(start + size, len(indices))) for start in range(0, len(indices), size)]
+            pieces = tuple(self._piece(indices, part, key) for part in parts)
             return MicroBatched(pieces, tuple(len(part) / len(indices) for part in parts))
+        if self.rewarded is not None:
+            return partial(self.rewarded, [self.rows[i] for i in indices], key, range(len(indices)))
         if self.objective is not None:
             return self._objective(self.objective, indices)
         if self.micro_batch is None:
@@ -203,6 +240,15 @@ class Closures:
         ]
         pieces = tuple(self._loss(self._micro_batch(chunk)) for chunk in chunks)
         return MicroBatched(pieces, tuple(weight / sum(weights) for weight in weights))
+
+    def _piece(self, indices: Sequence[int], part: range, key: Key) -> Closure:
+        """The mean of the objective over a part of a batch."""
+        own, rewarded = [indices[place] for place in part], self.rewarded
+        if rewarded is None:
+            assert self.objective is not None, "one of them is there"
+            return self._objective(self.objective, own)
+        rows = [self.rows[i] for i in own]
+        return lambda: rewarded(rows, key, part).mean()
 
     def _objective(self, objective: Objective, indices: Sequence[int]) -> Closure:
         return partial(objective, self.model, self.tokenizer, [self.rows[i] for i in indices])
@@ -236,22 +282,26 @@ def make_closures(inputs: RunInputs, method: object, batcher: Batcher) -> Closur
         ValueError: no such objective, one that the task has no answers or options for, or one without a gradient for a
             method that needs one.
     """
-    config, rows = inputs.config, inputs.splits.train
+    config, rows, reward = inputs.config, inputs.splits.train, inputs.reward
     if config.objective != LOSS and (isinstance(method, FirstOrder) or getattr(method, "differentiates", False)):
         raise ValueError(
             f"method {config.method!r} needs the gradient of what it minimises, and objective {config.objective!r} has "
             "none: use objective loss, or a method of forward passes"
         )
+    shared = config.parallel == "data"
+    if reward is not None:
+        rewarded = RewardLoss(reward, inputs.sampler, inputs.tokenizer)
+        pieces = {"micro_batch": config.micro_batch, "in_pieces": shared}
+        return Closures(inputs.model, inputs.tokenizer, batcher, rows, rewarded=rewarded, **pieces)
     limits = config.max_length, config.max_new_tokens, config.micro_batch
     objective = find_objective(config.objective, inputs.task, rows[0], *limits, batcher.grouping)
     outputs = config.lr == "auto" or getattr(method, "reads_outputs", False)
-    shared = config.parallel == "data"
     return Closures(inputs.model, inputs.tokenizer, batcher, rows, objective, config.micro_batch, outputs, shared)
 
 
 # What a run has read: fingerprints that are compared where it is continued.
 
-NAMES = frozenset(("model", "revision", "tokenizer", "task", "tasks", "validation_tasks", "tuner", "data_dir"))
+NAMES = frozenset(("model", "revision", "tokenizer", "task", "tasks", "validation_tasks", "tuner", "data_dir", "prompts"))
 """Fields of a configuration that name inputs: what is compared is what they name."""
 UNCOMPARED = frozenset(("transformers_version", "dtype", "torch_dtype", "architectures", "use_cache"))
 """Settings of a model that depend on how it was loaded or saved, beside those whose names begin with an underscore."""
@@ -274,9 +324,10 @@ def fingerprint(inputs: RunInputs, examples: Sequence[Encoded], method: object, 
         found["task"]["scoring"] = asdict(task.scoring)
     found["train rows"] = examples_fingerprint(examples)
     found |= {f"{kind} rows": rows_fingerprint(task, getattr(splits, kind)) for kind in ("dev", "test")}
-    if ":" in config.objective:  # reads what it likes of a row, and is code outside the package
+    if (own := config.reward or config.objective).count(":"):  # reads what it likes of a row, and is code outside the package
         rows = json.dumps([[dict(row) for row in part] for part in (splits.train, splits.dev)], sort_keys=True, default=str)
-        found["objective"] = {"columns": digest(rows), "source": source_digest(config.objective.rpartition(":")[0])}
+        module = own.rpartition(":")[0] if inputs.reward is None else getattr(inputs.reward.function, "__module__", "")
+        found["objective"] = {"columns": digest(rows), "source": source_digest(module)}
     found["method"] = method_fingerprint(method)
     return found | model_fingerprint(model, inputs.tokenizer, weights)
 

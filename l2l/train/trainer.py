@@ -8,7 +8,7 @@ import hashlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count
@@ -46,7 +46,7 @@ from l2l.report.run_directory import (
     read_metrics,
     stop_requests,
 )
-from l2l.tasks import format_interval
+from l2l.tasks import Row, format_interval
 from l2l.tasks.encode import collate, encoder_for
 from l2l.tasks.evaluate import Scores, visits
 from l2l.tasks.inspect import warn_of_problems
@@ -66,6 +66,16 @@ from l2l.train.inputs import (
 from l2l.train.objectives import LOSS
 from l2l.train.on_ray import RayLead, check_named
 from l2l.train.prefix import FILE, RunPrefix, prepare_prefix
+from l2l.train.rewards import (
+    AFTER,
+    BEFORE,
+    REWARD,
+    GivenReward,
+    RewardFunction,
+    RewardScores,
+    reward_figures,
+    write_completions,
+)
 from l2l.train.runlog import NAME, ROWS, RunLog, StepRecord, check_log, read_log, run_header
 from l2l.tuners import Level, Tuner, compare
 from l2l.tuners.plan import options_line
@@ -124,9 +134,11 @@ def fine_tune(
     method: MethodLike | None = None,
     tuner: Tuner | str | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
+    reward: RewardFunction | str | None = None,
+    prompts: Sequence[Row] | Path | str | None = None,
     **options: Any,
 ) -> FineTuneResult:
-    """Fine-tune a model on a task with forward passes only.
+    """Fine-tune a model on a task, or for a reward, with forward passes only.
 
     Args:
         model: a transformers language model of any kind (see :mod:`l2l.models.kinds`), or what :func:`l2l.load_model`
@@ -136,6 +148,8 @@ def fine_tune(
             plan, else ``learned`` with a tuner and ``mezo`` without.
         tuner: a tuner, or what :meth:`Tuner.from_pretrained` takes. Its plan decides what ``options`` leave open.
         tokenizer: of a model given as an object; None loads it from where the model came from.
+        reward: in place of a task, a function that scores completions, or its name; see :mod:`l2l.train.rewards`.
+        prompts: of a reward: rows with a ``prompt`` and the function's further columns, or a file of them.
         options: fields of :class:`FineTuneConfig`, e.g. ``steps=2000, lr=1e-6, out="runs/sst2"``.
 
     Raises:
@@ -144,14 +158,17 @@ def fine_tune(
     """
     options = renamed(options, {field.name for field in fields(FineTuneConfig)})
     model, method, tuner = map(plain, (model, method, tuner))
+    given, reward_name, prompts_name = GivenReward.of(reward, prompts)
     config = FineTuneConfig(
         model=model if isinstance(model, str) else model_identity(model).id or type(model).__name__,
         task=task,
         method=None if method is None else method_name(method),
         tuner=tuner.provenance.base_model if isinstance(tuner, Tuner) else tuner,
+        reward=reward_name,
+        prompts=prompts_name,
         **options,
     )
-    return plan_and_run(config, None if isinstance(model, str) else model, tokenizer, method, tuner)
+    return plan_and_run(config, None if isinstance(model, str) else model, tokenizer, method, tuner, given)
 
 
 def plan_and_run(
@@ -160,6 +177,7 @@ def plan_and_run(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     method: MethodLike | None = None,
     tuner: Tuner | str | None = None,
+    given: GivenReward | None = None,
 ) -> FineTuneResult:
     """Decide what the configuration leaves open, and run it, or continue such a run.
 
@@ -167,18 +185,18 @@ def plan_and_run(
         ValueError, FileNotFoundError, FloatingPointError: as :func:`fine_tune`.
     """
     if config.executor == "ray":
-        check_named(model=model, method=method, tuner=tuner)
+        check_named(model=model, method=method, tuner=tuner, reward=given)
     tuner = _loaded(tuner or config.tuner)
     planned: dict[str, Any] = {}
     if tuner is not None and tuner.plan is not None and (planned := config.open_to(tuner.plan)):
         if "train_layers" in planned and len(tuner.plan.depths) > 1:
-            layers, model, tokenizer = _layers_by_budget(config, planned, model, tokenizer, method, tuner)
+            layers, model, tokenizer = _layers_by_budget(config, planned, model, tokenizer, method, tuner, given)
             planned["train_layers"] = layers
         line = f"from the tuner's plan: {options_line(planned)}"
         print(line) if config.progress else logger.info("%s", line)
     ranks, complete = several.enlist(config.completed(planned))
     if ranks is not None and ranks.rank > 0:
-        return _follow(complete, ranks, model, tokenizer, method, tuner)
+        return _follow(complete, ranks, model, tokenizer, method, tuner, given)
     why: dict[str, str] = {}
     if complete.schedule != "constant":  # its factor is a function of the share of the run that is done
         why |= {name: f"which the schedule {complete.schedule} depends on" for name in LIMITS}
@@ -188,7 +206,7 @@ def plan_and_run(
         if folder.resumed and config.progress:
             print(f"continuing the run in {config.out}")
         with nullcontext() if ranks is None else ranks.failing():
-            return start_fine_tuning(complete, folder, model, tokenizer, method, tuner, ranks)
+            return start_fine_tuning(complete, folder, model, tokenizer, method, tuner, ranks, given)
 
 
 def _follow(
@@ -198,10 +216,11 @@ def _follow(
     tokenizer: "PreTrainedTokenizerBase | None",
     method: MethodLike | None,
     tuner: Tuner | str | None,
+    given: GivenReward | None,
 ) -> FineTuneResult:
     """Take part in the run of rank 0. The result has its last weights, and an empty summary."""
     with ranks.failing():
-        context = prepare_fine_tuning(config, model, tokenizer, method, tuner)
+        context = prepare_fine_tuning(config, model, tokenizer, method, tuner, given)
         with several.prefix_in_memory(context, f"rank {ranks.rank}"):
             several.follow(context, ranks)
     return FineTuneResult(context.model, {}, Path(config.out))
@@ -214,6 +233,7 @@ def _layers_by_budget(
     tokenizer: "PreTrainedTokenizerBase | None",
     method: MethodLike | None,
     tuner: Tuner,
+    given: GivenReward | None,
 ) -> "tuple[TrainLayers, PreTrainedModel | None, PreTrainedTokenizerBase | None]":
     """The layers that a tuner's plan trains at a run's budget, and model and tokenizer where these were loaded to find out.
 
@@ -237,7 +257,9 @@ def _layers_by_budget(
             )
         whole = config.completed(planned | {"train_layers": "all"})
         whole = replace(whole, prefix_cache="off", compile=False, progress=False)
-        context = prepare_fine_tuning(whole, model, tokenizer, method, tuner)  # has run a pass before the one to be timed
+        context = prepare_fine_tuning(
+            whole, model, tokenizer, method, tuner, given
+        )  # has run a pass before the one to be timed
         model, tokenizer = context.model, context.tokenizer
         if config.steps is not None:
             limits.append(config.steps * context.optimizer.method.passes)
@@ -258,6 +280,7 @@ def start_fine_tuning(
     method: MethodLike | None = None,
     tuner: Tuner | str | None = None,
     ranks: Ranks | None = None,
+    given: GivenReward | None = None,
 ) -> FineTuneResult:
     """Prepare a run and run it, with the other ranks where there are some, or measure a baseline that takes no steps
     (:mod:`l2l.train.baselines`).
@@ -266,9 +289,9 @@ def start_fine_tuning(
         ValueError, FileNotFoundError, FloatingPointError: as :func:`fine_tune`.
     """
     if config.method not in baseline_names():
-        return run_fine_tuning(prepare_fine_tuning(config, model, tokenizer, method, tuner), folder, ranks)
+        return run_fine_tuning(prepare_fine_tuning(config, model, tokenizer, method, tuner, given), folder, ranks)
     baseline = build_baseline(config.method, config.method_args, tuner or config.tuner)
-    return run_baseline(baseline, load_run_inputs(config, model, tokenizer), folder)
+    return run_baseline(baseline, load_run_inputs(config, model, tokenizer, given), folder)
 
 
 # Set-up: the scheme, the tuner, the method and its optimizer, the closures.
@@ -280,8 +303,12 @@ def prepare_fine_tuning(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     method: MethodLike | None = None,
     tuner: Tuner | str | None = None,
+    given: GivenReward | None = None,
 ) -> RunContext:
     """Load model, data and method, and compute one loss, so that errors show now. Nothing is written.
+
+    Args:
+        given: see :func:`load_run_inputs`.
 
     Raises:
         ValueError, FileNotFoundError: bad input, named.
@@ -289,7 +316,7 @@ def prepare_fine_tuning(
     """
     config = config.completed()
     check_estimator(method or config.method, config.estimator, config.num_directions)
-    inputs = load_run_inputs(config, model, tokenizer)
+    inputs = load_run_inputs(config, model, tokenizer, given)
     model = setup_scheme(inputs.model, config)
     model.eval()
     inputs = replace(inputs, model=model)
@@ -297,11 +324,11 @@ def prepare_fine_tuning(
     if tuner is not None and tuner.plan is not None and tuner.plan.method == config.method and not takes_tuner(config.method):
         tuner = None  # its plan does without its sigma
     bound = fitting_tuner(tuner, model, config.scheme, config.match, config.progress)
-    given = method or config.method, config.epsilon, config.method_args, bound, model
-    built = with_estimator(build_method(*given, config.steps), config.estimator, config.num_directions)
+    told = method or config.method, config.epsilon, config.method_args, bound, model
+    built = with_estimator(build_method(*told, config.steps), config.estimator, config.num_directions)
     if config.steps is None and config.max_passes is not None:  # a method that plans ahead plans for the passes
         steps = ceil(config.max_passes / built.passes)
-        built = with_estimator(build_method(*given, steps), config.estimator, config.num_directions)
+        built = with_estimator(build_method(*told, steps), config.estimator, config.num_directions)
     if not isinstance(built, FirstOrder):
         # Learning rates of normalized steps are of another size, for which no range is known.
         lr = "auto" if built.step_is_normalized else config.lr
@@ -323,9 +350,12 @@ def prepare_fine_tuning(
             "Leave compile off, or use float32 with perturb='in_place' and sparse_embeddings off"
         )
     encoder, tokenizer = encoder_for(model), inputs.tokenizer
-    encoded = encoder.encode(inputs.task, inputs.splits.train, tokenizer, context_length(model, config.max_length))
-    grouping = Grouping.of(model, config.length_groups, config.share_prompts)
-    warn_of_problems(inputs.task, inputs.splits, tokenizer, context_length(model, config.max_length), model)
+    if inputs.reward is None:
+        encoded = encoder.encode(inputs.task, inputs.splits.train, tokenizer, context_length(model, config.max_length))
+        grouping = Grouping.of(model, config.length_groups, config.share_prompts)
+        warn_of_problems(inputs.task, inputs.splits, tokenizer, context_length(model, config.max_length), model)
+    else:
+        encoded, grouping = inputs.reward.examples(inputs.splits.train, config.max_new_tokens), Grouping()
     form, pad_id = inputs.task.form, encoder.pad_id(tokenizer)
     batcher = Batcher(encoded, form, pad_id, config.batch_size, config.seed, model.device, grouping)
     if config.compile:
@@ -339,7 +369,8 @@ def prepare_fine_tuning(
         if config.on_bad_loss == "raise":
             raise FloatingPointError(f"step 0, before any update: {error}") from error
         logger.warning("step 0, before any update: %s", error)
-    return RunContext(**vars(inputs), optimizer=optimizer, closures=closures, prefix=prepare_prefix(inputs, closures, loss))
+    prefix = None if inputs.reward is not None else prepare_prefix(inputs, closures, loss)
+    return RunContext(**vars(inputs), optimizer=optimizer, closures=closures, prefix=prefix)
 
 
 def setup_scheme(model: "PreTrainedModel", config: CompleteConfig) -> "PreTrainedModel":
@@ -491,6 +522,9 @@ def _run(context: RunContext, folder: RunDirectory, lead: several.Lead | None) -
     figures |= {"bad_losses": {"policy": config.on_bad_loss, **optimizer.bad_losses.counts}, "parallel": together}
     if prefix is not None:
         figures |= {"cache_seconds": round(prefix.seconds, 2), "prefix_cache": prefix.figures()}
+    if isinstance(best[0], RewardScores):
+        write_completions(folder.path / AFTER, best[0])
+        figures |= {REWARD: reward_figures(folder.path, config.eval_samples)}
     summary = _summary(context, last, best, done.best_step, done.seconds, peak.bytes, figures)
     draw_curves(folder.path, config.objective)
     folder.finish(summary)
@@ -516,8 +550,9 @@ def rehearse_end(context: RunContext, folder: RunDirectory) -> None:
             for checkpoints and model; or a row of the test split cannot be encoded.
     """
     config, weights = context.config, [block.tensor for block in context.optimizer.blocks]
-    encode, limit = encoder_for(context.model).encode, context_length(context.model, config.max_length)
-    encode(context.task, context.splits.test, context.tokenizer, limit)  # the others are evaluated before the first step
+    if context.reward is None:
+        encode, limit = encoder_for(context.model).encode, context_length(context.model, config.max_length)
+        encode(context.task, context.splits.test, context.tokenizer, limit)  # the others are evaluated before the first step
     best = sum(tensor.nbytes for tensor in weights)
     whole = config.scheme not in ADAPTERS
     model = sum(tensor.nbytes for tensor in (context.model.parameters() if whole else weights)) if config.save != "log" else 0
@@ -572,7 +607,8 @@ def _evaluation_plan(context: RunContext, expected: Expectation, there: Mapping[
     scored = mean(sum(map(len, {option.fed for option in example.options})) for example in batcher.examples)
     gold = mean(len(example.options[example.gold[0]].fed) for example in batcher.examples)
     row = scored + (gold + context.task.new_tokens(config.max_new_tokens) if context.task.generates else 0)
-    trained = gold if config.objective == LOSS and batcher.form == "lm" else row
+    row *= config.eval_samples if context.reward is not None else 1
+    trained = gold if config.objective in (LOSS, REWARD) and batcher.form == "lm" else row
     trained *= steps * expected.passes_per_step * config.batch_size
     asked = {kind for kind in there if (config.dev_size if kind == "dev" else config.test_size) is not None}
     times = {"train": 2, "dev": 2 + ceil(steps / every), "test": 2}
@@ -605,7 +641,10 @@ def _expected_costs(context: RunContext) -> Expectation:
     known = [limit for limit in (config.steps, config.max_passes) if limit is not None]
     measure = min(known, default=WORTH_MEASURING) >= WORTH_MEASURING
     kept = {} if context.prefix is None else context.prefix.costs()
-    return expect(*trained, batches, [evaluated], measure=measure, every=every, **kept)
+    if context.reward is None:
+        return expect(*trained, batches, [evaluated], measure=measure, every=every, **kept)
+    found = expect(*trained, batches, [evaluated], measure=False)  # its time is that of passes without a cache
+    return replace(found, seconds_per_step=found.passes_per_step * _pass_seconds(context)) if measure else found
 
 
 @dataclass
@@ -657,7 +696,8 @@ class Session:
         self._lead, self.began = lead, self.progress.step
         tell = () if lead is None else (lead.tell,)
         self.log = RunLog(folder.path, header, self.progress.step if folder.resumed else None, *tell)
-        self.metrics = MetricsLog(folder.path, COLUMNS, after, state.get("metrics"))
+        columns = COLUMNS if context.reward is None else (*COLUMNS, REWARD)
+        self.metrics = MetricsLog(folder.path, columns, after, state.get("metrics"))
         self._rows: dict[int, bytes] = {}
         before = plan.before + min(1.0, self.share) * (plan.training + plan.during) if folder.resumed else 0.0
         self.bars = Bars(f"{self.config.task} {self.config.method}", plan.whole, before, self.config.progress)
@@ -682,6 +722,9 @@ class Session:
             self._keep_best(scores, -1)
             self.progress.initial_dev_loss = scores.loss
             self.progress.initial_train_loss = self.score("train").loss
+            if isinstance(scores, RewardScores):
+                write_completions(self.folder.path / BEFORE, scores)
+                self.metrics.log(0, passes=0, seconds=0.0, **_dev_values(scores))
         self._clock = time.perf_counter()
 
     @contextmanager
@@ -724,7 +767,7 @@ class Session:
             values["curvature"] = report.curvature
         if now.step % self.plan.every == 0 or self.done:
             scores = self.score("dev")
-            values |= {"dev_loss": scores.loss, "dev_metric": scores.value}
+            values |= _dev_values(scores)
             self._keep_best(scores, step)
             self._clock = time.perf_counter()
         bad = self.context.optimizer.bad_losses
@@ -897,6 +940,12 @@ def fit(trainer: "lightning.Trainer", module: "lightning.LightningModule", **opt
 # Results.
 
 
+def _dev_values(scores: Scores) -> dict[str, float]:
+    """Columns of metrics.csv that an evaluation on dev gives."""
+    found = {"dev_loss": scores.loss, "dev_metric": scores.value}
+    return found | ({REWARD: scores.value} if isinstance(scores, RewardScores) else {})
+
+
 def run_baseline(baseline: Baseline, inputs: RunInputs, folder: RunDirectory) -> FineTuneResult:
     """Measure a baseline and write ``config.yaml``, ``metrics.csv`` and ``summary.json``, with the fields of any run.
 
@@ -964,9 +1013,12 @@ def _summary(
 def draw_curves(folder: Path, objective: str = "loss") -> Path:
     """Draw ``loss.png`` from ``metrics.csv``: the minimised objective on train, smoothed, and the loss on dev."""
     rows = read_metrics(folder / METRICS)
-    losses = ((float(row["step"]), float(row["train_loss"])) for row in rows)
+    losses = ((float(row["step"]), float(row["train_loss"])) for row in rows if row["train_loss"])
     train = [point for point in losses if isfinite(point[1])]  # those of steps without an update are in metrics.csv
     dev = [(float(row["step"]), float(row["dev_loss"])) for row in rows if row["dev_loss"]]
+    if objective == REWARD:
+        panel = {"train batches": smooth([(step, -loss) for step, loss in train]), "dev": [(step, -loss) for step, loss in dev]}
+        return plot_panels(folder / "loss.png", {REWARD: panel}, "step", "mean reward")
     if objective == "loss":
         return plot_panels(folder / "loss.png", {"loss": {"train": smooth(train), "dev": dev}}, "step", "loss (nats)")
     panels = {objective: {"train": smooth(train)}, "loss (nats)": {"dev": dev}}
@@ -986,6 +1038,9 @@ def fine_tune_command(config: FineTuneConfig) -> None:
     figures = {"best step": best, f"test {test['metric']}": format_interval(test["value"], test["interval"])}
     if (bad := summary["bad_losses"]) and any(isinstance(count, int) and count for count in bad.values()):
         figures["bad losses"] = ", ".join(f"{name} {count}" for name, count in bad.items() if count)
+    for name, one in summary.get(REWARD, {}).items():
+        error = one["standard_error"]
+        figures[f"reward, {name}"] = f"{one['value']:.3f}" + ("" if error is None else f" ± {error:.3f}")
     print_table(f"fine-tune: {result.out}", [{name: summary[name] for name in shown} | figures])
     if (together := summary.get("parallel")) is not None:
         rows = [
