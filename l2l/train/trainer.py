@@ -606,7 +606,7 @@ def _evaluation_plan(context: RunContext, expected: Expectation, there: Mapping[
     # Tokens per row: options of one token share their prompt; answers to be compared are generated as well.
     scored = mean(sum(map(len, {option.fed for option in example.options})) for example in batcher.examples)
     gold = mean(len(example.options[example.gold[0]].fed) for example in batcher.examples)
-    row = scored + (gold + context.task.new_tokens(config.max_new_tokens) if context.task.generates else 0)
+    row = scored + (gold + context.task.new_tokens(config.max_new_tokens) if context.task.generates and context.reward is None else 0)
     row *= config.eval_samples if context.reward is not None else 1
     trained = gold if config.objective in (LOSS, REWARD) and batcher.form == "lm" else row
     trained *= steps * expected.passes_per_step * config.batch_size
