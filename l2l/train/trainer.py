@@ -606,8 +606,11 @@ def _evaluation_plan(context: RunContext, expected: Expectation, there: Mapping[
     # Tokens per row: options of one token share their prompt; answers to be compared are generated as well.
     scored = mean(sum(map(len, {option.fed for option in example.options})) for example in batcher.examples)
     gold = mean(len(example.options[example.gold[0]].fed) for example in batcher.examples)
-    row = scored + (gold + context.task.new_tokens(config.max_new_tokens) if context.task.generates and context.reward is None else 0)
-    row *= config.eval_samples if context.reward is not None else 1
+    row = scored
+    if context.reward is not None:
+        row *= config.eval_samples
+    elif context.task.generates:
+        row += gold + context.task.new_tokens(config.max_new_tokens)
     trained = gold if config.objective in (LOSS, REWARD) and batcher.form == "lm" else row
     trained *= steps * expected.passes_per_step * config.batch_size
     asked = {kind for kind in there if (config.dev_size if kind == "dev" else config.test_size) is not None}
