@@ -3,6 +3,8 @@ PYTHON ?= python3
 # On Linux without a GPU: PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 BIN := .venv/bin
+# Options of the quickstart, e.g. QUICKSTART_ARGS="--seeds 1" for a third of its runs.
+QUICKSTART_ARGS ?=
 
 # Processes that share the tests, one thread each.
 TEST_PROCESSES ?= 2
@@ -11,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist 
 .PHONY: quickstart test test-min slow lint check docs notebooks wheel audit format clean
 
 quickstart: .venv/ready
-	$(BIN)/l2l quickstart --overwrite true
+	$(BIN)/l2l quickstart --overwrite true $(QUICKSTART_ARGS)
 
 test: .venv/ready
 	$(PYTEST)
