@@ -14,7 +14,7 @@ import pytest
 LOOP = """
 import sys, torch, l2l
 from l2l.parallel import DataParallel, ranks_of_environment
-from l2l.train.runlog import tensors_hash
+from l2l.params.blocks import tensors_hash
 
 def parts(size):
     draw = torch.Generator().manual_seed(3)
@@ -46,7 +46,7 @@ STARTS = {
 ALONE = """
 import torch, l2l
 from l2l.estimators import MicroBatched
-from l2l.train.runlog import tensors_hash
+from l2l.params.blocks import tensors_hash
 {parts}
 optimizer = l2l.MeZO(model, lr=1e-2)
 pieces = tuple(lambda part=part: loss(part) for part in parts(2))
