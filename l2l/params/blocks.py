@@ -133,8 +133,8 @@ class Blocks(Sequence[Block]):
         return Blocks(found, model)
 
 
-INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Parts that torch.compile, FSDP and activation checkpointing insert into the names of parameters."""
+INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+"""Parts that torch.compile, FSDP, activation checkpointing and Lightning Fabric insert into the names of parameters."""
 
 
 def named_parameters(model: torch.nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, torch.nn.Parameter]]:

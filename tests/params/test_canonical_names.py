@@ -52,6 +52,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
     "DataParallel": nn.DataParallel,
     "averaged": lambda model: torch.optim.swa_utils.AveragedModel(model),
     "fsdp": inserted("_fsdp_wrapped_module"),
+    "Fabric": inserted("_forward_module"),
     "compiled, then parallel": lambda model: nn.DataParallel(compiled(model)),
     "parallel, then compiled": lambda model: compiled(nn.DataParallel(model)),
     "a compiled part": inside(compiled),
