@@ -275,7 +275,7 @@ class FineTuneConfig(Arguments):
     """Steps between comparisons of the weights of all processes, to the last bit."""
     rank_timeout: float | None = None
     """Seconds that another process is waited for. None: 1800 under ``data``, where the run then ends; 60 under ``population``,
-    where its directions are left out."""
+    where rank 0 waits for a worker, whose directions are then left out; workers wait for rank 0 for 1800 at least."""
     save: Save = "both"
     """What the run leaves of the best weights: ``model``, written to ``out/model``; ``log``, the run log ``out/steps.l2l`` of
     some 20 bytes a step, from which `l2l replay` and ``l2l.load_model(base, log=...)`` rebuild them; or ``both``."""

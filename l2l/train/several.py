@@ -84,6 +84,8 @@ def enlist(config: CompleteConfig) -> tuple[Ranks | None, CompleteConfig]:
             )
         return None, config
     mode = config.parallel or "data"
+    if ranks is not None and ranks.rank and mode == POPULATION:
+        ranks.timeout = max(ranks.timeout, DATA_TIMEOUT)  # rank 0 waits for the late, and evaluates and saves between steps
     if config.method in baseline_names():
         raise ValueError(f"method {config.method!r} takes no steps that ranks could share: run it in one process")
     if config.stream_layers or config.prefix_cache == "disk" or config.loop == "lightning":
@@ -101,7 +103,7 @@ def enlist(config: CompleteConfig) -> tuple[Ranks | None, CompleteConfig]:
 
 
 def timeout_of(config: CompleteConfig) -> float:
-    """Seconds that another process is waited for."""
+    """Seconds that another process is waited for; in a population, by rank 0."""
     return config.rank_timeout or (POPULATION_TIMEOUT if config.parallel == POPULATION else DATA_TIMEOUT)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -182,6 +183,19 @@ def test_a_population_goes_on_without_a_worker_and_takes_it_back(
     rebuilt = last(tmp_path / "out")
     assert same(rebuilt, weights(others[0].result(PATIENCE)))
     assert same(rebuilt, weights(again[0].result(PATIENCE)))
+
+
+def test_a_worker_waits_for_rank_0_while_it_evaluates_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options, ranks, took = {**POPULATION, "rank_timeout": 0.2}, ranks_of(2), several.PopulationLead.step
+
+    def stepped(self: Any, optimizer: Any, *args: Any) -> None:
+        time.sleep(1.0 if optimizer.steps_done == 3 else 0.0)  # longer than it waits for a worker
+        took(self, optimizer, *args)
+
+    monkeypatch.setattr(several.PopulationLead, "step", stepped)
+    worker = begin(tmp_path / "none", ranks[1], **options)
+    run(tmp_path / "out", ranks[0], **options)
+    assert same(last(tmp_path / "out"), weights(worker.result(PATIENCE)))
 
 
 @pytest.mark.slow
