@@ -141,6 +141,6 @@ def test_a_population_whose_worker_is_killed_every_20_steps_ends_and_replays(tmp
     assert "goes on without directions" in said[0]
     replayed = [sys.executable, "-m", "l2l", "replay", str(tmp_path / "out"), "--out", str(tmp_path / "again")]
     subprocess.run(replayed, check=True, capture_output=True, timeout=LONG)
-    kept, rebuilt = (tmp_path / name / "model.safetensors" for name in ("out/model", "again"))
+    kept, rebuilt = (tmp_path / name / "adapter_model.safetensors" for name in ("out/model", "again"))
     assert kept.read_bytes() == rebuilt.read_bytes()
     print(f"steps with directions left out: {sum(map(bool, left_out))} of {len(left_out)}")
