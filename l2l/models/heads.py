@@ -109,7 +109,8 @@ def read_logits(
 def token_logits(model: torch.nn.Module, batch: TokenQuery, parts: Sequence[Part] = ()) -> torch.Tensor:
     """[K] float32 logits of ``batch.targets``: their log-probabilities up to a number that all tokens of a place share.
 
-    Where the output embedding is a linear layer, it is read at the K targets alone, in float32. What the model does to each
+    Where the output embedding is a linear layer, and larger than a layer of the model, it is read at the K targets alone, in
+    float32. What the model does to each
     logit by itself (scale, soft cap) still happens. Elsewhere the logits of the whole vocabulary are computed, as by
     :func:`token_logprobs`, which has the same arguments.
     """
@@ -149,10 +150,17 @@ def _logits_at(model: torch.nn.Module, batch: TokenQuery, targets_alone: bool = 
     return _forward(model, batch)[batch.rows, columns]
 
 
+LAYER = 12
+"""Times the square of its width, a layer's parameters: four for attention and eight for what follows, as in most models."""
+
+
 @contextmanager
 def _reading(head: torch.nn.Module, targets: torch.Tensor) -> Iterator[None]:
-    """Within, a linear head computes of each hidden state the logit of its own target alone."""
+    """Within, a linear head that is larger than a layer computes of each hidden state the logit of its own target alone."""
     if type(head) is not torch.nn.Linear or "forward" in vars(head):  # other layers, and what others have put in its place
+        yield
+        return
+    if head.out_features <= LAYER * head.in_features:
         yield
         return
     vars(head)["forward"] = partial(_logits_of, head, targets)
@@ -167,10 +175,10 @@ def _logits_of(head: torch.nn.Linear, targets: torch.Tensor, hidden: torch.Tenso
     if type(head.weight) not in (torch.Tensor, torch.nn.Parameter):
         return torch.nn.functional.linear(hidden, head.weight, head.bias)
     rows = torch.nn.functional.embedding(targets, head.weight).float()
-    logits = torch.bmm(hidden[0, :, None].float(), rows[:, :, None])
+    logits = (hidden[0].float() * rows).sum(-1)  # of each row by itself: its bits do not depend on how a batch is split
     if head.bias is not None:
-        logits = logits + head.bias[targets].float()[:, None, None]
-    return logits.transpose(0, 1)
+        logits = logits + head.bias[targets].float()
+    return logits[None, :, None]
 
 
 def output_embedding(model: torch.nn.Module) -> torch.nn.Module | None:

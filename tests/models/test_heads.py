@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from l2l.models import heads
 from l2l.models.batching import Grouping
 from l2l.models.heads import token_logits, token_logprobs
 from l2l.models.shapes import tiny_random
@@ -139,7 +140,13 @@ def of_one_token() -> Batch:
     return collate(some, "classification", 0)
 
 
-def test_options_of_one_token_need_no_normaliser(model):
+@pytest.fixture
+def large_head(monkeypatch):
+    """Heads of any size are read at the targets alone."""
+    monkeypatch.setattr(heads, "LAYER", 0)
+
+
+def test_options_of_one_token_need_no_normaliser(model, large_head):
     batch = of_one_token()
     assert batch.one_place and not collate(examples(), "classification", 0).one_place
     parameters = list(model.parameters())
@@ -156,7 +163,7 @@ def test_options_of_one_token_need_no_normaliser(model):
 
 
 @torch.no_grad()
-def test_a_linear_head_is_read_at_the_targets_alone_and_is_left_as_it_was():
+def test_a_linear_head_is_read_at_the_targets_alone_and_is_left_as_it_was(large_head):
     model, batch = tiny_random("llama"), of_one_token()
     head, widths = model.get_output_embeddings(), []
     with head.register_forward_hook(lambda _, __, output: widths.append(output.shape)):
@@ -168,7 +175,7 @@ def test_a_linear_head_is_read_at_the_targets_alone_and_is_left_as_it_was():
 
 
 @torch.no_grad()
-def test_a_model_that_adds_a_number_per_word_of_the_vocabulary_gets_the_whole_of_it():
+def test_a_model_that_adds_a_number_per_word_of_the_vocabulary_gets_the_whole_of_it(large_head):
     class Biased(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -186,3 +193,13 @@ def test_a_model_that_adds_a_number_per_word_of_the_vocabulary_gets_the_whole_of
     model, batch = Biased(), of_one_token()
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[batch.rows, batch.positions]
     torch.testing.assert_close(token_logits(model, batch), logits.gather(1, batch.targets[:, None])[:, 0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_head_smaller_than_a_layer_computes_the_vocabulary():
+    model, batch = tiny_random("llama"), of_one_token()
+    head, widths = model.get_output_embeddings(), []
+    assert head.out_features <= heads.LAYER * head.in_features
+    with head.register_forward_hook(lambda _, __, output: widths.append(output.shape)):
+        token_logits(model, batch)
+    assert widths == [(1, len(batch.targets), 128)]

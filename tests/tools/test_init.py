@@ -84,10 +84,10 @@ CSVS = {
 RECORDS: list[dict[str, Any]] = [{"text": said(n), "mood": mood(n)} for n in range(N)]
 OWN = [{"question": f"where is {said(n)}", "choices": ["here", "there", f"at {n}"], "answer": n % 3} for n in range(N)]
 JSONS = {
-    "an array": Odd(json.dumps(RECORDS)),
+    "an array": Odd(json.dumps(RECORDS), kept=True),
     "an object that holds one": Odd(json.dumps({"version": 1, "data": RECORDS})),
     "columns": Odd(json.dumps({name: [row[name] for row in RECORDS] for name in ("text", "mood")})),
-    "lines under the wrong suffix": Odd("\n".join(map(json.dumps, RECORDS))),
+    "lines under the wrong suffix": Odd("\n".join(map(json.dumps, RECORDS)), kept=True),
     "booleans": Odd(json.dumps([{**row, "mood": row["mood"] == "sad"} for row in RECORDS]), labels=("False", "True")),
     "nulls and whole floats": Odd(
         json.dumps([{"text": said(n), "mood": float(n % 2) if n else None} for n in range(N)]), rows=N - 1, labels=("1", "0")

@@ -18,7 +18,7 @@ from l2l.report.run_directory import read_tensors
 
 STEPS = 20
 SMALL = (
-    f"--task world_topic --lr 1e-3 --steps {STEPS} --batch_size 4 --train_size 24 --dev_size 8 --test_size 8"
+    f"--task world_topic --lr 3e-4 --steps {STEPS} --batch_size 4 --train_size 24 --dev_size 8 --test_size 8"
     " --eval_every 8 --checkpoint_every 5 --log_every 1 --progress false"
 )
 AUTO = ["--lr", "auto", "--step_fraction", "0.2", "--curvature_every", "3", "--schedule", "cosine"]
