@@ -110,9 +110,8 @@ def token_logits(model: torch.nn.Module, batch: TokenQuery, parts: Sequence[Part
     """[K] float32 logits of ``batch.targets``: their log-probabilities up to a number that all tokens of a place share.
 
     Where the output embedding is a linear layer, and larger than a layer of the model, it is read at the K targets alone, in
-    float32. What the model does to each
-    logit by itself (scale, soft cap) still happens. Elsewhere the logits of the whole vocabulary are computed, as by
-    :func:`token_logprobs`, which has the same arguments.
+    float32. What the model does to each logit by itself (scale, soft cap) still happens. Elsewhere the logits of the whole
+    vocabulary are computed, as by :func:`token_logprobs`, which has the same arguments.
     """
 
     def read(logits: torch.Tensor, part: TokenQuery) -> torch.Tensor:
@@ -145,7 +144,9 @@ def _logits_at(model: torch.nn.Module, batch: TokenQuery, targets_alone: bool = 
                 for handle in handles:
                     handle.remove()
         fed_rows, fed = (batch.input_ids if batch.decoder_ids is None else batch.decoder_ids).shape
-        if shapes[:1] == [(fed_rows, fed + before)] and shapes[1:] == [tuple(logits.shape)] and len(logits) == 1:
+        once = shapes[:1] == [(fed_rows, fed + before)] and len(shapes) == 2
+        # Of a single column nothing else may be made; a model may cut a padded vocabulary.
+        if once and logits.shape[:2] == (1, len(batch.targets)) and (shapes[1][-1] > 1 or logits.shape[-1] == 1):
             return logits.squeeze(0)
     return _forward(model, batch)[batch.rows, columns]
 

@@ -203,3 +203,28 @@ def test_a_head_smaller_than_a_layer_computes_the_vocabulary():
     with head.register_forward_hook(lambda _, __, output: widths.append(output.shape)):
         token_logits(model, batch)
     assert widths == [(1, len(batch.targets), 128)]
+
+
+@torch.no_grad()
+def test_a_model_that_cuts_a_padded_vocabulary_takes_one_forward_pass():
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls = tiny_random("llama"), 0
+            self.config = self.inner.config
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.inner.get_output_embeddings()
+
+        def forward(self, **inputs):
+            self.calls += 1
+            found = self.inner(**inputs)
+            found.logits = found.logits[..., :120]
+            return found
+
+    model, batch = Cut(), of_one_token()
+    logits = model.inner(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[..., :120]
+    found = token_logprobs(model, batch)
+    expected = logits.log_softmax(-1)[batch.rows, batch.positions].gather(1, batch.targets[:, None])[:, 0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert model.calls == 1
