@@ -7,10 +7,12 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from daily import daily_slice
 
 from l2l import cli
 from l2l.cli import COMMANDS, main
@@ -19,6 +21,7 @@ SIZES = "--steps 1 --batch_size 2 --train_size 4 --dev_size 2 --test_size 2 --lr
 TINY = SIZES.split()
 LONG = "a" * 300
 WITH_OUT = [*("quickstart", "meta-train", "fine-tune", "lr-probe", "meta-evaluate", "compare", "plan", "evaluate", "bench")]
+BAD_OUT = ("file", "file/below", "nowhere", "circle", LONG)
 WITH_OUT += ["estimate", "doctor", "replay", "tuners test", "tuners import", "tuners download", "init", "report", "simulate"]
 
 
@@ -62,8 +65,7 @@ def needed(command: str) -> list[str]:
     return [*command.split(), *given.get(command, [])]
 
 
-@pytest.mark.parametrize("command", WITH_OUT)
-@pytest.mark.parametrize("out", ["file", "file/below", "nowhere", "circle", LONG])
+@pytest.mark.parametrize(("command", "out"), daily_slice(product(WITH_OUT, BAD_OUT), 20))
 def test_an_out_that_cannot_be_a_directory_is_refused_before_anything_is_loaded(command, out, line, monkeypatch):
     monkeypatch.setattr("l2l.models.load.load_model", lambda *_, **__: pytest.fail("loaded"))
     if command == "tuners download":

@@ -27,6 +27,7 @@ def done(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_it_leaves_results_of_every_method_on_two_held_out_tasks(done):
     summary = json.loads((done / "summary.json").read_text())
     results = summary["results"]
@@ -47,6 +48,7 @@ def test_it_leaves_results_of_every_method_on_two_held_out_tasks(done):
         assert (Path(result["run"]) / "summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_its_tuner_loads_and_fits_the_embedded_model(done):
     summary = json.loads((done / "summary.json").read_text())
     tuner = l2l.Tuner.from_pretrained(summary["tuner"])
@@ -56,11 +58,13 @@ def test_its_tuner_loads_and_fits_the_embedded_model(done):
     assert l2l.Tuner.from_pretrained(summary["random_sigma"]).architecture == "table"
 
 
+@pytest.mark.slow
 def test_it_leaves_a_picture_and_its_configuration(done):
     assert (done / "quickstart.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert yaml.safe_load((done / "config.yaml").read_text())["passes"] == 16
 
 
+@pytest.mark.slow
 def test_continued_after_an_interruption_it_does_nothing_twice(done, monkeypatch):
     before = json.loads((done / "summary.json").read_text())["results"]
     (done / "summary.json").unlink()

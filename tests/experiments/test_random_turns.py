@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from compared import Here
 
 import l2l
@@ -29,6 +30,7 @@ SMALL: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_tuner_that_takes_turns_meets_random_groups_and_tables_that_take_none(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(evaluate, "executor_of", lambda name, processes, address=None: Here())
     model = l2l.load_model("l2l/tiny")

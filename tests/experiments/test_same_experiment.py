@@ -58,6 +58,7 @@ def compared(monkeypatch: pytest.MonkeyPatch, task: str = "data/moods.yaml", **g
     return executor.done
 
 
+@pytest.mark.slow
 def test_a_comparison_on_other_rows_is_refused_and_on_moved_ones_repeats_nothing(here, monkeypatch):
     assert len(compared(monkeypatch)) == 1
     shutil.copytree("data", "elsewhere")
@@ -70,6 +71,7 @@ def test_a_comparison_on_other_rows_is_refused_and_on_moved_ones_repeats_nothing
     assert (here / "out" / "index.html").read_bytes() == page
 
 
+@pytest.mark.slow
 def test_runs_that_comparisons_share_are_those_of_the_same_rows(here, monkeypatch):
     assert len(compared(monkeypatch, runs="shared")) == 1
     write_csv(here / "data" / "test.csv", 12, 200)

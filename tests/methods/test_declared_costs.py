@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import METHODS, MethodCase, named
+from daily import daily_slice
 from torch import Tensor
 
 from l2l.methods.registry import declared_method
@@ -57,7 +58,7 @@ def model() -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-@pytest.mark.parametrize("case", CASES, ids=named)
+@pytest.mark.parametrize("case", daily_slice(CASES, 12, name=named))
 def test_the_estimate_predicts_the_passes_and_the_state_of_real_steps(case: MethodCase, model: Any):
     predicted = run_estimate(EstimateConfig(SHAPE, "fp32", ROWS, LENGTH, method=case.name, method_args=case.args, steps=STEPS))
     method, ids = declared_method(case.name, case.args, model), torch.arange(ROWS * LENGTH).reshape(ROWS, LENGTH)

@@ -208,6 +208,7 @@ print(active_backend(), float(moved.sum()))
 """
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_two_processes_that_build_at_once_both_succeed_and_leave_one_file(tmp_path: Path):
     start = tmp_path / "start"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from daily import daily_slice
 
 import l2l
 from l2l.cli import main
@@ -72,7 +73,7 @@ SAID += [(meta_train, wrong) for wrong in WRONG if wrong != "leak"]  # it reads 
 SAID += [(compare, "BOS twice")]
 
 
-@pytest.mark.parametrize(("run", "wrong"), SAID, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize(("run", "wrong"), daily_slice(SAID, 8, name=lambda run, wrong: f"{run.__name__}-{wrong}"))
 def test_a_run_says_in_a_line_what_the_check_shows(run, wrong, tmp_path, caplog):
     data, fields, line = WRONG[wrong]
     task = task_file(tmp_path, data, **fields)

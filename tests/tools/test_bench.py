@@ -68,6 +68,7 @@ def test_the_command_leaves_bench_json_with_the_promised_figures(tmp_path: Path,
     assert (tmp_path / "config.yaml").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["master", "stochastic"])
 def test_half_precision_is_restored_bit_for_bit(update: str):
     found = measure(tiny(dtype="bf16", update=update, repeats=1, learned=False, textbook=False))
@@ -87,6 +88,7 @@ def test_the_number_of_threads_is_set_and_put_back_after_an_error_too(monkeypatc
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.slow
 def test_a_population_is_measured_beside_its_forward_passes():
     found = measure(tiny(population=4, learned=False, textbook=False))
     assert found["seconds"].keys() == {FORWARDS, STEP, POPULATION, RSGN_STEP, PLAIN}
@@ -96,6 +98,7 @@ def test_a_population_is_measured_beside_its_forward_passes():
     assert measure(tiny(learned=False, textbook=False))["population_over_forwards"] is None
 
 
+@pytest.mark.slow
 def test_of_the_top_layers_passes_leave_out_what_lies_below(monkeypatch: pytest.MonkeyPatch):
     found = measure(tiny(train_layers="top:1", learned=False, textbook=False))
     assert found["seconds"].keys() == {FORWARDS, STEP, PLAIN, WHOLE, CACHE}

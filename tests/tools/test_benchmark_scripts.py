@@ -69,6 +69,7 @@ def page(monkeypatch, tmp_path, capsys) -> Callable[..., str]:
     return run
 
 
+@pytest.mark.slow
 def test_without_cuda_the_gpu_script_measures_a_small_shape_and_says_what_is_missing(page, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     text = page(load_script("gpu"))
@@ -80,6 +81,7 @@ def test_without_cuda_the_gpu_script_measures_a_small_shape_and_says_what_is_mis
     assert "fp32 yes, bf16 yes" in text
 
 
+@pytest.mark.slow
 def test_the_step_script_has_a_row_per_dtype_and_number_of_threads(page):
     text = page(load_script("step"), "--model", "opt-tiny-shape", "--batch_size", "2", "--threads", "1")
     rows = [line for line in text.splitlines() if line.startswith("| opt-tiny-shape ")]

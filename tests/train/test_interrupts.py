@@ -6,6 +6,7 @@ import csv
 import signal
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ RUNS = {
     "learned auto": AUTO,
 }
 """Method, and options of a run with it."""
+INTERRUPTED = product((signal.SIGINT, signal.SIGTERM), ("bare", "lightning"), ("mezo", "mezo auto"))
+"""Signal, loop, run."""
 
 
 def command(out: Path, run: str, tuner: Path, *more: str) -> list[str]:
@@ -71,11 +74,11 @@ def test_a_killed_run_continued_is_the_uninterrupted_run(run, tuner, uninterrupt
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(STEPS))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ("loop", "run"), daily_slice([(loop, run) for loop in ("bare", "lightning") for run in ("mezo", "mezo auto")], 1)
+    ("number", "loop", "run"),
+    daily_slice(INTERRUPTED, 1),
 )
-def test_an_interrupted_run_finishes_its_step_saves_says_so_and_is_continued(loop, run, number, tuner, uninterrupted, tmp_path):
+def test_an_interrupted_run_finishes_its_step_saves_says_so_and_is_continued(number, loop, run, tuner, uninterrupted, tmp_path):
     same = command(tmp_path, run, tuner, "--loop", loop, "--checkpoint_every", "1")
     said = break_off_when_saved(same, tmp_path, number)
     step = read_tensors(tmp_path / "checkpoint.safetensors")["progress"]["step"]

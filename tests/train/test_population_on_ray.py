@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from clusters import WHY, Actors
+from daily import daily_slice
 
 import l2l
 from l2l.params import Blocks
@@ -70,7 +71,7 @@ def replays(found: FineTuneResult) -> bool:
     return log.best not in (0, None) and all(torch.equal(a.tensor, b.tensor) for a, b in pairs)
 
 
-@pytest.mark.parametrize("given", [{}, {"method": "es"}, {"estimator": "one_sided"}, {"lr": "auto"}], ids=str)
+@pytest.mark.parametrize("given", daily_slice([{}, {"method": "es"}, {"estimator": "one_sided"}, {"lr": "auto"}], 2, name=str))
 def test_the_run_of_one_process_to_the_last_bit(run, tmp_path: Path, given: dict[str, Any]):
     shared, alone = run(**given), l2l.fine_tune(**SMALL | {"perturb": "functional", "out": str(tmp_path / "alone")} | given)
     assert [step.losses for step in steps(shared)] == [step.losses for step in steps(alone)]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cases import same_bits
+from daily import daily_slice
 from processes import kill_when_saved
 
 import l2l
@@ -62,7 +63,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", daily_slice(RUNS, 3))
 def test_a_run_ends_with_the_same_weights_with_the_cache_wherever_it_lies(run, tmp_path):
     # One batch of every row: each step feeds the rows in the company in which they were computed.
     options = {"batch_size": 16, "steps": 4, "save": "log", **RUNS[run]}
@@ -128,7 +129,7 @@ COMMAND = (
 )
 
 
-@pytest.mark.parametrize("place", ["memory", "disk"])
+@pytest.mark.parametrize("place", daily_slice(["memory", "disk"], 1))
 def test_a_killed_run_continued_is_the_uninterrupted_run(place, tmp_path):
     command = [*COMMAND.split(), "--prefix_cache", place, "--out"]
     kill_when_saved([*command, str(tmp_path / "killed")], tmp_path / "killed")

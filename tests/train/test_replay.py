@@ -122,8 +122,19 @@ def test_steps_that_were_dropped_clipped_or_rolled_back_are_replayed(case: Metho
     assert (18 in dropped) == (policy != "clip" and optimizer.bad_losses.exploding > 0)
 
 
-@pytest.mark.parametrize("case", [case for case in METHODS if case.name in ("mezo", "adam", "learned", "fzoo")], ids=named)
-@pytest.mark.parametrize(("backend", "threads"), [("native", 2), ("numba", 2), ("reference", 1)])
+@pytest.mark.parametrize(
+    ("backend", "threads", "case"),
+    daily_slice(
+        [
+            (backend, threads, case)
+            for backend, threads in (("native", 2), ("numba", 2), ("reference", 1))
+            for case in METHODS
+            if case.name in ("mezo", "adam", "learned", "fzoo")
+        ],
+        3,
+        name=lambda backend, threads, case: f"{backend}-{threads}-{case.name}",
+    ),
+)
 def test_backends_and_threads_give_the_same_bytes(case: MethodCase, backend: str, threads: int, tmp_path):
     if problem := dispatch.backend_problem(backend):
         pytest.skip(problem)

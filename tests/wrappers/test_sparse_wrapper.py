@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from cases import METHODS, LogisticRegression, MethodCase, TiedLM, named, same_bits, weights
+from cases import METHODS, LogisticRegression, MethodCase, TiedLM, same_bits, weights
+from daily import daily_slice
 from torch import Tensor, nn
 
 from l2l.methods.base import Method
@@ -90,8 +92,10 @@ def test_what_moves_is_what_was_perturbed(kind: Any, inner: Method[Any]):
             assert perturbed.float().mean().item() == pytest.approx(0.4, abs=0.12)
 
 
-@pytest.mark.parametrize("kind", ["random", "magnitude"])
-@pytest.mark.parametrize("case", METHODS, ids=named)
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    daily_slice(product(METHODS, ("random", "magnitude")), 20, name=lambda case, kind: f"{case.name}-{kind}"),
+)
 def test_what_a_method_remembers_moves_no_coordinate_that_stays(case: MethodCase, kind: Any):
     model = TiedLM().double()
     start = weights(model)
