@@ -38,6 +38,7 @@ SLOW = {
     *(("fine_tune", name) for name in ("learned+lozo", "blockwise+mezo", "tezo", "svrg", "sign", "adam", "subzero")),
     ("meta_train", "ratio"),
     ("experiments", "meta-evaluate"),
+    ("experiments", "compare"),
 }
 """Runs of about a second and more whose methods are held to their bits by ``weights`` in the default run anyway."""
 
