@@ -119,6 +119,15 @@ def experiment_inputs(inputs: RunInputs, known: Mapping[str, Any] | None = None)
     return found | {name: of_model[name] for name in ("model", "tokenizer")}
 
 
+def check_folder(config: ExperimentConfig, again: bool = False) -> RunDirectory:
+    """The directory of an experiment as it is; ValueError where it cannot serve. Nothing is written or locked.
+
+    Args:
+        again: whether a finished experiment may be taken up again.
+    """
+    return RunDirectory(config.out, config.recorded, config.overwrite, NAMES, again=again)
+
+
 @contextmanager
 def experiment_folder(
     config: ExperimentConfig, places: Sequence[Place], again: bool = False
@@ -132,7 +141,7 @@ def experiment_folder(
         ValueError: there is another experiment, or one on other models or rows, which are named; nothing is written.
         BlockingIOError: another process is at work in one of them.
     """
-    with RunDirectory(config.out, config.recorded, config.overwrite, NAMES, again=again) as folder:
+    with check_folder(config, again) as folder:
         runs = Path(config.runs) if config.runs else folder.path / "runs"
         if runs.exists() and not runs.is_dir():
             raise ValueError(f"runs={config.runs!r} is not a directory: choose another, or leave it out")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from l2l.experiments import stats, tables
-from l2l.experiments.runner import Chosen, Executor, Runner, check_all, executor_of, experiment_folder
+from l2l.experiments.runner import Chosen, Executor, Runner, check_all, check_folder, executor_of, experiment_folder
 from l2l.experiments.spec import CompareConfig, MethodCosts, Place
 from l2l.experiments.stats import Cell, Run, RunTable
 from l2l.experiments.tables import draw_all
@@ -20,6 +20,7 @@ MARKDOWN, PAGE = "compare.md", "index.html"
 def run_comparison(config: CompareConfig) -> dict[str, Any]:
     """Run a comparison; what ``summary.json`` holds. Bad input: ValueError or FileNotFoundError before anything is written."""
     torch.set_num_threads(1)  # the runs share the processors
+    check_folder(config, again=True)  # before models and rows are read, which check the rest
     executor = executor_of(config.executor, config.processes, config.ray_address)
     checked = check_all(config, config.contenders)
     with experiment_folder(config, checked, again=True) as (folder, runs):  # what is new may be added to a finished one

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from l2l.experiments import spec, stats, tables
 from l2l.experiments.controls import build_controls
-from l2l.experiments.runner import Chosen, Runner, check_all, executor_of, experiment_folder
+from l2l.experiments.runner import Chosen, Runner, check_all, check_folder, executor_of, experiment_folder
 from l2l.experiments.spec import MetaEvaluateConfig, Place, SchemeEntry, Setting
 from l2l.experiments.stats import Cell, Run, RunTable
 from l2l.experiments.tables import Table, Text, draw_curves, draw_matrix, finite, mean_curves
@@ -28,6 +28,7 @@ RESULT = "meta_evaluate.json"
 def run_meta_evaluation(config: MetaEvaluateConfig) -> dict[str, Any]:
     """Run it; what ``meta_evaluate.json`` holds. Bad input: ValueError or FileNotFoundError before anything is written."""
     torch.set_num_threads(1)  # the runs share the processors
+    check_folder(config)  # before models and rows are read, which check the rest
     executor = executor_of(config.executor, config.processes, config.ray_address)
     majority: dict[Cell, float] = {}
     for setting in config.settings:
