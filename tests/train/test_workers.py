@@ -78,21 +78,20 @@ def test_an_error_ends_all_workers_and_the_next_call_has_new_ones():
     assert len(ray.made) == 4
 
 
-class Doomed(Actors):
-    """A cluster whose actors die as they are made, beginning with the ``after``-th."""
-
-    after = 0
+class Small(Actors):
+    """A cluster with the memory for one actor."""
 
     def get(self, task: Any) -> Any:
-        if len(self.made) > self.after:
+        if sum(not actor.dead for actor in self.made) > 1:
             raise self.exceptions.RayError("no memory")
         return super().get(task)
 
 
-def test_workers_that_are_lost_again_and_again_are_told_of(caplog):
+def test_workers_that_are_lost_again_and_again_are_told_of_and_fewer_are_the_way_on(caplog):
     with pytest.raises(ValueError, match=r"^6 workers were lost one after the other.*no memory.*fewer --processes"):
-        actors(Doomed()).begin()
+        actors(Small()).begin()
     assert "worker 1 is lost (no memory): another one takes its place" in caplog.text
+    assert [value for value, _ in actors(Small(), 1).map("raised", [(2,), (3,)])] == [8, 27]
 
 
 def test_that_no_worker_comes_is_told(monkeypatch, caplog):
