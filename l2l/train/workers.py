@@ -5,7 +5,6 @@ was asked before; a replacement is hired and made ready like the first. What a c
 """
 
 import logging
-import pickle
 import signal
 import traceback
 from abc import ABC, abstractmethod
@@ -98,7 +97,7 @@ class LocalHiring(Hiring):
 
     def call(self, worker: Process, name: str, given: Sequence[Any]) -> Process:
         with suppress(OSError):  # it is gone, which its result says
-            worker.pipe.send_bytes(pickle.dumps((name, given)))
+            worker.pipe.send((name, given))
         return worker
 
     def ended(self, tasks: Sequence[Process], seconds: float) -> list[Process]:
@@ -107,14 +106,17 @@ class LocalHiring(Hiring):
 
     def result(self, task: Process) -> Any:
         try:
-            content = task.pipe.recv_bytes()
+            done, value = task.pipe.recv()
         except (EOFError, OSError) as error:
             task.process.join()
             raise Lost(f"its process ended with exit code {task.process.exitcode}") from error
-        value, error = pickle.loads(content)  # of a process of this very program
-        if error is not None:
-            raise error
-        return value
+        if done:
+            return value
+        try:
+            error = task.pipe.recv()
+        except Exception:  # it cannot be made again from its arguments
+            error = None
+        raise error or RuntimeError(value)
 
     def dismiss(self, worker: Process) -> None:
         worker.process.kill()
@@ -128,24 +130,25 @@ def _serve(pipe: connection.Connection, kind: type) -> None:
     held = kind()
     while True:
         try:
-            name, given = pickle.loads(pipe.recv_bytes())
+            name, given = pipe.recv()
         except EOFError:
             return
-        try:
-            answer = pickle.dumps((getattr(held, name)(*given), None))
-        except Exception as error:
-            answer = _pickled(error)
-        pipe.send_bytes(answer)
+        _answer(pipe, held, name, given)
 
 
-def _pickled(error: Exception) -> bytes:
-    """The error, with where it came from; in words, where it cannot be sent."""
-    error.add_note("".join(traceback.format_exception(error)))
+def _answer(pipe: connection.Connection, held: Any, name: str, given: Sequence[Any]) -> None:
+    """Make a call, and send what came of it: (True, its value), or (False, the error in words) and then the error."""
     try:
-        pickle.loads(content := pickle.dumps((None, error)))
-    except Exception:
-        return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))
-    return content
+        value = getattr(held, name)(*given)
+    except Exception as error:
+        error.add_note("".join(traceback.format_exception(error)))
+        pipe.send((False, f"{type(error).__name__}: {error}"))
+        try:
+            pipe.send(error)
+        except Exception:  # it holds what cannot be sent
+            pipe.send(None)
+        return
+    pipe.send((True, value))
 
 
 @final

@@ -6,20 +6,23 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clusters import Actors
 
-from l2l.train.workers import Crew, LocalHiring, RayHiring
+from l2l.train import workers
+from l2l.train.workers import Crew, LocalHiring, Process, RayHiring
 
 
-class Unpicklable(Exception):
-    """An error that cannot be sent."""
+class Odd(Exception):
+    """An error that cannot be made again, and, where it holds a function, not even sent."""
 
     def __init__(self, one: int, other: int) -> None:
         super().__init__(f"{one} and {other}")
+        self.held: Any = None
 
 
 class Squares:
@@ -42,7 +45,12 @@ class Squares:
         return number**self.power
 
     def fails(self, number: int) -> None:
-        raise (FileNotFoundError(f"no {number} here") if number else Unpicklable(1, 2))
+        raise FileNotFoundError(f"no {number} here")
+
+    def fails_oddly(self, sent: bool) -> None:
+        error = Odd(1, 2)
+        error.held = None if sent else lambda: None
+        raise error
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +71,15 @@ def test_processes_of_this_machine_give_results_in_order_and_one_that_is_killed_
     with pytest.raises(FileNotFoundError, match="no 7 here") as error:
         crew.map("fails", [(7,)])
     assert "in fails" in error.value.__notes__[0]  # where it came from
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_an_error_that_cannot_be_sent_is_raised_in_words(sent: bool):
+    here, there = Pipe()
+    with here, there:
+        workers._answer(there, Squares(), "fails_oddly", (sent,))
+        with pytest.raises(RuntimeError, match=r"^Odd: 1 and 2$"):
+            LocalHiring(Squares).result(Process(None, here))
 
 
 def actors(ray: Actors, count: int = 2) -> Crew:
