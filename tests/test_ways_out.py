@@ -615,6 +615,14 @@ CASES: dict[str, tuple[Call, list[Call]]] = {
         meta(objective="evolution"),
         [meta(objective="evolution", trajectory="zo"), meta(objective="evolution", trajectory_gradient="own")],
     ),
+    "has no members that several processes": (
+        meta(processes=2),
+        [
+            meta(processes=2, objective="evolution", trajectory="zo"),
+            meta(processes=2, objective="es_full_run", trajectory="zo"),
+            meta(),
+        ],
+    ),
     "task_weights are given, but": (
         meta(tasks=["rte", "boolq"], task_weights=[1, 2]),
         [meta(tasks=["rte", "boolq"], task_weights=[1, 2], sampling="random")],
@@ -932,6 +940,9 @@ ELSEWHERE = {
     "was lost with its machine or process": (
         "experiments/test_compare_executors.py"
         "::test_a_run_that_is_lost_again_and_again_is_told_of_and_fewer_at_a_time_are_the_way_on"
+    ),
+    "workers were lost one after the other": (
+        "train/test_workers.py::test_workers_that_are_lost_again_and_again_are_told_of_and_fewer_are_the_way_on"
     ),
     "no worker of the Ray cluster is there after": (
         "train/test_population_on_ray.py::test_workers_that_load_for_long_are_told_of_and_more_time_is_the_way_on"

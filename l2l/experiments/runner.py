@@ -23,9 +23,9 @@ from functools import partial
 from importlib.metadata import version
 from itertools import product
 from math import ceil
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any, TypeAlias
 
 import torch
@@ -44,6 +44,7 @@ from l2l.train import cluster, runlog
 from l2l.train.config import DEV_ROWS, EVAL_EVERY, TEST_ROWS, FineTuneConfig
 from l2l.train.inputs import NAMES, RunInputs, files_fingerprint, load_run_inputs, model_fingerprint, rows_fingerprint
 from l2l.train.trainer import fine_tune, fitting_tuner, setup_scheme
+from l2l.train.workers import end_with_parent
 from l2l.tuners.api import Tuner
 
 
@@ -430,14 +431,8 @@ def _begin_process() -> None:
         _leaving.set()
         sys.exit(130)
 
-    def end_with_parent() -> None:  # when the parent was killed, lest it writes beside the workers of the command run again
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
     signal.signal(signal.SIGINT, leave)
-    Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()  # lest it writes beside the workers of the command run again
 
 
 def _run_in_process(trial: Trial) -> Record:

@@ -9,7 +9,7 @@ from l2l.aliases import renamed
 from l2l.arguments import Arguments
 from l2l.meta.objectives import make_objective
 from l2l.meta.pool import check_weights
-from l2l.meta.state import Objective
+from l2l.meta.state import Objective, PopulationObjective
 from l2l.methods.base import check_counts, check_positive
 from l2l.models.load import EMBEDDED, check_pattern
 from l2l.models.prefix import check_train_layers
@@ -20,7 +20,8 @@ from l2l.tuners import NORMALIZERS, EnergyNormalizer, feature_set
 _KINDS = 2
 """Sets the random stream of a mixture's periods apart from those of batches and tasks."""
 COUNTS = (
-    "steps batch_size validate_every validation_steps restart_every train_size dev_size checkpoint_every log_every basis_rank"
+    "steps batch_size validate_every validation_steps restart_every train_size dev_size checkpoint_every log_every basis_rank "
+    "processes"
 )
 """Fields that are whole numbers, at least 1."""
 POSITIVE = ("outer_lr", "lr", "epsilon", "embedding_rows_per_sample", "inner_lr", "inner_clip")
@@ -141,6 +142,14 @@ class MetaTrainConfig(Arguments):
     """Torch device; None: the CPU."""
     revision: str | None = None
     """Revision of a hub model."""
+    processes: int = 1
+    """Members of a population that are evaluated at a time, each by a process with as many threads as this one
+    (``OMP_NUM_THREADS``). 1: by this process. For the objectives ``evolution`` and ``es_full_run``."""
+    executor: Literal["local", "ray"] = "local"
+    """Where these processes are: on this machine, or in a Ray cluster that sees the same files, ``out`` among them."""
+    ray_address: str | None = None
+    """Of the cluster: ``host:port`` on one of its machines, ``auto``, or ``ray://host:port`` from elsewhere; ``local``: one
+    that is started on this machine. None: that of ``RAY_ADDRESS``, else ``local``."""
     overwrite: bool = False
     """Remove the files of an earlier run in ``out``."""
     progress: bool = True
@@ -172,7 +181,17 @@ class MetaTrainConfig(Arguments):
                 f"architecture_args have outputs={outputs}, but a basis needs a sigma of its own: leave outputs out"
             )
         check_counts(**{name: getattr(self, name) for name in COUNTS.split()})
+        if self.shared and not isinstance(self.make_objective(), PopulationObjective):
+            raise ValueError(
+                f"objective {self.objective!r} has no members that several processes could evaluate: use evolution or "
+                "es_full_run, or leave processes and executor out"
+            )
         check_counts(length_groups=1 if self.length_groups is None else self.length_groups)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes evaluate the members of a population."""
+        return self.executor == "ray" or self.processes > 1
 
     def inner_lr_at(self, step: int) -> float:
         """First-order learning rate at outer step ``step``: from ``inner_lr`` linearly to 0 within each period."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -12,12 +13,12 @@ from torch.utils.data import DataLoader
 
 from l2l.estimators import Closure
 from l2l.meta.config import INITIAL, THETA, MetaTrainConfig
-from l2l.meta.curvature import sampled_loss
+from l2l.meta.outer_step import OuterStep, learned_method, meta_state
 from l2l.meta.pool import MetaInputs, PoolTask, sampled_task
+from l2l.meta.population import Population
 from l2l.meta.state import MetaLoss, MetaState
 from l2l.meta.trajectory import accumulate_velocity, apply_velocity, inner_steps, momentum_step, replay, zero_velocity
 from l2l.methods.base import Method
-from l2l.methods.learned import Learned
 from l2l.methods.mezo import MeZO
 from l2l.noise import Key
 from l2l.optim import CurvatureLR
@@ -72,17 +73,18 @@ class MetaTraining(lightning.LightningModule):
     directory holds the model's initial weights, for restarts and validations.
     """
 
-    def __init__(self, inputs: MetaInputs, config: MetaTrainConfig, folder: RunDirectory) -> None:
+    def __init__(
+        self, inputs: MetaInputs, config: MetaTrainConfig, folder: RunDirectory, population: Population | None = None
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.network = inputs.tuner.network
-        self.inputs, self.config, self.folder = inputs, config, folder
+        self.inputs, self.config, self.folder, self.population = inputs, config, folder, population
         self.metrics: MetricsLog | None = None
         self.advance: Callable[[float], None] = lambda loss: None
         """Called with the loss of every outer step, for a progress bar."""
         self.theta = PerturbedParameters(Blocks.of(inputs.model))
-        horizon = max(1, config.restart_every // len(inputs.pool)) if config.restart_histories else None
-        self.method = Learned(inputs.tuner, epsilon=config.epsilon, horizon=horizon)
+        self.method = learned_method(inputs, config)
         self.objective = config.make_objective()
         self.velocity = {} if config.trajectory == "zo" else zero_velocity(self.theta.blocks)
         self.histories = [self.method.init(self.theta.blocks) for _ in inputs.pool]
@@ -153,22 +155,14 @@ class MetaTraining(lightning.LightningModule):
 
     def meta_state(self, step: int, index: int, number: int) -> MetaState:
         """The model at outer step ``step``, seen through batch ``number`` of task ``index`` of the pool."""
-        model, task, config, key = self.inputs.model, self.inputs.pool[index], self.config, Key(self.config.seed, step)
-        batcher, batch = task.batcher, task.batcher.at(number)
+        config, population = self.config, self.population
         shares = config.trajectory_gradient == "shared" and not config.zeroth_order(step)
-        return MetaState(
-            closure=task.loss(model, batch),
-            other=task.loss(model, batcher.further(step, 0)),
-            further=lambda i: task.loss(model, batcher.further(step, i + 1)),
-            theta=self.theta,
-            method=self.method,
-            history=self.histories[index],
-            key=key,
-            lr=config.lr,
-            consume=accumulate_velocity(self.velocity, config.inner_momentum) if shares else None,
-            sampled=lambda probe: sampled_loss(model, batch, batcher.form, key.with_draw(probe)),
-            memory=self.memories[index],
-        )
+        consume = accumulate_velocity(self.velocity, config.inner_momentum) if shares else None
+        at = OuterStep(step, index, number, self.histories[index], self.memories[index])
+        state = meta_state(self.inputs, config, self.theta, self.method, at, consume)
+        if population is None:
+            return state
+        return replace(state, elsewhere=partial(population.evaluate, self.theta, self.network, at))
 
     def inner_step(self, step: int, closure: Closure, outcome: MetaLoss) -> float:
         """One step of the model on the batch of outer step ``step``. Returns the loss that it was taken by."""

@@ -1,6 +1,7 @@
 """Meta-training from a configuration to a tuner: everything is checked before anything is written."""
 
 import time
+from contextlib import closing, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from l2l.meta.bases import pool_basis
 from l2l.meta.config import INITIAL, MEASURED, THETA, MetaTrainConfig, task_list, with_defaults
 from l2l.meta.curvature import pool_traces
 from l2l.meta.pool import MetaInputs, load_pool
+from l2l.meta.population import OUTER_STEP, Population
+from l2l.meta.state import PopulationObjective
 from l2l.models.load import EMBEDDED, context_length, freeze_matching, load_model, load_tokenizer, model_identity, thaw
 from l2l.models.prefix import train_only
 from l2l.params import Blocks
@@ -31,8 +34,10 @@ if TYPE_CHECKING:
 
     from l2l.meta.module import MetaTraining
 
-NOT_IN_RECIPE = ("out", "data_dir", "overwrite", "progress", "device")
+NOT_IN_RECIPE = ("out", "data_dir", "overwrite", "progress", "device", "processes", "executor", "ray_address")
 """Fields that say where a tuner was made, not how."""
+_FILES = 2
+"""Beside the checkpoints, files of a run that are as large as the weights that are trained."""
 
 
 def meta_train(
@@ -70,16 +75,26 @@ def run_meta_training(
 
     config = with_defaults(config)
     unused = ("basis", "basis_rank") if config.basis == "none" else ()
+    objective, population = config.make_objective(), None
+    if config.shared and isinstance(objective, PopulationObjective):
+        for what, value in (("model", model), ("tokenizer", tokenizer)):
+            if value is not None:
+                raise ValueError(
+                    f"{what} is an object, and other processes load theirs by name: give its name or directory, or leave "
+                    "processes and executor out"
+                )
+        population = Population(config, objective.members)
     # No outer step depends on how many there will be.
-    free, passing = {*NAMES, "steps"}, (INITIAL, THETA, MEASURED)
+    free, passing = {*NAMES, "steps"}, (INITIAL, THETA, MEASURED, OUTER_STEP)
     with RunDirectory(config.out, _settings(config, *unused), config.overwrite, free, passing=passing) as folder:
         if folder.resumed and (done := folder.read_checkpoint()[1]["global_step"]) > config.steps:
             raise ValueError(f"the run in {config.out} has taken {done} steps, and steps={config.steps}: give a larger number")
         known = folder.resumed and folder.is_whole(MEASURED, "basis and normalizer are measured anew")
         inputs = prepare_meta_training(config, model, tokenizer, folder.path / MEASURED if known else None)
-        folder.identify(_fingerprint(inputs, config))
-        rehearse_end(inputs.tuner, sum(block.tensor.nbytes for block in Blocks.of(inputs.model)), folder)
-        module = MetaTraining(inputs, config, folder.create())
+        folder.identify(inputs_fingerprint(inputs, config))
+        weights = sum(block.tensor.nbytes for block in Blocks.of(inputs.model))
+        rehearse_end(inputs.tuner, weights, folder, _FILES + config.shared)
+        module = MetaTraining(inputs, config, folder.create(), population)
         began = time.perf_counter()
         if not (folder.resumed and folder.is_whole(INITIAL, "it is written anew, from the weights that the model has")):
             folder.write(INITIAL, module.weights())
@@ -87,14 +102,17 @@ def run_meta_training(
             tuner = inputs.tuner
             folder.write(MEASURED, {"basis": tuner.basis or {}, "normaliser": normalizer_config(tuner.normalizer)})
         try:
-            train(module)
+            with nullcontext() if population is None else closing(population):
+                if population is not None:
+                    population.begin(folder)
+                train(module)
         finally:
             module.restart()  # the caller's model gets its initial weights back
             thaw(inputs.frozen)
         return _finish(module, folder, time.perf_counter() - began)
 
 
-def _fingerprint(inputs: MetaInputs, config: MetaTrainConfig) -> dict[str, Any]:
+def inputs_fingerprint(inputs: MetaInputs, config: MetaTrainConfig) -> dict[str, Any]:
     """What the run reads: of every task the train rows, encoded, and the dev rows, rendered; model, tokenizer, objective."""
     found = model_fingerprint(inputs.model, inputs.tokenizer)
     for kind, tasks in (("task", inputs.pool), ("validation task", inputs.validation)):
@@ -154,16 +172,17 @@ def prepare_meta_training(
     return MetaInputs(model, tokenizer, identified(tuner, model), pool, validation, frozen)
 
 
-def rehearse_end(tuner: Tuner, weights: int, folder: RunDirectory) -> None:
+def rehearse_end(tuner: Tuner, weights: int, folder: RunDirectory, files: int = _FILES) -> None:
     """Try before the first step what the run does in the end: save the tuner, and load it.
 
     Args:
         weights: bytes of what is trained of the model; a checkpoint holds as much, and once more the velocity.
+        files: how many other files hold as much.
 
     Raises:
         ValueError: the tuner cannot be saved or loaded, or the directory not be written to; or its disk has no room.
     """
-    with folder.trial(3 * 2 * weights + 2 * weights) as target:
+    with folder.trial(3 * 2 * weights + files * weights) as target:
         try:
             tuner.save_pretrained(target)
             Tuner.from_pretrained(str(target))

@@ -1,7 +1,7 @@
 """The interface of meta-objectives: the state an objective is evaluated at, the loss it returns, the abstract objective."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -23,6 +23,15 @@ class SampledLoss:
     closure: Callable[[], Tensor]
     count: int
     passes: int
+
+
+@dataclass(frozen=True)
+class MemberLoss:
+    """What a member of a population has come to."""
+
+    loss: float
+    passes: int
+    """Forward passes spent."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,8 @@ class MetaState:
     """``sampled(i)`` is the loss of batch A under the i-th draw of labels from the model."""
     memory: Mapping[str, Tensor] = field(default_factory=dict)
     """Objective state carried over from this task's previous outer step."""
+    elsewhere: Callable[[int], list[MemberLoss]] | None = None
+    """Evaluates so many members of a :class:`PopulationObjective` in other processes, in their order; None: in this one."""
 
 
 @dataclass(frozen=True)
@@ -84,3 +95,27 @@ class Objective(ABC):
     def __call__(self, point: MetaState) -> MetaLoss:
         """The objective at a state. FloatingPointError where a loss is not finite; theta is back where it was, as after any
         other error."""
+
+
+class PopulationObjective(Objective):
+    """Abstract objective that is made of independent runs from one theta, the members of a population, which other processes
+    may evaluate: the result is the same to the last bit, wherever each of them was evaluated."""
+
+    @property
+    @abstractmethod
+    def members(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def member(self, point: MetaState, number: int) -> MemberLoss:
+        """Evaluate a member: a pure function of the state and of its number. Theta and tuner then have the very bits that they
+        had, and so they have after an error."""
+
+    @abstractmethod
+    def combined(self, point: MetaState, found: Sequence[MemberLoss]) -> MetaLoss:
+        """The objective from what its members have come to, in their order."""
+
+    def __call__(self, point: MetaState) -> MetaLoss:
+        if point.elsewhere is not None:
+            return self.combined(point, point.elsewhere(self.members))
+        return self.combined(point, [self.member(point, number) for number in range(self.members)])

@@ -97,15 +97,31 @@ def inner_steps(
 @contextmanager
 def trial_steps(point: MetaState, batches: Sequence[Closure]) -> Iterator[list[InnerStep]]:
     """Zeroth-order steps from the state, one per batch. They are undone at exit, whatever is raised."""
-    history = point.history.at(point.theta.blocks)  # the trajectory has moved the weights since
-    keyed = [(closure, inner_key(point.key, number)) for number, closure in enumerate(batches)]
     steps: list[InnerStep] = []
     try:
-        for step in inner_steps(point.theta, point.method, history, keyed, point.lr):
+        for step in steps_from(point, batches):
             steps.append(step)
         yield steps
     finally:
         undo_steps(point.theta, steps)
+
+
+def steps_from(point: MetaState, batches: Sequence[Closure]) -> Iterator[InnerStep]:
+    """Take zeroth-order steps from the state, one per batch."""
+    history = point.history.at(point.theta.blocks)  # the trajectory has moved the weights since
+    keyed = [(closure, inner_key(point.key, number)) for number, closure in enumerate(batches)]
+    yield from inner_steps(point.theta, point.method, history, keyed, point.lr)
+
+
+@contextmanager
+def put_back(theta: PerturbedParameters) -> Iterator[None]:
+    """Afterwards theta has the very bits that it had before, from a copy; undone steps leave roundings."""
+    theta.restore()
+    kept = {block.name: block.tensor.detach().clone() for block in theta.blocks}
+    try:
+        yield
+    finally:
+        theta.assign(kept)
 
 
 def inner_key(key: Key, number: int) -> Key:

@@ -24,6 +24,7 @@ def steps(out: Path) -> dict[str, list[StepRecord]]:
 
 
 @pytest.mark.slow  # starts a cluster of three machines
+@pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore")  # of Ray, on the way out
 def test_runs_of_a_machine_that_is_lost_are_run_again_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -32,7 +33,7 @@ def test_runs_of_a_machine_that_is_lost_are_run_again_elsewhere(tmp_path: Path, 
     with ray_cluster(2, monkeypatch) as (cluster, machines), ThreadPoolExecutor(1) as thread:
         config = small("on-ray", executor="ray", ray_address=cluster.address, **given)  # a relative path
         running = thread.submit(run_comparison, config)
-        until(lambda: running.done() or len(list(out.glob(f"runs/tiny/*/{NAME}"))) == 2)
+        until(lambda: running.done() or len(list(out.glob(f"runs/tiny/*/{NAME}"))) == 2, 1200.0)
         assert not running.done() and not list(out.glob(f"runs/tiny/*/{SUMMARY}"))
         cluster.remove_node(machines[1], allow_graceful=False)
         found = running.result()

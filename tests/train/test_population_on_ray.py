@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
@@ -160,7 +161,7 @@ def test_what_a_population_over_ray_cannot_be_is_refused_before_anything_is_writ
     assert not (tmp_path / "on-ray").exists()
 
 
-LONG: dict[str, Any] = {"steps": 60, "batch_size": 4, "train_size": 64, "dev_size": 16, "test_size": 16}
+LONG: dict[str, Any] = {"steps": 101, "batch_size": 4, "train_size": 64, "dev_size": 16, "test_size": 16}
 LOST_EVERY = 20
 
 
@@ -177,15 +178,19 @@ def lose_every(monkeypatch: pytest.MonkeyPatch, kill: Callable[[RayLead], None])
 
 
 def check_lossy(lossy: FineTuneResult, tmp_path: Path) -> None:
-    """It has the steps and the lost members that it should have, replays, and ends as runs that lose nothing do."""
-    assert [step for step, found in enumerate(missing(lossy)) if found] == [20, 40]
-    assert lossy.summary["parallel"]["lost"] == 2 and len(steps(lossy)) == LONG["steps"]
+    """It has the steps and the lost members that it should have, replays, and ends where runs of other seeds do that lose
+    nothing: within two standard deviations of their mean, and within one of its own seed's run."""
+    lost = {step: found for step, found in enumerate(missing(lossy)) if found}
+    print(f"directions left out, by step: {lost}")
+    assert list(lost) == [20, 40, 60, 80, 100]
+    assert lossy.summary["parallel"]["lost"] == 5 and len(steps(lossy)) == LONG["steps"]
     assert replays(lossy)
     alone = {"perturb": "functional", "overwrite": True, "out": str(tmp_path / "alone")}
-    ends = [l2l.fine_tune(**SMALL | LONG | alone | {"seed": seed}).summary["final_loss"] for seed in range(3)]
-    print(f"final loss {lossy.summary['final_loss']:.5f}, of seeds that lose nothing {ends}")
+    own, *ends = [l2l.fine_tune(**SMALL | LONG | alone | {"seed": seed}).summary["final_loss"] for seed in range(6)]
+    print(f"final loss {lossy.summary['final_loss']:.5f}, without a loss {own:.5f}, of other seeds {ends}")
     assert lossy.summary["final_loss"] < lossy.summary["initial_loss"]
-    assert abs(lossy.summary["final_loss"] - ends[0]) <= max(ends) - min(ends)
+    assert abs(lossy.summary["final_loss"] - mean(ends)) <= 2 * stdev(ends)
+    assert abs(lossy.summary["final_loss"] - own) <= stdev(ends)
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
-"""Real runs, differentiated by an evolution strategy over the tuner's weights: no backward pass, the memory of inference.
+"""Real runs, differentiated by an evolution strategy over the tuner's weights: no backward pass; memory is that of inference,
+and a copy of the weights that are trained.
 
 Antithetic evolution strategy (Salimans et al. 2017, arXiv:1703.03864) over the tuner's weights w: for every pair a direction
-delta of standard noise, and runs with w + s delta and w - s delta. All runs start at the same theta with the same noise and
-batches, so only the tuner differs. The estimate includes everything that a run depends on: the normalizer, the projected
-gradients, the features of later steps.
+delta of standard noise, and runs with w + s delta and w - s delta, members 2 i and 2 i + 1 of the population. All runs start at
+the same theta, to the last bit, with the same noise and batches, so only the tuner differs, and any process may evaluate any of
+them. The estimate includes everything that a run depends on: the normalizer, the projected gradients, the features of
+later steps.
 """
 
 import re
@@ -16,8 +18,8 @@ import numpy as np
 import torch
 
 from l2l.estimators import finite_loss
-from l2l.meta.state import MetaLoss, MetaState, Objective
-from l2l.meta.trajectory import inner_steps, trial_steps, undo_steps
+from l2l.meta.state import MemberLoss, MetaLoss, MetaState, PopulationObjective
+from l2l.meta.trajectory import inner_steps, put_back, steps_from, trial_steps
 from l2l.methods.base import check_choice, check_counts, check_positive
 from l2l.noise import Key, standard_noise
 from l2l.optim import CurvatureLR
@@ -25,13 +27,13 @@ from l2l.tuners.api import Tuner
 
 _RUN = 3
 """Sets the seeds of full runs apart from other random streams."""
-_UNDO_TOGETHER = 16
-"""Steps of a full run that are undone in one traversal of the parameters."""
+_SIGNS = (1.0, -1.0)
+"""Of the two members of a pair."""
 
 
 @final
 @dataclass(frozen=True)
-class Evolution(Objective):
+class Evolution(PopulationObjective):
     """The loss of batch B after a few steps: ghat = mean over pairs of (L(w + s delta) - L(w - s delta)) / (2 s) * delta.
 
     ``population`` pairs of runs of ``steps`` steps: 2 * population * (2 * steps + 1) forward passes, and two more for the run
@@ -51,30 +53,37 @@ class Evolution(Objective):
         check_counts(population=self.population, steps=self.steps)
         check_positive(scale=self.scale)
 
-    def __call__(self, point: MetaState) -> MetaLoss:
-        network = point.method.tuner.network
+    @property
+    def members(self) -> int:
+        return 2 * self.population
+
+    def member(self, point: MetaState, number: int) -> MemberLoss:
+        network, sign = point.method.tuner.network, _SIGNS[number % 2]
         batches = [point.closure, *(point.further(i) for i in range(self.steps - 1))]
+        delta = noise_of(network, point.key.with_draw(number // 2))
+        with moved(network, delta, sign * self.scale), put_back(point.theta):
+            passes = sum(step.report.passes for step in steps_from(point, batches)) + 1
+            return MemberLoss(finite_loss(point.other), passes)
+
+    def combined(self, point: MetaState, found: Sequence[MemberLoss]) -> MetaLoss:
+        network = point.method.tuner.network
         with trial_steps(point, [point.closure]) as steps:
             own = steps[0]
         estimate = [torch.zeros_like(weight.detach()) for weight in network.parameters()]
-        ends, passes = [], own.report.passes
         for pair in range(self.population):
-            delta = noise_of(network, point.key.with_draw(pair))
-            for sign in (1.0, -1.0):
-                with moved(network, delta, sign * self.scale), trial_steps(point, batches) as steps:
-                    ends.append(finite_loss(point.other))
-                    passes += sum(step.report.passes for step in steps) + 1
-            slope = (ends[-2] - ends[-1]) / (2 * self.scale * self.population)
-            for total, one in zip(estimate, delta, strict=True):
+            above, below = found[2 * pair : 2 * pair + 2]
+            slope = (above.loss - below.loss) / (2 * self.scale * self.population)
+            for total, one in zip(estimate, noise_of(network, point.key.with_draw(pair)), strict=True):
                 total.add_(one, alpha=slope)
-        value = sum(ends) / len(ends)
+        value = sum(one.loss for one in found) / len(found)
         parts = [torch.sum(w * g) for w, g in zip(network.parameters(), estimate, strict=True)]
+        passes = own.report.passes + sum(one.passes for one in found)
         return MetaLoss(torch.stack(parts).sum(), value, value, own.after, own.report, passes)
 
 
 @final
 @dataclass(frozen=True)
-class ESFullRun(Objective):
+class ESFullRun(PopulationObjective):
     """What a user gets: the mean loss over the second half of a fine-tuning run of hundreds of steps at ``lr="auto"``.
 
     A tuner cannot gain by asking for another learning rate, nor by what pays at once and not later. Ranks stand for losses:
@@ -102,19 +111,23 @@ class ESFullRun(Objective):
         check_positive(scale=self.scale, step_fraction=self.step_fraction)
         check_choice("tie", self.tie, ("none", "role"))
 
-    def __call__(self, point: MetaState) -> MetaLoss:
+    @property
+    def members(self) -> int:
+        return 2 * self.population
+
+    def member(self, point: MetaState, number: int) -> MemberLoss:
+        tuner, sign = point.method.tuner, _SIGNS[number % 2]
+        delta = self.delta(tuner, point.key.with_draw(number // 2))
+        with moved(tuner.network, delta, sign * self.scale), put_back(point.theta):
+            return self._run(point)
+
+    def combined(self, point: MetaState, found: Sequence[MemberLoss]) -> MetaLoss:
         tuner = point.method.tuner
         with trial_steps(point, [point.closure]) as steps:
             own = steps[0]
-        deltas, losses, passes = [], [], own.report.passes
-        for pair in range(self.population):
-            delta = self.delta(tuner, point.key.with_draw(pair))
-            for sign in (1.0, -1.0):
-                with moved(tuner.network, delta, sign * self.scale):
-                    loss, cost = self._run(point)
-                deltas.append([sign * one for one in delta])
-                losses.append(loss)
-                passes += cost
+        pairs = [self.delta(tuner, point.key.with_draw(pair)) for pair in range(self.population)]
+        deltas = [[sign * one for one in delta] for delta in pairs for sign in _SIGNS]
+        losses = [one.loss for one in found]
         shares = [rank / self.scale for rank in centred_ranks(losses)]
         parts = [
             torch.sum(weight * sum(share * delta[i] for share, delta in zip(shares, deltas, strict=True))) / len(shares)
@@ -122,6 +135,7 @@ class ESFullRun(Objective):
         ]
         finite = [loss for loss in losses if loss < float("inf")]
         value = sum(finite) / len(finite) if finite else float("inf")
+        passes = own.report.passes + sum(one.passes for one in found)
         return MetaLoss(torch.stack(parts).sum(), value, own.report.loss, own.after, own.report, passes)
 
     def delta(self, tuner: Tuner, key: Key) -> list[torch.Tensor]:
@@ -133,8 +147,8 @@ class ESFullRun(Objective):
         names = [name for name, _ in tuner.network.named_parameters()]
         return [one if name in tuner.network.shared else one[first] for name, one in zip(names, delta, strict=True)]
 
-    def _run(self, point: MetaState) -> tuple[float, int]:
-        """Mean loss over the second half of a run, infinite if it diverged, and the passes it took."""
+    def _run(self, point: MetaState) -> MemberLoss:
+        """Mean loss over the second half of a run, infinite if it diverged. Theta stays where the run has led."""
         theta, method = point.theta, point.method
         # Steps count from 0 as in fine-tuning, and every outer step has a seed of its own.
         words = np.random.SeedSequence((point.key.seed % 2**64, point.key.step, _RUN)).generate_state(1, np.uint64)
@@ -147,10 +161,7 @@ class ESFullRun(Objective):
             late = [step.report.loss for step in taken[len(taken) // 2 :]]
         except FloatingPointError:
             pass  # the loss is infinite
-        finally:
-            for end in range(len(taken), 0, -_UNDO_TOGETHER):
-                undo_steps(theta, taken[max(0, end - _UNDO_TOGETHER) : end])
-        return sum(late) / len(late), sum(step.report.passes for step in taken)
+        return MemberLoss(sum(late) / len(late), sum(step.report.passes for step in taken))
 
 
 def noise_of(network: torch.nn.Module, key: Key) -> list[torch.Tensor]:
