@@ -17,6 +17,7 @@ import torch
 
 from l2l.models import auto_class, kind_of_config
 from l2l.models import load as loading
+from l2l.models.heads import JoinedParts
 from l2l.models.offload import stream_of
 from l2l.models.prefix import layer_list
 from l2l.models.shapes import SHAPES, shape_config
@@ -172,7 +173,7 @@ class Load:
     rows: int
     length: int
     read: int
-    """Tokens, of all rows together, whose logits are computed."""
+    """Places, of all rows together, whose logits are computed."""
     calls: int = 1
     """Calls of the model that the rows are split into by length."""
 
@@ -712,8 +713,13 @@ def evaluated_rows(
 
 def loads_of(batch: Batch) -> list[Load]:
     """The load of a batch, call by call."""
-    calls = batch.parts or (batch,)
-    return [Load(len(call.input_ids), call.input_ids.shape[1], len(call.targets)) for call in calls]
+    found = []
+    for joined in JoinedParts.of(batch.parts or (batch,)):
+        read = sum(len(call.rows) for call in joined.parts)  # the last of them goes through the head for all
+        for call in joined.parts:
+            rows, columns = call.input_ids.shape
+            found.append(Load(rows, columns, read if call is joined.parts[-1] else 0))
+    return found
 
 
 def mean_load(batches: Sequence[Sequence[Load]]) -> Load:

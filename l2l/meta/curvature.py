@@ -108,7 +108,7 @@ def sampled_loss(model: Any, batch: Batch, form: Form, key: Key) -> SampledLoss:
     def token_loss() -> torch.Tensor:
         with torch.no_grad():
             rows = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-            targets = perturbed(rows[batch.rows, batch.positions]).argmax(-1)
+            targets = perturbed(rows[batch.rows, batch.positions][batch.places]).argmax(-1)
         parts = tuple(replace(part, targets=targets[part.tokens]) for part in batch.parts)
         sampled = replace(batch, targets=targets, parts=parts)
         return lm_loss(token_logprobs(model, sampled, parts), sampled)

@@ -104,8 +104,9 @@ def _agrees(model: torch.nn.Module, groups: list[list[Ids]], read: list[tuple[in
 
 def _query(ids: Sequence[Ids], attention_mask: torch.Tensor, places: Sequence[tuple[int, int]], targets: torch.Tensor) -> Part:
     rows, positions = torch.tensor(places).T.contiguous()
+    tokens = torch.arange(len(targets))
     padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in ids], True)
-    return Part(padded, attention_mask, rows, positions, targets, tokens=torch.arange(len(targets)))
+    return Part(padded, attention_mask, rows, positions, tokens, targets, tokens)
 
 
 _WEIGHTS_READ = 20
@@ -158,14 +159,16 @@ class Grouping:
             return ()
         parts = []
         for rows in found:
-            place = torch.full((len(batch.input_ids),), -1)
-            place[rows] = torch.arange(len(rows))
-            tokens: torch.Tensor = (place[batch.rows] >= 0).nonzero()[:, 0]
+            number = torch.full((len(batch.input_ids),), -1)
+            number[rows] = torch.arange(len(rows))
+            read = number[batch.rows] >= 0  # of the batch's places
+            tokens: torch.Tensor = read[batch.places].nonzero()[:, 0]
+            places, targets = (read.cumsum(0) - 1)[batch.places[tokens]], batch.targets[tokens]
             columns = lengths[rows[-1]]
             mask = batch.attention_mask[rows, :columns]
             mask = mask if mask.ndim == 2 else mask[:, :, :columns]
-            inside, positions, targets = place[batch.rows[tokens]], batch.positions[tokens], batch.targets[tokens]
-            parts.append(Part(batch.input_ids[rows, :columns], mask, inside, positions, targets, tokens))
+            inside, positions = number[batch.rows[read]], batch.positions[read]
+            parts.append(Part(batch.input_ids[rows, :columns], mask, inside, positions, places, targets, tokens))
         return tuple(parts)
 
 

@@ -1,8 +1,10 @@
 """Log-probabilities of chosen tokens, with logits computed only where they are needed.
 
 A vocabulary has tens of thousands of entries and a prompt hundreds of tokens, but an option has one or two: full logits would
-be most of the memory of a forward pass and a good part of its time. Options that are told apart by one token each need no
-normaliser over the vocabulary either: of a pass over a few top layers, that is a good part.
+be most of the memory of a forward pass and a good part of its time. Tokens that are predicted at one place, a row and a column,
+share its logits, and a batch that is fed in parts goes through the head once: a product reads the whole output embedding, be it
+for one place or for twenty. Options that are told apart by one token each need no normaliser over the vocabulary either: of a
+pass over a few top layers, that is a good part.
 
 Under prefix and prompt tuning the model is fed virtual tokens too. Prompt tuning puts learned embeddings before a row, so that
 every column lies further right; prefix tuning puts learned keys and values into the cache of every layer, and columns stay
@@ -12,25 +14,26 @@ where they are. Both take up positions.
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from l2l.models.prompt_trees import computing_dtype, tree_inputs
 
 
 class TokenQuery(Protocol):
-    """Rows to feed and K tokens to read: ``targets[k]`` is predicted at ``rows[k], positions[k]``.
+    """Rows to feed and K tokens to read at P places.
 
     ``input_ids``: [R, T] right-padded. ``attention_mask``: [R, T] 1 on tokens, 0 on padding; of rows that branch, the mask
-    [R, T, T] of :mod:`l2l.models.prompt_trees`. ``rows``, ``positions``: [K] where the logits that predict a token are.
-    ``targets``: [K] its id, or the label where rows are classified. ``decoder_ids``: [R, D] right-padded rows of the decoder,
-    which positions count in; None for models with one stack. ``pooled``: whether the model gives one vector of logits per row.
+    [R, T, T] of :mod:`l2l.models.prompt_trees`. ``rows``, ``positions``: [P] the places whose logits are read, each once.
+    ``places``: [K] the place whose logits predict a token. ``targets``: [K] its id, or the label where rows are classified.
+    ``decoder_ids``: [R, D] right-padded rows of the decoder, which positions count in; None for models with one stack.
+    ``pooled``: whether the model gives one vector of logits per row.
     """
 
     @property
@@ -41,6 +44,8 @@ class TokenQuery(Protocol):
     def rows(self) -> torch.Tensor: ...
     @property
     def positions(self) -> torch.Tensor: ...
+    @property
+    def places(self) -> torch.Tensor: ...
     @property
     def targets(self) -> torch.Tensor: ...
     @property
@@ -60,6 +65,8 @@ class Part:
     attention_mask: torch.Tensor
     rows: torch.Tensor
     positions: torch.Tensor
+    places: torch.Tensor
+    """[K of this part] among the places of this part."""
     targets: torch.Tensor
     tokens: torch.Tensor
     """[K of this part] which of the whole batch's K tokens these are."""
@@ -71,35 +78,76 @@ class Part:
         return replace(self, **{name: v.to(device) for name, v in vars(self).items() if isinstance(v, torch.Tensor)})
 
 
+JOINED = 256
+"""Most places of several parts whose logits are computed in one product. A product costs what some twenty places cost beside
+its own, so that more would save little, and their logits take memory."""
+
+
+@dataclass(frozen=True)
+class JoinedParts:
+    """Parts that are fed one by one, and whose P places go through the head together. K tokens are read there."""
+
+    parts: tuple[TokenQuery, ...]
+
+    @staticmethod
+    def of(parts: Iterable[TokenQuery]) -> "list[JoinedParts]":
+        """Neighbours, as long as they have at most :data:`JOINED` places; a part that has more stays alone."""
+        found: list[list[TokenQuery]] = []
+        for part in parts:
+            if found and sum(len(one.rows) for one in (*found[-1], part)) <= JOINED:
+                found[-1].append(part)
+            else:
+                found.append([part])
+        return [JoinedParts(tuple(some)) for some in found]
+
+    @property
+    def places(self) -> torch.Tensor:
+        """[K] the place of each token among those of all parts."""
+        starts = accumulate((len(part.rows) for part in self.parts), initial=0)
+        return torch.cat([part.places + start for part, start in zip(self.parts, starts, strict=False)])
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """[K] as in :class:`TokenQuery`."""
+        return torch.cat([part.targets for part in self.parts])
+
+
 def token_logprobs(model: torch.nn.Module, batch: TokenQuery, parts: Sequence[Part] = ()) -> torch.Tensor:
     """[K] float32 log-probabilities of ``batch.targets``, differentiable where gradients are enabled; of labels where rows are
     classified.
 
-    While the model runs, its output embedding is given the K gathered hidden states as one row, so whatever the model does to
-    its logits (scale, soft cap) still happens. A model without an output embedding, or one that does not call it exactly once
-    on [R, T, D], computes full logits instead.
+    While the model runs, its output embedding is given the gathered hidden states of the P places as one row, so whatever the
+    model does to its logits (scale, soft cap) still happens. A model without an output embedding, or one that does not call it
+    exactly once on [R, T, D], computes full logits instead.
 
     Args:
         model: a transformers model of the kind that the batch was made for.
         parts: the same rows and tokens split up (see :mod:`l2l.models.batching`): one forward pass for each instead of one for
-            the whole batch. The numbers are the same up to rounding, in the batch's order.
+            the whole batch, all but the last of which end before the head. The numbers are the same up to rounding, in the
+            batch's order.
     """
-    return read_logits(model, batch, parts, lambda logits, part: -cross_entropy(logits, part.targets, reduction="none"))
+    return read_logits(model, batch, parts, target_logprobs)
+
+
+def target_logprobs(logits: torch.Tensor, joined: JoinedParts) -> torch.Tensor:
+    """[K] log-probabilities of the tokens, from logits [P, vocabulary]."""
+    return logits.log_softmax(1)[joined.places, joined.targets]
 
 
 def read_logits(
     model: torch.nn.Module,
     batch: TokenQuery,
     parts: Sequence[Part],
-    read: Callable[[torch.Tensor, TokenQuery], torch.Tensor],
+    read: Callable[[torch.Tensor, JoinedParts], torch.Tensor],
     targets_alone: bool = False,
 ) -> torch.Tensor:
-    """[K, …] what ``read`` makes of the logits that predict the tokens: float32 [k, vocabulary] of the batch, or of each part.
+    """[K, …] what ``read`` makes, token by token, of the logits of their places: float32 [p, vocabulary] of the batch, or of
+    parts that are joined.
 
-    The logits of a part are freed before those of the next are computed. With ``targets_alone`` there may be one column only,
-    that of each token's own target. Other arguments are those of :func:`token_logprobs`.
+    These are freed before those of the next parts are computed. With ``targets_alone`` they may be [k, 1], those of each
+    token's own target. Other arguments are those of :func:`token_logprobs`.
     """
-    found = [read(_logits_at(model, part, targets_alone).float(), part) for part in parts or (batch,)]
+    found = [read(_logits_at(model, joined, targets_alone).float(), joined) for joined in JoinedParts.of(parts or (batch,))]
     if not parts:
         return found[0]
     values, order = torch.cat(found), torch.cat([part.tokens for part in parts])
@@ -114,41 +162,78 @@ def token_logits(model: torch.nn.Module, batch: TokenQuery, parts: Sequence[Part
     vocabulary are computed, as by :func:`token_logprobs`, which has the same arguments.
     """
 
-    def read(logits: torch.Tensor, part: TokenQuery) -> torch.Tensor:
-        return logits[:, 0] if logits.shape[1] == 1 else logits.gather(1, part.targets[:, None])[:, 0]
+    def read(logits: torch.Tensor, joined: JoinedParts) -> torch.Tensor:
+        return logits[:, 0] if logits.shape[1] == 1 else logits[joined.places, joined.targets]
 
     return read_logits(model, batch, parts, read, targets_alone=True)
 
 
-def _logits_at(model: torch.nn.Module, batch: TokenQuery, targets_alone: bool = False) -> torch.Tensor:
-    """[K, vocabulary] logits; [K, 1] of the targets alone, where that can be; [K, labels] where rows are classified."""
-    if batch.pooled:
-        return _forward(model, batch)[batch.rows]
+def _logits_at(model: torch.nn.Module, joined: JoinedParts, targets_alone: bool = False) -> torch.Tensor:
+    """[P, vocabulary] logits; [K, 1] of the targets alone, where that can be; [P, labels] where rows are classified."""
+    *others, last = joined.parts
+    if last.pooled:
+        return _forward(model, last)[last.rows]
     head, before = output_embedding(model), columns_before(model)
-    columns = batch.positions + before
-    if head is not None:
-        shapes: list[tuple[int, ...]] = []
+    logits = None if head is None else _logits_of_all(model, head, before, joined, targets_alone)
+    if logits is None:
+        return torch.cat([_forward(model, part)[part.rows, part.positions + before] for part in (*others, last)])
+    return logits
 
-        def gather(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            shapes.append(tuple(args[0].shape[:2]))
-            return (args[0][batch.rows, columns][None], *args[1:])
 
-        def note(_: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            shapes.append(tuple(output.shape))
+def _logits_of_all(
+    model: torch.nn.Module, head: torch.nn.Module, before: int, joined: JoinedParts, targets_alone: bool
+) -> torch.Tensor | None:
+    """What :func:`_logits_at` gives, with one call of the head; None where the model does not call it once on [R, T, D]."""
+    *others, last = joined.parts
+    states: list[torch.Tensor] = []
+    for part in others:
+        reached = _states_at_head(model, head, before, part)
+        if reached is None:
+            return None
+        states.append(reached)
+    shapes: list[tuple[int, ...]] = []
 
-        handles = head.register_forward_pre_hook(gather), head.register_forward_hook(note)
-        with _reading(head, batch.targets) if targets_alone else nullcontext():
-            try:
-                logits = _forward(model, batch)
-            finally:
-                for handle in handles:
-                    handle.remove()
-        fed_rows, fed = (batch.input_ids if batch.decoder_ids is None else batch.decoder_ids).shape
-        once = shapes[:1] == [(fed_rows, fed + before)] and len(shapes) == 2
-        # Of a single column nothing else may be made; a model may cut a padded vocabulary.
-        if once and logits.shape[:2] == (1, len(batch.targets)) and (shapes[1][-1] > 1 or logits.shape[-1] == 1):
-            return logits.squeeze(0)
-    return _forward(model, batch)[batch.rows, columns]
+    def gather(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        shapes.append(tuple(args[0].shape[:2]))
+        return (torch.cat([*states, args[0][last.rows, last.positions + before]])[None], *args[1:])
+
+    def note(_: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        shapes.append(tuple(output.shape))
+
+    reading = _reading(head, joined.places, joined.targets) if targets_alone else nullcontext()
+    with reading, head.register_forward_pre_hook(gather), head.register_forward_hook(note):
+        logits = _forward(model, last)
+    if shapes[:1] != [_fed_shape(last, before)] or len(shapes) != 2:
+        return None
+    # Of a single column nothing else may be made; a model may cut a padded vocabulary.
+    kept = shapes[1][-1] > 1 or logits.shape[-1] == 1
+    return logits.squeeze(0) if kept and logits.shape[:2] == shapes[1][:2] else None
+
+
+class _AtHead(Exception):
+    """A forward pass has come to the head with the hidden states of the places, the argument; no error."""
+
+
+def _states_at_head(model: torch.nn.Module, head: torch.nn.Module, before: int, part: TokenQuery) -> torch.Tensor | None:
+    """[P, D] what the head is given at a part's places, by a pass that ends there; None where that is not [R, T, D]."""
+
+    def stop(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        if tuple(args[0].shape[:2]) == _fed_shape(part, before):
+            raise _AtHead(args[0][part.rows, part.positions + before])
+
+    with head.register_forward_pre_hook(stop):
+        try:
+            _forward(model, part)
+        except _AtHead as reached:
+            found: torch.Tensor = reached.args[0]
+            return found
+    return None
+
+
+def _fed_shape(batch: TokenQuery, before: int) -> tuple[int, int]:
+    """Rows and columns of the hidden states before the head."""
+    rows, columns = (batch.input_ids if batch.decoder_ids is None else batch.decoder_ids).shape
+    return rows, columns + before
 
 
 LAYER = 12
@@ -156,27 +241,27 @@ LAYER = 12
 
 
 @contextmanager
-def _reading(head: torch.nn.Module, targets: torch.Tensor) -> Iterator[None]:
-    """Within, a linear head that is larger than a layer computes of each hidden state the logit of its own target alone."""
+def _reading(head: torch.nn.Module, places: torch.Tensor, targets: torch.Tensor) -> Iterator[None]:
+    """Within, a linear head that is larger than a layer computes of each token the logit of its own target alone."""
     if type(head) is not torch.nn.Linear or "forward" in vars(head):  # other layers, and what others have put in its place
         yield
         return
     if head.out_features <= LAYER * head.in_features:
         yield
         return
-    vars(head)["forward"] = partial(_logits_of, head, targets)
+    vars(head)["forward"] = partial(_logits_of, head, places, targets)
     try:
         yield
     finally:
         del vars(head)["forward"]
 
 
-def _logits_of(head: torch.nn.Linear, targets: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """[1, K, 1] float32: of each of K hidden states [1, K, D] the logit of its own target; of a sharded layer, all logits."""
+def _logits_of(head: torch.nn.Linear, places: torch.Tensor, targets: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """[1, K, 1] float32: of hidden states [1, P, D] the logit of each target at its place; of a sharded layer, all."""
     if type(head.weight) not in (torch.Tensor, torch.nn.Parameter):
         return torch.nn.functional.linear(hidden, head.weight, head.bias)
     rows = torch.nn.functional.embedding(targets, head.weight).float()
-    logits = (hidden[0].float() * rows).sum(-1)  # of each row by itself: its bits do not depend on how a batch is split
+    logits = (hidden[0, places].float() * rows).sum(-1)  # of each row by itself: its bits do not depend on how a batch is split
     if head.bias is not None:
         logits = logits + head.bias[targets].float()
     return logits[None, :, None]

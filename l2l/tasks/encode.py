@@ -471,16 +471,19 @@ def merge_rows(inputs: Sequence[Ids]) -> tuple[list[int], list[Ids]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows to feed and the list of tokens to read from them. R rows, T columns, K tokens, O options, E examples."""
+    """Rows to feed and the list of tokens to read from them. R rows, T columns, P places, K tokens, O options, E
+    examples."""
 
     input_ids: torch.Tensor
     """[R, T] right-padded."""
     attention_mask: torch.Tensor
     """[R, T] 1 on tokens, 0 on padding; where rows branch, [R, T, T] bool: which token sees which."""
     rows: torch.Tensor
-    """[K] the row in which a token is predicted."""
+    """[P] the rows of the places whose logits are read, each place once."""
     positions: torch.Tensor
-    """[K] the column whose logits predict it."""
+    """[P] their columns."""
+    places: torch.Tensor
+    """[K] the place whose logits predict a token."""
     targets: torch.Tensor
     """[K] its id."""
     options: torch.Tensor
@@ -504,7 +507,7 @@ class Batch:
     pooled: bool = False
     """Whether the model gives one vector of logits per row; ``targets`` then are labels."""
     one_place: bool = False
-    """Whether the options of every example are one token each, all predicted at one row and column."""
+    """Whether the options of every example are one token each, all predicted at one place."""
 
     @property
     def n(self) -> int:
@@ -549,8 +552,9 @@ def collate(
     else:
         layout = lay_out([[option.fed for option in chosen] for chosen in picked], grouping)
     ids, mask = pad_rows([row.ids for row in layout.rows], pad_id)
+    places: dict[tuple[int, int], int] = {}  # row and column of each, in the order in which they are first read
     per_token = [
-        (row, where[option.first + slot], target, number, slot)
+        (places.setdefault((row, where[option.first + slot]), len(places)), target, number, slot)
         for number, (option, row, where) in enumerate(zip(options, layout.row_of, layout.columns, strict=True))
         for slot, target in enumerate(option.targets)
     ]
@@ -558,6 +562,7 @@ def collate(
     return Batch(
         ids,
         tree_attention_mask(layout.rows) if layout.branching else mask,
+        *torch.tensor(list(places)).T.contiguous(),
         *torch.tensor(per_token).T.contiguous(),
         *torch.tensor(per_option).T.contiguous(),
         gold=torch.tensor([0 if form == "lm" else e.gold[0] for e in examples]),
@@ -570,10 +575,10 @@ def collate(
 
 
 def _one_place(picked: Sequence[Sequence[object]], per_token: Sequence[tuple[int, ...]]) -> bool:
-    """Whether every option is one token, and those of an example are predicted at one row and column."""
+    """Whether every option is one token, and those of an example are predicted at one place."""
     if len(per_token) != sum(map(len, picked)):
         return False
-    places = iter((row, column) for row, column, *_ in per_token)
+    places = iter(place for place, *_ in per_token)
     return all(len({next(places) for _ in chosen}) == 1 for chosen in picked)
 
 

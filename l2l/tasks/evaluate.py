@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from l2l.models import Grouping, generator, uncompiled
-from l2l.models.heads import TokenQuery, read_logits
+from l2l.models.heads import JoinedParts, read_logits, target_logprobs
 from l2l.models.load import context_length, kind_of, unwrapped
 from l2l.tasks.base import Example, Row, Task
 from l2l.tasks.encode import Encoded, collate, decoder_start, encoder_for, lay_out, pad_rows, special_ids, tokenize
@@ -161,7 +161,7 @@ def _score_options(
     likeliest: list[list[bool]] = [[]] * len(encoded)
     total, weight = 0.0, 0
     for indices, batch in _option_batches(model, pad_id, batch_size, encoded, grouping):
-        logprobs, others = read_logits(model, batch, batch.parts, _target_logprobs).unbind(1)
+        logprobs, others = read_logits(model, batch, batch.parts, _logprobs_and_others).unbind(1)
         scores, values = option_scores(logprobs, batch), option_sums(logprobs, batch).tolist()
         flags = [count == 0 for count in option_sums(others, batch).tolist()]
         if task.form == "lm":
@@ -179,10 +179,10 @@ def _score_options(
     return total / weight, chosen, sums, likeliest
 
 
-def _target_logprobs(logits: torch.Tensor, part: TokenQuery) -> torch.Tensor:
-    """[k, 2] of float32 logits [k, vocabulary]: the target's log-probability, and 1 where another token is likelier, else 0."""
-    logprobs = -torch.nn.functional.cross_entropy(logits, part.targets, reduction="none")
-    return torch.stack([logprobs, (logits.argmax(1) != part.targets).float()], 1)
+def _logprobs_and_others(logits: torch.Tensor, joined: JoinedParts) -> torch.Tensor:
+    """[K, 2] of float32 logits [P, vocabulary]: the target's log-probability, and 1 where another token is likelier, else 0."""
+    others = logits.argmax(1)[joined.places] != joined.targets
+    return torch.stack([target_logprobs(logits, joined), others.float()], 1)
 
 
 def _option_batches(

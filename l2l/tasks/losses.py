@@ -5,7 +5,7 @@ Sums run over small padded tables with a fixed order, so a loss has the same bit
 
 import torch
 
-from l2l.models.heads import TokenQuery, read_logits, token_logits, token_logprobs
+from l2l.models.heads import JoinedParts, read_logits, token_logits, token_logprobs
 from l2l.tasks.encode import Batch, Form
 
 
@@ -46,7 +46,7 @@ class BatchLogits:
 
     def __init__(self, model: torch.nn.Module, batch: Batch, form: Form, top: int = TOP_LOGITS) -> None:
         self.model, self.batch, self.form, self.top = model, batch, form, top
-        self._chosen: dict[int, torch.Tensor] = {}  # of each part, by its identity: [k, top] other tokens
+        self._chosen: dict[int, torch.Tensor] = {}  # by the identity of the first part: [k, top] other tokens
 
     def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
         if torch.is_grad_enabled():
@@ -63,12 +63,12 @@ class BatchLogits:
         rows = read_logits(self.model, batch, batch.parts, self._lumped)[_of_gold_tokens(batch)]
         return rows, torch.zeros(len(rows), dtype=torch.long, device=rows.device)
 
-    def _lumped(self, logits: torch.Tensor, part: TokenQuery) -> torch.Tensor:
-        right = part.targets[:, None]
-        if id(part) not in self._chosen:
+    def _lumped(self, of_places: torch.Tensor, joined: JoinedParts) -> torch.Tensor:
+        logits, right, which = of_places[joined.places], joined.targets[:, None], id(joined.parts[0])
+        if which not in self._chosen:
             count = min(self.top, logits.shape[1] - 2)
-            self._chosen[id(part)] = logits.scatter(1, right, -torch.inf).topk(count, 1).indices
-        some = torch.cat([right, self._chosen[id(part)]], 1)
+            self._chosen[which] = logits.scatter(1, right, -torch.inf).topk(count, 1).indices
+        some = torch.cat([right, self._chosen[which]], 1)
         rest = logits.scatter(1, some, -torch.inf).logsumexp(1, keepdim=True)
         return torch.cat([logits.gather(1, some), rest], 1)
 

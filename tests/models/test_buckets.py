@@ -131,7 +131,7 @@ def test_parts_move_with_their_batch():
     batch = split(collate(examples(), "classification", 0)).to("meta")
     assert batch.parts
     values = [value for part in batch.parts for value in vars(part).values() if isinstance(value, torch.Tensor)]
-    assert {value.device.type for value in values} == {"meta"} and len(values) == 6 * len(batch.parts)
+    assert {value.device.type for value in values} == {"meta"} and len(values) == 7 * len(batch.parts)
 
 
 def test_one_more_pass_costs_small_models_more_tokens_and_heads_do_not_count():

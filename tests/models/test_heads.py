@@ -33,7 +33,7 @@ def examples() -> list[Encoded]:
 
 def from_full_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    return logits.float().log_softmax(-1)[batch.rows, batch.positions].gather(1, batch.targets[:, None])[:, 0]
+    return logits.float().log_softmax(-1)[batch.rows, batch.positions][batch.places, batch.targets]
 
 
 @pytest.fixture(params=[(family, tied) for family in FAMILIES for tied in (True, False)], ids=str)
@@ -84,11 +84,50 @@ def test_the_head_sees_only_the_positions_that_are_read(family):
     model.set_output_embeddings(probe)
     batch = collate(examples(), "classification", 0)
     token_logprobs(model, batch)
-    assert probe.shapes == [(1, len(batch.targets))]
+    places = set(zip(batch.rows.tolist(), batch.positions.tolist(), strict=True))
+    assert probe.shapes == [(1, len(places))] and len(places) == len(batch.rows) < len(batch.targets)
     parts = Grouping(3).split(batch)
+    assert len(parts) == 3
     token_logprobs(model, batch, parts)
-    assert probe.shapes[1:] == [(1, len(part.targets)) for part in parts]
-    assert sum(columns for _, columns in probe.shapes[1:]) == len(batch.targets)
+    assert probe.shapes[1:] == [(1, len(places))]
+
+
+@torch.no_grad()
+def test_parts_are_joined_up_to_a_number_of_places(monkeypatch):
+    model, batch = tiny_random("llama", initializer_range=0.3), collate(examples(), "classification", 0)
+    parts = Grouping(3).split(batch)
+    sizes = [len(part.rows) for part in parts]
+    expected, shapes = token_logprobs(model, batch), []
+    for most, groups in (
+        (sum(sizes[:2]), [sizes[:2], sizes[2:]]),
+        (sum(sizes) - 1, [sizes[:2], sizes[2:]]),
+        (1, [[k] for k in sizes]),
+    ):
+        monkeypatch.setattr(heads, "JOINED", most)
+        with model.get_output_embeddings().register_forward_hook(lambda _, args, __: shapes.append(args[0].shape[:2])):
+            found = token_logprobs(model, batch, parts)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert shapes == [(1, sum(some)) for some in groups]
+        shapes.clear()
+
+
+@torch.no_grad()
+def test_a_head_that_is_called_twice_is_not_given_the_places_alone():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_random("llama", initializer_range=0.3)
+            self.config, self.get_output_embeddings = self.inner.config, self.inner.get_output_embeddings
+
+        def forward(self, **inputs):
+            found = self.inner(**inputs)
+            found.logits = found.logits + self.inner.lm_head(self.inner.model(**inputs).last_hidden_state.flip(-1))
+            return found
+
+    model, batch = Twice(), collate(examples(), "classification", 0)
+    expected = from_full_logits(model, batch)
+    for parts in ((), Grouping(3).split(batch)):
+        torch.testing.assert_close(token_logprobs(model, batch, parts), expected, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -109,7 +148,8 @@ def test_a_model_without_a_usable_head_gives_full_logits(monkeypatch, answer):
     expected = from_full_logits(model, batch)
     head = None if answer is None else nn.Linear(32, 128)
     monkeypatch.setattr(model, "get_output_embeddings", lambda: head)
-    torch.testing.assert_close(token_logprobs(model, batch), expected, atol=1e-5, rtol=0)
+    for parts in ((), Grouping(3).split(batch)):
+        torch.testing.assert_close(token_logprobs(model, batch, parts), expected, atol=1e-5, rtol=0)
 
 
 def test_the_hook_is_gone_after_an_error(monkeypatch):
@@ -122,6 +162,9 @@ def test_the_hook_is_gone_after_an_error(monkeypatch):
     monkeypatch.setattr(model.model, "forward", fail)
     with pytest.raises(FloatingPointError, match="boom"):
         token_logprobs(model, batch)
+    assert not model.lm_head._forward_pre_hooks
+    with pytest.raises(FloatingPointError, match="boom"):
+        token_logprobs(model, batch, Grouping(3).split(batch))
     assert not model.lm_head._forward_pre_hooks
 
 
@@ -171,7 +214,7 @@ def test_a_linear_head_is_read_at_the_targets_alone_and_is_left_as_it_was(large_
     assert widths == [(1, len(batch.targets), 1)]
     assert "forward" not in vars(head) and not head._forward_pre_hooks and not head._forward_hooks
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[batch.rows, batch.positions]
-    torch.testing.assert_close(found, logits.gather(1, batch.targets[:, None])[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, logits[batch.places, batch.targets], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -192,7 +235,7 @@ def test_a_model_that_adds_a_number_per_word_of_the_vocabulary_gets_the_whole_of
 
     model, batch = Biased(), of_one_token()
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[batch.rows, batch.positions]
-    torch.testing.assert_close(token_logits(model, batch), logits.gather(1, batch.targets[:, None])[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(token_logits(model, batch), logits[batch.places, batch.targets], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -202,7 +245,7 @@ def test_a_head_smaller_than_a_layer_computes_the_vocabulary():
     assert head.out_features <= heads.LAYER * head.in_features
     with head.register_forward_hook(lambda _, __, output: widths.append(output.shape)):
         token_logits(model, batch)
-    assert widths == [(1, len(batch.targets), 128)]
+    assert widths == [(1, len(batch.rows), 128)]
 
 
 @torch.no_grad()
@@ -225,6 +268,6 @@ def test_a_model_that_cuts_a_padded_vocabulary_takes_one_forward_pass():
     model, batch = Cut(), of_one_token()
     logits = model.inner(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[..., :120]
     found = token_logprobs(model, batch)
-    expected = logits.log_softmax(-1)[batch.rows, batch.positions].gather(1, batch.targets[:, None])[:, 0]
+    expected = logits.log_softmax(-1)[batch.rows, batch.positions][batch.places, batch.targets]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert model.calls == 1

@@ -63,9 +63,8 @@ def batch_of(rows: torch.Tensor, mask: torch.Tensor) -> Any:
     """Rows of which the last token of each is read."""
     last = mask.sum(1) - 1 if mask.ndim == 2 else mask.diagonal(dim1=1, dim2=2).sum(1) - 1
     indices = torch.arange(len(rows))
-    return SimpleNamespace(
-        input_ids=rows, attention_mask=mask, rows=indices, positions=last, targets=rows[:, 0], decoder_ids=None, pooled=False
-    )
+    read = {"rows": indices, "positions": last, "places": indices, "targets": rows[:, 0]}
+    return SimpleNamespace(input_ids=rows, attention_mask=mask, **read, decoder_ids=None, pooled=False)
 
 
 def padded_batch() -> Any:

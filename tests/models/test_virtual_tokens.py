@@ -53,7 +53,7 @@ def written_out(model: Any, batch: Batch) -> Tensor:
     ids = torch.cat([before, batch.input_ids], 1)
     mask = torch.cat([torch.ones_like(before), batch.attention_mask], 1)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().log_softmax(-1)
-    return logits[batch.rows, batch.positions + COUNT].gather(1, batch.targets[:, None])[:, 0]
+    return logits[batch.rows, batch.positions + COUNT][batch.places, batch.targets]
 
 
 @torch.no_grad()
@@ -73,8 +73,7 @@ def test_log_probabilities_are_those_of_rows_with_the_virtual_tokens_written_out
 
 def peft_forward(model: Any, batch: Batch, shift: int) -> Tensor:
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    chosen = logits.float().log_softmax(-1)[batch.rows, batch.positions + shift]
-    return chosen.gather(1, batch.targets[:, None])[:, 0]
+    return logits.float().log_softmax(-1)[batch.rows, batch.positions + shift][batch.places, batch.targets]
 
 
 @pytest.mark.parametrize(("scheme", "shift"), [("prefix", 0), ("prompt", COUNT)])

@@ -99,8 +99,9 @@ def example(prompt: tuple[int, ...], *options: tuple[int, ...], gold: int = 0) -
 def test_one_token_options_of_a_prompt_cost_one_row():
     batch = collate([example((5, 6, 7), (8,), (9,), gold=1), example((5, 6), (1,), (2,))], "classification", 0)
     assert batch.input_ids.tolist() == [[5, 6, 7]]
-    assert batch.rows.tolist() == [0, 0, 0, 0]
-    assert batch.positions.tolist() == [2, 2, 1, 1]
+    assert batch.rows.tolist() == [0, 0]
+    assert batch.positions.tolist() == [2, 1]
+    assert batch.places.tolist() == [0, 0, 1, 1]
     assert batch.targets.tolist() == [8, 9, 1, 2]
     assert batch.option_example.tolist() == [0, 0, 1, 1]
     assert batch.gold.tolist() == [1, 0]
@@ -113,7 +114,9 @@ def test_options_of_several_tokens_are_read_at_the_right_places():
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch.options.tolist() == [0, 0, 0, 1, 2, 2, 3, 3]
     assert batch.token_slot.tolist() == [0, 1, 2, 0, 0, 1, 0, 1]
-    assert batch.positions.tolist() == [1, 2, 3, 1, 0, 1, 0, 1]
+    assert batch.rows.tolist() == [0, 0, 0, 1, 1]
+    assert batch.positions.tolist() == [1, 2, 3, 0, 1]
+    assert batch.places.tolist() == [0, 1, 2, 0, 3, 4, 3, 4]
     assert batch.targets.tolist() == [7, 8, 9, 1, 3, 2, 3, 1]
     assert (batch.longest, batch.width) == (3, 2)
 

@@ -130,7 +130,7 @@ def steps(width, layers):
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     ids, last = torch.ones(rows, length, dtype=torch.int64), torch.full((rows,), length - 1)
     query = SimpleNamespace(
-        input_ids=ids, attention_mask=ids, rows=torch.arange(rows), positions=last, targets=last,
+        input_ids=ids, attention_mask=ids, rows=torch.arange(rows), positions=last, places=torch.arange(rows), targets=last,
         decoder_ids=None, pooled=False,
     )
     optimizer = l2l.MeZO(model)
