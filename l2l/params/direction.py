@@ -111,7 +111,10 @@ _WAYS: tuple[tuple[str, Any], ...] = (
     ("allow_tf32", False),
 )  # the second where torch does not know the first
 _SWITCHES: list[tuple[Any, str, Any]] = [
-    known[0] for owner in _MATMUL if (known := [(owner, name, exact) for name, exact in _WAYS if hasattr(owner, name)])
+    known
+    for owner in _MATMUL
+    # No further than the first: torch 2.9 warns where the old one is looked at.
+    if (known := next(((owner, name, exact) for name, exact in _WAYS if hasattr(owner, name)), None))
 ]
 """What makes matrix products less precise: (owner, attribute, its value for full precision)."""
 
