@@ -108,8 +108,8 @@ class PopulationObjective(Objective):
 
     @abstractmethod
     def member(self, point: MetaState, number: int) -> MemberLoss:
-        """Evaluate a member: a pure function of the state and of its number. Theta and tuner then have the very bits that they
-        had, and so they have after an error."""
+        """Evaluate a member: a pure function of the state and of its number. Afterwards, and after an error, model and tuner
+        have the weights that they had, bit for bit."""
 
     @abstractmethod
     def combined(self, point: MetaState, found: Sequence[MemberLoss]) -> MetaLoss:

@@ -148,7 +148,7 @@ class ESFullRun(PopulationObjective):
         return [one if name in tuner.network.shared else one[first] for name, one in zip(names, delta, strict=True)]
 
     def _run(self, point: MetaState) -> MemberLoss:
-        """Mean loss over the second half of a run, infinite if it diverged. Theta stays where the run has led."""
+        """Mean loss over the second half of a run, infinite if it diverged. The model keeps the weights of its end."""
         theta, method = point.theta, point.method
         # Steps count from 0 as in fine-tuning, and every outer step has a seed of its own.
         words = np.random.SeedSequence((point.key.seed % 2**64, point.key.step, _RUN)).generate_state(1, np.uint64)
