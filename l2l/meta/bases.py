@@ -6,7 +6,7 @@ only. ``random``: the control.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -16,8 +16,9 @@ from l2l.estimators import Closure, consume_gradients
 from l2l.meta.config import MetaTrainConfig
 from l2l.meta.pool import PoolTask
 from l2l.meta.trajectory import momentum_step, zero_velocity
-from l2l.models.heads import TokenQuery, token_logprobs
+from l2l.models.heads import Part, token_logprobs
 from l2l.params import Blocks, PerturbedParameters
+from l2l.tasks.encode import Batch
 from l2l.tuners.model import random_basis
 
 Source: TypeAlias = Literal["gradients", "activations", "random"]
@@ -66,9 +67,9 @@ def pool_basis(
     def chosen(task: PoolTask) -> range:
         return range(max(2, min(batches, len(task.batcher.examples) // task.batcher.batch_size)))
 
-    def forward(part: TokenQuery) -> ForwardPass:
-        mask = part.attention_mask
-        return lambda: token_logprobs(model, part), (mask if mask.ndim == 2 else mask.diagonal(dim1=1, dim2=2)) > 0
+    def forward(part: Part | Batch) -> ForwardPass:
+        mask, whole = part.attention_mask, replace(part, at_places=())  # the mask tells which inputs of a layer are tokens
+        return lambda: token_logprobs(model, whole), (mask if mask.ndim == 2 else mask.diagonal(dim1=1, dim2=2)) > 0
 
     blocks = Blocks.of(model)
     indices = candidates(blocks, rank)

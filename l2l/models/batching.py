@@ -8,7 +8,7 @@ up a batch does not change, and the loss is the same number up to rounding.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeAlias, final
 
@@ -17,6 +17,8 @@ import torch
 
 from l2l.models.heads import Part, TokenQuery, output_embedding, token_logprobs, uncompiled, virtual_tokens
 from l2l.models.kinds import kind_of
+from l2l.models.last_layer import modules_at_places
+from l2l.models.prefix import layer_list
 from l2l.models.prompt_trees import Ids, computing_dtype, grow, row_lengths, tree_attention_mask
 
 _POSITIONS = 1024
@@ -125,6 +127,8 @@ class Grouping:
     """Cost of one more forward pass, in tokens fed."""
     tree: int = 0
     """Most tokens of a row in which options share their prompt; 0 gives every option a row of its own."""
+    at_places: tuple[str, ...] = ()
+    """Names of modules of the last layer that are computed at the places that are read alone."""
 
     @staticmethod
     def of(model: torch.nn.Module, groups: int | None = None, share_prompts: bool | None = None) -> "Grouping":
@@ -137,13 +141,15 @@ class Grouping:
         """
         device = next(model.parameters()).device.type
         asked = (6 if device == "cpu" else 1) if groups is None else groups
-        tree = 0 if share_prompts is False or kind_of(model) != "causal" else longest_tree(model)
+        causal, layers = kind_of(model) == "causal", layer_list(model)
+        tree = longest_tree(model) if causal and share_prompts is not False else 0
         if share_prompts and not tree:
             raise ValueError(
                 f"share_prompts=True, but {type(model).__name__} does not read a row that branches as it reads plain "
                 "rows; leave share_prompts out"
             )
-        return Grouping(asked, forward_cost(model), tree)
+        at_places = modules_at_places(model, layers[-1]) if causal and layers else ()
+        return Grouping(asked, forward_cost(model), tree, at_places)
 
     def cost(self, lengths: Sequence[int]) -> int:
         """Tokens that rows of these lengths cost as :meth:`split` splits them, padding and further passes included."""
@@ -168,7 +174,8 @@ class Grouping:
             mask = batch.attention_mask[rows, :columns]
             mask = mask if mask.ndim == 2 else mask[:, :, :columns]
             inside, positions = number[batch.rows[read]], batch.positions[read]
-            parts.append(Part(batch.input_ids[rows, :columns], mask, inside, positions, places, targets, tokens))
+            own = Part(batch.input_ids[rows, :columns], mask, inside, positions, places, targets, tokens)
+            parts.append(replace(own, at_places=batch.at_places))
         return tuple(parts)
 
 

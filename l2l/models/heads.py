@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import torch
 
+from l2l.models.last_layer import computed_at
 from l2l.models.prompt_trees import computing_dtype, tree_inputs
 
 
@@ -33,7 +34,8 @@ class TokenQuery(Protocol):
     [R, T, T] of :mod:`l2l.models.prompt_trees`. ``rows``, ``positions``: [P] the places whose logits are read, each once.
     ``places``: [K] the place whose logits predict a token. ``targets``: [K] its id, or the label where rows are classified.
     ``decoder_ids``: [R, D] right-padded rows of the decoder, which positions count in; None for models with one stack.
-    ``pooled``: whether the model gives one vector of logits per row.
+    ``pooled``: whether the model gives one vector of logits per row. ``at_places``: names of modules that are computed at the
+    places alone (:mod:`l2l.models.last_layer`).
     """
 
     @property
@@ -52,6 +54,8 @@ class TokenQuery(Protocol):
     def decoder_ids(self) -> torch.Tensor | None: ...
     @property
     def pooled(self) -> bool: ...
+    @property
+    def at_places(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Part:
     """[K of this part] which of the whole batch's K tokens these are."""
     decoder_ids: torch.Tensor | None = None
     pooled: bool = False
+    at_places: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> "Part":
         """The same part with its tensors on ``device``."""
@@ -290,7 +295,8 @@ def _forward(model: Any, batch: TokenQuery) -> torch.Tensor:
     inputs = forward_inputs(model, batch.input_ids, batch.attention_mask)
     if batch.decoder_ids is not None:
         inputs["decoder_input_ids"] = batch.decoder_ids
-    return model(**inputs).logits
+    with computed_at(model, batch.at_places, batch.rows, batch.positions):
+        return model(**inputs).logits
 
 
 def forward_inputs(model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:

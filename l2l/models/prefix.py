@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_map_only
 
 from l2l.models.heads import TokenQuery, decoder_of, forward_inputs, virtual_tokens
 from l2l.models.kinds import kind_of
+from l2l.models.last_layer import replaced_forwards
 
 TrainLayers: TypeAlias = str | int | Sequence[int]
 """``all``; ``top:5``, the last five layers; ``top:1/3``, the last third, rounded up; or layers by number from 0, ``25,26``."""
@@ -172,23 +173,6 @@ def trace_layers(model: Any) -> LayerTrace:
     first = outputs[0]
     kind = states[0].shape[2], states[0].dtype
     return LayerTrace(tuple(layers), places, len(first) if isinstance(first, tuple) else 0, *kind)
-
-
-@contextmanager
-def replaced_forwards(
-    layers: Sequence[torch.nn.Module], make: Callable[[int, Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
-    """While it is active, the n-th layer computes ``make(n, its own forward)``."""
-    own = [layer.__dict__.get("forward") for layer in layers]
-    for index, layer in enumerate(layers):
-        layer.forward = make(index, layer.forward)
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, own, strict=True):
-            del layer.__dict__["forward"]
-            if forward is not None:
-                layer.forward = forward
 
 
 def _without_weights(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -508,6 +508,8 @@ class Batch:
     """Whether the model gives one vector of logits per row; ``targets`` then are labels."""
     one_place: bool = False
     """Whether the options of every example are one token each, all predicted at one place."""
+    at_places: tuple[str, ...] = ()
+    """Names of modules that are computed at the places alone (:mod:`l2l.models.last_layer`)."""
 
     @property
     def n(self) -> int:
@@ -571,6 +573,7 @@ def collate(
         decoder_ids=pad_rows(layout.decoders, pad_id)[0] if any(layout.decoders) else None,
         pooled=examples[0].pooled,
         one_place=_one_place(picked, per_token),
+        at_places=() if grouping is None or examples[0].whole else grouping.at_places,
     ).to(device)
 
 

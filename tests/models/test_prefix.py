@@ -64,7 +64,7 @@ def batch_of(rows: torch.Tensor, mask: torch.Tensor) -> Any:
     last = mask.sum(1) - 1 if mask.ndim == 2 else mask.diagonal(dim1=1, dim2=2).sum(1) - 1
     indices = torch.arange(len(rows))
     read = {"rows": indices, "positions": last, "places": indices, "targets": rows[:, 0]}
-    return SimpleNamespace(input_ids=rows, attention_mask=mask, **read, decoder_ids=None, pooled=False)
+    return SimpleNamespace(input_ids=rows, attention_mask=mask, **read, decoder_ids=None, pooled=False, at_places=())
 
 
 def padded_batch() -> Any:

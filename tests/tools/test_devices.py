@@ -90,7 +90,7 @@ ROWS, LENGTH = 4, 64
 def query():
     ids, last = torch.ones(ROWS, LENGTH, dtype=torch.int64), torch.full((ROWS,), LENGTH - 1)
     return SimpleNamespace(input_ids=ids, attention_mask=ids, rows=torch.arange(ROWS), positions=last, targets=last,
-                           places=torch.arange(ROWS), decoder_ids=None, pooled=False)
+                           places=torch.arange(ROWS), decoder_ids=None, pooled=False, at_places=())
 
 def zeroth_order(config, dtype, scheme="full", offload=False):
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
