@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,15 +27,15 @@ def held(mebibytes: int) -> Iterator[None]:
         yield
 
 
-def use(mebibytes: int) -> None:
+def use(mebibytes: int, seconds: float = 0.0) -> None:
     """Hold that much for a moment."""
     with held(mebibytes):
-        pass
+        time.sleep(seconds)
 
 
-def check_that_peaks_are_seen() -> None:
+def check_that_peaks_are_seen(seconds: float = 0.0) -> None:
     with PeakMemory() as first:
-        use(200)
+        use(200, seconds)
     with PeakMemory() as second:
         pass
     assert abs(first.rise - 200 * MIB) < TOLERANCE
@@ -57,7 +58,7 @@ def test_an_inner_measurement_does_not_hide_the_outer_peak():
 
 def test_where_the_mark_cannot_be_reset_a_thread_samples(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "_reset_peak", lambda device: False)
-    check_that_peaks_are_seen()
+    check_that_peaks_are_seen(seconds=50 * memory._SAMPLE_SECONDS)  # the thread must come to run, on a busy machine too
 
 
 def test_without_proc_the_peak_of_the_whole_life_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

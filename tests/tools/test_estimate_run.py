@@ -131,7 +131,7 @@ def steps(width, layers):
     ids, last = torch.ones(rows, length, dtype=torch.int64), torch.full((rows,), length - 1)
     query = SimpleNamespace(
         input_ids=ids, attention_mask=ids, rows=torch.arange(rows), positions=last, places=torch.arange(rows), targets=last,
-        decoder_ids=None, pooled=False,
+        decoder_ids=None, pooled=False, at_places=(),
     )
     optimizer = l2l.MeZO(model)
     with PeakMemory() as peak:
