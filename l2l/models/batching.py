@@ -8,7 +8,7 @@ up a batch does not change, and the loss is the same number up to rounding.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias, final
 
@@ -174,8 +174,8 @@ class Grouping:
             mask = batch.attention_mask[rows, :columns]
             mask = mask if mask.ndim == 2 else mask[:, :, :columns]
             inside, positions = number[batch.rows[read]], batch.positions[read]
-            own = Part(batch.input_ids[rows, :columns], mask, inside, positions, places, targets, tokens)
-            parts.append(replace(own, at_places=batch.at_places))
+            own = inside, positions, places, targets, tokens
+            parts.append(Part(batch.input_ids[rows, :columns], mask, *own, at_places=batch.at_places))
         return tuple(parts)
 
 
