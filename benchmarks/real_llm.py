@@ -18,13 +18,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
-from time import thread_time
 from typing import Any
 
 import torch
 
 from l2l.estimators import finite_loss
-from l2l.experiments.presets.plan import Cost
+from l2l.experiments.presets.plan import Cost, pass_seconds
 from l2l.experiments.runner import Trial, digest, executor_of, experiment_inputs, read_run, run_trials
 from l2l.experiments.spec import freeze
 from l2l.experiments.stats import Cell, Run
@@ -39,7 +38,7 @@ from l2l.tuners import Tuner
 GRID = (3e-5, 1e-4, 3e-4)
 BATCH = 16
 BATCHES = 5
-"""Over which a pass is timed; its seconds are the median, each batch's the least of two."""
+"""Over which a pass is timed; its seconds are their median."""
 BACKWARD = 3.0
 """Forward passes to which a step of backpropagation comes."""
 
@@ -107,22 +106,24 @@ class Bench:
 
     def whole(self, task: str) -> float:
         """Seconds of a pass of the whole model on one thread; measured once."""
-        return self.timed(task, "all")
+        return self.timed({**self.shared(task), "method": "mezo", "lr": GRID[0]})
 
-    def timed(self, task: str, layers: str) -> float:
-        """Seconds of a pass over the layers that are trained; measured once."""
+    def timed(self, options: Mapping[str, Any]) -> float:
+        """Seconds of a pass of a run; measured once for all runs whose passes are alike."""
         file = self.folder / "costs.json"
         known = json.loads(file.read_text()) if file.is_file() else {}
-        name = f"{task} {layers}"
+        name = f"{options['task']} {options.get('train_layers', 'all')}"
+        if reads_outputs(options):  # the first of a step costs more than the others
+            name += f" {options['method']} {declared(options).passes:g}"
         if name not in known:
-            known[name] = pass_seconds(prepare({**self.shared(task), "train_layers": layers}))
+            known[name] = seconds_of_a_pass(prepare(options))
             write_json(file, known)
         return known[name]
 
     def inputs(self, task: str) -> dict[str, Any]:
         """Fingerprint of what the runs of a task read."""
         if task not in self.read:
-            self.read[task] = experiment_inputs(prepare(self.shared(task)))
+            self.read[task] = experiment_inputs(prepare({**self.shared(task), "method": "mezo"}))
         return self.read[task]
 
     def cost(self, label: str, task: str) -> Cost:
@@ -130,9 +131,8 @@ class Bench:
         options = self.options(label, task)
         if options["method"] == "adamw":
             return Cost(BACKWARD, 0.0, 1.0, math.inf)
-        layers = str(options.get("train_layers", "all"))
-        share = min(1.0, self.timed(task, layers) / self.whole(task))
-        passes, epoch = passes_of(options), self.inputs(task)["train rows"]["number"] / BATCH
+        share = min(1.0, self.timed(options) / self.whole(task))
+        passes, epoch = declared(options).passes, self.inputs(task)["train rows"]["number"] / BATCH
         return Cost(share, (1 - share) * epoch, passes, epoch * passes)
 
     def trial(self, label: str, task: str, budget: float, seed: int, lr: float | None, tuning: bool = False) -> Trial:
@@ -152,38 +152,37 @@ class Bench:
 
 def prepare(options: Mapping[str, Any]) -> RunContext:
     """A run that is set up, without a tuner, whose sigma costs nothing here."""
-    kept = {"model", "data_dir", "batch_size", "task", "train_size", "dev_size", "test_size", "train_layers"}
-    return prepare_fine_tuning(
-        FineTuneConfig(method="mezo", lr=GRID[0], **{name: options[name] for name in kept & options.keys()})
-    )
+    names = ["model", "data_dir", "batch_size", "task", "train_size", "dev_size", "test_size", "train_layers"]
+    method = "mezo"  # whose passes are those of all that read the loss alone
+    if reads_outputs(options):
+        method, names = options["method"], [*names, "num_directions", "method_args"]
+    given = {name: options[name] for name in names if name in options}
+    return prepare_fine_tuning(FineTuneConfig(**given, method=method, lr=default_lr(method) or GRID[0]))
 
 
-def passes_of(options: Mapping[str, Any]) -> float:
-    """Forward passes per step of a run."""
+def reads_outputs(options: Mapping[str, Any]) -> bool:
+    """Whether the method of a run reads more than the loss."""
+    return getattr(declared(options), "reads_outputs", False)
+
+
+def declared(options: Mapping[str, Any]) -> Any:
+    """The method of a run."""
     args = dict(options.get("method_args") or {})
     if options.get("num_directions"):
         args["num_directions"] = options["num_directions"]
-    return declared_method(options["method"], args, torch.nn.Linear(2, 2)).passes
+    return declared_method(options["method"], args, torch.nn.Linear(2, 2))
 
 
-def pass_seconds(context: RunContext) -> float:
-    """Of a pass over a batch on one thread, by its own clock; hidden states below the trained layers are kept."""
-    found = []
+def seconds_of_a_pass(context: RunContext) -> float:
+    """Median over some batches; hidden states below the trained layers are kept."""
+    found, prefix, passes = [], context.prefix, context.optimizer.method.passes
     for step in range(BATCHES):
-        closure, prefix = context.closures.at(step), context.prefix
         with nullcontext() if prefix is None else prefix.cache.attached():
             if prefix is not None:
                 prefix.cache.plan(prefix.fills)
-                finite_loss(closure)
-            found.append(min(timed(closure) for _ in range(2)))
+                finite_loss(context.closures.at(step))
+            found.append(pass_seconds(context.closures, step, passes, context.model.device))
     return median(found)
-
-
-def timed(closure: Any) -> float:
-    """Seconds of its thread."""
-    began = thread_time()
-    finite_loss(closure)
-    return thread_time() - began
 
 
 # The table.

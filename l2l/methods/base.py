@@ -212,6 +212,11 @@ class Method(ABC, Generic[State]):
         """Of the passes, those that a step takes once, however many groups of blocks it evaluates (``blockwise+``)."""
         return self.passes - (1 if self.estimator == "one_sided" else 2) * self.num_directions
 
+    @property
+    def from_center(self) -> bool:
+        """Whether a step evaluates theta first, and from there along directions alone."""
+        return self.estimator == "one_sided"
+
     def state_bytes(self, blocks: Blocks) -> int:
         """Bytes of the tensors that are kept between steps: those of the state, and of a tuner."""
         return self.accumulates * accumulator_bytes(blocks)
@@ -279,6 +284,10 @@ class Wrapper(CustomEstimator[State]):
     @property
     def passes_once(self) -> float:
         return self.inner.passes_once
+
+    @property
+    def from_center(self) -> bool:
+        return self.inner.from_center
 
     def state_bytes(self, blocks: Blocks) -> int:
         return self.inner.state_bytes(blocks)

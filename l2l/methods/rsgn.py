@@ -63,6 +63,10 @@ class RSGN(base.CustomEstimator[RSGNState]):
     def passes(self) -> float:
         return self.num_directions + 1.0
 
+    @property
+    def from_center(self) -> bool:
+        return True
+
     def init(self, blocks: Blocks) -> RSGNState:
         return RSGNState()
 

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard, final
 
 import torch
 
@@ -145,17 +145,24 @@ def read_logits(
     parts: Sequence[Part],
     read: Callable[[torch.Tensor, JoinedParts], torch.Tensor],
     targets_alone: bool = False,
+    note: Callable[[torch.Tensor, JoinedParts], None] | None = None,
 ) -> torch.Tensor:
     """[K, …] what ``read`` makes, token by token, of the logits of their places: float32 [p, vocabulary] of the batch, or of
     parts that are joined.
 
     These are freed before those of the next parts are computed. With ``targets_alone`` they may be [k, 1], those of each
-    token's own target. Other arguments are those of :func:`token_logprobs`.
+    token's own target. ``note`` is given the hidden states [p, D] that the head turns into them, before ``read`` is called,
+    unless full logits were computed. Other arguments are those of :func:`token_logprobs`.
     """
-    found = [read(_logits_at(model, joined, targets_alone).float(), joined) for joined in JoinedParts.of(parts or (batch,))]
+    some = JoinedParts.of(parts or (batch,))
+    return _in_order([read(_logits_at(model, joined, targets_alone, note).float(), joined) for joined in some], parts)
+
+
+def _in_order(found: Sequence[torch.Tensor], parts: Sequence[Part]) -> torch.Tensor:
+    """[K, …] values of the tokens of joined parts, in the order of the batch's tokens."""
     if not parts:
         return found[0]
-    values, order = torch.cat(found), torch.cat([part.tokens for part in parts])
+    values, order = torch.cat(list(found)), torch.cat([part.tokens for part in parts])
     return torch.zeros_like(values).index_copy(0, order, values)
 
 
@@ -173,20 +180,30 @@ def token_logits(model: torch.nn.Module, batch: TokenQuery, parts: Sequence[Part
     return read_logits(model, batch, parts, read, targets_alone=True)
 
 
-def _logits_at(model: torch.nn.Module, joined: JoinedParts, targets_alone: bool = False) -> torch.Tensor:
+def _logits_at(
+    model: torch.nn.Module,
+    joined: JoinedParts,
+    targets_alone: bool,
+    note: Callable[[torch.Tensor, JoinedParts], None] | None,
+) -> torch.Tensor:
     """[P, vocabulary] logits; [K, 1] of the targets alone, where that can be; [P, labels] where rows are classified."""
     *others, last = joined.parts
     if last.pooled:
         return _forward(model, last)[last.rows]
     head, before = output_embedding(model), columns_before(model)
-    logits = None if head is None else _logits_of_all(model, head, before, joined, targets_alone)
+    logits = None if head is None else _logits_of_all(model, head, before, joined, targets_alone, note)
     if logits is None:
         return torch.cat([_forward(model, part)[part.rows, part.positions + before] for part in (*others, last)])
     return logits
 
 
 def _logits_of_all(
-    model: torch.nn.Module, head: torch.nn.Module, before: int, joined: JoinedParts, targets_alone: bool
+    model: torch.nn.Module,
+    head: torch.nn.Module,
+    before: int,
+    joined: JoinedParts,
+    targets_alone: bool,
+    note: Callable[[torch.Tensor, JoinedParts], None] | None,
 ) -> torch.Tensor | None:
     """What :func:`_logits_at` gives, with one call of the head; None where the model does not call it once on [R, T, D]."""
     *others, last = joined.parts
@@ -197,22 +214,27 @@ def _logits_of_all(
             return None
         states.append(reached)
     shapes: list[tuple[int, ...]] = []
+    gathered: list[torch.Tensor] = []
 
     def gather(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         shapes.append(tuple(args[0].shape[:2]))
-        return (torch.cat([*states, args[0][last.rows, last.positions + before]])[None], *args[1:])
+        gathered.append(torch.cat([*states, args[0][last.rows, last.positions + before]]))
+        return (gathered[-1][None], *args[1:])
 
-    def note(_: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+    def shape(_: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         shapes.append(tuple(output.shape))
 
     reading = _reading(head, joined.places, joined.targets) if targets_alone else nullcontext()
-    with reading, head.register_forward_pre_hook(gather), head.register_forward_hook(note):
+    with reading, head.register_forward_pre_hook(gather), head.register_forward_hook(shape):
         logits = _forward(model, last)
     if shapes[:1] != [_fed_shape(last, before)] or len(shapes) != 2:
         return None
     # Of a single column nothing else may be made; a model may cut a padded vocabulary.
-    kept = shapes[1][-1] > 1 or logits.shape[-1] == 1
-    return logits.squeeze(0) if kept and logits.shape[:2] == shapes[1][:2] else None
+    if logits.shape[:2] != shapes[1][:2] or (shapes[1][-1] == 1 and logits.shape[-1] > 1):
+        return None
+    if note is not None:
+        note(gathered[0], joined)
+    return logits.squeeze(0)
 
 
 class _AtHead(Exception):
@@ -245,13 +267,15 @@ LAYER = 12
 """Times the square of its width, a layer's parameters: four for attention and eight for what follows, as in most models."""
 
 
+def _large_and_plain(head: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
+    """Whether it is a linear layer, larger than a layer of the model, in the place of whose function nothing was put."""
+    return type(head) is torch.nn.Linear and "forward" not in vars(head) and head.out_features > LAYER * head.in_features
+
+
 @contextmanager
 def _reading(head: torch.nn.Module, places: torch.Tensor, targets: torch.Tensor) -> Iterator[None]:
     """Within, a linear head that is larger than a layer computes of each token the logit of its own target alone."""
-    if type(head) is not torch.nn.Linear or "forward" in vars(head):  # other layers, and what others have put in its place
-        yield
-        return
-    if head.out_features <= LAYER * head.in_features:
+    if not _large_and_plain(head):
         yield
         return
     vars(head)["forward"] = partial(_logits_of, head, places, targets)
@@ -265,11 +289,102 @@ def _logits_of(head: torch.nn.Linear, places: torch.Tensor, targets: torch.Tenso
     """[1, K, 1] float32: of hidden states [1, P, D] the logit of each target at its place; of a sharded layer, all."""
     if type(head.weight) not in (torch.Tensor, torch.nn.Parameter):
         return torch.nn.functional.linear(hidden, head.weight, head.bias)
-    rows = torch.nn.functional.embedding(targets, head.weight).float()
-    logits = (hidden[0, places].float() * rows).sum(-1)  # of each row by itself: its bits do not depend on how a batch is split
-    if head.bias is not None:
-        logits = logits + head.bias[targets].float()
-    return logits[None, :, None]
+    return _products(head, hidden[0, places], targets[:, None])[None]
+
+
+def _products(head: torch.nn.Linear, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """[P, m] float32 logits of tokens [P, m] at hidden states [P, D]."""
+    rows = torch.nn.functional.embedding(tokens, head.weight).float()
+    logits = (states.float()[:, None] * rows).sum(-1)  # of each row by itself: its bits do not depend on how a batch is split
+    return logits if head.bias is None else logits + head.bias[tokens].float()
+
+
+# Near one point
+
+
+GATHERED = 2**20
+"""Most numbers of the output embedding that :class:`LinearRest` gathers at once: more would not stay in a processor's cache."""
+
+
+@final
+@dataclass(frozen=True)
+class LinearRest:
+    """At P places, logits of m tokens each, and the log of the summed exponentials of all others, linear in the hidden states.
+
+    For directional derivatives the others matter to first order alone. About hidden states h0, with p their softmax over the
+    others: log sum exp(W h) = log sum exp(W h0) + (p^T W)(h - h0). Computed once, this spares every evaluation nearby the
+    product with the whole output embedding; the m logits are exact.
+    """
+
+    head: torch.nn.Linear
+    tokens: torch.Tensor
+    """[P, m]; m may be 0."""
+    states: torch.Tensor
+    """[P, D] h0."""
+    value: torch.Tensor
+    """[P] float32, at h0."""
+    slope: torch.Tensor
+    """[P, D] float32 p^T W."""
+
+    @staticmethod
+    def about(model: torch.nn.Module, states: torch.Tensor, logits: torch.Tensor, tokens: torch.Tensor) -> "LinearRest | None":
+        """From float32 logits [P, vocabulary] at hidden states [P, D]. None where these are not a product with a frozen linear
+        head that is larger than a layer and nothing more: a trained head is perturbed itself, and a soft cap is not linear."""
+        head = output_embedding(model)
+        if head is None or not _large_and_plain(head) or type(head.weight) not in (torch.Tensor, torch.nn.Parameter):
+            return None
+        weight = head.weight
+        frozen = not any(parameter.requires_grad for parameter in head.parameters())
+        if not frozen or weight.is_meta or logits.shape[1] != len(weight):
+            return None
+        likeliest = logits.argmax(1, keepdim=True)
+        largest, product = logits.gather(1, likeliest), _products(head, states, likeliest)
+        tolerance = max(ROUNDING, 8 * torch.finfo(weight.dtype).eps) * largest.abs().max()
+        if not (product - largest).abs().max() <= tolerance:
+            return None
+        others = logits.scatter(1, tokens, -torch.inf)
+        value = others.logsumexp(1)
+        slope = others.softmax(1).to(weight.dtype) @ weight
+        return LinearRest(head, tokens, states, value, slope.float())
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """[P, m + 1] float32: the logits of the tokens, then the rest, at hidden states [P, D]."""
+        size = max(1, GATHERED // max(1, self.tokens.shape[1] * states.shape[1]))
+        pairs = zip(states.split(size), self.tokens.split(size), strict=True)
+        logits = torch.cat([_products(self.head, some, tokens) for some, tokens in pairs])
+        rest = self.value + ((states.float() - self.states.float()) * self.slope).sum(-1)
+        return torch.cat([logits, rest[:, None]], 1)
+
+    def target_logprobs(self, states: torch.Tensor, joined: JoinedParts) -> torch.Tensor:
+        """[K] as :func:`target_logprobs`, of a rest without exceptions: the normaliser."""
+        logits = _products(self.head, states[joined.places], joined.targets[:, None])[:, 0]
+        return logits - self(states)[joined.places, -1]
+
+
+ROUNDING = 1e-4
+"""Relative difference by which sums in float32 may differ in another order, with a margin."""
+
+
+def read_states(
+    model: torch.nn.Module,
+    batch: TokenQuery,
+    parts: Sequence[Part],
+    read: Callable[[torch.Tensor, JoinedParts], torch.Tensor],
+) -> torch.Tensor:
+    """[K, …] what ``read`` makes of the hidden states [p, D] before the head, by passes that end there. As :func:`read_logits`.
+
+    Raises:
+        RuntimeError: the model does not call its head on [R, T, D], or has none.
+    """
+    head, before = output_embedding(model), columns_before(model)
+    found = []
+    for joined in JoinedParts.of(parts or (batch,)):
+        states = [None if head is None else _states_at_head(model, head, before, part) for part in joined.parts]
+        known = [some for some in states if some is not None]
+        if len(known) < len(states):
+            raise RuntimeError("the model does not call its head on the hidden states of all tokens, as it did before")
+        found.append(read(torch.cat(known), joined))
+    return _in_order(found, parts)
 
 
 def output_embedding(model: torch.nn.Module) -> torch.nn.Module | None:

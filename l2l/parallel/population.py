@@ -19,7 +19,7 @@ from typing import NoReturn, final
 
 import torch
 
-from l2l.estimators import Closure, ClosureValue, Estimate
+from l2l.estimators import Closure, ClosureValue, Estimate, MicroBatched
 from l2l.methods.base import FirstOrder
 from l2l.noise import Key
 from l2l.optim import ZOOptimizer, zo_step
@@ -111,9 +111,17 @@ def deal(points: Sequence[Point], size: int) -> list[list[int]]:
 
 
 def evaluate_points(closure: Closure, theta: PerturbedParameters, points: Sequence[Point]) -> list[ClosureValue]:
-    """What the closure returns at each point, in their order. The parameters are as before afterwards, bit for bit."""
+    """What the closure returns at each point, in their order. The parameters are as before afterwards, bit for bit.
+
+    A closure that keeps something of its first evaluation is evaluated at theta first, at one further pass, so that all
+    workers keep the same.
+    """
     found: list[ClosureValue] = []
     try:
+        if points and points[0].direction is not None and _keeps_first(closure):
+            theta.unperturb()
+            with torch.no_grad():
+                theta.evaluate(closure)
         for point in points:
             if point.direction is None:
                 theta.unperturb()
@@ -124,6 +132,11 @@ def evaluate_points(closure: Closure, theta: PerturbedParameters, points: Sequen
     finally:
         theta.restore()
     return found
+
+
+def _keeps_first(closure: Closure) -> bool:
+    pieces = closure.pieces if isinstance(closure, MicroBatched) else (closure,)
+    return any(getattr(piece, "keeps_first", False) for piece in pieces)
 
 
 @final

@@ -5,7 +5,7 @@ Sums run over small padded tables with a fixed order, so a loss has the same bit
 
 import torch
 
-from l2l.models.heads import JoinedParts, read_logits, token_logits, token_logprobs
+from l2l.models.heads import JoinedParts, LinearRest, read_logits, read_states, target_logprobs, token_logits, token_logprobs
 from l2l.tasks.encode import Batch, Form
 
 
@@ -41,36 +41,90 @@ class BatchLogits:
     Of a classification, the table of option scores [E, width] and the index of the right option; an option that an example
     lacks has minus infinity. Of language modelling, a row per token of the answers: the logit of the right token, those of the
     ``top`` likeliest others, and the log of the summed exponentials of all that remain; the target is 0. Which tokens these are
-    is chosen at the first evaluation, so that differences between evaluations are of the same tokens.
+    is chosen at the first evaluation, so that differences between evaluations are of the same tokens. With gradients on,
+    everything is exact.
     """
 
-    def __init__(self, model: torch.nn.Module, batch: Batch, form: Form, top: int = TOP_LOGITS) -> None:
-        self.model, self.batch, self.form, self.top = model, batch, form, top
-        self._chosen: dict[int, torch.Tensor] = {}  # by the identity of the first part: [k, top] other tokens
+    def __init__(self, model: torch.nn.Module, batch: Batch, form: Form, top: int = TOP_LOGITS, near: bool = False) -> None:
+        """
+        Args:
+            near: whether all evaluations lie near the first one, so that what the rest of the vocabulary adds may be linear in
+                the hidden states about it (:class:`l2l.models.heads.LinearRest`).
+        """
+        self.model, self.batch, self.form, self.top, self.near = model, batch, form, top, near
+        # By the identity of the first part of parts that are joined:
+        self._chosen: dict[int, torch.Tensor] = {}  # [k, top] other tokens
+        self._rests: dict[int, LinearRest | None] = {}
+
+    @property
+    def keeps_first(self) -> bool:
+        """Whether later evaluations are made with what the first one found."""
+        return self.form == "lm" or (self.near and not self.batch.one_place)
 
     def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
         if torch.is_grad_enabled():
-            return self._outputs()
+            return self._outputs(near=False)
         with torch.inference_mode():
-            logits, targets = self._outputs()
+            logits, targets = self._outputs(self.near)
         return logits.clone(), targets.clone()  # outside inference mode copies are tensors like any others
 
-    def _outputs(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _outputs(self, near: bool) -> tuple[torch.Tensor, torch.Tensor]:
         batch = self.batch
         if self.form == "classification":
-            scores = relative_scores(self.model, batch)
+            one_place = batch.one_place
+            scores = relative_scores(self.model, batch) if one_place else option_scores(self._read(near), batch)
             return _score_table(scores, batch), batch.gold
-        rows = read_logits(self.model, batch, batch.parts, self._lumped)[_of_gold_tokens(batch)]
+        rows = self._read(near)[_of_gold_tokens(batch)]
         return rows, torch.zeros(len(rows), dtype=torch.long, device=rows.device)
 
-    def _lumped(self, of_places: torch.Tensor, joined: JoinedParts) -> torch.Tensor:
-        logits, right, which = of_places[joined.places], joined.targets[:, None], id(joined.parts[0])
+    def _read(self, near: bool) -> torch.Tensor:
+        """[K] log-probabilities of a classification's tokens; [K, top + 2] rows of a language model's."""
+        where = self.model, self.batch, self.batch.parts
+        if near and self._rests and None not in self._rests.values():
+            return read_states(*where, self._near_first)
+        if not near or self._rests:
+            return read_logits(*where, self._exactly)
+        states: dict[int, torch.Tensor] = {}
+
+        def note(found: torch.Tensor, joined: JoinedParts) -> None:
+            states[id(joined.parts[0])] = found
+
+        def first(logits: torch.Tensor, joined: JoinedParts) -> torch.Tensor:
+            which = id(joined.parts[0])
+            own = states.pop(which, None)
+            self._rests[which] = None if own is None else self._rest(own, logits, joined)
+            if own is None or self._rests[which] is None:
+                return self._exactly(logits, joined)
+            return self._near_first(own, joined)  # by the same sums as later, so that their rounding cancels in differences
+
+        return read_logits(*where, first, note=note)
+
+    def _exactly(self, logits: torch.Tensor, joined: JoinedParts) -> torch.Tensor:
+        if self.form == "classification":
+            return target_logprobs(logits, joined)
+        of_tokens = logits[joined.places]
+        some = self._some(of_tokens, joined)
+        rest = of_tokens.scatter(1, some, -torch.inf).logsumexp(1, keepdim=True)
+        return torch.cat([of_tokens.gather(1, some), rest], 1)
+
+    def _some(self, logits: torch.Tensor, joined: JoinedParts) -> torch.Tensor:
+        """[k, 1 + top] the right token and the chosen others, from logits [k, vocabulary]."""
+        right, which = joined.targets[:, None], id(joined.parts[0])
         if which not in self._chosen:
             count = min(self.top, logits.shape[1] - 2)
             self._chosen[which] = logits.scatter(1, right, -torch.inf).topk(count, 1).indices
-        some = torch.cat([right, self._chosen[which]], 1)
-        rest = logits.scatter(1, some, -torch.inf).logsumexp(1, keepdim=True)
-        return torch.cat([logits.gather(1, some), rest], 1)
+        return torch.cat([right, self._chosen[which]], 1)
+
+    def _rest(self, states: torch.Tensor, logits: torch.Tensor, joined: JoinedParts) -> LinearRest | None:
+        if self.form == "classification":  # per place
+            return LinearRest.about(self.model, states, logits, joined.places.new_empty(len(states), 0))
+        places = joined.places
+        return LinearRest.about(self.model, states[places], logits[places], self._some(logits[places], joined))
+
+    def _near_first(self, states: torch.Tensor, joined: JoinedParts) -> torch.Tensor:
+        rest = self._rests[id(joined.parts[0])]
+        assert rest is not None, "all parts have one"
+        return rest.target_logprobs(states, joined) if self.form == "classification" else rest(states[joined.places])
 
 
 def relative_scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

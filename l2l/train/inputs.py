@@ -196,6 +196,8 @@ class Closures:
     """Most examples per forward pass; None: the whole batch."""
     outputs: bool = False
     """Whether the task's loss is returned as logits and targets (:class:`l2l.tasks.BatchLogits`)."""
+    near: bool = False
+    """Whether a step's evaluations lie near its first one, at theta: what the rest of the vocabulary adds is linear then."""
     in_pieces: bool = False
     """Whether an objective is the mean over its micro-batches, too, as ranks that share a batch need it; else it feeds them by
     itself."""
@@ -255,7 +257,7 @@ class Closures:
 
     def _loss(self, batch: Batch) -> Closure:
         if self.outputs:
-            return BatchLogits(self.model, batch, self.batcher.form)
+            return BatchLogits(self.model, batch, self.batcher.form, near=self.near)
         return partial(batch_loss, self.model, batch, self.batcher.form)
 
     def _chunks(self, indices: Sequence[int]) -> list[list[Encoded]]:
@@ -296,7 +298,8 @@ def make_closures(inputs: RunInputs, method: object, batcher: Batcher) -> Closur
     limits = config.max_length, config.max_new_tokens, config.micro_batch
     objective = find_objective(config.objective, inputs.task, rows[0], *limits, batcher.grouping)
     outputs = config.lr == "auto" or getattr(method, "reads_outputs", False)
-    return Closures(inputs.model, inputs.tokenizer, batcher, rows, objective, config.micro_batch, outputs, shared)
+    near = getattr(method, "from_center", False)
+    return Closures(inputs.model, inputs.tokenizer, batcher, rows, objective, config.micro_batch, outputs, near, shared)
 
 
 # What a run has read: fingerprints that are compared where it is continued.

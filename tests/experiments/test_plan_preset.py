@@ -13,6 +13,7 @@ from compared import Here
 
 import l2l
 from l2l.cli import main
+from l2l.estimators import finite_loss
 from l2l.experiments import runner
 from l2l.experiments.presets import plan
 from l2l.experiments.presets.plan import Candidate, Cost, PlanConfig, better_half, check_budgets, choose_plan, scores_of
@@ -104,7 +105,7 @@ def test_a_fresh_tuner_has_the_sigma_of_mezo_and_is_given_by_a_word(tmp_path, mo
     tuner = plan.base_tuner(PlanConfig(**SMALL, tuner="fresh"))
     assert tuner.plan is None and tuner.architecture == "table" and tuner.provenance.base_model == "l2l/tiny"
     assert torch.equal(tuner.network(torch.zeros(len(tuner.fingerprint.names), 3)), torch.ones(len(tuner.fingerprint.names)))
-    monkeypatch.setattr(plan, "_shortest", lambda run, device: run())
+    monkeypatch.setattr(plan, "pass_seconds", lambda closures, *_: finite_loss(closures.at(0)))
     monkeypatch.setattr(plan, "executor_of", lambda name, processes, address=None: Here())
     plan.run_plan(PlanConfig(**{**SMALL, "controls": [], "screen": 0.0}, tuner="fresh", out=str(tmp_path)))
     made = Tuner.from_pretrained(tmp_path / "tuner")
@@ -112,7 +113,8 @@ def test_a_fresh_tuner_has_the_sigma_of_mezo_and_is_given_by_a_word(tmp_path, mo
 
 
 def test_a_plan_is_chosen_from_real_runs_continued_and_used_by_fine_tuning(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "_shortest", lambda run, device: run())  # a loss: as many runs on every machine
+    # A loss: as many runs on every machine.
+    monkeypatch.setattr(plan, "pass_seconds", lambda closures, *_: finite_loss(closures.at(0)))
     config = PlanConfig(**SMALL, out=str(tmp_path / "out"))
     first, second = Here(most=3), Here()
     monkeypatch.setattr(plan, "executor_of", lambda name, processes, address=None: first)

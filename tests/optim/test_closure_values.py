@@ -87,3 +87,23 @@ def test_one_sided_and_shaped_estimates_read_outputs_too(method: str):
     assert optimizer.report is not None
     assert optimizer.report.curvature is not None
     assert optimizer.report.passes == optimizer.method.passes
+
+
+@pytest.mark.parametrize("case", METHODS, ids=named)
+def test_a_method_that_says_so_evaluates_theta_first_and_then_along_directions_alone(case: MethodCase):
+    model = LogisticRegression().double()
+    optimizer = ZOOptimizer(model, case.make(model), lr=1e-3, seed=1)
+    where = []
+
+    def noted():
+        where.append(optimizer.theta.displacement.distance)
+        return closure_of(model, "logits")()
+
+    optimizer.step(noted)
+    first, *others = where
+    if getattr(optimizer.method, "from_center", False):
+        assert first == 0
+        assert others
+        assert all(distance > 0 for distance in others)
+    elif case.name in ("rsgn", "fzoo"):
+        pytest.fail("these are known to")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import TiedLM
 
+from l2l.estimators import MicroBatched
 from l2l.methods import method_names
 from l2l.methods.base import FirstOrder
 from l2l.methods.registry import build_method
@@ -143,6 +144,25 @@ def test_planning_and_evaluating_leave_theta_as_it_was():
         evaluate_points(lambda: 1 / 0, one.theta, points[:1])
     assert all(map(torch.equal, before, weights(one)))
     assert one.theta.displacement.restored
+
+
+def test_workers_evaluate_theta_first_where_a_closure_keeps_its_first_evaluation():
+    one, seen = optimizer("es"), list[float]()
+
+    class Keeps:
+        keeps_first = True
+
+        def __call__(self) -> float:
+            seen.append(one.theta.displacement.distance)
+            return float(len(seen))
+
+    own = [point for point in plan_points(one) if point.member is not None][:2]
+    assert evaluate_points(Keeps(), one.theta, own) == [2.0, 3.0], "what theta gives is not sent"
+    assert seen[0] == 0 and all(seen[1:])
+    seen.clear()
+    whole = MicroBatched((Keeps(), Keeps()), (0.5, 0.5))
+    evaluate_points(whole, one.theta, own[:1])
+    assert seen[:2] == [0, 0] and len(seen) == 4
 
 
 def test_a_step_that_asks_for_a_point_that_was_not_planned_is_refused():

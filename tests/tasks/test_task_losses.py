@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from l2l.models import heads
 from l2l.models.batching import Grouping
 from l2l.models.shapes import tiny_random
 from l2l.tasks.encode import Encoded, EncodedOption, Form, collate
@@ -148,3 +149,70 @@ def test_the_tokens_of_an_answer_are_chosen_at_the_first_evaluation(model):
     assert (fresh[:, 1] > after[:, 1]).all()
     losses = [functional.cross_entropy(logits, torch.zeros(len(logits)).long()) for logits in (after, fresh)]
     torch.testing.assert_close(*losses)
+
+
+@pytest.fixture
+def frozen(monkeypatch):
+    """A model that trains all but its head, which counts as large."""
+    monkeypatch.setattr(heads, "LAYER", 0)
+    model = tiny_random("llama", initializer_range=0.3, tie_word_embeddings=False)
+    model.get_output_embeddings().requires_grad_(False)
+    return model
+
+
+def moved(model: torch.nn.Module, distance: float) -> None:
+    """Add ``distance`` times a fixed direction to what is trained."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += distance * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("form", ["classification", "lm"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_near_the_first_evaluation_the_rest_of_the_vocabulary_is_linear(frozen, form: Form, groups: int):
+    batch = collate(EXAMPLES, form, 0)
+    batch = replace(batch, parts=Grouping(groups).split(batch))
+    errors = []
+    for distance in (0.02, 0.01):
+        exact, near = BatchLogits(frozen, batch, form, top=4), BatchLogits(frozen, batch, form, top=4, near=True)
+        calls: list[object] = []
+        with torch.no_grad():
+            torch.testing.assert_close(near()[0], exact()[0], atol=2e-5, rtol=0)
+            moved(frozen, distance)
+            with frozen.get_output_embeddings().register_forward_hook(lambda *call: calls.append(call)):  # noqa: B023
+                found = near()[0]
+            expected = exact()[0]
+            moved(frozen, -distance)
+        assert calls == [], "the head is not called"
+        if form == "lm":
+            torch.testing.assert_close(found[:, :-1], expected[:, :-1], atol=1e-5, rtol=0)
+        finite = expected.isfinite()
+        assert torch.equal(found[~finite], expected[~finite])
+        errors.append((found - expected)[finite].abs().max().item())
+    assert errors[0] == pytest.approx(4 * errors[1], rel=0.3), "what is left out is of second order"
+    assert errors[1] > 1e-5
+
+
+def test_a_rest_is_linear_only_where_the_logits_are_a_product_with_a_frozen_head(frozen, monkeypatch):
+    batch = collate(EXAMPLES, "lm", 0)
+    capped = tiny_random("gemma2", initializer_range=2.0, tie_word_embeddings=False)
+    capped.get_output_embeddings().requires_grad_(False)
+    trained = tiny_random("llama", initializer_range=0.3)
+    for model in (capped, trained):
+        exact, near = BatchLogits(model, batch, "lm", top=4), BatchLogits(model, batch, "lm", top=4, near=True)
+        with torch.no_grad():
+            near(), exact()
+            moved(model, 0.02)
+            assert torch.equal(near()[0], exact()[0])
+    near, exact = BatchLogits(frozen, batch, "lm", top=4, near=True), BatchLogits(frozen, batch, "lm", top=4)
+    with torch.no_grad():
+        near(), exact()
+        moved(frozen, 0.02)
+    assert torch.equal(near()[0], exact()[0]), "with gradients on, everything is exact"
+    monkeypatch.setattr(heads, "LAYER", 12)
+    near, exact = BatchLogits(frozen, batch, "lm", top=4, near=True), BatchLogits(frozen, batch, "lm", top=4)
+    with torch.no_grad():
+        near(), exact()
+        moved(frozen, 0.02)
+        assert torch.equal(near()[0], exact()[0]), "a head that is smaller than a layer costs little"

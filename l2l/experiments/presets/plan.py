@@ -7,6 +7,7 @@ measured first, so such a candidate takes more steps; the hidden states that it 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -33,15 +34,15 @@ from l2l.report.run_directory import METRICS, RunDirectory, read_metrics, write_
 from l2l.tasks import get_task
 from l2l.tasks.tiny_world import HELD_OUT, POOL
 from l2l.train.config import OPEN, CompleteConfig, FineTuneConfig
-from l2l.train.inputs import NAMES, load_run_inputs, tuner_fingerprint
+from l2l.train.inputs import NAMES, Closures, load_run_inputs, tuner_fingerprint
 from l2l.train.trainer import prepare_fine_tuning
 from l2l.tuners import Depth, Provenance, TrainingPlan, Tuner
 from l2l.tuners.plan import options_line, plan_config, plan_line
 
 COSTS, PICTURE, TUNER = "costs.json", "plan.png", "tuner"
 FRESH = "fresh"
-TIMED = 5
-"""Passes of which the shortest counts: other work of the machine only makes a pass longer."""
+TIMED = 3
+"""Steps of which the shortest passes count: other work of the machine only makes a pass longer."""
 Scores: TypeAlias = Mapping[str, float]
 """Label -> :func:`scores_of` at a budget; a label that was dropped is absent."""
 
@@ -188,33 +189,31 @@ def measure_costs(config: PlanConfig, tuner: str) -> tuple[float, dict[str, Cost
 
     Every contender is set up as in its runs, so that one that cannot run is refused here; nothing is written.
     """
-    seconds: dict[tuple[str, int], tuple[float, bool]] = {}  # by layers and batch size: of a pass, and whether states are kept
-    passes: dict[str, float] = {}
+    seconds: dict[tuple[Any, ...], float] = {}  # of a pass, by all that it depends on
+    found: dict[str, tuple[float, bool, float]] = {}  # by label: of a pass, whether states are kept, and passes per step
     whole = Candidate({"method": "mezo", "lr": "auto"}, "all")
     for one in (whole, *config.contenders):
         run = one.run(config, tuner)
         context = prepare_fine_tuning(replace(run, train_size=min(config.train_size, 4 * run.batch_size)))
-        passes[one.label] = context.optimizer.method.passes
-        at = str(one.train_layers), run.batch_size
-        if at in seconds:
-            continue
-        closure, cache = context.closures.at(0), None if context.prefix is None else context.prefix.cache
-        if cache is None:
-            seconds[at] = _shortest(lambda closure=closure: finite_loss(closure), context.model.device), False
-            continue
-        with cache.attached():
-            for fill in plan_fills(context.model, context.closures.fed(0)):
-                cache.keep(fill, cache.compute(fill))
-            seconds[at] = _shortest(lambda closure=closure: finite_loss(closure), context.model.device), True
-    unit = seconds["all", config.batch_size][0]
+        closures, passes = context.closures, context.optimizer.method.passes
+        cache = None if context.prefix is None else context.prefix.cache
+        at = str(one.train_layers), run.batch_size, closures.outputs, closures.near and passes
+        if at not in seconds:
+            with nullcontext() if cache is None else cache.attached():
+                if cache is not None:
+                    for fill in plan_fills(context.model, closures.fed(0)):
+                        cache.keep(fill, cache.compute(fill))
+                seconds[at] = pass_seconds(closures, 0, passes, context.model.device)
+        found[one.label] = seconds[at], cache is not None, passes
+    unit = found[whole.label][0]
     costs = {}
     for one in config.contenders:
         size = one.run(config, tuner).batch_size
-        taken, kept = seconds[str(one.train_layers), size]
+        taken, kept, passes = found[one.label]
         whole_rows, epoch = size / config.batch_size, config.train_size / size
         per_pass = min(taken / unit, max(1.0, whole_rows))  # no part of the model costs more than the whole: that is noise
         left_out = max(0.0, whole_rows - per_pass) if kept else 0.0  # of a pass; paid once for every row
-        costs[one.label] = Cost(per_pass, epoch * left_out, passes[one.label], epoch * passes[one.label])
+        costs[one.label] = Cost(per_pass, epoch * left_out, passes, epoch * passes)
     return unit, costs
 
 
@@ -228,14 +227,20 @@ def check_budgets(smallest: Mapping[str, float], costs: Mapping[str, Cost]) -> N
             )
 
 
-def _shortest(run: Any, device: torch.device) -> float:
-    """Seconds; on the CPU, where the runs have one thread, by its own clock: other work of the machine does not count."""
-    clock, found = thread_time if device.type == "cpu" else perf_counter, []
+def pass_seconds(closures: Closures, step: int, passes: float, device: torch.device) -> float:
+    """Mean over a step's passes, of which the first may cost more than those that go on from it: each the shortest of several.
+
+    On the CPU, where the runs have one thread, by its own clock: other work of the machine does not count.
+    """
+    clock = thread_time if device.type == "cpu" else perf_counter
+    first, further = [], []
     for _ in range(TIMED):
-        began = clock()
-        run()
-        found.append(clock() - began)
-    return min(found)
+        closure = closures.at(step)
+        for times in (first, further):
+            began = clock()
+            finite_loss(closure)
+            times.append(clock() - began)
+    return (min(first) + (passes - 1) * min(further)) / passes
 
 
 # Scores and the choice: pure functions.
