@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, final
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _IDS = 8
 """Tokens of a row on which a layer is tried."""
@@ -81,24 +82,8 @@ def modules_at_places(model: torch.nn.Module, layer: torch.nn.Module) -> tuple[s
     training = [module for module in model.modules() if module.training]
     model.eval()  # without dropout
     try:
-        args, kwargs = _call_of(model, layer)
-        expected = _read(layer(*args, **kwargs))
-
-        def unchanged(*modules: torch.nn.Module) -> bool:
-            calls: list[bool] = []
-            with replaced_forwards(modules, lambda _, forward: partial(_tried, forward, calls)):
-                try:
-                    found = _read(layer(*args, **kwargs))
-                except _UNKNOWN:
-                    return False
-            if calls != [True] * len(modules):
-                return False
-            tolerance = torch.finfo(found.dtype).eps ** 0.5 * expected.float().std()
-            return bool((found.float() - expected.float()).abs().max() <= tolerance)  # False for not-a-number
-
-        modules = list(_outermost(layer, unchanged))
-        if not modules or not unchanged(*modules):
-            return ()
+        with sdpa_kernel(SDPBackend.MATH):  # fused kernels may give a number for a query that is none
+            modules = _modules_at_places(model, layer)
     except _UNKNOWN:
         return ()
     finally:
@@ -106,6 +91,27 @@ def modules_at_places(model: torch.nn.Module, layer: torch.nn.Module) -> tuple[s
             module.training = True
     names = {id(module): name for name, module in model.named_modules()}
     return tuple(names[id(module)] for module in modules)
+
+
+def _modules_at_places(model: torch.nn.Module, layer: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules, of a model without dropout."""
+    args, kwargs = _call_of(model, layer)
+    expected = _read(layer(*args, **kwargs))
+
+    def unchanged(*modules: torch.nn.Module) -> bool:
+        calls: list[bool] = []
+        with replaced_forwards(modules, lambda _, forward: partial(_tried, forward, calls)):
+            try:
+                found = _read(layer(*args, **kwargs))
+            except _UNKNOWN:
+                return False
+        if calls != [True] * len(modules):
+            return False
+        tolerance = torch.finfo(found.dtype).eps ** 0.5 * expected.float().std()
+        return bool((found.float() - expected.float()).abs().max() <= tolerance)  # False for not-a-number
+
+    modules = list(_outermost(layer, unchanged))
+    return modules if modules and unchanged(*modules) else []
 
 
 def _call_of(model: Any, layer: torch.nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:

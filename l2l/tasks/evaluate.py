@@ -138,11 +138,11 @@ def visits(task: Task, rows: Sequence[Row]) -> int:
 
 
 def _sharing(model: "PreTrainedModel", encoded: list[Encoded]) -> Grouping:
-    """How long rows that branch may be. The model is only tested for it where some example would have one."""
+    """As in a run. How long rows that branch may be is only tested where some example would have one."""
     anything = Grouping(tree=sys.maxsize)
     plain = [one for one in encoded if not one.whole]
     wanted = any(lay_out([[option.fed for option in one.options]], anything).branching for one in plain)
-    return Grouping.of(model, 1) if wanted else Grouping()
+    return Grouping.of(model, 1, None if wanted else False)
 
 
 def _score_options(

@@ -218,7 +218,7 @@ def test_an_evaluation_asks_only_where_options_have_prompts_to_share(build_token
     tokenizer = build_tokenizer()
     model = tiny_random("llama", vocab_size=len(tokenizer), initializer_range=0.3)
     asked: list[nn.Module] = []
-    monkeypatch.setattr(Grouping, "of", lambda model, *_: asked.append(model) or Grouping(tree=longest_tree(model)))
+    monkeypatch.setattr(sharing, "longest_tree", lambda model: asked.append(model) or longest_tree(model))
     rows = [{"sentence": "the film was good . " * (1 + number % 5), "label": number % 2} for number in range(11)]
     evaluate(model, tokenizer, get_task("sst2"), rows)
     assert not asked
