@@ -10,10 +10,14 @@ QUICKSTART_ARGS ?=
 TEST_PROCESSES ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: quickstart test test-min slow lint check docs notebooks wheel audit format clean
+.PHONY: quickstart readme test test-min slow lint check docs notebooks wheel audit format clean
 
 quickstart: .venv/ready
 	$(BIN)/l2l quickstart --overwrite true $(QUICKSTART_ARGS)
+
+# The README's commands, shortened.
+readme: .venv/ready
+	.ci/readme
 
 test: .venv/ready
 	$(PYTEST)

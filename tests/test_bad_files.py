@@ -65,7 +65,7 @@ def needed(command: str) -> list[str]:
     return [*command.split(), *given.get(command, [])]
 
 
-@pytest.mark.parametrize(("command", "out"), daily_slice(product(WITH_OUT, BAD_OUT), 20))
+@pytest.mark.parametrize(("command", "out"), daily_slice(product(WITH_OUT, BAD_OUT), 12))
 def test_an_out_that_cannot_be_a_directory_is_refused_before_anything_is_loaded(command, out, line, monkeypatch):
     monkeypatch.setattr("l2l.models.load._load", lambda *_, **__: pytest.fail("loaded"))
     if command == "tuners download":

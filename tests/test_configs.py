@@ -97,7 +97,7 @@ def models(tmp_path_factory) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("path", daily_slice(CONFIGS, 8, name=identity))
+@pytest.mark.parametrize("path", daily_slice(CONFIGS, 5, name=identity))
 def test_a_configuration_runs_for_three_steps_on_a_tiny_model_of_its_family(path: Path, models, tmp_path):
     command, _ = COMMANDS[path.parent.name]
     small = f"{SMALL} {SMALL_BY_KIND[path.parent.name]}".split()

@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 LONGEST = 75
 """Lines of an example, its docstring and empty lines aside."""
 IN_TURN = ("own_loop", "csv_task", "lora", "learn_a_tuner", "own_method", "resume_and_replay", "compare_methods")
-"""Examples of which the default run takes three, others every day."""
+"""Examples of which the default run takes two, others every day."""
 
 
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -26,7 +26,7 @@ TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-nod
 
 def in_turn(name: str) -> Callable[[Any], Any]:
     """Marks the test of an example slow, but on its days."""
-    (case,) = (case for case in daily_slice(IN_TURN, 3) if case.values == (name,))
+    (case,) = (case for case in daily_slice(IN_TURN, 2) if case.values == (name,))
     return pytest.mark.slow if case.marks else lambda test: test
 
 

@@ -63,7 +63,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("run", daily_slice(RUNS, 3))
+@pytest.mark.parametrize("run", daily_slice(RUNS, 2))
 def test_a_run_ends_with_the_same_weights_with_the_cache_wherever_it_lies(run, tmp_path):
     # One batch of every row: each step feeds the rows in the company in which they were computed.
     options = {"batch_size": 16, "steps": 4, "save": "log", **RUNS[run]}

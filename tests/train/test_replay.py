@@ -90,7 +90,7 @@ BROKEN = ("mezo", "mezo auto", "learned auto", "rsgn", "dizo on accuracy", "bflo
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(
-    "case", daily_slice(METHODS, 4, [case for case in METHODS if case.name in ("mezo", "forward_grad")], named)
+    "case", daily_slice(METHODS, 2, [case for case in METHODS if case.name in ("mezo", "forward_grad")], named)
 )
 def test_steps_that_were_dropped_clipped_or_rolled_back_are_replayed(case: MethodCase, policy: str, tmp_path):
     """NaN of a step that had evaluated a part of its losses, an infinity, and a spike."""
@@ -177,7 +177,7 @@ def saved_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:no loss has changed")  # the accuracy of few rows may stay what it is
-@pytest.mark.parametrize("run", daily_slice(RUNS, 4, ["mezo auto"]))
+@pytest.mark.parametrize("run", daily_slice(RUNS, 3, ["mezo auto"]))
 def test_a_model_loaded_from_the_log_is_the_one_that_the_run_gave(run: str, tuner: l2l.Tuner, tmp_path):
     options = SMALL | RUNS[run]
     held = tuner.save_pretrained(tmp_path / "tuner") if "learned" in str(options.get("method")) else None

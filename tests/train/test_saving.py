@@ -116,7 +116,7 @@ def config_of(scheme: str) -> Any:
 OWN = [(scheme, name) for scheme in ("lora", "ia3", "prompt", "prefix") for name in ("default", "mine", "lora", "a-b_c")]
 
 
-@pytest.mark.parametrize(("scheme", "name"), daily_slice(OWN, 5))
+@pytest.mark.parametrize(("scheme", "name"), daily_slice(OWN, 3))
 def test_an_adapter_with_any_name_is_loaded(scheme, name, tokenizer, tmp_path):
     model = peft.get_peft_model(load_model("l2l/tiny"), config_of(scheme), adapter_name=name)
     assert_loaded(fine_tune(tmp_path / "run", model.eval(), tokenizer=tokenizer))
@@ -141,7 +141,7 @@ def test_adapters_that_are_active_together_are_refused_with_a_way_out_that_works
     assert_loaded(fine_tune(tmp_path / "run", model.eval(), tokenizer=tokenizer))
 
 
-@pytest.mark.parametrize("scheme", daily_slice(["full", "head", *ADAPTERS], 3))
+@pytest.mark.parametrize("scheme", daily_slice(["full", "head", *ADAPTERS], 2))
 def test_every_scheme_on_a_directory(scheme, saved, tmp_path):
     assert_loaded(fine_tune(tmp_path / "run", str(saved), scheme=scheme))
 

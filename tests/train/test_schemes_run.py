@@ -66,7 +66,7 @@ def parts_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return found
 
 
-@pytest.mark.parametrize(("family", "scheme"), daily_slice(GRID, 5))
+@pytest.mark.parametrize(("family", "scheme"), daily_slice(GRID, 3))
 def test_steps_move_what_is_trained_and_not_a_bit_of_the_base(family, scheme, saved):
     parts = prepare_fine_tuning(FineTuneConfig(str(saved / family), scheme=scheme, **SMALL))
     frozen, trained = parts_of(parts.model)
@@ -81,7 +81,7 @@ def test_steps_move_what_is_trained_and_not_a_bit_of_the_base(family, scheme, sa
         assert not torch.equal(value, trained[name])
 
 
-@pytest.mark.parametrize(("family", "scheme"), daily_slice(GRID, 5))
+@pytest.mark.parametrize(("family", "scheme"), daily_slice(GRID, 3))
 def test_what_a_run_saves_is_evaluated_to_the_numbers_of_its_summary(family, scheme, saved, tmp_path):
     result = fine_tune(tmp_path, str(saved / family), scheme=scheme, steps=4)
     assert (tmp_path / "model" / "adapter_model.safetensors").is_file() == (scheme in ADAPTERS)

@@ -94,7 +94,7 @@ def test_what_moves_is_what_was_perturbed(kind: Any, inner: Method[Any]):
 
 @pytest.mark.parametrize(
     ("case", "kind"),
-    daily_slice(product(METHODS, ("random", "magnitude")), 20, name=lambda case, kind: f"{case.name}-{kind}"),
+    daily_slice(product(METHODS, ("random", "magnitude")), 8, name=lambda case, kind: f"{case.name}-{kind}"),
 )
 def test_what_a_method_remembers_moves_no_coordinate_that_stays(case: MethodCase, kind: Any):
     model = TiedLM().double()
