@@ -7,10 +7,10 @@ import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
 
+import daily
 import pytest
 import torch
 from cases import PROBLEMS, Problem
-from daily import DAY
 
 from l2l.noise import Key
 
@@ -21,10 +21,14 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> str:
-    return f"daily slice of the grids: L2L_TEST_DAY={DAY}"
+    return f"daily slice of the grids: L2L_TEST_DAY={daily.DAY}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m is applied
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("every_other_day") and not daily.is_due(item.nodeid):
+            item.add_marker(pytest.mark.slow)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

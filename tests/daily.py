@@ -1,9 +1,11 @@
-"""Large grids of cases: the default run takes a random slice of each, another one every day, ``-m slow`` the rest."""
+"""What the default run leaves out by day, and ``-m slow`` takes: all but a random slice of each large grid of cases, and every
+other test of those that run whole programs (``every_other_day``)."""
 
 from __future__ import annotations
 
 import os
 import random
+import zlib
 from collections.abc import Callable, Collection, Iterable
 from datetime import date
 from typing import Any
@@ -33,3 +35,8 @@ def daily_slice(
         marks = () if case in always or n in default else pytest.mark.slow
         found.append(pytest.param(*values, marks=marks, id=name(*values) if name else None))
     return found
+
+
+def is_due(test: str) -> bool:
+    """Whether a test is in today's default run: half of all are, the other half tomorrow. All cases of a test go together."""
+    return (zlib.crc32(test.partition("[")[0].encode()) + int(DAY)) % 2 == 0

@@ -19,6 +19,8 @@ from l2l.experiments.spec import CompareConfig, plain_methods
 from l2l.experiments.tables import finite
 from l2l.methods.mezo import MeZO
 
+pytestmark = pytest.mark.every_other_day
+
 
 @pytest.fixture
 def here(monkeypatch) -> Here:

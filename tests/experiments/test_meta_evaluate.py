@@ -29,6 +29,8 @@ from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
 from l2l.tuners.api import Tuner
 from l2l.tuners.model import Provenance, random_basis
 
+pytestmark = pytest.mark.every_other_day
+
 SMALL: dict[str, Any] = {
     "passes": 4,
     "seeds": 2,

@@ -20,6 +20,8 @@ from l2l.experiments.presets.plan import Candidate, Cost, PlanConfig, better_hal
 from l2l.experiments.spec import Contender, Setting
 from l2l.tuners import Depth, Tuner
 
+pytestmark = pytest.mark.every_other_day
+
 LEARNED = {"method": "learned", "lr": "auto"}
 RSGN = {"method": "learned+rsgn", "num_directions": 2, "batch_size": 8}
 SMALL: dict[str, Any] = {

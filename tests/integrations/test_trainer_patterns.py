@@ -29,6 +29,8 @@ from transformers import (
 import l2l
 from l2l.integrations import ZOArguments, ZOTrainer
 
+pytestmark = pytest.mark.every_other_day
+
 PAGE = Path(__file__).parent.parent.parent / "docs/trainer.md"
 
 

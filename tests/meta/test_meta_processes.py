@@ -24,6 +24,8 @@ from l2l.meta.population import OUTER_STEP, Population
 from l2l.meta.state import PopulationObjective
 from l2l.tasks import inspect as inspect_task
 
+pytestmark = pytest.mark.every_other_day
+
 EVOLUTION: dict[str, Any] = {
     **{"objective": "evolution", "objective_args": {"population": 2, "steps": 1}, "trajectory": "zo", "steps": 4},
     **{"outer_lr": 1.0, "lr": 1e-3},

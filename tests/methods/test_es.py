@@ -18,6 +18,8 @@ from l2l.noise import Key
 from l2l.optim import ZOOptimizer
 from l2l.params import Blocks, dense_direction
 
+pytestmark = pytest.mark.every_other_day
+
 N = 5
 
 

@@ -18,6 +18,8 @@ from l2l.noise import dispatch as backends
 from l2l.noise import native as build
 from l2l.noise.dispatch import VARIABLE
 
+pytestmark = pytest.mark.every_other_day
+
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler here")
 needs_numba = pytest.mark.skipif(backend_problem("numba") is not None, reason=str(backend_problem("numba")))
 ROOT = Path(__file__).parents[2]

@@ -29,6 +29,8 @@ from l2l.optim import ZOOptimizer
 from l2l.train.config import FineTuneConfig
 from l2l.train.inputs import Closures
 
+pytestmark = pytest.mark.every_other_day
+
 QUADRATIC = PROBLEMS[0]
 POLICIES = ("skip", "clip", "rollback:3")
 SOME = [case for case in METHODS if named(case) in ("mezo", "dizo-interval=3-iterations=2", "adam-num_directions=8", "fzoo")]

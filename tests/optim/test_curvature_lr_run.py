@@ -17,6 +17,8 @@ from l2l.optim import CurvatureLR, schedule_factor
 from l2l.train.config import FineTuneConfig
 from l2l.train.runlog import read_run_log
 
+pytestmark = pytest.mark.every_other_day
+
 SMALL: dict[str, Any] = {
     "task": "world_topic",
     "batch_size": 4,

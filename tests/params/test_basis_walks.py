@@ -17,6 +17,8 @@ from l2l.noise import Key
 from l2l.params import Blocks, Direction, PerturbedParameters
 from l2l.params.engine import block_moments
 
+pytestmark = pytest.mark.every_other_day
+
 UPDATES: tuple[Any, ...] = ("master", "stochastic")
 
 

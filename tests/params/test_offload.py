@@ -19,6 +19,8 @@ from l2l.models.schemes import apply_scheme
 from l2l.models.shapes import tiny_random
 from l2l.optim import ZOOptimizer
 
+pytestmark = pytest.mark.every_other_day
+
 STEPS = 4
 
 

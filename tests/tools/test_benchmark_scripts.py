@@ -21,6 +21,8 @@ from pages import document, markdown_table
 
 from l2l.tools.bench import hardware
 
+pytestmark = pytest.mark.every_other_day
+
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 
 

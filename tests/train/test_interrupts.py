@@ -17,6 +17,8 @@ import l2l
 from l2l.cli import main
 from l2l.report.run_directory import read_tensors
 
+pytestmark = pytest.mark.every_other_day
+
 STEPS = 20
 SMALL = (
     f"--task world_topic --lr 3e-4 --steps {STEPS} --batch_size 4 --train_size 24 --dev_size 8 --test_size 8"

@@ -20,6 +20,8 @@ from l2l.train.replay import rebuild
 from l2l.train.runlog import NAME, StepRecord, read_log, read_run_log
 from l2l.train.trainer import FineTuneResult
 
+pytestmark = pytest.mark.every_other_day
+
 SMALL: dict[str, Any] = {
     **{"model": "l2l/tiny", "task": "world_stars", "method": "mezo", "num_directions": 4, "lr": 3e-4, "steps": 6},
     **{"batch_size": 2, "train_size": 16, "dev_size": 4, "test_size": 4, "progress": False, "save": "log"},

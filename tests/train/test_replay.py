@@ -34,6 +34,8 @@ from l2l.train.replay import find_log, replay
 from l2l.train.runlog import RunLog, StepRecord, read_log, run_header
 from l2l.train.trainer import RunContext, prepare_fine_tuning
 
+pytestmark = pytest.mark.every_other_day
+
 TIED, STEPS = PROBLEMS[-1], 8
 SMALL: dict[str, Any] = {
     **{"task": "world_topic", "steps": 12, "batch_size": 4, "train_size": 24, "dev_size": 8, "test_size": 8, "lr": 1e-3},

@@ -34,6 +34,8 @@ METHOD = '''
 from dataclasses import dataclass
 from l2l.methods.base import MethodInfo, Method
 
+pytestmark = pytest.mark.every_other_day
+
 @dataclass(frozen=True)
 class Mine(Method):
     """MeZO along plus and minus one."""

@@ -46,7 +46,10 @@ SMALL: dict[str, Any] = {
     "progress": False,
 }
 IDS = torch.tensor([[5, 9, 3, 7, 1, 2]])
-pytestmark = pytest.mark.filterwarnings("ignore")  # of peft and transformers, about what these tests do on purpose
+pytestmark = [
+    pytest.mark.every_other_day,
+    pytest.mark.filterwarnings("ignore"),  # of peft and transformers, about what these tests do on purpose
+]
 
 
 def fine_tune(out: Path, model: Any = "l2l/tiny", **options: Any) -> l2l.FineTuneResult:

@@ -21,6 +21,8 @@ from l2l.train.config import FineTuneConfig
 from l2l.train.runlog import read_log
 from l2l.train.trainer import FineTuneResult, plan_and_run
 
+pytestmark = pytest.mark.every_other_day
+
 SMALL: dict[str, Any] = {"batch_size": 4, "train_size": 8, "dev_size": 4, "test_size": 4, "steps": 5, "lr": 1e-4}
 SMALL |= {"progress": False, "checksum_every": 2}
 POPULATION: dict[str, Any] = {"method": "mezo", "num_directions": 4, "parallel": "population", "lr": 1e-4}
