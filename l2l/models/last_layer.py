@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, final
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 _IDS = 8
 """Tokens of a row on which a layer is tried."""
@@ -82,7 +82,7 @@ def modules_at_places(model: torch.nn.Module, layer: torch.nn.Module) -> tuple[s
     training = [module for module in model.modules() if module.training]
     model.eval()  # without dropout
     try:
-        with sdpa_kernel(SDPBackend.MATH):  # fused kernels may give a number for a query that is none
+        with _NoNumberForNone():
             modules = _modules_at_places(model, layer)
     except _UNKNOWN:
         return ()
@@ -91,6 +91,22 @@ def modules_at_places(model: torch.nn.Module, layer: torch.nn.Module) -> tuple[s
             module.training = True
     names = {id(module): name for name, module in model.named_modules()}
     return tuple(names[id(module)] for module in modules)
+
+
+@final
+class _NoNumberForNone(TorchFunctionMode):
+    """Attention gives not-a-number for a query that is none. Fused kernels of some processors give 0, as for a row that sees
+    nothing. The choice of a kernel is one for all threads, so that it is not made here."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            query: torch.Tensor = args[0] if args else kwargs["query"]
+            return found.masked_fill(query.isnan().any(-1, keepdim=True), torch.nan)
+        return found
 
 
 def _modules_at_places(model: torch.nn.Module, layer: torch.nn.Module) -> list[torch.nn.Module]:
