@@ -155,7 +155,7 @@ def prepare(options: Mapping[str, Any]) -> RunContext:
     names = ["model", "data_dir", "batch_size", "task", "train_size", "dev_size", "test_size", "train_layers"]
     method = "mezo"  # whose passes are those of all that read the loss alone
     if reads_outputs(options):
-        method, names = options["method"], [*names, "num_directions", "method_args"]
+        method, names = options["method"].removeprefix("learned+"), [*names, "num_directions", "method_args"]
     given = {name: options[name] for name in names if name in options}
     return prepare_fine_tuning(FineTuneConfig(**given, method=method, lr=default_lr(method) or GRID[0]))
 
