@@ -28,13 +28,13 @@ from l2l.report.run_directory import RunDirectory
 from l2l.train import trainer
 from l2l.train.replay import differences
 
+pytestmark = pytest.mark.every_other_day
+
 STEPS, CUT = 4, 2
 SIZES = "--train_size 6 --dev_size 2 --test_size 2 --batch_size 2 --lr 1e-3 --eval_every 2 --checkpoint_every 1 --log_every 1"
 METHOD = '''
 from dataclasses import dataclass
 from l2l.methods.base import MethodInfo, Method
-
-pytestmark = pytest.mark.every_other_day
 
 @dataclass(frozen=True)
 class Mine(Method):
