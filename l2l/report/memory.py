@@ -1,5 +1,6 @@
 """How much memory is available, how much is in use, and the most that was in use while something ran."""
 
+import ctypes
 import os
 import threading
 from pathlib import Path
@@ -92,6 +93,16 @@ def available_bytes(device: torch.device | str = "cpu") -> int:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     rooms = [room for folder in cgroup_folders(_PROC / "cgroup", _CGROUPS) if (room := cgroup_room(folder)) is not None]
     return min([_entry(Path("/proc/meminfo"), "MemAvailable") or total, *rooms])
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what freed tensors on the CPU have left in the C library's heap, where that is glibc.
+
+    It keeps such memory for the next allocation, so that the process stays about as large as it has been.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def cgroup_folders(table: Path, root: Path) -> list[Path]:

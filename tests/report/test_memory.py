@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from l2l.report import memory
-from l2l.report.memory import PeakMemory, available_bytes, cgroup_folders, cgroup_room, current_bytes
+from l2l.report.memory import PeakMemory, available_bytes, cgroup_folders, cgroup_room, current_bytes, return_freed_memory
 
 MIB = 2**20
 TOLERANCE = 8 * MIB
@@ -115,3 +116,13 @@ def test_on_cuda_the_peak_is_that_of_tensors():
         del block
     assert peak.rise == 100 * MIB
     assert available_bytes("cuda") > 0
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_what_freed_tensors_left_in_the_heap_is_given_back():
+    small = [torch.ones(24 * 1024) for _ in range(1000)]  # 94 MiB in blocks that come from the heap, not from mappings
+    last, small = small[-1], None  # on top of the heap, so that nothing below is given back without being asked
+    before = current_bytes()
+    return_freed_memory()
+    assert before - current_bytes() > 60 * MIB
+    assert last.sum() == 24 * 1024
