@@ -26,7 +26,7 @@ from l2l.models.load import context_length
 from l2l.models.streaming import LayerFiles
 from l2l.report import run_directory
 from l2l.report.console import Advance, Bars
-from l2l.report.memory import available_bytes, return_freed_memory
+from l2l.report.memory import available_bytes
 from l2l.tasks.base import Row
 from l2l.tasks.evaluate import evaluation_batches
 from l2l.train.config import CompleteConfig
@@ -119,8 +119,6 @@ class RunPrefix:
             else:
                 for fill, states in self._computed(advance):
                     cache.keep(fill, states.cpu().pin_memory() if self.place == "pinned" else states)
-        if self.files is not None:  # the layers have been let go: memory is to hold the top alone
-            return_freed_memory()
         self.built_seconds += time.perf_counter() - began
 
     def plan(self, inputs: RunInputs, closures: Closures, steps: int | None) -> None:

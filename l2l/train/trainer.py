@@ -36,7 +36,7 @@ from l2l.parallel.ranks import Ranks
 from l2l.params.in_place import merges
 from l2l.report import run_directory
 from l2l.report.console import Bars, growing, plot_panels, print_table, quiet_lightning, smooth
-from l2l.report.memory import PeakMemory
+from l2l.report.memory import PeakMemory, return_freed_memory
 from l2l.report.run_directory import (
     METRICS,
     MetricsLog,
@@ -823,6 +823,8 @@ class Session:
         """Count the time of the block as evaluation."""
         began = time.perf_counter()
         yield
+        if self.context.files is not None:  # memory is to hold the top of the model, not what its build and evaluations freed
+            return_freed_memory()
         self.progress.evaluate_seconds += time.perf_counter() - began
 
     def _keep_best(self, scores: Scores, step: int) -> None:
