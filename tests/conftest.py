@@ -27,7 +27,7 @@ def pytest_report_header() -> str:
 @pytest.hookimpl(tryfirst=True)  # before -m is applied
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("every_other_day") and not daily.is_due(item.nodeid):
+        if item.get_closest_marker("in_turn") and not daily.is_due(item.nodeid):
             item.add_marker(pytest.mark.slow)
     if not torch.cuda.is_available():
         for item in items:

@@ -1,5 +1,5 @@
-"""What the default run leaves out by day, and ``-m slow`` takes: all but a random slice of each large grid of cases, and every
-other test of those that run whole programs (``every_other_day``)."""
+"""What the default run leaves out by day, and ``-m slow`` takes: all but a random slice of each large grid of cases, and two of
+three tests of those files that take longest (``in_turn``)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 
 DAY = os.environ.setdefault("L2L_TEST_DAY", str(date.today().toordinal()))
 """Seed of the slices. It is in the environment so that the processes of a run take the same ones, at midnight too."""
+PERIOD = 3
+"""Days in which each test has been in a default run."""
 
 
 def daily_slice(
@@ -38,5 +40,5 @@ def daily_slice(
 
 
 def is_due(test: str) -> bool:
-    """Whether a test is in today's default run: half of all are, the other half tomorrow. All cases of a test go together."""
-    return (zlib.crc32(test.partition("[")[0].encode()) + int(DAY)) % 2 == 0
+    """Whether a test is in today's default run, as each is every third day. All cases of a test go together."""
+    return (zlib.crc32(test.partition("[")[0].encode()) + int(DAY)) % PERIOD == 0

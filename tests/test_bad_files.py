@@ -17,6 +17,8 @@ from daily import daily_slice
 from l2l import cli
 from l2l.cli import COMMANDS, main
 
+pytestmark = pytest.mark.in_turn
+
 SIZES = "--steps 1 --batch_size 2 --train_size 4 --dev_size 2 --test_size 2 --lr 1e-3 --prefix_cache off --progress false"
 TINY = SIZES.split()
 LONG = "a" * 300

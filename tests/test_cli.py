@@ -351,6 +351,7 @@ def test_evaluate_prints_and_leaves_a_summary(capsys, tmp_path):
     assert main([*command, "--split", "dev"]) == 0
 
 
+@pytest.mark.in_turn
 def test_the_installed_program_warns_and_refuses_in_a_line_each_after_loading_a_model_too(tmp_path):
     other = Tuner.for_model(tiny_random("gpt2")).save_pretrained(tmp_path / "other")
     options = ["--method", "learned", "--tuner", str(other), "--out", str(tmp_path / "out")]

@@ -19,6 +19,8 @@ from l2l.models.shapes import tiny_random
 from l2l.train.config import FineTuneConfig
 from l2l.tuners.api import Tuner
 
+pytestmark = pytest.mark.in_turn
+
 ROOT = Path(__file__).parent.parent
 COMMANDS = {"fine_tune": ("fine-tune", FineTuneConfig), "meta_train": ("meta-train", MetaTrainConfig)}
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name in COMMANDS)

@@ -18,6 +18,8 @@ from l2l.meta.module import MetaTraining
 from l2l.train.runlog import read_log
 from l2l.train.trainer import Session
 
+pytestmark = pytest.mark.in_turn
+
 SIZES = "--steps 8 --batch_size 2 --train_size 8 --dev_size 4 --lr 1e-4 --checkpoint_every 2 --log_every 1 --progress false"
 COMMANDS = {
     "fine-tune": "--task world_topic --test_size 4 --eval_every 2 --train_layers top:1 --prefix_cache disk",

@@ -7,27 +7,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from daily import daily_slice
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LONGEST = 75
 """Lines of an example, its docstring and empty lines aside."""
-IN_TURN = ("own_loop", "csv_task", "lora", "learn_a_tuner", "own_method", "resume_and_replay", "compare_methods")
-"""Examples of which the default run takes two, others every day."""
-
 
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
-
-def in_turn(name: str) -> Callable[[Any], Any]:
-    """Marks the test of an example slow, but on its days."""
-    (case,) = (case for case in daily_slice(IN_TURN, 2) if case.values == (name,))
-    return pytest.mark.slow if case.marks else lambda test: test
 
 
 def output_of(name: str, folder: Path, launcher: tuple[str, ...] = (), seconds: float = 240) -> str:
@@ -61,7 +49,7 @@ def before_after(text: str) -> tuple[float, float]:
     return before, after
 
 
-@in_turn("own_loop")
+@pytest.mark.in_turn
 def test_own_loop_lowers_the_loss_and_stores_no_gradient(tmp_path: Path):
     text = output_of("own_loop", tmp_path)
     (before,) = numbers(r"before: ([\d.]+)", text)
@@ -71,7 +59,7 @@ def test_own_loop_lowers_the_loss_and_stores_no_gradient(tmp_path: Path):
     assert "gradients stored: 0" in text
 
 
-@in_turn("csv_task")
+@pytest.mark.in_turn
 def test_a_task_from_a_csv_is_learned_and_leaves_a_model(tmp_path: Path):
     text = output_of("csv_task", tmp_path)
     before, after = before_after(text)
@@ -80,7 +68,7 @@ def test_a_task_from_a_csv_is_learned_and_leaves_a_model(tmp_path: Path):
     assert (tmp_path / "runs/examples/csv_task/run/model").is_dir()
 
 
-@in_turn("lora")
+@pytest.mark.in_turn
 def test_lora_trains_few_parameters_and_comes_back_the_same(tmp_path: Path):
     text = output_of("lora", tmp_path)
     before, after = before_after(text)
@@ -90,7 +78,7 @@ def test_lora_trains_few_parameters_and_comes_back_the_same(tmp_path: Path):
     assert "the same logits: True" in text
 
 
-@in_turn("learn_a_tuner")
+@pytest.mark.in_turn
 def test_a_tuner_is_learned_saved_and_used_on_a_task_outside_its_pool(tmp_path: Path):
     text = output_of("learn_a_tuner", tmp_path)
     assert "saved: README.md, config.json, tuner.safetensors" in text
@@ -99,7 +87,7 @@ def test_a_tuner_is_learned_saved_and_used_on_a_task_outside_its_pool(tmp_path: 
     assert after < before
 
 
-@in_turn("own_method")
+@pytest.mark.in_turn
 def test_a_method_of_ones_own_does_not_depend_on_the_unit_of_the_loss(tmp_path: Path):
     text = output_of("own_method", tmp_path)
     (one,) = numbers(r"loss times 1: RMSMeZO ends at ([\d.]+)", text)
@@ -119,7 +107,7 @@ def test_a_reward_rises_by_three_standard_errors_and_its_log_rebuilds_the_weight
     assert "rebuilds the weights of the best one: True" in text
 
 
-@in_turn("resume_and_replay")
+@pytest.mark.in_turn
 def test_a_killed_run_continues_to_the_same_bits_and_its_log_rebuilds_the_weights(tmp_path: Path):
     text = output_of("resume_and_replay", tmp_path)
     assert re.search(r"^killed: .*checkpoint", text, re.MULTILINE)
@@ -128,7 +116,7 @@ def test_a_killed_run_continues_to_the_same_bits_and_its_log_rebuilds_the_weight
     assert off == 0 < moved
 
 
-@in_turn("compare_methods")
+@pytest.mark.in_turn
 def test_methods_are_compared_at_equal_passes(tmp_path: Path):
     text = output_of("compare_methods", tmp_path)
     found = re.findall(r"^(\w+): loss ([\d.]+) after (\d+) passes", text, re.MULTILINE)
@@ -150,12 +138,14 @@ def goes_on_from_what_it_saved(text: str, launcher: tuple[str, ...]) -> None:
     assert "the same weights in all processes: True" in text
 
 
+@pytest.mark.in_turn
 @PROCESSES
 def test_a_loop_under_accelerate_goes_on_from_what_it_saved(tmp_path: Path, launcher: tuple[str, ...]):
     pytest.importorskip("accelerate", reason="accelerate comes with the extra 'trainer'")
     goes_on_from_what_it_saved(output_of("accelerate_loop", tmp_path, launcher), launcher)
 
 
+@pytest.mark.in_turn
 @PROCESSES
 def test_a_loop_under_fabric_goes_on_from_what_it_saved(tmp_path: Path, launcher: tuple[str, ...]):
     goes_on_from_what_it_saved(output_of("fabric_loop", tmp_path, launcher), launcher)

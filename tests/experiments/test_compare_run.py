@@ -19,7 +19,7 @@ from l2l.experiments.spec import CompareConfig, plain_methods
 from l2l.experiments.tables import finite
 from l2l.methods.mezo import MeZO
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 
 @pytest.fixture

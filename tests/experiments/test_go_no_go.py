@@ -27,6 +27,8 @@ from l2l.models.shapes import tiny_random
 from l2l.tuners.api import Tuner
 from l2l.tuners.transfer import identified
 
+pytestmark = pytest.mark.in_turn
+
 
 @pytest.mark.parametrize(
     ("low", "high", "said"),

@@ -29,7 +29,7 @@ from l2l.tasks.tiny_world import HELD_OUT, POOL, VALIDATION
 from l2l.tuners.api import Tuner
 from l2l.tuners.model import Provenance, random_basis
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 SMALL: dict[str, Any] = {
     "passes": 4,

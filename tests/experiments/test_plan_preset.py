@@ -20,7 +20,7 @@ from l2l.experiments.presets.plan import Candidate, Cost, PlanConfig, better_hal
 from l2l.experiments.spec import Contender, Setting
 from l2l.tuners import Depth, Tuner
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 LEARNED = {"method": "learned", "lr": "auto"}
 RSGN = {"method": "learned+rsgn", "num_directions": 2, "batch_size": 8}

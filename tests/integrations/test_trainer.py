@@ -23,7 +23,7 @@ from l2l.train.inputs import batch_indices
 from l2l.train.runlog import NAME, read_log
 from l2l.train.trainer import prepare_fine_tuning
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 SIZES: dict[str, Any] = {"task": "world_topic", "batch_size": 4, "train_size": 24, "dev_size": 4, "test_size": 4}
 STEPS = 8

@@ -29,7 +29,7 @@ from transformers import (
 import l2l
 from l2l.integrations import ZOArguments, ZOTrainer
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 PAGE = Path(__file__).parent.parent.parent / "docs/trainer.md"
 

@@ -24,7 +24,7 @@ from l2l.meta.population import OUTER_STEP, Population
 from l2l.meta.state import PopulationObjective
 from l2l.tasks import inspect as inspect_task
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 EVOLUTION: dict[str, Any] = {
     **{"objective": "evolution", "objective_args": {"population": 2, "steps": 1}, "trajectory": "zo", "steps": 4},

@@ -25,7 +25,7 @@ from l2l.meta.module import MetaTraining
 from l2l.report.run_directory import read_tensors
 from l2l.tuners.diagnostics import movement
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 SHARED = Path(os.environ.get("L2L_SHARED", Path(__file__).parents[3] / "shared"))
 STEPS = 8

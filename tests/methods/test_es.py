@@ -18,7 +18,7 @@ from l2l.noise import Key
 from l2l.optim import ZOOptimizer
 from l2l.params import Blocks, dense_direction
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 N = 5
 

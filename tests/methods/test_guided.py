@@ -17,7 +17,7 @@ from l2l.noise import Key, standard_noise
 from l2l.optim import ZOOptimizer
 from l2l.params import Blocks, Direction, dense_direction
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 Weights = dict[str, Tensor]

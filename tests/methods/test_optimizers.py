@@ -21,6 +21,8 @@ from l2l.optim import ZOOptimizer
 from l2l.optimizers import optimizer, optimizer_names
 from l2l.tuners.api import Tuner
 
+pytestmark = pytest.mark.in_turn
+
 
 @pytest.mark.parametrize("name", zeroth_order())
 def test_it_takes_the_steps_of_the_method_with_one_signature_for_all(name: str):

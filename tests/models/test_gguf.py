@@ -22,6 +22,8 @@ from l2l.costs import config_of
 from l2l.models.load import ModelIdentity, load_model, load_tokenizer, model_identity, stored_types
 from l2l.models.shapes import tiny_random
 
+pytestmark = pytest.mark.in_turn
+
 LAYERS, HEADS = 2, 4
 TOKENS = [*bytes_to_unicode().values(), "Ġt", "<s>", "</s>"]
 """Byte-level: any text is a row of letters."""

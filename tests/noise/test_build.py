@@ -18,7 +18,7 @@ from l2l.noise import dispatch as backends
 from l2l.noise import native as build
 from l2l.noise.dispatch import VARIABLE
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler here")
 needs_numba = pytest.mark.skipif(backend_problem("numba") is not None, reason=str(backend_problem("numba")))

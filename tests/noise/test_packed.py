@@ -13,6 +13,8 @@ from l2l.noise import Key, NoiseTerm, TensorSlice, add_noise, backend_problem, i
 from l2l.noise.dispatch import VARIABLE
 from l2l.optim import ZOOptimizer
 
+pytestmark = pytest.mark.in_turn
+
 FAST = [
     pytest.param(name, marks=pytest.mark.skipif(backend_problem(name) is not None, reason=str(backend_problem(name))))
     for name in ("native", "numba")

@@ -23,6 +23,8 @@ from l2l.noise import (
 )
 from l2l.noise.dispatch import VARIABLE
 
+pytestmark = pytest.mark.in_turn
+
 FAST = [
     pytest.param(name, marks=pytest.mark.skipif(backend_problem(name) is not None, reason=str(backend_problem(name))))
     for name in ("native", "numba")

@@ -11,7 +11,7 @@ from noise_cases import same_bits
 from l2l.noise import Key, NoiseTerm, TensorSlice, add_noise, backend_problem
 from l2l.noise.dispatch import VARIABLE
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(backend_problem(name) is not None, reason=str(backend_problem(name))))

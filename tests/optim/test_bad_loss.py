@@ -29,7 +29,7 @@ from l2l.optim import ZOOptimizer
 from l2l.train.config import FineTuneConfig
 from l2l.train.inputs import Closures
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 QUADRATIC = PROBLEMS[0]
 POLICIES = ("skip", "clip", "rollback:3")

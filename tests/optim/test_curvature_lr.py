@@ -29,6 +29,8 @@ from l2l.optim import (
 )
 from l2l.params import Blocks, Direction, PerturbedParameters
 
+pytestmark = pytest.mark.in_turn
+
 KEY = Key(2, 0)
 NEVER = 10**9
 FINE = 2.0**-48

@@ -17,7 +17,7 @@ from l2l.optim import CurvatureLR, schedule_factor
 from l2l.train.config import FineTuneConfig
 from l2l.train.runlog import read_run_log
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 SMALL: dict[str, Any] = {
     "task": "world_topic",

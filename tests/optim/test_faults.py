@@ -39,6 +39,8 @@ from l2l.methods.registry import build_method
 from l2l.noise import dispatch, native, reference
 from l2l.optim import ZOOptimizer
 
+pytestmark = pytest.mark.in_turn
+
 PLACEMENTS, TOGETHER = 500, 10
 TOLERANCE = 2e-6
 """Of weights up to 4 in size, whose spacing is at most 2.4e-7: a few walks, and one rounding for each."""

@@ -25,6 +25,8 @@ from l2l.methods.mezo import MeZO
 from l2l.methods.sgd import SGD
 from l2l.optim import ZOOptimizer, _copied
 
+pytestmark = pytest.mark.in_turn
+
 SMALL = PROBLEMS[0]
 every_method = pytest.mark.parametrize("case", METHODS, ids=named)
 Pair = tuple[nn.Module, ZOOptimizer]

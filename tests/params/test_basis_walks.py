@@ -17,7 +17,7 @@ from l2l.noise import Key
 from l2l.params import Blocks, Direction, PerturbedParameters
 from l2l.params.engine import block_moments
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 UPDATES: tuple[Any, ...] = ("master", "stochastic")
 

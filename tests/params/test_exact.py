@@ -20,6 +20,8 @@ from l2l.optim import MeZO, ZOOptimizer, choose_update
 from l2l.params import Blocks, Direction, PerturbedParameters
 from l2l.tuners.api import Tuner
 
+pytestmark = pytest.mark.in_turn
+
 FAMILIES = ("opt", "llama", "qwen2", "mistral", "gpt2", "gemma2", "phi", "gpt_neox", "mixtral")
 UPDATES: tuple[Any, ...] = ("master", "stochastic")
 

@@ -27,6 +27,8 @@ from l2l.noise import Key
 from l2l.optim import ZOOptimizer
 from l2l.params import Blocks, Direction, PerturbedParameters
 
+pytestmark = pytest.mark.in_turn
+
 
 @pytest.fixture
 def traversals(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -19,7 +19,7 @@ from l2l.models.schemes import apply_scheme
 from l2l.models.shapes import tiny_random
 from l2l.optim import ZOOptimizer
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 STEPS = 4
 

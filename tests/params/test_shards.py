@@ -19,6 +19,8 @@ from l2l.optim import ZOOptimizer
 from l2l.params import Blocks, Direction, PerturbedParameters
 from l2l.params.engine import block_moments
 
+pytestmark = pytest.mark.in_turn
+
 STEPS = 3
 
 

@@ -25,7 +25,7 @@ from l2l.models.load import load_tokenizer
 from l2l.tasks import get_task, load_splits
 from l2l.tasks.inspect import CheckConfig, check, findings
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 MOODS = ["sad", "happy"]
 SMALL: dict[str, Any] = {"steps": 1, "batch_size": 2, "train_size": 12, "dev_size": 4, "progress": False}

@@ -21,7 +21,7 @@ from pages import document, markdown_table
 
 from l2l.tools.bench import hardware
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 

@@ -13,6 +13,8 @@ from l2l.noise.dispatch import BACKENDS
 from l2l.tools import doctor
 from l2l.tools.doctor import advice, equals_reference, examine, serving
 
+pytestmark = pytest.mark.in_turn
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):

@@ -19,6 +19,8 @@ from l2l.models.shapes import shape_config
 from l2l.tools import estimate as estimating
 from l2l.tools.estimate import EstimateConfig, run_estimate
 
+pytestmark = pytest.mark.in_turn
+
 
 def estimate(**options: Any) -> dict[str, Any]:
     return run_estimate(EstimateConfig(**{"model": "opt-tiny-shape", "batch_size": 4, "length": 16, **options}))

@@ -17,6 +17,8 @@ from l2l.cli import main
 from l2l.tools.lr_probe import ProbeConfig, run_lr_probe
 from l2l.train.config import FineTuneConfig
 
+pytestmark = pytest.mark.in_turn
+
 SMALL: dict[str, Any] = {
     "probes": 3,
     "sweep": 2,

@@ -17,7 +17,7 @@ from l2l.experiments.runner import Record, Trial
 from l2l.experiments.stats import Cell, Run
 from l2l.meta.config import MetaTrainConfig
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 ROOT = Path(__file__).parent.parent.parent
 PLAN = ROOT / "configs" / "schemes" / "stories260K.yaml"

@@ -16,6 +16,8 @@ from l2l.experiments.runner import Record, Trial, run_trial
 from l2l.report.run_directory import METRICS, read_metrics
 from l2l.tuners import Depth, TrainingPlan
 
+pytestmark = pytest.mark.in_turn
+
 PLAN = TrainingPlan(method="rsgn", lr=1.0, num_directions=3, depths=[Depth(0.0, "top:1")])
 
 

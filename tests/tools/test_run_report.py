@@ -23,6 +23,8 @@ from l2l.tools import run_report
 from l2l.tools.run_report import ReportConfig, command_of, compare_weights, displacement, grouped, read_history
 from l2l.train.config import FineTuneConfig
 
+pytestmark = pytest.mark.in_turn
+
 SMALL: dict[str, Any] = {
     **{"task": "world_topic", "steps": 6, "batch_size": 4, "train_size": 24, "dev_size": 8, "test_size": 8},
     **{"eval_every": 2, "log_every": 1, "progress": False},

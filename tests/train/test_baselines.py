@@ -20,6 +20,8 @@ from l2l.train.baselines import baseline_names, build_baseline
 from l2l.train.baselines.icl import with_demonstrations
 from l2l.train.baselines.linear_probe import Features, fit
 
+pytestmark = pytest.mark.in_turn
+
 SMALL: dict[str, Any] = {"task": "world_topic", "train_size": 40, "dev_size": 20, "test_size": 20, "progress": False}
 
 

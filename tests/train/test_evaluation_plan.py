@@ -18,6 +18,8 @@ from l2l.report.run_directory import read_tensors
 from l2l.train.config import FineTuneConfig
 from l2l.train.evaluate import EvaluateConfig, run_evaluation
 
+pytestmark = pytest.mark.in_turn
+
 THERE = {"train": 500, "dev": 200, "test": 500}
 TIMES = {"train": 2, "dev": 3, "test": 2}
 LARGE = 10**12

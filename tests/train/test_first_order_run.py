@@ -19,6 +19,8 @@ from l2l.train.config import FineTuneConfig
 from l2l.train.inputs import Batcher
 from l2l.train.trainer import prepare_fine_tuning
 
+pytestmark = pytest.mark.in_turn
+
 SMALL: dict[str, Any] = {
     "task": "world_topic",
     "method": "adamw",

@@ -17,7 +17,7 @@ import l2l
 from l2l.cli import main
 from l2l.report.run_directory import read_tensors
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 STEPS = 20
 SMALL = (

@@ -20,7 +20,7 @@ from l2l.train.replay import rebuild
 from l2l.train.runlog import NAME, StepRecord, read_log, read_run_log
 from l2l.train.trainer import FineTuneResult
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 SMALL: dict[str, Any] = {
     **{"model": "l2l/tiny", "task": "world_stars", "method": "mezo", "num_directions": 4, "lr": 3e-4, "steps": 6},

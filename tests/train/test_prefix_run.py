@@ -25,7 +25,7 @@ from l2l.train.config import FineTuneConfig
 from l2l.train.prefix import FILE, choose_place
 from l2l.train.trainer import _expected_costs, prepare_fine_tuning
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 SMALL: dict[str, Any] = {
     "task": "world_topic",

@@ -34,7 +34,7 @@ from l2l.train.replay import find_log, replay
 from l2l.train.runlog import RunLog, StepRecord, read_log, run_header
 from l2l.train.trainer import RunContext, prepare_fine_tuning
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 TIED, STEPS = PROBLEMS[-1], 8
 SMALL: dict[str, Any] = {

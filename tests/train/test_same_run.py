@@ -28,7 +28,7 @@ from l2l.report.run_directory import RunDirectory
 from l2l.train import trainer
 from l2l.train.replay import differences
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 STEPS, CUT = 4, 2
 SIZES = "--train_size 6 --dev_size 2 --test_size 2 --batch_size 2 --lr 1e-3 --eval_every 2 --checkpoint_every 1 --log_every 1"

@@ -47,7 +47,7 @@ SMALL: dict[str, Any] = {
 }
 IDS = torch.tensor([[5, 9, 3, 7, 1, 2]])
 pytestmark = [
-    pytest.mark.every_other_day,
+    pytest.mark.in_turn,
     pytest.mark.filterwarnings("ignore"),  # of peft and transformers, about what these tests do on purpose
 ]
 

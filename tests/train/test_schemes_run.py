@@ -26,7 +26,7 @@ from l2l.train.evaluate import EvaluateConfig
 from l2l.train.evaluate import run_evaluation as evaluate
 from l2l.train.trainer import Session, prepare_fine_tuning
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 torch.set_num_threads(1)
 TASK = "world_topic"

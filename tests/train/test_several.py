@@ -21,7 +21,7 @@ from l2l.train.config import FineTuneConfig
 from l2l.train.runlog import read_log
 from l2l.train.trainer import FineTuneResult, plan_and_run
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 SMALL: dict[str, Any] = {"batch_size": 4, "train_size": 8, "dev_size": 4, "test_size": 4, "steps": 5, "lr": 1e-4}
 SMALL |= {"progress": False, "checksum_every": 2}

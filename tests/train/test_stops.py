@@ -19,7 +19,7 @@ from l2l.report import run_directory
 from l2l.report.run_directory import RunDirectory, stop_requests, write_tensors
 from l2l.train import trainer
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 AT = 2
 """The step in which something happens."""

@@ -21,6 +21,8 @@ from cases import TiedLM
 
 from l2l.tuners.api import Tuner
 
+pytestmark = pytest.mark.in_turn
+
 MOST_MIB = 500
 DAILY = 60
 """Cases of the default run, drawn by the date."""

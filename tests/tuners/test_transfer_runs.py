@@ -23,6 +23,8 @@ from l2l.tuners.api import Tuner
 from l2l.tuners.model import Provenance
 from l2l.tuners.transfer import identified
 
+pytestmark = pytest.mark.in_turn
+
 SHORT = shlex.split("--method learned --lr 1e-4 --steps 3 --batch_size 2 --train_size 8 --dev_size 4 --test_size 4")
 LAYERS = 2
 

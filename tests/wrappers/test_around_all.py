@@ -11,6 +11,8 @@ from daily import daily_slice
 from l2l.methods.base import Method
 from l2l.methods.wrappers import wrapper_names
 
+pytestmark = pytest.mark.in_turn
+
 AROUND: dict[str, dict[str, Any]] = {"blockwise": {"level": "block", "groups": 2}, "hybrid": {"match": "norm"}}
 CASES = [
     MethodCase(f"{outer}+{inner}", {name: ARGS.get(name, {}) | AROUND.get(name, {}) for name in (outer, inner)})

@@ -27,7 +27,7 @@ from l2l.params import Blocks
 from l2l.params.operators import layers
 from l2l.tuners.api import Tuner
 
-pytestmark = pytest.mark.every_other_day
+pytestmark = pytest.mark.in_turn
 
 LR, EPSILON, SEED = 0.01, 1e-3, 4
 
