@@ -16,6 +16,7 @@ from l2l.models.load import load_model, load_tokenizer
 from l2l.models.prefix import prefix_identity, trace_layers
 from l2l.models.shapes import tiny_random
 from l2l.models.streaming import INDEX, SINGLE, LayerFiles, load_streamed
+from l2l.train import trainer
 from l2l.train.config import FineTuneConfig
 from l2l.train.runlog import read_run_log
 
@@ -144,3 +145,13 @@ def test_an_index_that_leads_out_of_its_directory_is_refused(name, tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
     with pytest.raises(ValueError, match="is no file of that directory"):
         LayerFiles(tmp_path)
+
+
+def test_a_streamed_run_gives_freed_memory_back_after_each_evaluation(saved, tmp_path, monkeypatch):
+    given_back: list[str] = []
+    monkeypatch.setattr(trainer, "return_freed_memory", lambda: given_back.append("now"))
+    whole = SMALL | {"model": str(saved / "llama"), "prefix_cache": "memory"}
+    l2l.fine_tune(**whole, out=tmp_path / "resident")
+    assert not given_back  # a run with all layers in memory does not pay for it
+    l2l.fine_tune(**whole, stream_layers=True, out=tmp_path / "streamed")
+    assert len(given_back) >= 3  # dev and train before the first step, and the end
