@@ -68,7 +68,10 @@ def contenders(tuner: str | None) -> dict[str, Contender]:
         "rsgn, top 5": Contender({"method": "rsgn", "train_layers": "top:5"}, (), 10),
         "AdamW on LoRA": Contender({"method": "adamw", "scheme": "lora"}, (1e-4, 3e-4, 1e-3)),
     }
-    return found if tuner is None else {"tuner": Contender({"tuner": tuner}, (), 10), **found}
+    if tuner is None:
+        return found
+    whole = Contender({"tuner": tuner, "train_layers": "all"}, (), 5)
+    return {"tuner": Contender({"tuner": tuner}, (), 10), "tuner, all layers": whole, **found}
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class Bench:
         if "tuner" in own:  # what its plan says, in words: a run of the same options is not repeated
             plan = Tuner.from_pretrained(own["tuner"]).plan
             assert plan is not None, "a tuner without a plan has numbers to choose"
-            own = {**plan.options, "train_layers": plan.train_layers(self.budget(task)), **own}
+            layers = own.get("train_layers", plan.train_layers(self.budget(task)))
+            own = {**plan.options_at(layers), "train_layers": layers, **own}
         return {**self.shared(task), **own}
 
     def shared(self, task: str) -> dict[str, Any]:

@@ -66,6 +66,12 @@ def check_train_layers(spec: TrainLayers) -> None:
     _parsed(spec)
 
 
+def same_layers(one: TrainLayers, other: TrainLayers) -> bool:
+    """Whether two values mean the same layers in every model; ValueError where one of them means none."""
+    first, second = _parsed(one), _parsed(other)
+    return type(first) is type(second) and first == second
+
+
 def chosen_layers(spec: TrainLayers, count: int) -> range | tuple[int, ...]:
     """The layers, by number from 0, that ``spec`` chooses of ``count``. ValueError where the model has no such layer."""
     found = _parsed(spec)

@@ -367,7 +367,8 @@ class FineTuneConfig(Arguments):
         if self.scheme != "full":
             return {}
         own = self.method in (None, plan.method)
-        values = plan.options | {"train_layers": plan.train_layers(0)}
+        layers = plan.train_layers(0) if self.train_layers is None else self.train_layers
+        values = plan.options_at(layers) | {"train_layers": layers}
         names = [name for name in (OPEN if own else OF_ANY_METHOD) if getattr(self, name) is None]
         return {name: values[name] for name in names if name in values}
 

@@ -4,12 +4,16 @@ Learning rates, numbers of directions and depths belong together: a plan is meas
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from math import isfinite
 from typing import Any, final
 
-from l2l.models.prefix import TrainLayers, check_train_layers
+from l2l.models.prefix import TrainLayers, check_train_layers, same_layers
+
+FOR_ALL_LAYERS = frozenset(("method", "batch_size", "depths", "layer_options"))
+"""Fields that hold whichever layers are trained: budgets are counted in passes over such a batch, and the method says whether
+sigma is used."""
 
 
 @final
@@ -52,10 +56,14 @@ class TrainingPlan:
     """Factor at which the schedule ends."""
     depths: Sequence[Depth] = (Depth(0, "all"),)
     """By budget, ascending from 0."""
+    layer_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """``train_layers`` that a user may set, none of ``depths`` -> options that are others there, as ``{"all":
+    {"num_directions": 2}}``; None leaves one to its default. Any but ``method`` and ``batch_size``."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(self.depths))
         object.__setattr__(self, "method_args", dict(self.method_args))
+        object.__setattr__(self, "layer_options", {layers: dict(own) for layers, own in self.layer_options.items()})
         self._check("method", isinstance(self.method, str) and bool(self.method), "the name of a method, as learned+rsgn")
         self._check("estimator", self.estimator in (None, "two_sided", "one_sided"), "two_sided or one_sided")
         self._check("schedule", self.schedule in (None, "constant", "linear", "cosine"), "constant, linear or cosine")
@@ -72,6 +80,12 @@ class TrainingPlan:
         self._check("depths", known, "budgets that ascend, each once, from 0", budgets)
         for depth in self.depths:
             check_train_layers(depth.train_layers)
+        for layers, own in self.layer_options.items():
+            free = not any(same_layers(layers, depth.train_layers) for depth in self.depths)
+            self._check("layer_options", free, "of other layers than depths, whose options are the plan's own", layers)
+            known = own.keys() <= {one.name for one in fields(self)} - FOR_ALL_LAYERS
+            self._check("layer_options", known, f"of fields of a plan other than {', '.join(sorted(FOR_ALL_LAYERS))}", own)
+            replace(self, layer_options={}, **own)  # raises where a value is of no use
 
     def _check(self, name: str, right: bool, rule: str, shown: Any = None) -> None:
         if not right:
@@ -85,9 +99,14 @@ class TrainingPlan:
     @property
     def options(self) -> dict[str, Any]:
         """What it decides for runs of every budget, as options of ``l2l fine-tune``."""
-        found = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "depths"}
+        found = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("depths", "layer_options")}
         found |= {"method_args": dict(self.method_args)}
         return {name: value for name, value in found.items() if value is not None}
+
+    def options_at(self, train_layers: TrainLayers) -> dict[str, Any]:
+        """:attr:`options` of runs that train these layers."""
+        own = next((own for layers, own in self.layer_options.items() if same_layers(layers, train_layers)), {})
+        return {name: value for name, value in (self.options | own).items() if value is not None}
 
 
 def _whole(value: Any) -> bool:
@@ -100,7 +119,8 @@ def _positive(value: Any) -> bool:
 
 def plan_config(plan: TrainingPlan) -> dict[str, Any]:
     """JSON values."""
-    return {**plan.options, "depths": [dict(vars(depth)) for depth in plan.depths]}
+    others = {"layer_options": plan.layer_options} if plan.layer_options else {}
+    return {**plan.options, "depths": [dict(vars(depth)) for depth in plan.depths], **others}
 
 
 def build_plan(config: Mapping[str, Any]) -> TrainingPlan:
@@ -122,7 +142,8 @@ def plan_line(plan: TrainingPlan | None) -> str:
     first, *later = plan.depths
     layers = f"train_layers {first.train_layers}"
     layers += "".join(f", {depth.train_layers} from a budget of {depth.budget:g} whole passes" for depth in later)
-    return f"{options_line(plan.options)}, {layers}"
+    others = "".join(f"; where a user sets train_layers {at}: {options_line(own)}" for at, own in plan.layer_options.items())
+    return f"{options_line(plan.options)}, {layers}{others}"
 
 
 def options_line(options: Mapping[str, Any]) -> str:

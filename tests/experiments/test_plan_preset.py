@@ -76,6 +76,22 @@ def test_the_plan_has_the_recipe_that_is_best_over_budgets_with_its_best_depth_a
         choose_plan(every, {100.0: {top: 0.0}, 400.0: {rsgn_top: 0.0}}, 4)
 
 
+def test_layers_that_the_plan_does_not_choose_keep_the_options_that_were_best_there():
+    wide, narrow = RSGN | {"num_directions": 32, "lr": 0.5}, RSGN | {"epsilon": 1e-2}
+    every = candidates(first=wide, second=narrow, third=LEARNED)
+    names = ("top wide", "all wide", "top narrow", "all narrow", "top learned", "all learned")
+    labels = dict(zip(names, (one.label for one in every), strict=True))
+
+    def options(**scores: float) -> Any:
+        return choose_plan(every, {50.0: {labels[name.replace("_", " ")]: score for name, score in scores.items()}}, 4)[0]
+
+    chosen = options(top_wide=0.0, all_wide=0.4, top_narrow=0.1, all_narrow=0.3, all_learned=0.2)
+    assert (chosen.depths, chosen.num_directions) == ((Depth(0, "top:1"),), 32)
+    assert chosen.layer_options == {"all": {"num_directions": 2, "lr": None, "epsilon": 1e-2}}, "another method is none for it"
+    assert chosen.options_at("all") == {"method": "learned+rsgn", "method_args": {}, **narrow}
+    assert options(top_wide=0.0, all_wide=0.2, all_narrow=0.3).layer_options == {}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

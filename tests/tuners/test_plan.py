@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,38 @@ def test_under_another_method_a_plan_decides_what_belongs_to_no_method_and_under
     taken = FineTuneConfig(tuner="x", method="learned+lozo").open_to(PLAN)
     assert taken == {"batch_size": 8, "train_layers": "top:1"}
     assert FineTuneConfig(tuner="x", scheme="lora").open_to(PLAN) == {}
+
+
+def test_layers_that_a_user_sets_have_options_of_their_own(tmp_path):
+    own = {"all": {"num_directions": 2, "lr": None}, "25,26": {"schedule": "cosine"}}
+    plan = replace(PLAN, layer_options=own)
+    assert build_plan(json.loads(json.dumps(plan_config(plan)))) == plan
+    assert Tuner.from_pretrained(Tuner.from_pretrained("l2l-tiny").with_plan(plan).save_pretrained(tmp_path)).plan == plan
+    assert "; where a user sets train_layers all: num_directions 2" in plan_line(plan)
+    taken = FineTuneConfig(tuner="x", train_layers="all").open_to(plan)
+    assert taken == {
+        **{"method": "learned+rsgn", "method_args": {"rsgn": {"damping": 0.3}}, "num_directions": 2, "batch_size": 8},
+        "schedule": "linear",
+    }
+    assert FineTuneConfig(tuner="x", train_layers="all", num_directions=3, lr=0.1).completed(taken).num_directions == 3
+    assert FineTuneConfig(tuner="x", train_layers=[26, 25]).open_to(plan)["schedule"] == "cosine"
+    for layers in (None, "top:1", "top:2"):  # the plan's, one of its depths, and one of which it knows nothing
+        assert FineTuneConfig(tuner="x", train_layers=layers).open_to(plan)["num_directions"] == 4
+
+
+@pytest.mark.parametrize(
+    ("layers", "given", "message"),
+    [
+        ("top:1", {}, "layer_options='top:1' must be of other layers than depths"),
+        ("all", {"method": "mezo"}, r"layer_options=.* must be of fields of a plan other than batch_size, depths.*method"),
+        ("all", {"speed": 1}, "layer_options=.* must be of fields"),
+        ("all", {"num_directions": 0}, "num_directions=0 must be a whole number"),
+        ("bottom:2", {}, "train_layers='bottom:2' must be"),
+    ],
+)
+def test_options_of_layers_are_checked_as_the_plan_is(layers: str, given: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        replace(PLAN, layer_options={layers: given})
 
 
 def test_without_a_plan_the_constants_are_those_of_method_and_scheme():

@@ -28,7 +28,7 @@ from l2l.meta.config import task_list
 from l2l.methods.base import check_counts, check_positive
 from l2l.methods.registry import takes_tuner
 from l2l.models.load import EMBEDDED, load_model
-from l2l.models.prefix import TrainLayers, plan_fills
+from l2l.models.prefix import TrainLayers, plan_fills, same_layers
 from l2l.report.console import print_table
 from l2l.report.run_directory import METRICS, RunDirectory, read_metrics, write_json
 from l2l.tasks import get_task
@@ -295,7 +295,29 @@ def choose_plan(
     depths = [Depth(start, one.train_layers) for start, one in zip(starts, best, strict=True)]
     kept = [depth for i, depth in enumerate(depths) if i == 0 or depth.train_layers != depths[i - 1].train_layers]
     own = {at: scores[at][one.label] for at, one in zip(budgets, best, strict=True)}
-    return TrainingPlan(**{"batch_size": batch_size, **recipe}, depths=kept), own
+    plan = TrainingPlan(**{"batch_size": batch_size, **recipe}, depths=kept)
+    return replace(plan, layer_options=_layer_options(plan, candidates, scores)), own
+
+
+def _layer_options(
+    plan: TrainingPlan, candidates: Sequence[Candidate], scores: Mapping[float, Scores]
+) -> dict[str, dict[str, Any]]:
+    """For every depth that the plan does not choose: what is other in the recipe of lowest mean score there, of those with the
+    plan's method and batch size."""
+    found: dict[str, tuple[float, dict[str, Any]]] = {}
+    for one in candidates:
+        score = fmean(own.get(one.label, math.inf) for own in scores.values())
+        other = TrainingPlan(**{"batch_size": plan.batch_size, **one.recipe})
+        alike = (other.method, other.batch_size) == (plan.method, plan.batch_size)
+        chosen = any(same_layers(one.train_layers, depth.train_layers) for depth in plan.depths)
+        if alike and not chosen and score < found.get(str(one.train_layers), (math.inf,))[0]:
+            found[str(one.train_layers)] = score, other.options
+    names = {layers: sorted(options.keys() | plan.options.keys()) for layers, (_, options) in found.items()}
+    other = {
+        layers: {name: options.get(name) for name in names[layers] if options.get(name) != plan.options.get(name)}
+        for layers, (_, options) in found.items()
+    }
+    return {layers: own for layers, own in other.items() if own}
 
 
 # The runs.
