@@ -118,7 +118,9 @@ class Bench:
         known = json.loads(file.read_text()) if file.is_file() else {}
         name = f"{options['task']} {options.get('train_layers', 'all')}"
         if reads_outputs(options):  # the first of a step costs more than the others
-            name += f" {options['method']} {declared(options).passes:g}"
+            method = declared(options)
+            name += f" {options['method']} {method.passes:g}"
+            name += "" if method.whole_passes == method.passes else f" {method.whole_passes:g} whole"
         if name not in known:
             known[name] = seconds_of_a_pass(prepare(options))
             write_json(file, known)
@@ -179,13 +181,13 @@ def declared(options: Mapping[str, Any]) -> Any:
 
 def seconds_of_a_pass(context: RunContext) -> float:
     """Median over some batches; hidden states below the trained layers are kept."""
-    found, prefix, passes = [], context.prefix, context.optimizer.method.passes
+    found, prefix, method = [], context.prefix, context.optimizer.method
     for step in range(BATCHES):
         with nullcontext() if prefix is None else prefix.cache.attached():
             if prefix is not None:
                 prefix.cache.plan(prefix.fills)
                 finite_loss(context.closures.at(step))
-            found.append(pass_seconds(context.closures, step, passes, context.model.device))
+            found.append(pass_seconds(context.closures, step, method.passes, method.whole_passes, context.model.device))
     return median(found)
 
 

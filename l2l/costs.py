@@ -207,6 +207,13 @@ class Plan:
     """Whether a tuner reads the moments of the weights at each step."""
     one_sided: bool = False
     """Whether the directions of a step share one loss at theta."""
+    whole_passes: float | None = None
+    """Of the passes, those that run all layers; the others run the last one. None: all do."""
+
+    def work(self, layers: int) -> float:
+        """Whole forward passes that take as long as those of a step, of so many layers."""
+        whole = self.passes if self.whole_passes is None else self.whole_passes
+        return whole + (self.passes - whole) / max(layers, 1)
 
     @staticmethod
     def of(dtype: torch.dtype, perturb: PerturbMode, update: Update, method: Any, blocks: Blocks) -> "Plan":
@@ -221,6 +228,7 @@ class Plan:
             inside = inside.inner
         told = {"differentiates": method.differentiates, "learned": hasattr(inside, "tuner")}
         told["one_sided"] = getattr(method, "estimator", "") == "one_sided"
+        told["whole_passes"] = getattr(method, "whole_passes", None)
         return Plan(dtype, perturb, update, method.passes, directions, state, scratch, **told)
 
 
@@ -514,6 +522,8 @@ class Prediction:
     """Bytes by part; see :func:`memory_parts`."""
     passes: float
     """Forward passes per step, all included."""
+    work: float
+    """Whole forward passes that take as long."""
     seconds_per_forward: float | None
     seconds_per_step: float | None
     """None where nothing was measured."""
@@ -535,12 +545,13 @@ def predict(
         device: where speeds are measured; None: time is not predicted.
         every: steps between the extra losses of ``lr="auto"``; 0: there are none.
     """
-    passes, parts = step_passes(plan, every), memory_parts(shape, peak, plan)
+    passes, parts = step_passes(plan, every).forwards, memory_parts(shape, peak, plan)
+    timed = step_passes(replace(plan, passes=plan.work(shape.layers)), every)
     if device is None:
-        return Prediction(parts, passes.forwards, None, None)
+        return Prediction(parts, passes, timed.forwards, None, None)
     speeds = speeds_for(shape, mean, plan.dtype, device)
-    seconds = forward_seconds(shape, mean, speeds), step_seconds(shape, mean, passes, speeds)
-    return Prediction(parts, passes.forwards, *seconds)
+    seconds = forward_seconds(shape, mean, speeds), step_seconds(shape, mean, timed, speeds)
+    return Prediction(parts, passes, timed.forwards, *seconds)
 
 
 def advice(shape: ModelShape, load: Load, plan: Plan, room: int) -> str:
@@ -594,6 +605,8 @@ class Expectation:
     """Bytes by which the peak exceeds what there is; 0 where the run fits."""
     passes_per_step: float = 2.0
     """Forward passes, MeZO's by default; a backward pass counts as two."""
+    work_per_step: float = 2.0
+    """Whole forward passes that take as long."""
 
     def line(self, steps: int | None = None, passes: int | None = None, seconds: float | None = None) -> str:
         """One line for a terminal, about a run that ends with the first of these limits."""
@@ -647,7 +660,7 @@ def expect(
     used, room = current_bytes(model.device), available_bytes(model.device)  # before anything is measured
     found = predict(shape, largest, mean, plan, model.device if measure else None, every)
     more = transient_bytes(found.parts)
-    return Expectation(used + more, found.seconds_per_step, max(0, more - room), found.passes)
+    return Expectation(used + more, found.seconds_per_step, max(0, more - room), found.passes, found.work)
 
 
 EVALUATION_WORK = 0.5

@@ -259,6 +259,24 @@ def directional_statistics(
     return DirectionalStatistics(derivatives, curvature)
 
 
+def balanced(statistics: DirectionalStatistics, first: int) -> tuple[DirectionalStatistics, torch.Tensor]:
+    """Statistics along directions of two kinds with the same mean curvature in both, and [N] the factors that make it so.
+
+    Directions of few blocks change the outputs less than those of all: damping by the mean of the diagonal would leave them no
+    step. Along a direction that is s times as long, derivatives are s times as large and curvature s^2.
+
+    Args:
+        first: the number of directions of the first kind, whose factor is 1.
+    """
+    diagonal = statistics.curvature.diag()
+    mean, other = diagonal[:first].mean(), diagonal[first:].mean()
+    factors = torch.ones_like(diagonal)
+    if mean > 0 and other > 0:
+        factors[first:] = (mean / other).sqrt()
+    scaled = DirectionalStatistics(statistics.derivatives * factors, statistics.curvature * factors * factors[:, None])
+    return scaled, factors
+
+
 def _shape(outputs: BatchOutputs) -> tuple[int, ...]:
     return tuple(outputs.losses.shape if outputs.logits is None else outputs.logits.shape)
 

@@ -587,6 +587,13 @@ QUANTISED = partial(instead, load, "find_spec", lambda package: package)
 TOP = {"train_layers": "top:1"}
 CASES: dict[str, tuple[Call, list[Call]]] = {
     # a piece of the message: (what it is said of, what it advises)
+    "are directions of top_blocks, which name no block": (
+        lambda: l2l.optim.RSGN(torch.nn.Linear(4, 2), top_directions=2),
+        [
+            lambda: l2l.optim.RSGN(torch.nn.Linear(4, 2), top_directions=2, top_blocks=["weight"]),
+            lambda: l2l.optim.RSGN(torch.nn.Linear(4, 2)),
+        ],
+    ),
     "trains what lies below all layers": (
         config(scheme="prefix", **TOP), [config(scheme="prefix"), config(scheme="lora", **TOP)],
     ),

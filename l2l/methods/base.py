@@ -208,6 +208,11 @@ class Method(ABC, Generic[State]):
         return self.num_directions + 1.0 if self.estimator == "one_sided" else 2.0 * self.num_directions
 
     @property
+    def whole_passes(self) -> float:
+        """Of the passes, those that run all layers: along a direction of the top blocks alone a pass may begin there."""
+        return self.passes
+
+    @property
     def passes_once(self) -> float:
         """Of the passes, those that a step takes once, however many groups of blocks it evaluates (``blockwise+``)."""
         return self.passes - (1 if self.estimator == "one_sided" else 2) * self.num_directions
@@ -280,6 +285,10 @@ class Wrapper(CustomEstimator[State]):
     @property
     def passes(self) -> float:
         return self.inner.passes
+
+    @property
+    def whole_passes(self) -> float:
+        return self.inner.whole_passes
 
     @property
     def passes_once(self) -> float:

@@ -1,7 +1,7 @@
 """Method objects from what a user names, and the table of methods that ``l2l methods list`` prints."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeAlias
 
@@ -36,8 +36,7 @@ def method_name(method: MethodLike) -> str:
 
 def check_estimator(method: MethodLike, estimator: Estimator | None, num_directions: int | None) -> None:
     """Raise ValueError where the method, of a composed one the innermost, does not leave open what is chosen (not None)."""
-    while isinstance(method, Wrapper):
-        method = method.inner
+    method = innermost(method)
     name = method_name(method).split(AROUND)[-1]
     kind: Any = method_class(name) if isinstance(method, str) else getattr(method, "method_class", method)
     free = {field.name for field in fields(kind) if field.init}
@@ -57,6 +56,20 @@ def with_estimator(method: Any, estimator: Estimator | None, num_directions: int
         return replace(method, inner=with_estimator(method.inner, estimator, num_directions))
     given = {"estimator": estimator, "num_directions": num_directions}
     return replace(method, **{field: value for field, value in given.items() if value is not None})
+
+
+def innermost(method: Any) -> Any:
+    """The method object that wrappers are around."""
+    while isinstance(method, Wrapper):
+        method = method.inner
+    return method
+
+
+def with_top_blocks(method: Any, names: Sequence[str]) -> Any:
+    """The method object, of a composed one the innermost, with ``top_blocks`` where it has none."""
+    if isinstance(method, Wrapper):
+        return replace(method, inner=with_top_blocks(method.inner, names))
+    return method if method.top_blocks else replace(method, top_blocks=tuple(names))
 
 
 def takes_tuner(name: str) -> bool:

@@ -12,12 +12,14 @@ that returns losses per example gives the empirical Fisher matrix for M; one tha
 derivatives alone, of rank one, without noise: it works, at short steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from l2l.estimators import DirectionalStatistics, directional_statistics, subspace_newton
+from l2l.estimators import DirectionalStatistics, balanced, directional_statistics, subspace_newton
 from l2l.methods import base
 from l2l.methods.base import Blocks, Distribution, Estimate, Estimates, LossEvaluator, PerturbedParameters, StepContext
+from l2l.params import Direction
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class RSGN(base.CustomEstimator[RSGNState]):
     fractions = ("signal_decay",)
     num_directions: int = 16
     """N. Of the order of the rows of a batch, at most b (K - 1)."""
+    top_directions: int = 0
+    """Further directions, of the ``top_blocks`` alone. Where passes begin at the lowest layer in which anything moves, as in
+    `l2l fine-tune`, those of a model's last layer cost a few hundredths of a pass each."""
+    top_blocks: tuple[str, ...] = ()
+    """Names of blocks. `l2l fine-tune` sets those of the last layer and of what follows it."""
     distribution: Distribution = "packed_rademacher"
     gain: float = 0.3
     """Fraction of the step to the minimum within the subspace, where neither damping nor noise shorten it."""
@@ -59,8 +66,18 @@ class RSGN(base.CustomEstimator[RSGNState]):
     signal_floor: float = 0.002
     """Least G in units of the mean diagonal of M: estimates of G may be negative."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "top_blocks", tuple(self.top_blocks))
+        if not isinstance(self.top_directions, int) or isinstance(self.top_directions, bool) or self.top_directions < 0:
+            raise ValueError(f"top_directions={self.top_directions!r} must be a whole number, at least 0")
+
     @property
     def passes(self) -> float:
+        return self.num_directions + self.top_directions + 1.0
+
+    @property
+    def whole_passes(self) -> float:
         return self.num_directions + 1.0
 
     @property
@@ -68,27 +85,49 @@ class RSGN(base.CustomEstimator[RSGNState]):
         return True
 
     def init(self, blocks: Blocks) -> RSGNState:
+        """Raises ValueError where there are directions of the ``top_blocks``, and no such blocks."""
+        if self.top_directions and not {block.name for block in blocks}.intersection(self.top_blocks):
+            raise ValueError(
+                f"top_directions={self.top_directions} are directions of top_blocks, which name no block that is trained "
+                f"({', '.join(self.top_blocks[:3]) or 'none is given'}): set top_blocks, or leave top_directions at 0"
+            )
         return RSGNState()
 
     def estimate(self, evaluator: LossEvaluator, state: RSGNState) -> tuple[Estimates, RSGNState]:
-        directions = [evaluator.transform(direction) for direction in base.directions_of(self, evaluator, state)]
+        count = self.num_directions + self.top_directions
+        blocks, unit = evaluator.theta.blocks, base.directions_of(self, evaluator, state, count)
+        directions = [self._placed(evaluator.transform(direction), blocks) for direction in unit]
+        whole = sum(direction.key.draw < self.num_directions for direction in directions)
         bare = replace(evaluator, transform=lambda direction: direction)
         at = bare.center_outputs()
         plus = [bare.outputs_along(direction, self.epsilon) for direction in directions]
 
         def solve() -> list[float]:
             seen = directional_statistics(at, plus, None, self.epsilon)
+            slopes = seen.mean.tolist()
+            seen, factors = balanced(seen, whole) if 0 < whole < len(plus) else (seen, 1.0)
             now = self._observed(state, seen)
             signal = max(now.signal / now.weight, self.signal_floor) * seen.curvature_along if now.weight else None
             unit = 1.0 if at.logits is not None else at.loss**2
-            lengths = subspace_newton(seen, signal, self.damping, self.gain, self.trust * unit)
-            return [now.signal, now.weight, *seen.mean.tolist(), *lengths.tolist()]
+            lengths = factors * subspace_newton(seen, signal, self.damping, self.gain, self.trust * unit)
+            return [now.signal, now.weight, *slopes, *lengths.tolist()]
 
         signal, weight, *rest = evaluator.reading(solve)
         slopes, lengths = rest[: len(directions)], rest[len(directions) :]
         found = zip(directions, plus, slopes, strict=True)
         estimates = tuple(Estimate(u, there.loss, None, slope, at.loss) for u, there, slope in found)
         return estimates, RSGNState(signal, weight, tuple(lengths))
+
+    def _placed(self, direction: Direction, blocks: Blocks) -> Direction:
+        """The direction itself, or one of the draws after the first N restricted to the ``top_blocks``."""
+        if direction.key.draw < self.num_directions:
+            return direction
+        inside = [block.name in self.top_blocks for block in blocks]
+
+        def kept(scales: Sequence[float]) -> tuple[float, ...]:
+            return tuple(scale if own else 0.0 for scale, own in zip(scales, inside, strict=True)) if scales else ()
+
+        return replace(direction, sigma=kept(direction.sigma), basis_sigma=kept(direction.basis_sigma))
 
     def _observed(self, state: RSGNState, seen: DirectionalStatistics) -> RSGNState:
         """The state with one more measurement of the signal, where the batch tells it."""

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, TypeVar, final
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -32,6 +32,7 @@ from l2l.models.last_layer import replaced_forwards
 TrainLayers: TypeAlias = str | int | Sequence[int]
 """``all``; ``top:5``, the last five layers; ``top:1/3``, the last third, rounded up; or layers by number from 0, ``25,26``."""
 
+_Value = TypeVar("_Value")
 _TOP = re.compile(r"top:(\d+)(?:/(\d+))?")
 _PROBED = 4
 """Tokens of the row on which a model is watched."""
@@ -428,6 +429,43 @@ class PrefixCache:
     def keep(self, fill: Fill, states: torch.Tensor) -> None:
         """Know these rows from now on; ``states`` as :meth:`compute` gives them, on any device."""
         self.rows.update(zip(fill.keys, states.split(fill.lengths), strict=True))
+
+
+@final
+class StepStates:
+    """Within a step, hidden states below the top layers, from which a pass begins where nothing below them is displaced.
+
+    Args:
+        lowest: the lowest of the top layers, at least 1.
+        displaced: whether anything below them is, of the weights that an evaluation sees now.
+    """
+
+    def __init__(self, model: torch.nn.Module, trace: LayerTrace, lowest: int, displaced: Callable[[], bool]) -> None:
+        self._cache = PrefixCache(model, trace, lowest)
+        self._displaced = displaced
+
+    def sharing(self, closure: Callable[[], _Value], fed: Sequence[TokenQuery]) -> Callable[[], _Value]:
+        """The closure, of one step alone: the first pass with nothing displaced below keeps the states, for as long as the
+        closure is there.
+
+        Args:
+            fed: what it feeds the model.
+        """
+        cache, rows, planned = self._cache, dict[bytes, torch.Tensor](), dict[bytes, Fill]()
+
+        def shared() -> _Value:
+            if self._displaced():
+                return closure()
+            if not planned:
+                planned.update((key, fill) for fill in plan_fills(cache.model, fed) for key in fill.keys)
+            cache.rows, cache.planned = rows, planned
+            try:
+                with cache.attached():
+                    return closure()
+            finally:
+                cache.rows, cache.planned = {}, {}
+
+        return shared
 
 
 _FORMAT = "2"

@@ -122,7 +122,7 @@ def run_estimate(config: EstimateConfig) -> dict[str, Any]:
         "flops_per_forward": sum(costs.forward_flops(shape, load).values()),
         "seconds_per_forward": found.seconds_per_forward,
         "seconds_per_step": seconds,
-        "step_over_forwards": seconds / (found.passes * (found.seconds_per_forward or seconds)),
+        "step_over_forwards": seconds / (found.work * (found.seconds_per_forward or seconds)),
         "steps_per_hour": 3600 / seconds,
         "passes_per_step": found.passes,
         "trained_parameters": shape.trained,

@@ -23,6 +23,7 @@ from l2l.models.batching import Grouping
 from l2l.models.heads import TokenQuery
 from l2l.models.load import DTYPES, check_device, load_model, load_tokenizer, loading_bar
 from l2l.models.offload import offload_layers, stream_of
+from l2l.models.prefix import StepStates
 from l2l.models.streaming import LayerFiles, load_streamed
 from l2l.noise import Key
 from l2l.plugins import load_module
@@ -203,6 +204,8 @@ class Closures:
     itself."""
     rewarded: RewardLoss | None = None
     """In place of an objective, minus the rewards of a batch [b]."""
+    states: StepStates | None = None
+    """Shares hidden states between a step's passes over the task's loss; None: each runs all layers that it needs."""
 
     def at(self, step: int) -> Closure:
         """The objective on a step's batch."""
@@ -256,9 +259,10 @@ class Closures:
         return partial(objective, self.model, self.tokenizer, [self.rows[i] for i in indices])
 
     def _loss(self, batch: Batch) -> Closure:
+        closure: Closure = partial(batch_loss, self.model, batch, self.batcher.form)
         if self.outputs:
-            return BatchLogits(self.model, batch, self.batcher.form, near=self.near)
-        return partial(batch_loss, self.model, batch, self.batcher.form)
+            closure = BatchLogits(self.model, batch, self.batcher.form, near=self.near)
+        return closure if self.states is None else self.states.sharing(closure, batch.parts or (batch,))
 
     def _chunks(self, indices: Sequence[int]) -> list[list[Encoded]]:
         """Examples of each forward pass of a batch."""

@@ -24,6 +24,7 @@ from l2l.models import prefix
 from l2l.models.heads import TokenQuery
 from l2l.models.load import context_length
 from l2l.models.streaming import LayerFiles
+from l2l.params import PerturbedParameters
 from l2l.report import run_directory
 from l2l.report.console import Advance, Bars
 from l2l.report.memory import available_bytes
@@ -31,6 +32,7 @@ from l2l.tasks.base import Row
 from l2l.tasks.evaluate import evaluation_batches
 from l2l.train.config import CompleteConfig
 from l2l.train.inputs import Closures, RunInputs
+from l2l.train.objectives import LOSS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -248,6 +250,45 @@ def _traced(model: "PreTrainedModel", config: CompleteConfig) -> tuple[prefix.La
         if lowest := trace.lowest_trained(model):
             return trace, lowest
     raise prefix.NoPrefixError("something below layer 1 is trained")
+
+
+def trace_top(model: "PreTrainedModel", config: CompleteConfig) -> tuple[prefix.LayerTrace, tuple[str, ...]]:
+    """The structure, and the names of the trained parameters of the last layer and of what follows it.
+
+    Raises:
+        ValueError: there are none, or a pass over them alone is not possible.
+    """
+    way_out = "leave top_directions at 0"
+    if config.objective != LOSS or config.reward is not None:
+        raise ValueError(f"top_directions share passes over the task's loss, and objective is {config.objective!r}: {way_out}")
+    if config.compile:
+        raise ValueError(f"top_directions leave layers out, which a compiled decoder cannot: leave compile off, or {way_out}")
+    try:
+        trace = prefix.trace_layers(model)
+    except prefix.NoPrefixError as error:
+        raise ValueError(f"top_directions are those of the last layer, but {error}: {way_out}") from error
+    last = max(1, len(trace.layers) - 1)
+    trained = [(name, trace.places.get(id(p), 0)) for name, p in model.named_parameters() if p.requires_grad]
+    names = tuple(name for name, place in trained if place >= last)
+    if not names:
+        raise ValueError(f"top_directions are those of the last layer, and nothing of it is trained: {way_out}")
+    return trace, names
+
+
+def step_states(
+    model: "PreTrainedModel", trace: prefix.LayerTrace, theta: PerturbedParameters, top_blocks: Sequence[str]
+) -> prefix.StepStates:
+    """What the passes of a step share below the lowest layer of these blocks."""
+    places = {name: trace.places.get(id(parameter), 0) for name, parameter in model.named_parameters()}
+    lowest = max(1, min(place for name, place in places.items() if name in top_blocks))
+    below = [index for index, block in enumerate(theta.blocks) if places[block.name] < lowest]
+
+    def displaced() -> bool:
+        at = theta.displacement
+        scales = () if at.direction is None or not at.distance else (at.direction.sigma, at.direction.basis_sigma)
+        return any(own[index] for own in scales if own for index in below)
+
+    return prefix.StepStates(model, trace, lowest, displaced)
 
 
 def _probe(cache: prefix.PrefixCache, closures: Closures, loss: float, dtype: torch.dtype) -> tuple[float, float]:

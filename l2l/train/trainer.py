@@ -26,7 +26,16 @@ from l2l.arguments import plain
 from l2l.costs import EvaluationPlan, Expectation, evaluated_rows, expect
 from l2l.estimators import finite_loss
 from l2l.methods.base import FirstOrder
-from l2l.methods.registry import MethodLike, build_method, check_estimator, method_name, takes_tuner, with_estimator
+from l2l.methods.registry import (
+    MethodLike,
+    build_method,
+    check_estimator,
+    innermost,
+    method_name,
+    takes_tuner,
+    with_estimator,
+    with_top_blocks,
+)
 from l2l.models import Grouping, compile_decoder, saving
 from l2l.models.load import context_length, freeze_matching, model_identity
 from l2l.models.prefix import TrainLayers, train_only
@@ -65,7 +74,7 @@ from l2l.train.inputs import (
 )
 from l2l.train.objectives import LOSS
 from l2l.train.on_ray import RayLead, check_named
-from l2l.train.prefix import FILE, RunPrefix, prepare_prefix
+from l2l.train.prefix import FILE, RunPrefix, prepare_prefix, step_states, trace_top
 from l2l.train.rewards import (
     AFTER,
     BEFORE,
@@ -329,6 +338,10 @@ def prepare_fine_tuning(
     if config.steps is None and config.max_passes is not None:  # a method that plans ahead plans for the passes
         steps = ceil(config.max_passes / built.passes)
         built = with_estimator(build_method(*told, steps), config.estimator, config.num_directions)
+    trace = None
+    if getattr(innermost(built), "top_directions", 0):
+        trace, top_blocks = trace_top(model, config)
+        built = with_top_blocks(built, top_blocks)
     if not isinstance(built, FirstOrder):
         # Learning rates of normalized steps are of another size, for which no range is known.
         lr = "auto" if built.step_is_normalized else config.lr
@@ -361,6 +374,8 @@ def prepare_fine_tuning(
     if config.compile:
         compile_decoder(model)
     closures = make_closures(inputs, built, batcher)
+    if trace is not None:
+        closures = replace(closures, states=step_states(model, trace, optimizer.theta, innermost(built).top_blocks))
     loss = None
     try:
         if inputs.files is None:  # layers that are not in memory compute nothing yet
@@ -597,7 +612,7 @@ def plan_evaluations(context: RunContext, expected: Expectation, folder: RunDire
 def _evaluation_plan(context: RunContext, expected: Expectation, there: Mapping[str, int]) -> EvaluationPlan:
     config, batcher = context.config, context.closures.batcher
     if config.max_seconds is not None:  # a pass on this machine as busy as it is, where the prediction is for an idle one
-        seconds = expected.passes_per_step * _pass_seconds(context)
+        seconds = expected.work_per_step * _pass_seconds(context)
         seconds += 0.0 if context.prefix is None else context.prefix.fill_seconds
         expected = replace(expected, seconds_per_step=max(expected.seconds_per_step or 0.0, seconds))
     steps = expected.steps(config.steps, config.max_passes, config.max_seconds)
@@ -612,7 +627,7 @@ def _evaluation_plan(context: RunContext, expected: Expectation, there: Mapping[
     elif context.task.generates:
         row += gold + context.task.new_tokens(config.max_new_tokens)
     trained = gold if config.objective in (LOSS, REWARD) and batcher.form == "lm" else row
-    trained *= steps * expected.passes_per_step * config.batch_size
+    trained *= steps * expected.work_per_step * config.batch_size
     asked = {kind for kind in there if (config.dev_size if kind == "dev" else config.test_size) is not None}
     times = {"train": 2, "dev": 2 + ceil(steps / every), "test": 2}
     parameters = sum(parameter.numel() for parameter in context.model.parameters())
@@ -647,7 +662,7 @@ def _expected_costs(context: RunContext) -> Expectation:
     if context.reward is None:
         return expect(*trained, batches, [evaluated], measure=measure, every=every, **kept)
     found = expect(*trained, batches, [evaluated], measure=False)  # its time is that of passes without a cache
-    return replace(found, seconds_per_step=found.passes_per_step * _pass_seconds(context)) if measure else found
+    return replace(found, seconds_per_step=found.work_per_step * _pass_seconds(context)) if measure else found
 
 
 @dataclass

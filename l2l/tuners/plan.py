@@ -105,8 +105,8 @@ class TrainingPlan:
 
     def options_at(self, train_layers: TrainLayers) -> dict[str, Any]:
         """:attr:`options` of runs that train these layers."""
-        own = next((own for layers, own in self.layer_options.items() if same_layers(layers, train_layers)), {})
-        return {name: value for name, value in (self.options | own).items() if value is not None}
+        own = [own for layers, own in self.layer_options.items() if same_layers(layers, train_layers)]
+        return {name: value for name, value in (self.options | dict(*own)).items() if value is not None}
 
 
 def _whole(value: Any) -> bool:

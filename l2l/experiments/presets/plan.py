@@ -191,21 +191,22 @@ def measure_costs(config: PlanConfig, tuner: str) -> tuple[float, dict[str, Cost
     """
     seconds: dict[tuple[Any, ...], float] = {}  # of a pass, by all that it depends on
     found: dict[str, tuple[float, bool, float]] = {}  # by label: of a pass, whether states are kept, and passes per step
-    whole = Candidate({"method": "mezo", "lr": "auto"}, "all")
-    for one in (whole, *config.contenders):
+    unit_run = Candidate({"method": "mezo", "lr": "auto"}, "all")
+    for one in (unit_run, *config.contenders):
         run = one.run(config, tuner)
         context = prepare_fine_tuning(replace(run, train_size=min(config.train_size, 4 * run.batch_size)))
         closures, passes = context.closures, context.optimizer.method.passes
         cache = None if context.prefix is None else context.prefix.cache
-        at = str(one.train_layers), run.batch_size, closures.outputs, closures.near and passes
+        whole = getattr(context.optimizer.method, "whole_passes", passes)
+        at = str(one.train_layers), run.batch_size, closures.outputs, closures.near and (passes, whole)
         if at not in seconds:
             with nullcontext() if cache is None else cache.attached():
                 if cache is not None:
                     for fill in plan_fills(context.model, closures.fed(0)):
                         cache.keep(fill, cache.compute(fill))
-                seconds[at] = pass_seconds(closures, 0, passes, context.model.device)
+                seconds[at] = pass_seconds(closures, 0, passes, whole, context.model.device)
         found[one.label] = seconds[at], cache is not None, passes
-    unit = found[whole.label][0]
+    unit = found[unit_run.label][0]
     costs = {}
     for one in config.contenders:
         size = one.run(config, tuner).batch_size
@@ -227,8 +228,11 @@ def check_budgets(smallest: Mapping[str, float], costs: Mapping[str, Cost]) -> N
             )
 
 
-def pass_seconds(closures: Closures, step: int, passes: float, device: torch.device) -> float:
+def pass_seconds(closures: Closures, step: int, passes: float, whole: float, device: torch.device) -> float:
     """Mean over a step's passes, of which the first may cost more than those that go on from it: each the shortest of several.
+
+    Args:
+        whole: number of the passes that run all layers, where the others share states with the first.
 
     On the CPU, where the runs have one thread, by its own clock: other work of the machine does not count.
     """
@@ -240,7 +244,8 @@ def pass_seconds(closures: Closures, step: int, passes: float, device: torch.dev
             began = clock()
             finite_loss(closure)
             times.append(clock() - began)
-    return (min(first) + (passes - 1) * min(further)) / passes
+    like_first = 1.0 if closures.states is None else whole
+    return (like_first * min(first) + (passes - like_first) * min(further)) / passes
 
 
 # Scores and the choice: pure functions.
