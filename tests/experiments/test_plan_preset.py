@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from l2l.experiments import runner
 from l2l.experiments.presets import plan
 from l2l.experiments.presets.plan import Candidate, Cost, PlanConfig, better_half, check_budgets, choose_plan, scores_of
 from l2l.experiments.spec import Contender, Setting
-from l2l.tuners import Depth, Tuner
+from l2l.tuners import Depth, Provenance, TrainingPlan, Tuner
 
 pytestmark = pytest.mark.in_turn
 
@@ -162,6 +163,45 @@ def test_a_plan_is_chosen_from_real_runs_continued_and_used_by_fine_tuning(tmp_p
         runner._load_tuner(
             Setting("s", tasks=["world_job"]), Contender(method="learned", tuner=str(tmp_path / "out/tuner")), True
         )
+
+
+def test_a_plan_is_extended_by_what_is_best_at_further_layers(tmp_path, monkeypatch):
+    before = TrainingPlan(
+        "rsgn", num_directions=4, batch_size=4, depths=[Depth(0, "top:1")], layer_options={"top:2": {"lr": 0.5}}
+    )
+    origin = Provenance("l2l/tiny", recipe={"plan_tasks": ["world_stray"]}, results={"plan": {"seeds": 1}})
+    made = Tuner.for_model(l2l.load_model("l2l/tiny"), provenance=origin).with_plan(before)
+    source = str(made.save_pretrained(tmp_path / "before"))
+    candidates = [{"method": "rsgn", "num_directions": n} for n in (1, 2)]
+    given = {
+        **SMALL,
+        "tuner": source,
+        "extend": True,
+        "candidates": candidates,
+        "depths": ["all"],
+        "controls": [],
+        "screen": 0.0,
+    }
+    monkeypatch.setattr(plan, "pass_seconds", lambda closures, *_: finite_loss(closures.at(0)))
+    monkeypatch.setattr(plan, "executor_of", lambda name, processes, address=None: Here())
+    found = plan.run_plan(PlanConfig(**given, out=str(tmp_path / "out")))
+    tuner = Tuner.from_pretrained(tmp_path / "out" / "tuner")
+    (scores,) = found["scores"].values()
+    best = min(plan.PlanConfig(**given).contenders, key=lambda one: scores[one.label])
+    own = {"num_directions": best.given["num_directions"]}
+    assert tuner.plan == replace(before, layer_options={"top:2": {"lr": 0.5}, "all": own})
+    assert tuner.provenance.recipe["plan_tasks"] == ["world_stray", "world_topic", "world_job"]
+    assert tuner.provenance.results.keys() == {"plan", "plan of all"} and tuner.provenance.results["plan"] == {"seeds": 1}
+    for wrong, message in (
+        ({"tuner": "fresh"}, "tuner 'fresh' has none: leave extend out"),
+        ({"tuner": "l2l-tiny"}, "has none: leave extend out"),
+        ({"candidates": [LEARNED]}, "cannot be added to a plan whose method 'rsgn' and batch_size 4 hold for all layers"),
+        ({"batch_size": 8}, "cannot be added to a plan whose method 'rsgn' and batch_size 4"),
+        ({"depths": ["top:1"]}, "trains layers that the plan chooses itself: give it other layers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plan.run_plan(PlanConfig(**{**given, **wrong}, out=str(tmp_path / "refused")))
+    assert not (tmp_path / "refused").exists()
 
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "plan").glob("*.yaml"))

@@ -54,6 +54,8 @@ class PlanConfig(Arguments):
     tuner: str = "l2l-tiny"
     """Directory, bundled name or hub id; or ``fresh``: a table of the model's blocks whose sigma is 1, MeZO's. It is left as it
     is: the one with the plan is written to ``out/tuner``."""
+    extend: bool = False
+    """Keep the plan that the tuner has, and add what is best at the candidates' layers as options for users who set these."""
     model: str = "l2l/tiny"
     """``l2l/tiny``, a directory, or a hub id."""
     tasks: list[str] | str = field(default_factory=list)
@@ -301,10 +303,10 @@ def choose_plan(
     kept = [depth for i, depth in enumerate(depths) if i == 0 or depth.train_layers != depths[i - 1].train_layers]
     own = {at: scores[at][one.label] for at, one in zip(budgets, best, strict=True)}
     plan = TrainingPlan(**{"batch_size": batch_size, **recipe}, depths=kept)
-    return replace(plan, layer_options=_layer_options(plan, candidates, scores)), own
+    return replace(plan, layer_options=layer_options(plan, candidates, scores)), own
 
 
-def _layer_options(
+def layer_options(
     plan: TrainingPlan, candidates: Sequence[Candidate], scores: Mapping[float, Scores]
 ) -> dict[str, dict[str, Any]]:
     """For every depth that the plan does not choose: what is other in the recipe of lowest mean score there, of those with the
@@ -398,6 +400,31 @@ def run_plan(config: PlanConfig) -> dict[str, Any]:
         return _plan(config, executor, folder)
 
 
+def extended_plan(config: PlanConfig) -> TrainingPlan | None:
+    """The plan that is kept; None where a new one is made.
+
+    Raises:
+        ValueError: there is none, or a candidate could not be added to it.
+    """
+    if not config.extend:
+        return None
+    plan = None if config.tuner == FRESH else Tuner.from_pretrained(config.tuner).plan
+    if plan is None:
+        raise ValueError(f"extend keeps the plan that a tuner has, and tuner {config.tuner!r} has none: leave extend out")
+    for one in config.contenders:
+        own = TrainingPlan(**{"batch_size": config.batch_size, **one.recipe})
+        if not one.control and (own.method, own.batch_size) != (plan.method, plan.batch_size):
+            raise ValueError(
+                f"candidate {one.label!r} cannot be added to a plan whose method {plan.method!r} and batch_size "
+                f"{plan.batch_size} hold for all layers: give it both, or leave extend out"
+            )
+        if not one.control and any(same_layers(one.train_layers, depth.train_layers) for depth in plan.depths):
+            raise ValueError(
+                f"candidate {one.label!r} trains layers that the plan chooses itself: give it other layers, or leave extend out"
+            )
+    return plan
+
+
 def base_tuner(config: PlanConfig) -> Tuner:
     """The tuner that gets the plan, without one."""
     if config.tuner != FRESH:
@@ -408,7 +435,7 @@ def base_tuner(config: PlanConfig) -> Tuner:
 def _plan(config: PlanConfig, executor: Executor, folder: RunDirectory) -> dict[str, Any]:
     recorded = folder.path / COSTS
     known = json.loads(recorded.read_text()) if recorded.is_file() and not config.overwrite else None
-    tuner = base_tuner(config)
+    before, tuner = extended_plan(config), base_tuner(config)
     if known is None:
         with TemporaryDirectory() as temporary:
             unit, costs = measure_costs(config, str(tuner.save_pretrained(Path(temporary) / TUNER)))
@@ -435,6 +462,11 @@ def _plan(config: PlanConfig, executor: Executor, folder: RunDirectory) -> dict[
         recipes = [one.recipe for one in kept]
         left = [one for one in left if one.recipe in recipes]  # the plan's recipe has runs at every budget
     plan, own = choose_plan(candidates, found, config.batch_size)
+    chosen_on, evidence_of = config.pool, "plan"
+    if before is not None:
+        plan = replace(before, layer_options={**before.layer_options, **layer_options(before, candidates, found)})
+        chosen_on = list(dict.fromkeys([*tuner.provenance.recipe.get("plan_tasks", ()), *config.pool]))
+        evidence_of = f"plan of {', '.join(sorted({str(one.train_layers) for one in candidates}))}"
     beaten = {one.label: all(own[budget] < scores[one.label] for budget, scores in found.items()) for one in controls}
     evidence = {
         **{"tasks": config.pool, "seeds": config.seeds, "train_size": config.train_size, "whole_pass_seconds": unit},
@@ -446,8 +478,8 @@ def _plan(config: PlanConfig, executor: Executor, folder: RunDirectory) -> dict[
     }
     origin = replace(
         tuner.provenance,
-        recipe=tuner.provenance.recipe | {"plan_tasks": config.pool},
-        results=tuner.provenance.results | {"plan": finite(evidence)},
+        recipe=tuner.provenance.recipe | {"plan_tasks": chosen_on},
+        results=tuner.provenance.results | {evidence_of: finite(evidence)},
     )
     saved = replace(tuner, plan=plan, provenance=origin).save_pretrained(folder.path / TUNER)
     draw(folder.path / PICTURE, done, costs)
