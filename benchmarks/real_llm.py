@@ -139,7 +139,8 @@ class Bench:
             return Cost(BACKWARD, 0.0, 1.0, math.inf)
         share = min(1.0, self.timed(options) / self.whole(task))
         passes, epoch = declared(options).passes, self.inputs(task)["train rows"]["number"] / BATCH
-        return Cost(share, (1 - share) * epoch, passes, epoch * passes)
+        states = 0.0 if options.get("train_layers", "all") == "all" else (1 - share) * epoch  # kept from step to step
+        return Cost(share, states, passes, epoch * passes)
 
     def trial(self, label: str, task: str, budget: float, seed: int, lr: float | None, tuning: bool = False) -> Trial:
         """A run at a budget in whole passes."""

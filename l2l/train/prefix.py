@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final, get_args
@@ -291,6 +291,22 @@ def step_states(
     return prefix.StepStates(model, trace, lowest, displaced)
 
 
+def check_shared(closures: Closures, loss: float, dtype: torch.dtype) -> None:
+    """Raise ValueError where a pass that begins at the top layers gives another loss than a whole one, which is computed."""
+    whole = finite_loss(replace(closures, states=None).at(0))
+    if not _same(loss, whole, dtype):
+        name = type(closures.model).__name__
+        raise ValueError(
+            f"top_directions are those of the last layer, but {name} gives other losses without its lower layers ({loss:g}, "
+            f"not {whole:g}): leave top_directions at 0"
+        )
+
+
+def _same(found: float, loss: float, dtype: torch.dtype) -> bool:
+    """Whether two losses differ by rounding alone."""
+    return abs(found - loss) <= math.sqrt(torch.finfo(dtype).eps) * max(1.0, abs(loss))
+
+
 def _probe(cache: prefix.PrefixCache, closures: Closures, loss: float, dtype: torch.dtype) -> tuple[float, float]:
     """Seconds of a pass over the first batch without the lower layers, and of these; NoPrefixError where its loss
     is another one."""
@@ -302,7 +318,7 @@ def _probe(cache: prefix.PrefixCache, closures: Closures, loss: float, dtype: to
         found = finite_loss(closures.at(0))
         seconds = time.perf_counter() - between, between - began
     cache.rows = {}
-    if abs(found - loss) > math.sqrt(torch.finfo(dtype).eps) * max(1.0, abs(loss)):
+    if not _same(found, loss, dtype):
         name = type(cache.model).__name__
         raise prefix.NoPrefixError(f"{name} gives other losses without its lower layers ({found:g}, not {loss:g})")
     return seconds

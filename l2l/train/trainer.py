@@ -74,7 +74,7 @@ from l2l.train.inputs import (
 )
 from l2l.train.objectives import LOSS
 from l2l.train.on_ray import RayLead, check_named
-from l2l.train.prefix import FILE, RunPrefix, prepare_prefix, step_states, trace_top
+from l2l.train.prefix import FILE, RunPrefix, check_shared, prepare_prefix, step_states, trace_top
 from l2l.train.rewards import (
     AFTER,
     BEFORE,
@@ -384,6 +384,8 @@ def prepare_fine_tuning(
         if config.on_bad_loss == "raise":
             raise FloatingPointError(f"step 0, before any update: {error}") from error
         logger.warning("step 0, before any update: %s", error)
+    if trace is not None and loss is not None:
+        check_shared(closures, loss, trace.dtype)
     prefix = None if inputs.reward is not None else prepare_prefix(inputs, closures, loss)
     return RunContext(**vars(inputs), optimizer=optimizer, closures=closures, prefix=prefix)
 

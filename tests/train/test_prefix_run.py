@@ -187,6 +187,16 @@ def test_directions_of_a_last_layer_that_cannot_be_run_alone_are_refused(options
     assert not (tmp_path / "out").exists()
 
 
+def test_directions_of_a_last_layer_that_needs_more_than_hidden_states_are_refused(tmp_path):
+    model = load_model("l2l/tiny")
+    seen: list[torch.Tensor] = []
+    model.model.layers[0].register_forward_hook(lambda *args: seen.append(args[2]))
+    model.model.layers[3].register_forward_hook(lambda *args: args[2] + seen[-1].mean())  # of the last pass that ran it
+    config = FineTuneConfig(out=str(tmp_path / "out"), **{**SMALL, **TOP})
+    with pytest.raises(ValueError, match=r"gives other losses without its lower layers \(.*: leave top_directions at 0"):
+        prepare_fine_tuning(config, model, load_tokenizer("l2l/tiny"))
+
+
 def test_rows_that_no_step_comes_to_are_not_computed(tmp_path):
     calls: list[tuple[int, int]] = []
     options: dict[str, Any] = {"train_size": 64, "steps": None, "max_passes": 8, "batch_size": 4, "eval_every": 4}

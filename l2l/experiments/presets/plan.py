@@ -232,11 +232,10 @@ def check_budgets(smallest: Mapping[str, float], costs: Mapping[str, Cost]) -> N
 
 def pass_seconds(closures: Closures, step: int, passes: float, whole: float, device: torch.device) -> float:
     """Mean over a step's passes, of which the first may cost more than those that go on from it: each the shortest of several.
+    On the CPU, where the runs have one thread, by its own clock: other work of the machine does not count.
 
     Args:
         whole: number of the passes that run all layers, where the others share states with the first.
-
-    On the CPU, where the runs have one thread, by its own clock: other work of the machine does not count.
     """
     clock = thread_time if device.type == "cpu" else perf_counter
     first, further = [], []
@@ -319,12 +318,12 @@ def layer_options(
         chosen = any(same_layers(one.train_layers, depth.train_layers) for depth in plan.depths)
         if alike and not chosen and score < found.get(str(one.train_layers), (math.inf,))[0]:
             found[str(one.train_layers)] = score, other.options
-    names = {layers: sorted(options.keys() | plan.options.keys()) for layers, (_, options) in found.items()}
-    other = {
-        layers: {name: options.get(name) for name in names[layers] if options.get(name) != plan.options.get(name)}
-        for layers, (_, options) in found.items()
-    }
-    return {layers: own for layers, own in other.items() if own}
+
+    def changed(options: Mapping[str, Any]) -> dict[str, Any]:
+        names = sorted(options.keys() | plan.options.keys())
+        return {name: options.get(name) for name in names if options.get(name) != plan.options.get(name)}
+
+    return {layers: own for layers, (_, options) in found.items() if (own := changed(options))}
 
 
 # The runs.
