@@ -1,5 +1,5 @@
-"""What the default run leaves out by day, and ``-m slow`` takes: all but a random slice of each large grid of cases, and two of
-three tests of those files that take longest (``in_turn``)."""
+"""What the default run leaves out by day, and ``-m slow`` takes: all but a random slice of each large grid of cases, and four of
+five tests of those files that take longest (``in_turn``)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 DAY = os.environ.setdefault("L2L_TEST_DAY", str(date.today().toordinal()))
 """Seed of the slices. It is in the environment so that the processes of a run take the same ones, at midnight too."""
-PERIOD = 3
+PERIOD = 5
 """Days in which each test has been in a default run."""
 
 
@@ -40,5 +40,5 @@ def daily_slice(
 
 
 def is_due(test: str) -> bool:
-    """Whether a test is in today's default run, as each is every third day. All cases of a test go together."""
+    """Whether a test is in today's default run, as each is every fifth day. All cases of a test go together."""
     return (zlib.crc32(test.partition("[")[0].encode()) + int(DAY)) % PERIOD == 0
