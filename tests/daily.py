@@ -1,5 +1,5 @@
-"""What the default run leaves out by day, and ``-m slow`` takes: all but a random slice of each large grid of cases, and four of
-five tests of those files that take longest (``in_turn``)."""
+"""What the default run leaves out by day, and ``-m slow`` takes: all but a random slice of each large grid of cases, and four
+of five tests of those files that take longest (``in_turn``)."""
 
 from __future__ import annotations
 

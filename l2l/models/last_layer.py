@@ -8,6 +8,7 @@ with not-a-number wherever nothing is read, which reaches the places if anything
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, final
 
@@ -41,15 +42,33 @@ def replaced_forwards(
 
 @contextmanager
 def computed_at(model: torch.nn.Module, names: Sequence[str], rows: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
-    """While it is active, the modules of these names are computed at P places alone, and give 0 elsewhere.
+    """While it is active, the modules of these names are computed at P places alone, and give 0 elsewhere. Inside another one
+    of the same model, for a pass over other rows in the middle of a pass, the places are those of the inner one.
 
     Args:
-        names: of modules that pass :func:`modules_at_places`.
+        names: of modules that pass :func:`modules_at_places`; none: everything is computed everywhere.
         rows, positions: [P] rows and columns of the places.
     """
-    modules = [model.get_submodule(name) for name in names]
-    with replaced_forwards(modules, lambda _, forward: partial(_at_places, forward, rows, positions, 0.0)):
-        yield
+    outer = _present.get()
+    inside = outer is not None and outer[0] is model
+    modules = [] if inside else [model.get_submodule(name) for name in names]
+    before = _present.set((model, (rows, positions) if names else None))
+    try:
+        with replaced_forwards(modules, lambda _, forward: partial(_at_present_places, forward)):
+            yield
+    finally:
+        _present.reset(before)
+
+
+_present: ContextVar[tuple[torch.nn.Module, tuple[torch.Tensor, torch.Tensor] | None] | None]
+_present = ContextVar("_present", default=None)
+"""The model of the innermost :func:`computed_at`, and its places; None for these where it has no names."""
+
+
+def _at_present_places(forward: Callable[..., Any], states: torch.Tensor) -> torch.Tensor:
+    present = _present.get()
+    places = None if present is None else present[1]
+    return forward(states) if places is None else _at_places(forward, *places, 0.0, states)
 
 
 def _at_places(

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map_only
 
 from l2l.models.heads import TokenQuery, decoder_of, forward_inputs, virtual_tokens
 from l2l.models.kinds import kind_of
-from l2l.models.last_layer import replaced_forwards
+from l2l.models.last_layer import computed_at, replaced_forwards
 
 TrainLayers: TypeAlias = str | int | Sequence[int]
 """``all``; ``top:5``, the last five layers; ``top:1/3``, the last third, rounded up; or layers by number from 0, ``25,26``."""
@@ -258,6 +258,10 @@ class Fill:
     keys: tuple[bytes, ...]
     lengths: tuple[int, ...]
     """Columns of each row, without the padding on its right."""
+    rows: torch.Tensor
+    positions: torch.Tensor
+    at_places: tuple[str, ...]
+    """What is read of these rows, as in :class:`l2l.models.heads.TokenQuery`: the last layer may be computed there alone."""
 
 
 KEY_BYTES = 16
@@ -298,9 +302,11 @@ def plan_fills(model: torch.nn.Module, batches: Iterable[TokenQuery], namespace:
         keys, lengths = row_keys(forward_inputs(model, batch.input_ids, batch.attention_mask), namespace)
         new = [row for row, key in enumerate(keys) if key not in known and keys.index(key) == row]
         if new:
-            chosen = slice(None) if len(new) == len(keys) else new
-            rows = batch.input_ids[chosen].cpu(), batch.attention_mask[chosen].cpu()
-            fills.append(Fill(*rows, tuple(keys[row] for row in new), tuple(lengths[row] for row in new)))
+            chosen = torch.tensor(new)
+            rows = batch.input_ids.cpu()[chosen], batch.attention_mask.cpu()[chosen]
+            at, among = torch.nonzero(batch.rows.cpu()[:, None] == chosen, as_tuple=True)
+            places = among, batch.positions.cpu()[at], batch.at_places
+            fills.append(Fill(*rows, tuple(keys[row] for row in new), tuple(lengths[row] for row in new), *places))
             known.update(keys)
     return fills
 
@@ -413,7 +419,8 @@ class PrefixCache:
         states = self._padded(fill.keys, inputs["input_ids"]) if start else None
         self._call = _Call(start, states, self.lowest if stop is None else stop)
         try:
-            with torch.inference_mode(False), torch.no_grad():
+            rows, positions = (index.to(device) for index in (fill.rows, fill.positions))
+            with torch.inference_mode(False), torch.no_grad(), computed_at(self.model, fill.at_places, rows, positions):
                 self.model(**inputs)
         except _Reached as reached:
             found: torch.Tensor = reached.args[0]

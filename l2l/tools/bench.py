@@ -308,7 +308,9 @@ class Top:
         trace = trace_layers(model)
         mask = torch.ones_like(ids).cpu()
         keys, lengths = row_keys({"input_ids": ids, "attention_mask": mask})
-        found = Top(PrefixCache(model, trace, trace.lowest_trained(model)), Fill(ids.cpu(), mask, keys, lengths))
+        nowhere = torch.empty(0, dtype=torch.long)
+        rows = Fill(ids.cpu(), mask, keys, lengths, rows=nowhere, positions=nowhere, at_places=())
+        found = Top(PrefixCache(model, trace, trace.lowest_trained(model)), rows)
         found.fill()
         return found
 

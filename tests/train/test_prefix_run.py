@@ -18,9 +18,11 @@ from processes import kill_when_saved
 
 import l2l
 from l2l.cli import main
+from l2l.estimators import finite_loss
 from l2l.models.load import load_model, load_tokenizer
 from l2l.models.prefix import NoPrefixError
 from l2l.models.shapes import tiny_random
+from l2l.noise import Key
 from l2l.tools.estimate import EstimateConfig, run_estimate
 from l2l.train import prefix
 from l2l.train.config import FineTuneConfig
@@ -195,6 +197,19 @@ def test_directions_of_a_last_layer_that_needs_more_than_hidden_states_are_refus
     config = FineTuneConfig(out=str(tmp_path / "out"), **{**SMALL, **TOP})
     with pytest.raises(ValueError, match=r"gives other losses without its lower layers \(.*: leave top_directions at 0"):
         prepare_fine_tuning(config, model, load_tokenizer("l2l/tiny"))
+
+
+def test_behind_the_last_layer_rows_are_computed_where_their_own_batch_reads_them(tmp_path):
+    options = {**SMALL, "scheme": "head", "train_layers": "all", "train_size": 32, "length_groups": 1}
+    context = prepare_fine_tuning(FineTuneConfig(out=str(tmp_path), **options))
+    assert context.prefix is not None and context.prefix.cache.lowest == 4
+    chosen = [context.closures.batcher.indices(step)[step % 4] for step in (1, 3, 4, 6)]  # of four planned batches
+    closure = context.closures._on(chosen, Key(0))
+    whole = finite_loss(closure)
+    context.prefix.plan(context, context.closures, 8)
+    with context.prefix.cache.attached():
+        assert finite_loss(closure) == pytest.approx(whole, rel=1e-6)
+    assert len(context.prefix.cache.rows) >= 4 * 4, "their batches were computed in the middle of the pass"
 
 
 def test_rows_that_no_step_comes_to_are_not_computed(tmp_path):
