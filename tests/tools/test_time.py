@@ -72,6 +72,7 @@ def test_a_step_in_place_has_two_traversals_and_a_functional_one_three():
 
 
 def test_draws_and_searches_cost_forward_passes():
+    assert replace(FUNCTIONAL, passes=35.0, whole_passes=3.0).work(16) == 5 and FUNCTIONAL.work(16) == FUNCTIONAL.passes
     assert step_passes(IN_PLACE).forwards == 2
     assert step_passes(replace(IN_PLACE, passes=8.0)).forwards == 8
     assert step_passes(IN_PLACE, every=5).forwards == pytest.approx(2.2)
