@@ -105,8 +105,11 @@ class TrainingPlan:
 
     def options_at(self, train_layers: TrainLayers) -> dict[str, Any]:
         """:attr:`options` of runs that train these layers."""
-        own = [own for layers, own in self.layer_options.items() if same_layers(layers, train_layers)]
-        return {name: value for name, value in (self.options | dict(*own)).items() if value is not None}
+        found = self.options
+        for layers, own in self.layer_options.items():
+            if same_layers(layers, train_layers):
+                found.update(own)
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def _whole(value: Any) -> bool:
