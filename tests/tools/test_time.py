@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -92,6 +91,4 @@ def test_speeds_are_measured_once_and_nothing_random_is_drawn(dtype: torch.dtype
     speeds = calibrate.speeds_for(shape, load, dtype)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(0 < value < float("inf") for value in vars(speeds).values())
-    begin = time.perf_counter()
-    assert calibrate.speeds_for(shape, load, dtype) == speeds
-    assert time.perf_counter() - begin < 0.01
+    assert calibrate.speeds_for(shape, load, dtype) == speeds  # of two measurements, some digit would differ

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,21 +172,19 @@ def test_without_any_limit_a_run_has_2000_steps():
 
 
 def test_time_of_evaluations_is_counted_apart_and_across_a_resume(tmp_path, monkeypatch):
-    slow = RunInputs.score
-
-    def score(self: RunInputs, *args: Any, **options: Any) -> Any:
-        time.sleep(0.1)
-        return slow(self, *args, **options)
-
-    monkeypatch.setattr(RunInputs, "score", score)
+    clock = Clock()
+    monkeypatch.setattr("l2l.train.trainer.time", clock)
+    monkeypatch.setattr(Session, "step", clock.before(Session.step, 0.25))
+    monkeypatch.setattr(RunInputs, "score", clock.before(RunInputs.score, 8.0))
     with monkeypatch.context() as patch:
         patch.setattr("l2l.train.trainer.draw_curves", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fine_tune(tmp_path)
+    clock.now += 1000.0  # between the two tries
     summary = fine_tune(tmp_path).summary
     evaluations = 2 + 2 + 4  # before: dev and train; at steps 3 and 6; and after, of which only the second try counts
-    assert summary["evaluate_seconds"] > 0.1 * evaluations
-    assert summary["train_seconds"] == summary["seconds"] < summary["evaluate_seconds"]
+    assert summary["evaluate_seconds"] == 8.0 * evaluations
+    assert summary["train_seconds"] == summary["seconds"] == 0.25 * 6
 
 
 def interrupted(*_: object) -> None:
