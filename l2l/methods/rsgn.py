@@ -50,8 +50,8 @@ class RSGN(base.CustomEstimator[RSGNState]):
     """N. Of the order of the rows of a batch, at most b (K - 1)."""
     top_directions: int = 0
     """Further directions, of the ``top_blocks`` alone. Where passes begin at the lowest layer in which anything moves, as in
-    `l2l fine-tune`, those of a model's last layer cost a few hundredths of a pass each; more where the whole head is read. They
-    are rescaled to the mean curvature of the others (:func:`l2l.estimators.balanced`)."""
+    `l2l fine-tune`, those of a model's last layer cost a few hundredths of a pass each. They are rescaled to the mean curvature
+    of the others (:func:`l2l.estimators.balanced`)."""
     top_blocks: tuple[str, ...] = ()
     """Names of blocks. `l2l fine-tune` sets those of the last layer and of what follows it."""
     distribution: Distribution = "packed_rademacher"

@@ -3,6 +3,8 @@
 Sums run over small padded tables with a fixed order, so a loss has the same bits in every run on every device.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from l2l.models.heads import JoinedParts, LinearRest, read_logits, read_states, target_logprobs, token_logits, token_logprobs
@@ -45,13 +47,24 @@ class BatchLogits:
     everything is exact.
     """
 
-    def __init__(self, model: torch.nn.Module, batch: Batch, form: Form, top: int = TOP_LOGITS, near: bool = False) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        form: Form,
+        top: int = TOP_LOGITS,
+        near: bool = False,
+        head_displaced: Callable[[], bool] | None = None,
+    ) -> None:
         """
         Args:
             near: whether all evaluations lie near the first one, so that what the rest of the vocabulary adds may be linear in
                 the hidden states about it (:class:`l2l.models.heads.LinearRest`).
+            head_displaced: whether the head may have other weights now than at theta, where the first evaluation is; such
+                evaluations are exact. None: a trained head always may.
         """
         self.model, self.batch, self.form, self.top, self.near = model, batch, form, top, near
+        self.head_displaced = head_displaced
         # By the identity of the first part of parts that are joined:
         self._chosen: dict[int, torch.Tensor] = {}  # [k, top] other tokens
         self._rests: dict[int, LinearRest | None] = {}
@@ -65,7 +78,8 @@ class BatchLogits:
         if torch.is_grad_enabled():
             return self._outputs(near=False)
         with torch.inference_mode():
-            logits, targets = self._outputs(self.near)
+            displaced = self.head_displaced is not None and self.head_displaced()
+            logits, targets = self._outputs(self.near and not displaced)
         return logits.clone(), targets.clone()  # outside inference mode copies are tensors like any others
 
     def _outputs(self, near: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,10 +130,11 @@ class BatchLogits:
         return torch.cat([right, self._chosen[which]], 1)
 
     def _rest(self, states: torch.Tensor, logits: torch.Tensor, joined: JoinedParts) -> LinearRest | None:
+        stands = self.head_displaced is not None
         if self.form == "classification":  # per place
-            return LinearRest.about(self.model, states, logits, joined.places.new_empty(len(states), 0))
+            return LinearRest.about(self.model, states, logits, joined.places.new_empty(len(states), 0), stands)
         places = joined.places
-        return LinearRest.about(self.model, states[places], logits[places], self._some(logits[places], joined))
+        return LinearRest.about(self.model, states[places], logits[places], self._some(logits[places], joined), stands)
 
     def _near_first(self, states: torch.Tensor, joined: JoinedParts) -> torch.Tensor:
         rest = self._rests[id(joined.parts[0])]

@@ -206,6 +206,8 @@ class Closures:
     """In place of an objective, minus the rewards of a batch [b]."""
     states: StepStates | None = None
     """Shares hidden states between a step's passes over the task's loss; None: each runs all layers that it needs."""
+    head_displaced: Callable[[], bool] | None = None
+    """Whether the head may have other weights now than at theta; None: a trained one always may."""
 
     def at(self, step: int) -> Closure:
         """The objective on a step's batch."""
@@ -261,7 +263,7 @@ class Closures:
     def _loss(self, batch: Batch) -> Closure:
         closure: Closure = partial(batch_loss, self.model, batch, self.batcher.form)
         if self.outputs:
-            closure = BatchLogits(self.model, batch, self.batcher.form, near=self.near)
+            closure = BatchLogits(self.model, batch, self.batcher.form, near=self.near, head_displaced=self.head_displaced)
         return closure if self.states is None else self.states.sharing(closure, batch.parts or (batch,))
 
     def _chunks(self, indices: Sequence[int]) -> list[list[Encoded]]:

@@ -21,7 +21,7 @@ import torch
 
 from l2l.estimators import finite_loss
 from l2l.models import prefix
-from l2l.models.heads import TokenQuery
+from l2l.models.heads import TokenQuery, output_embedding
 from l2l.models.load import context_length
 from l2l.models.streaming import LayerFiles
 from l2l.params import PerturbedParameters
@@ -275,20 +275,24 @@ def trace_top(model: "PreTrainedModel", config: CompleteConfig) -> tuple[prefix.
     return trace, names
 
 
-def step_states(
-    model: "PreTrainedModel", trace: prefix.LayerTrace, theta: PerturbedParameters, top_blocks: Sequence[str]
-) -> prefix.StepStates:
-    """What the passes of a step share below the lowest layer of these blocks."""
+def share_step(closures: Closures, trace: prefix.LayerTrace, theta: PerturbedParameters, top_blocks: Sequence[str]) -> Closures:
+    """Closures whose passes within a step share what lies below the lowest layer of these blocks wherever nothing of it is
+    displaced, and with it a trained head that is the embedding."""
+    model = closures.model
     places = {name: trace.places.get(id(parameter), 0) for name, parameter in model.named_parameters()}
     lowest = max(1, min(place for name, place in places.items() if name in top_blocks))
     below = [index for index, block in enumerate(theta.blocks) if places[block.name] < lowest]
+    head = output_embedding(model)
+    of_head = [] if head is None else [parameter for parameter in head.parameters() if parameter.requires_grad]
+    below_too = bool(of_head) and all(trace.places.get(id(parameter), 0) < lowest for parameter in of_head)
 
     def displaced() -> bool:
         at = theta.displacement
         scales = () if at.direction is None or not at.distance else (at.direction.sigma, at.direction.basis_sigma)
         return any(own[index] for own in scales if own for index in below)
 
-    return prefix.StepStates(model, trace, lowest, displaced)
+    states = prefix.StepStates(model, trace, lowest, displaced)
+    return replace(closures, states=states, head_displaced=displaced if below_too else None)
 
 
 def check_shared(closures: Closures, loss: float, dtype: torch.dtype) -> None:

@@ -74,7 +74,7 @@ from l2l.train.inputs import (
 )
 from l2l.train.objectives import LOSS
 from l2l.train.on_ray import RayLead, check_named
-from l2l.train.prefix import FILE, RunPrefix, check_shared, prepare_prefix, step_states, trace_top
+from l2l.train.prefix import FILE, RunPrefix, check_shared, prepare_prefix, share_step, trace_top
 from l2l.train.rewards import (
     AFTER,
     BEFORE,
@@ -375,7 +375,7 @@ def prepare_fine_tuning(
         compile_decoder(model)
     closures = make_closures(inputs, built, batcher)
     if trace is not None:
-        closures = replace(closures, states=step_states(model, trace, optimizer.theta, innermost(built).top_blocks))
+        closures = share_step(closures, trace, optimizer.theta, innermost(built).top_blocks)
     loss = None
     try:
         if inputs.files is None:  # layers that are not in memory compute nothing yet

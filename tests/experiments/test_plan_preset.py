@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,32 @@ def test_a_run_pays_for_its_passes_and_once_for_the_states_of_each_row():
     check_budgets({"a": 2}, {"a": cost})
     with pytest.raises(ValueError, match=r"'a' takes 2.0 whole passes per step.* budget of 1.9: raise budgets or screen"):
         check_budgets({"a": 1.9}, {"a": cost})
+
+
+@dataclass
+class TimedClosures:
+    """Of a step the first pass takes five seconds, a further one three, and where it shares the first one's states, one."""
+
+    clock: list[float]
+    states: object = None
+    head_displaced: object = None
+
+    def at(self, step: int) -> Callable[[], float]:
+        seconds = chain([5.0], repeat(3.0 if self.states is None else 1.0))
+
+        def evaluated() -> float:
+            self.clock[0] += next(seconds)
+            return 0.5
+
+        return evaluated
+
+
+def test_a_pass_takes_the_mean_of_a_steps_passes_by_what_they_share(monkeypatch):
+    closures = TimedClosures([0.0])
+    monkeypatch.setattr(plan, "thread_time", lambda: closures.clock[0])
+    assert plan.pass_seconds(closures, 0, 7, 7, torch.device("cpu")) == (5 + 6 * 3) / 7
+    sharing = replace(closures, states="kept", head_displaced=lambda: False)
+    assert plan.pass_seconds(sharing, 0, 7, 3, torch.device("cpu")) == (5 + 2 * 3 + 4 * 1) / 7
 
 
 def test_the_score_is_the_share_of_the_reachable_gain_that_is_left():

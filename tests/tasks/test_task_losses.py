@@ -216,3 +216,41 @@ def test_a_rest_is_linear_only_where_the_logits_are_a_product_with_a_frozen_head
         near(), exact()
         moved(frozen, 0.02)
         assert torch.equal(near()[0], exact()[0]), "a head that is smaller than a layer costs little"
+
+
+@pytest.mark.parametrize("form", ["classification", "lm"])
+def test_while_a_trained_head_stands_still_the_rest_is_linear_and_else_all_is_computed(frozen, form: Form):
+    head, batch, errors, displaced = frozen.get_output_embeddings(), collate(EXAMPLES, form, 0), [], []
+    head.requires_grad_(True)
+    for distance in (0.02, 0.01):
+        exact = BatchLogits(frozen, batch, form, top=4)
+        near = BatchLogits(frozen, batch, form, top=4, near=True, head_displaced=lambda: bool(displaced))
+        calls: list[object] = []
+        with torch.no_grad():
+            torch.testing.assert_close(near()[0], exact()[0], atol=2e-5, rtol=0)
+            moved(frozen.model, distance)
+            with head.register_forward_hook(lambda *call: calls.append(call)):  # noqa: B023
+                found = near()[0]
+            expected = exact()[0]
+            moved(head, distance)
+            displaced.append(head)
+            assert torch.equal(near()[0], exact()[0])
+            displaced.clear()
+            moved(head, -distance)
+            moved(frozen.model, -distance)
+        assert calls == [], "the head is not called"
+        finite = expected.isfinite()
+        errors.append((found - expected)[finite].abs().max().item())
+    assert errors[0] == pytest.approx(4 * errors[1], rel=0.3), "what is left out is of second order"
+    assert errors[1] > 1e-5
+
+
+def test_a_trained_head_of_half_precision_is_computed_whole(monkeypatch):
+    monkeypatch.setattr(heads, "LAYER", 0)
+    model, batch = tiny_random("llama", initializer_range=0.3).bfloat16(), collate(EXAMPLES, "lm", 0)
+    exact = BatchLogits(model, batch, "lm", top=4)
+    near = BatchLogits(model, batch, "lm", top=4, near=True, head_displaced=lambda: False)
+    with torch.no_grad():
+        assert torch.equal(near()[0], exact()[0])
+        moved(model, 0.02)
+        assert torch.equal(near()[0], exact()[0])

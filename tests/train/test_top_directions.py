@@ -12,6 +12,7 @@ from cases import same_bits
 from train.test_prefix_run import SMALL, fine_tune, weights
 
 import l2l
+from l2l.models import heads
 from l2l.models.load import load_model, load_tokenizer
 from l2l.train import prefix
 from l2l.train.config import FineTuneConfig
@@ -59,6 +60,24 @@ def test_directions_of_the_last_layer_run_it_alone_and_give_the_losses_of_whole_
     pairs = zip(plain.optimizer.blocks, shared.optimizer.blocks, strict=True)
     for one, other in pairs:
         torch.testing.assert_close(one.tensor, other.tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_is_the_embedding_is_computed_only_where_it_is_displaced(monkeypatch, tmp_path):
+    monkeypatch.setattr(heads, "LAYER", 0)  # as where the vocabulary is large beside the width
+    config = FineTuneConfig(out=str(tmp_path), **{**SMALL, **TOP, "task": "world_where"})
+    plain, shared = (prepare_fine_tuning(config), prepare_fine_tuning(config))
+    head = shared.model.get_output_embeddings()
+    assert head.weight is shared.model.get_input_embeddings().weight
+    calls: list[object] = []
+    head.register_forward_hook(lambda *call: calls.append(call))
+    plain.optimizer.step(replace(plain.closures, head_displaced=None).at(0))
+    shared.optimizer.step(shared.closures.at(0))
+    assert len(calls) == 3, "at theta, and along the two directions of all layers"
+    frozen = prepare_fine_tuning(replace(config, train_layers="top:3"))
+    assert frozen.closures.head_displaced is None, "a frozen one stands still along these, too"
+    reports = [context.optimizer.report.evaluations for context in (plain, shared)]
+    exact, found = ([loss - losses[0] for loss in losses[1:]] for losses in reports)
+    assert found[:2] == pytest.approx(exact[:2], abs=1e-6) and found[2:] == pytest.approx(exact[2:], rel=0.02)
 
 
 def test_a_run_with_directions_of_the_last_layer_is_rebuilt_from_its_log(tmp_path):

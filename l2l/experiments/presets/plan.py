@@ -231,22 +231,28 @@ def check_budgets(smallest: Mapping[str, float], costs: Mapping[str, Cost]) -> N
 
 
 def pass_seconds(closures: Closures, step: int, passes: float, whole: float, device: torch.device) -> float:
-    """Mean over a step's passes, of which the first may cost more than those that go on from it: each the shortest of several.
-    On the CPU, where the runs have one thread, by its own clock: other work of the machine does not count.
+    """Mean over a step's passes, of which the first may cost more than those that go on from it, and these more than those that
+    share its states: each the shortest of several. On the CPU, where the runs have one thread, by its own clock: other work of
+    the machine does not count.
 
     Args:
-        whole: number of the passes that run all layers, where the others share states with the first.
+        whole: number of the passes that run all layers, the first one among them, where the others share states with it.
     """
     clock = thread_time if device.type == "cpu" else perf_counter
-    first, further = [], []
-    for _ in range(TIMED):
-        closure = closures.at(step)
-        for times in (first, further):
-            began = clock()
+
+    def first_and_second(made: Closures) -> tuple[float, float]:
+        closure, times = made.at(step), [clock()]
+        for _ in range(2):
             finite_loss(closure)
-            times.append(clock() - began)
-    like_first = 1.0 if closures.states is None else whole
-    return (like_first * min(first) + (passes - like_first) * min(further)) / passes
+            times.append(clock())
+        return times[1] - times[0], times[2] - times[1]
+
+    shared = [first_and_second(closures) for _ in range(TIMED)]
+    alone = replace(closures, states=None, head_displaced=None)
+    unshared = shared if closures.states is None else [first_and_second(alone) for _ in range(TIMED)]
+    first, sharing = map(min, zip(*shared, strict=True))
+    further = min(second for _, second in unshared)
+    return (first + (whole - 1) * further + (passes - whole) * sharing) / passes
 
 
 # Scores and the choice: pure functions.
