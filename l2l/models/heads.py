@@ -328,21 +328,21 @@ class LinearRest:
 
     @staticmethod
     def about(
-        model: torch.nn.Module, states: torch.Tensor, logits: torch.Tensor, tokens: torch.Tensor, stands: bool = False
+        model: torch.nn.Module, states: torch.Tensor, logits: torch.Tensor, tokens: torch.Tensor, unperturbed: bool = False
     ) -> "LinearRest | None":
         """From float32 logits [P, vocabulary] at hidden states [P, D]. None where these are not a product with a frozen linear
         head that is larger than a layer and nothing more: a trained head is perturbed itself, and a soft cap is not linear.
 
         Args:
-            stands: whether this is for evaluations alone at which a trained head stands still. Of half precision it counts as
-                perturbed nevertheless: evaluations at which it is are compared with these, and its rounding is not theirs.
+            unperturbed: whether it serves evaluations alone at which a trained head is not perturbed. In half precision such a
+                head is left out nevertheless: these evaluations are compared with others, whose logits are rounded otherwise.
         """
         head = output_embedding(model)
         if head is None or not _large_and_plain(head) or type(head.weight) not in (torch.Tensor, torch.nn.Parameter):
             return None
         weight = head.weight
-        still = (stands and weight.dtype == torch.float32) or not any(one.requires_grad for one in head.parameters())
-        if not still or weight.is_meta or logits.shape[1] != len(weight):
+        fixed = (unperturbed and weight.dtype == torch.float32) or not any(one.requires_grad for one in head.parameters())
+        if not fixed or weight.is_meta or logits.shape[1] != len(weight):
             return None
         likeliest = logits.argmax(1, keepdim=True)
         largest, product = logits.gather(1, likeliest), _products(head, states, likeliest)

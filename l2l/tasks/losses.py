@@ -130,11 +130,11 @@ class BatchLogits:
         return torch.cat([right, self._chosen[which]], 1)
 
     def _rest(self, states: torch.Tensor, logits: torch.Tensor, joined: JoinedParts) -> LinearRest | None:
-        stands = self.head_displaced is not None
+        unperturbed = self.head_displaced is not None
         if self.form == "classification":  # per place
-            return LinearRest.about(self.model, states, logits, joined.places.new_empty(len(states), 0), stands)
+            return LinearRest.about(self.model, states, logits, joined.places.new_empty(len(states), 0), unperturbed)
         places = joined.places
-        return LinearRest.about(self.model, states[places], logits[places], self._some(logits[places], joined), stands)
+        return LinearRest.about(self.model, states[places], logits[places], self._some(logits[places], joined), unperturbed)
 
     def _near_first(self, states: torch.Tensor, joined: JoinedParts) -> torch.Tensor:
         rest = self._rests[id(joined.parts[0])]

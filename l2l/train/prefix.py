@@ -284,7 +284,7 @@ def share_step(closures: Closures, trace: prefix.LayerTrace, theta: PerturbedPar
     below = [index for index, block in enumerate(theta.blocks) if places[block.name] < lowest]
     head = output_embedding(model)
     of_head = [] if head is None else [parameter for parameter in head.parameters() if parameter.requires_grad]
-    below_too = bool(of_head) and all(trace.places.get(id(parameter), 0) < lowest for parameter in of_head)
+    shares_head = bool(of_head) and all(trace.places.get(id(parameter), 0) < lowest for parameter in of_head)
 
     def displaced() -> bool:
         at = theta.displacement
@@ -292,7 +292,7 @@ def share_step(closures: Closures, trace: prefix.LayerTrace, theta: PerturbedPar
         return any(own[index] for own in scales if own for index in below)
 
     states = prefix.StepStates(model, trace, lowest, displaced)
-    return replace(closures, states=states, head_displaced=displaced if below_too else None)
+    return replace(closures, states=states, head_displaced=displaced if shares_head else None)
 
 
 def check_shared(closures: Closures, loss: float, dtype: torch.dtype) -> None:
